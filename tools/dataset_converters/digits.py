@@ -1,0 +1,25 @@
+"""Generate the digits detection set (real handwritten digits on photographs) from the data of scikit-learn."""
+
+import argparse
+
+from mmgroupnet.datasets.digits import generate_digits
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('--out-dir', default='data/digits', help='folder of the set, COCO layout')
+    parser.add_argument('--num-train', type=int, default=600, help='number of training images')
+    parser.add_argument('--num-val', type=int, default=120, help='number of validation images')
+    parser.add_argument('--image-size', type=int, default=160, help='side of the square images in pixels')
+    parser.add_argument('--seed', type=int, default=0, help='the same seed gives the same set')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    out_dir = generate_digits(args.out_dir, args.num_train, args.num_val, args.image_size, args.seed)
+    print(f'digits: {args.num_train} training and {args.num_val} validation images are in {out_dir}')
+
+
+if __name__ == '__main__':
+    main()
