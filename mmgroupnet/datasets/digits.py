@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -69,6 +69,20 @@ class Placement(NamedTuple):
     def box(self) -> tuple[int, int, int, int]:
         x, y, w, h = self.glyph.box
         return self.x + x, self.y + y, w, h
+
+
+class Sources(NamedTuple):
+    """What the images of one split are made of.
+
+    Attributes:
+        images: All handwritten samples, float32 ``(n, 8, 8)`` in [0, 1].
+        samples: Indices of the split's samples, one array per class.
+        photographs: The split's parts of the photographs, uint8 ``(h, w, 3)`` in BGR order.
+    """
+
+    images: np.ndarray
+    samples: list[np.ndarray]
+    photographs: list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -159,24 +173,21 @@ def _refuse_foreign_content(folder: Path) -> None:
 
 
 def _write_set(folder: Path, parameters: DigitsParameters) -> None:
-    images, labels, photographs = _load_sources()
-    train_samples, val_samples = _split_samples(labels, np.random.default_rng([parameters.seed, 0]))
-    for stream, split, number, samples in (
-        (1, 'train', parameters.num_train, train_samples),
-        (2, 'val', parameters.num_val, val_samples),
+    train, val = _load_sources(np.random.default_rng([parameters.seed, 0]))
+    (folder / 'annotations').mkdir(parents=True)
+    for stream, split, sources, number in (
+        (1, 'train', train, parameters.num_train),
+        (2, 'val', val, parameters.num_val),
     ):
         rng = np.random.default_rng([parameters.seed, stream])
-        (folder / split).mkdir(parents=True)
-        parts = [_photo_part(photograph, split) for photograph in photographs]
-        annotations = _write_split(folder / split, number, parameters.image_size, images, labels, samples, parts, rng)
-        (folder / 'annotations').mkdir(exist_ok=True)
-        (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(annotations))
+        coco = _write_split(folder / split, number, parameters.image_size, sources, rng)
+        (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
     # The stamp comes last: it says that everything before it is there.
     (folder / STAMP_NAME).write_text(json.dumps(asdict(parameters), indent=2) + '\n')
 
 
-def _load_sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Digits ``(n, 8, 8)`` in [0, 1], their labels ``(n,)`` and the photographs ``(h, w, 3)``, uint8 in BGR order."""
+def _load_sources(rng: np.random.Generator) -> tuple[Sources, Sources]:
+    """What scikit-learn ships, divided into training and validation."""
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ModuleNotFoundError as error:
@@ -185,7 +196,12 @@ def _load_sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         ) from error
     digits = load_digits()
     images = (digits.images / 16).astype(np.float32)
-    return images, digits.target, [photo[..., ::-1].copy() for photo in load_sample_images().images]
+    photographs = [photograph[..., ::-1] for photograph in load_sample_images().images]
+    train, val = _split_samples(digits.target, rng)
+    return (
+        Sources(images, train, [_photo_part(photograph, 'train') for photograph in photographs]),
+        Sources(images, val, [_photo_part(photograph, 'val') for photograph in photographs]),
+    )
 
 
 def _split_samples(labels: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -204,62 +220,56 @@ def _photo_part(photograph: np.ndarray, split: str) -> np.ndarray:
     return photograph[:, :border] if split == 'val' else photograph[:, border:]
 
 
-def _write_split(
-    folder: Path,
-    num_images: int,
-    image_size: int,
-    images: np.ndarray,
-    labels: np.ndarray,
-    samples: list[np.ndarray],
-    photographs: list[np.ndarray],
-    rng: np.random.Generator,
-) -> dict:
-    """Draw the images of one split into ``folder`` and return its COCO dictionary."""
+def _write_split(folder: Path, num_images: int, image_size: int, sources: Sources, rng: np.random.Generator) -> dict:
+    """Draw the images of one split into the new ``folder`` and return its COCO dictionary."""
+    folder.mkdir()
     low, high = DIGITS_PER_IMAGE
     counts = rng.integers(low, high + 1, num_images)
-    sources = iter(_draw_sources(samples, int(counts.sum()), rng))
-    records, annotations = [], []
+    digits = iter(_draw_digits(sources.samples, int(counts.sum()), rng))
+    images, annotations = [], []
     for image_id, count in enumerate(counts, start=1):
-        chosen = [next(sources) for _ in range(count)]
-        angles = rng.uniform(-MAX_ANGLE, MAX_ANGLE, count)
-        draw = [partial(_random_glyph, images[source], angle, rng) for source, angle in zip(chosen, angles, strict=True)]
+        chosen = [(*next(digits), rng.uniform(-MAX_ANGLE, MAX_ANGLE)) for _ in range(count)]
+        draw = [partial(_random_glyph, sources.images[sample], angle, rng) for _, sample, angle in chosen]
         placements = _arrange(draw, image_size, rng)
 
-        canvas = _background(photographs[rng.integers(len(photographs))], image_size, rng)
-        for source, angle, placement in zip(chosen, angles, placements, strict=True):
+        canvas = _background(sources.photographs[rng.integers(len(sources.photographs))], image_size, rng)
+        for (label, sample, angle), placement in zip(chosen, placements, strict=True):
             _paint(canvas, placement, rng)
             annotations.append(
                 dict(
                     id=len(annotations) + 1,
                     image_id=image_id,
-                    category_id=int(labels[source]) + 1,
+                    category_id=label + 1,
                     iscrowd=0,
-                    source=int(source),
-                    angle=round(float(angle), 2),
                     **_geometry(placement, image_size),
+                    source=sample,
+                    angle=round(angle, 2),
                 )
             )
-        file_name = f'{image_id:06d}.jpg'
         # Grain like a camera's: without it the enlarged crops would be smoother than any photograph.
         canvas += rng.normal(0, 2, canvas.shape)
+        file_name = f'{image_id:06d}.jpg'
         _write_image(folder / file_name, canvas.round().clip(0, 255).astype(np.uint8))
-        records.append(dict(id=image_id, file_name=file_name, width=image_size, height=image_size))
+        images.append(dict(id=image_id, file_name=file_name, width=image_size, height=image_size))
     return dict(
         info=dict(
             description='Handwritten digits on photographs, generated from the data that scikit-learn ships',
             version=str(GENERATOR_VERSION),
         ),
-        images=records,
+        images=images,
         annotations=annotations,
         categories=[dict(id=i, name=name, supercategory='digit') for i, name in enumerate(DIGIT_CLASSES, start=1)],
     )
 
 
-def _draw_sources(samples: list[np.ndarray], total: int, rng: np.random.Generator) -> list[int]:
-    """``total`` sample indices in random order: classes balanced to within one, each class's samples used evenly."""
+def _draw_digits(samples: list[np.ndarray], total: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """``total`` pairs of label and sample in random order.
+
+    Classes are balanced to within one, and within a class every sample is used equally often to within one.
+    """
     labels = rng.permutation(np.arange(total) % len(samples))
     queues = [iter(np.resize(rng.permutation(indices), total)) for indices in samples]
-    return [int(next(queues[label])) for label in labels]
+    return [(int(label), int(next(queues[label]))) for label in labels]
 
 
 def _random_glyph(image: np.ndarray, angle: float, rng: np.random.Generator) -> Glyph:
