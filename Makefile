@@ -1,0 +1,52 @@
+# make demo    train a small binary detector on real data and evaluate it
+# make test    run the tests (ARGS='-m slow' for the slow ones, ARGS='-k head' for some)
+# make lint    check the style
+# make env     only prepare the environment that the others need
+#
+# VENV=/some/dir            puts the environment there (over 5 GB); clones may share one
+# PYTHON=/some/bin/python   uses that environment as it is and installs nothing
+# BASE_PYTHON=python3.12    makes the environment with that interpreter (3.11 or 3.12)
+
+VENV ?= $(CURDIR)/.venv
+BASE_PYTHON ?= $(or $(firstword $(foreach python,python3 python3.12 python3.11,$(shell \
+	$(python) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $(python)))),python3)
+
+# Clones may share an environment: the checkout's own package always comes first.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+# The models of the demo and the tests are small: beyond four threads they get slower, not faster.
+export OMP_NUM_THREADS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
+
+ifeq ($(strip $(PYTHON)),)
+PY := $(VENV)/bin/python
+# Written last, named after what was installed: an installation that was cut off or has other versions is taken up
+# again, and a new clone does not touch an environment that has the right ones.
+STAMP := $(VENV)/.ready-$(shell cat requirements/lock.txt tools/misc/build_mmcv.py | cksum | cut -d ' ' -f 1)
+else
+PY := $(PYTHON)
+endif
+
+.PHONY: help env demo test lint
+
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
+
+env:
+ifdef STAMP
+	@[ -e "$(STAMP)" ] || { set -e; \
+	$(BASE_PYTHON) tools/misc/build_mmcv.py --preflight; \
+	echo "Installing the pinned requirements into $(VENV): over 5 GB on disk, some minutes."; \
+	rm -f "$(VENV)"/.ready-*; \
+	"$(PY)" -m pip --version >/dev/null 2>&1 || $(BASE_PYTHON) -m venv "$(VENV)"; \
+	"$(PY)" -m pip install --disable-pip-version-check --no-deps -r requirements/lock.txt; \
+	"$(PY)" tools/misc/build_mmcv.py; \
+	touch "$(STAMP)"; }
+endif
+
+demo: env
+	"$(PY)" demo/run_demo.py $(ARGS)
+
+test: env
+	"$(PY)" -m pytest tests $(ARGS)
+
+lint: env
+	"$(PY)" -m ruff check .

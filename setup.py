@@ -1,0 +1,76 @@
+"""Packaging of mmgroupnet; imports neither torch nor the package."""
+import os
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+# What MIM and `Config.fromfile('mmgroupnet::...')` style tools look for inside an installed OpenMMLab package.
+MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
+EXTRAS = ('mim', 'mmdet', 'mmseg', 'mmpretrain', 'demo', 'tests')
+
+
+class BuildWithMim(build_py):
+    """Adds ``mmgroupnet/.mim`` with the configs, the tools and the model index.
+
+    OpenMMLab's own setup files look for ``develop`` or ``bdist_wheel`` in ``sys.argv``, which misses editable installs
+    since PEP 660. This command runs for all of them: a wheel gets copies, an editable install links to the checkout.
+    """
+
+    def run(self) -> None:
+        super().run()
+        target = Path(self.get_package_dir('mmgroupnet') if self.editable_mode else
+                      os.path.join(self.build_lib, 'mmgroupnet')) / '.mim'
+        shutil.rmtree(target, ignore_errors=True)  # a former build may have left files that are gone by now
+        target.mkdir(parents=True)
+        for name in MIM_CONTENT:
+            source = ROOT / name
+            if self.editable_mode:
+                (target / name).symlink_to(source)
+            elif source.is_dir():
+                shutil.copytree(source, target / name, ignore=shutil.ignore_patterns('__pycache__', '*.py[cod]'))
+            else:
+                shutil.copy2(source, target / name)
+
+
+def read_version() -> str:
+    """Version from ``mmgroupnet/version.py``, without importing the package (and torch with it)."""
+    scope = {}
+    exec((ROOT / 'mmgroupnet' / 'version.py').read_text(encoding='utf-8'), scope)
+    return scope['__version__']
+
+
+def read_requirements(name: str) -> list[str]:
+    """Requirements in ``requirements/{name}.txt``, one a line, without comments."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8').splitlines()
+    return [line for line in (line.partition('#')[0].strip() for line in lines) if line]
+
+
+extras = {name: read_requirements(name) for name in EXTRAS}
+extras['all'] = sorted({requirement for requirements in extras.values() for requirement in requirements})
+
+setup(
+    name='mmgroupnet',
+    version=read_version(),
+    description='Group-Net: structured binary neural networks for OpenMMLab',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    keywords='computer vision, object detection, binary neural networks, quantization',
+    license='Apache-2.0',
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    packages=find_packages(include=['mmgroupnet', 'mmgroupnet.*']),
+    python_requires='>=3.11',
+    install_requires=read_requirements('runtime'),
+    extras_require=extras,
+    cmdclass={'build_py': BuildWithMim},
+    zip_safe=False,
+)

@@ -1,0 +1,353 @@
+"""Installs mmcv with its compiled ops into the environment that runs this script.
+
+mmcv publishes no wheel for current torch, so its source is compiled once (about 6 minutes on 2 cores) and the wheel
+kept in ``${XDG_CACHE_HOME:-~/.cache}/mmgroupnet``, in a folder named after all that the compiled code depends on.
+Nothing happens where ``mmcv.ops`` can be imported already. Only the standard library is needed to run this; torch,
+setuptools < 81 and wheel to compile.
+
+Environment variables:
+    FORCE_CUDA=1: Compiles the CUDA ops without a GPU, too (nvcc is needed), and replaces installed ops that lack them.
+    MAX_JOBS: Files to compile at once. Default: the number of cores, less where memory is short.
+    CXX: The C++ compiler. Default: c++, then g++.
+
+Usage:
+    python tools/misc/build_mmcv.py [--preflight]
+"""
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+MMCV_VERSION = '2.1.0'
+CXX_STANDARD = 20  # torch's headers ask for it; mmcv's setup.py says 14 or 17
+PYTHON_VERSIONS = ((3, 11), (3, 12))
+GIB_PER_JOB = 2  # one compilation with torch's headers takes about 1.5 GiB
+
+
+class Torch(NamedTuple):
+    """What compiled ops depend on in the installed torch."""
+    version: str
+    cuda: str | None  # version of CUDA that torch was built with
+    has_gpu: bool
+    cuda_home: str | None  # the CUDA toolkit that torch would compile with
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Install mmcv with its compiled ops, from the cache or by compiling.')
+    parser.add_argument('--preflight', action='store_true',
+                        help='only check that this interpreter can make an environment and compile mmcv for it')
+    args = parser.parse_args()
+    cache = cache_folder(os.environ)
+    if args.preflight:
+        preflight(cache)
+    else:
+        install_mmcv(cache)
+
+
+def install_mmcv(cache: Path) -> None:
+    """Makes ``mmcv.ops`` importable: as it is, from a wheel in ``cache``, or by compiling that wheel."""
+    forced = os.environ.get('FORCE_CUDA') == '1'
+    if import_error(needs_cuda=forced) is None:
+        print('mmcv.ops is installed already.')
+        return
+    torch = describe_torch()
+    cuda = wants_cuda(torch, forced)
+    folder = cache / cache_name(MMCV_VERSION, torch, cuda)
+    wheel = cached_wheel(folder)
+    if wheel is None:
+        check_build_tools()
+        wheel = build(folder, cuda)
+    else:
+        print(f'mmcv {MMCV_VERSION}: taking {wheel}')
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--no-deps',
+                    '--no-index', '--force-reinstall', str(wheel)], check=True)
+    error = import_error(needs_cuda=forced)
+    if error is not None:
+        sys.exit(f'mmcv.ops from {wheel} cannot be imported ({error}): delete that file and try again.')
+
+
+def import_error(needs_cuda: bool = False) -> str | None:
+    """Why ``mmcv.ops`` cannot be imported, in one line; None where it can.
+
+    Args:
+        needs_cuda: Counts ops compiled without CUDA as missing. Default: False.
+    """
+    code = 'import mmcv.ops'
+    if needs_cuda:
+        code += "; assert mmcv.ops.get_compiling_cuda_version() != 'not available', 'no CUDA ops'"
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    if result.returncode == 0:
+        return None
+    return (result.stderr.strip().splitlines() or [f'exit status {result.returncode}'])[-1]
+
+
+# ---- what is asked for ----
+
+
+def describe_torch() -> Torch:
+    """Looks at the installed torch; exits where there is none."""
+    try:
+        import torch
+        from torch.utils.cpp_extension import CUDA_HOME
+    except ImportError as error:
+        sys.exit(f'torch cannot be imported by {sys.executable} ({error}): install it before mmcv.')
+    return Torch(torch.__version__, torch.version.cuda, torch.cuda.is_available(), CUDA_HOME)
+
+
+def wants_cuda(torch: Torch, forced: bool) -> bool:
+    """Whether to compile the CUDA ops: where torch, nvcc and a GPU are there for it, or where they are forced.
+
+    Exits where they are forced and cannot be compiled.
+    """
+    if not (forced or (torch.cuda and torch.has_gpu)):
+        return False
+    problem = None
+    if torch.cuda is None:
+        problem = f'torch {torch.version} is built without CUDA'
+    else:
+        nvcc = nvcc_version(torch.cuda_home)
+        if nvcc is None:
+            problem = 'nvcc is not found (set CUDA_HOME)'
+        elif nvcc.split('.')[0] != torch.cuda.split('.')[0]:
+            problem = f'nvcc is of CUDA {nvcc}, torch of CUDA {torch.cuda}'
+    if problem is None:
+        return True
+    if forced:
+        sys.exit(f'FORCE_CUDA=1 asks for CUDA ops of mmcv, but {problem}.')
+    print(f'mmcv gets its CPU ops only: {problem}.')
+    return False
+
+
+def nvcc_version(cuda_home: str | None) -> str | None:
+    """Version of nvcc as in ``13.0``; None where there is no nvcc."""
+    nvcc = shutil.which(os.path.join(cuda_home, 'bin', 'nvcc')) if cuda_home else None
+    if nvcc is None:
+        return None
+    found = re.search(r'release (\d+\.\d+)', subprocess.run([nvcc, '--version'], capture_output=True, text=True).stdout)
+    return found and found[1]
+
+
+# ---- the cache ----
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """``$XDG_CACHE_HOME/mmgroupnet``, or ``~/.cache/mmgroupnet`` where that variable is unset or empty."""
+    return Path(environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmgroupnet'
+
+
+def python_tag() -> str:
+    """The interpreter as wheels name it, as in ``cp311``."""
+    return f'cp{sys.version_info[0]}{sys.version_info[1]}'
+
+
+def cache_name(mmcv: str, torch: Torch, cuda_ops: bool) -> str:
+    """Name of the folder that keeps a wheel: the wheel's own name says nothing of torch and CUDA.
+
+    As in ``mmcv2.1.0-cp311-x86_64-torch2.14.1-cu130-cpu_ops``.
+    """
+    version = torch.version.partition('+')[0]
+    build_of_torch = f'cu{torch.cuda.replace(".", "")}' if torch.cuda else 'cpu'
+    ops = 'cuda_ops' if cuda_ops else 'cpu_ops'
+    return f'mmcv{mmcv}-{python_tag()}-{platform.machine()}-torch{version}-{build_of_torch}-{ops}'
+
+
+def cached_wheel(folder: Path) -> Path | None:
+    """The wheel in ``folder``, None where there is none yet."""
+    return next(iter(sorted(folder.glob('mmcv-*.whl'))), None)
+
+
+# ---- what compiling needs ----
+
+
+def preflight(cache: Path) -> None:
+    """Exits with one line about what is missing, before torch is downloaded for nothing."""
+    if sys.version_info[:2] not in PYTHON_VERSIONS:
+        allowed = ' or '.join(f'{major}.{minor}' for major, minor in PYTHON_VERSIONS)
+        sys.exit(f'{sys.executable} is Python {platform.python_version()}, but the pinned requirements are for '
+                 f'{allowed}: name such an interpreter with BASE_PYTHON=...')
+    some_wheel = next(cache.glob(f'mmcv{MMCV_VERSION}-{python_tag()}-*/mmcv-*.whl'), None)
+    report_missing(missing_packages(compiles=some_wheel is None, makes_environment=True))
+
+
+def check_build_tools() -> None:
+    """Exits with one line about what is missing for compiling mmcv."""
+    report_missing(missing_packages(compiles=True, makes_environment=False))
+    missing = [name for name in ('setuptools', 'pkg_resources', 'wheel') if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(f"mmcv's setup.py needs {', '.join(missing)}: {sys.executable} -m pip install 'setuptools<81' wheel")
+
+
+def missing_packages(compiles: bool, makes_environment: bool) -> dict[str, str]:
+    """What this machine lacks.
+
+    Args:
+        compiles: Look for what compiling mmcv needs.
+        makes_environment: Look for what ``python -m venv`` needs.
+
+    Returns:
+        What is missing, as a person would say it, to the Debian package that has it.
+    """
+    python = f'python{sys.version_info[0]}.{sys.version_info[1]}'
+    missing = {}
+    if makes_environment and importlib.util.find_spec('ensurepip') is None:
+        missing["Python's ensurepip"] = f'{python}-venv'
+    if compiles and find_compiler(os.environ) is None:
+        missing['a C++ compiler'] = 'g++'
+    if compiles and not Path(sysconfig.get_path('include'), 'Python.h').is_file():
+        missing['Python.h'] = f'{python}-dev'
+    return missing
+
+
+def report_missing(missing: dict[str, str]) -> None:
+    """Exits where ``missing`` holds something, with the line that installs it."""
+    if missing:
+        sys.exit(f"Missing: {', '.join(missing)}. On Debian or Ubuntu: apt-get install {' '.join(missing.values())}")
+
+
+def find_compiler(environ: Mapping[str, str]) -> str | None:
+    """The C++ compiler to use, None where there is none."""
+    path = environ.get('PATH')
+    if environ.get('CXX'):
+        return environ['CXX'] if shutil.which(environ['CXX'].split()[0], path=path) else None
+    return next((name for name in ('c++', 'g++') if shutil.which(name, path=path)), None)
+
+
+# ---- compiling ----
+
+
+def build(folder: Path, cuda: bool) -> Path:
+    """Compiles mmcv and keeps the wheel in ``folder``.
+
+    Other processes may do the same at the same time: each compiles in a folder of its own, and the finished wheel is
+    moved to its place in one step.
+
+    Args:
+        folder: Where the wheel goes, made if absent.
+        cuda: Compile the CUDA ops, too.
+
+    Returns:
+        The wheel.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f'build-{os.getpid()}.log'
+    began = time.monotonic()
+    kind = 'CPU and CUDA' if cuda else 'CPU'
+    print(f'mmcv {MMCV_VERSION}: compiling its {kind} ops, once for {folder.name}', flush=True)
+    with tempfile.TemporaryDirectory(prefix='build-', dir=folder) as temporary, open(log, 'w') as output:
+        work = Path(temporary)
+        run_logged([sys.executable, '-m', 'pip', 'download', '--disable-pip-version-check', '--no-deps',
+                    '--no-binary', 'mmcv', '--no-build-isolation', '--dest', str(work), f'mmcv=={MMCV_VERSION}'],
+                   output, cwd=work)
+        with tarfile.open(next(work.glob('mmcv-*.tar.gz'))) as archive:
+            archive.extractall(work, filter='data')
+        source = work / f'mmcv-{MMCV_VERSION}'
+        setup = source / 'setup.py'
+        setup.write_text(raise_standard(setup.read_text(encoding='utf-8')), encoding='utf-8')
+        run_logged([sys.executable, 'setup.py', 'bdist_wheel'], output, cwd=source, env=build_environment(cuda),
+                   progress=Progress(source, cuda))
+        built = next((source / 'dist').glob('*.whl'))
+        wheel = folder / built.name
+        os.replace(built, wheel)
+    log.unlink()
+    print(f'mmcv {MMCV_VERSION}: compiled in {minutes(time.monotonic() - began)}, kept in {wheel}')
+    return wheel
+
+
+def raise_standard(setup: str) -> str:
+    """mmcv's setup.py with the C++ standard that torch's headers ask for."""
+    return re.sub(r'-std=c\+\+1[47]', f'-std=c++{CXX_STANDARD}', setup)
+
+
+def build_environment(cuda: bool) -> dict[str, str]:
+    """Environment variables of the compilation."""
+    environ = dict(os.environ)
+    # ninja is installed beside the interpreter, which need not be on the path.
+    environ['PATH'] = os.pathsep.join([sysconfig.get_path('scripts'), environ.get('PATH', os.defpath)])
+    environ.setdefault('MAX_JOBS', str(jobs(len(os.sched_getaffinity(0)), available_gib())))
+    environ['CXX'] = find_compiler(environ)
+    environ['MMCV_WITH_OPS'] = '1'
+    environ['FORCE_CUDA'] = '1' if cuda else '0'
+    if not cuda:
+        environ['CUDA_VISIBLE_DEVICES'] = ''  # mmcv's setup.py takes a visible GPU for a wish
+    return environ
+
+
+def jobs(cores: int, gib: float) -> int:
+    """Files to compile at once with so many cores and so much free memory: at least one."""
+    return max(1, min(cores, int(gib // GIB_PER_JOB)))
+
+
+def available_gib() -> float:
+    """Memory that can be taken without swapping, in GiB."""
+    found = re.search(r'^MemAvailable:\s+(\d+) kB', Path('/proc/meminfo').read_text(), re.MULTILINE)
+    return int(found[1]) / 2**20
+
+
+class Progress:
+    """Prints how many of mmcv's files are compiled: in place on a terminal, else a line every half minute."""
+
+    def __init__(self, source: Path, cuda: bool) -> None:
+        self.source = source
+        ops = source / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
+        patterns = ['*.cpp', 'cpu/*.cpp'] + (['cuda/*.cu', 'cuda/*.cpp'] if cuda else [])
+        self.total = sum(len(list(ops.glob(pattern))) for pattern in patterns)
+        self.in_place = sys.stdout.isatty()
+        self.began = self.printed = time.monotonic()
+
+    def update(self) -> None:
+        now = time.monotonic()
+        if now - self.printed < (1 if self.in_place else 30):
+            return
+        self.printed = now
+        done = len(list((self.source / 'build').rglob('*.o')))
+        line = f'mmcv ops {done}/{self.total}, {minutes(now - self.began)}'
+        print(f'\r{line:<40}' if self.in_place else line, end='' if self.in_place else '\n', flush=True)
+
+    def close(self) -> None:
+        if self.in_place:
+            print('\r' + ' ' * 40, end='\r', flush=True)
+
+
+def run_logged(command: list[str], log: TextIO, cwd: Path, env: dict[str, str] | None = None,
+               progress: Progress | None = None) -> None:
+    """Runs a command with its output in ``log``; exits with the end of the log where it fails."""
+    process = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=log,
+                               stderr=subprocess.STDOUT)
+    try:
+        while process.poll() is None:
+            time.sleep(0.5)
+            if progress is not None:
+                progress.update()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+        if progress is not None:
+            progress.close()
+    if process.returncode != 0:
+        log.flush()
+        tail = '\n'.join(line[:300] for line in Path(log.name).read_text(errors='replace').splitlines()[-20:])
+        sys.exit(f'{tail}\nmmcv {MMCV_VERSION} could not be built (exit status {process.returncode}): the end of its log '
+                 f'stands above, all of it in {log.name}')
+
+
+def minutes(seconds: float) -> str:
+    """A duration as in ``2 min 05 s``."""
+    return f'{int(seconds) // 60} min {int(seconds) % 60:02d} s'
+
+
+if __name__ == '__main__':
+    main()
