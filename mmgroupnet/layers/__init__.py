@@ -1,0 +1,28 @@
+"""Binary convolutions and the functions that know how K branches are folded into the channels."""
+
+from mmgroupnet.layers.binary_conv import BinaryConv2d, LayerwiseBinaryConv2d
+from mmgroupnet.layers.branches import (
+    MeanMerge,
+    Merge,
+    ScaledMerge,
+    SoftGate,
+    broadcast,
+    build_merge,
+    share,
+    soft_connect,
+    split,
+)
+
+__all__ = [
+    'BinaryConv2d',
+    'LayerwiseBinaryConv2d',
+    'Merge',
+    'MeanMerge',
+    'ScaledMerge',
+    'build_merge',
+    'SoftGate',
+    'broadcast',
+    'share',
+    'soft_connect',
+    'split',
+]

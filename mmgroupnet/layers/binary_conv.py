@@ -1,0 +1,223 @@
+"""Binary convolutions: sign in front, binarised weights inside, K folded branches."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from torch import Tensor, nn
+
+from mmgroupnet.layers.branches import build_merge, split
+from mmgroupnet.quantizers import build_activation
+from mmgroupnet.registry import MODELS
+
+
+def _pair(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(entry, int) and entry >= minimum for entry in pair):
+        raise ValueError(f'{name}={value!r}: give an int >= {minimum} or a (height, width) pair of them')
+    return pair
+
+
+@MODELS.register_module()
+class BinaryConv2d(nn.Module):
+    """Binary 2D convolution of K folded branches: (norm,) sign, pad, convolve with binarised weights.
+
+    Every branch has its own weights and its own input channels; with ``num_bases=1`` it takes the place of an
+    ``nn.Conv2d`` in any OpenMMLab module, ``conv_cfg=dict(type='mmgroupnet.BinaryConv2d')``. There the input may come
+    out of a ReLU, where a sign is constant: give ``input_norm``.
+
+    Args:
+        in_channels: Input channels *of one branch*.
+        out_channels: Output channels *of one branch*.
+        kernel_size: An int or a (height, width) pair.
+        stride: An int or a (height, width) pair. Default: 1.
+        padding: An int, a (height, width) pair, or 'same' for ``dilation * (kernel_size - 1) / 2``, which keeps the
+            size at stride 1 (odd kernels only). Default: 0.
+        dilation: One int for all branches, or a list of ``num_bases`` ints, one rate per branch (BPAC); rates that
+            differ need ``padding='same'`` (or a 1x1 kernel), else the branches would differ in size. Default: 1.
+        groups: Ordinary groups *inside every branch*. Default: 1.
+        bias: Adds a learned real-valued bias. Default: False.
+        num_bases: Number K of folded branches. Default: 1.
+        padding_value: What is padded, after the sign: +1 (as Group-Net's released code does), -1, or 0, which makes the
+            border ternary. Default: 1.
+        activation: Config of the activation quantizer. Default: ``PolynomialSign``.
+        weight: Config of the weight quantizer. Default: ``TensorScaleWeight``, one scale per branch.
+        input_norm: Config of a norm in front of the sign, over all ``K*C_in`` channels (the order of XNOR-Net).
+            Default: None.
+
+    Shape: ``(N, K*in_channels, H, W)`` to ``(N, K*out_channels, H', W')``. The latent ``weight`` is ``(K*out_channels,
+    in_channels/groups, kh, kw)``.
+
+    Raises:
+        ValueError: If an argument is out of its range, or channels are not divisible by ``groups``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+        num_bases: int = 1,
+        padding_value: int = 1,
+        activation: dict = dict(type='mmgroupnet.PolynomialSign'),
+        weight: dict = dict(type='mmgroupnet.TensorScaleWeight'),
+        input_norm: dict | None = None,
+    ) -> None:
+        super().__init__()
+        if num_bases < 1:
+            raise ValueError(f'num_bases={num_bases}: give the number of branches, an int >= 1')
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f'groups={groups} does not divide in_channels={in_channels} and out_channels={out_channels}'
+            )
+        if padding_value not in (-1, 0, 1):
+            raise ValueError(f'padding_value={padding_value}: a padded sign can be +1, -1 or 0')
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = _pair('kernel_size', kernel_size, minimum=1)
+        self.stride = _pair('stride', stride, minimum=1)
+        self.groups = groups
+        self.num_bases = num_bases
+        self.padding_value = padding_value
+        self.dilation = dilation if isinstance(dilation, int) else tuple(dilation)
+        rates = self._branch_dilations()
+        if padding == 'same':
+            if any(size % 2 == 0 for size in self.kernel_size):
+                raise ValueError(f"padding='same' needs odd kernels, kernel_size={self.kernel_size}")
+            self.padding = padding
+        else:
+            self.padding = _pair('padding', padding, minimum=0)
+            if len(set(rates)) > 1 and self.kernel_size != (1, 1):
+                raise ValueError(
+                    f'dilation={self.dilation} differs between branches: padding={padding!r} would give them maps of '
+                    "different size, give padding='same'"
+                )
+        # mmcv's ConvModule copies these two from its conv.
+        self.transposed = False
+        self.output_padding = (0, 0)
+
+        branches = self.num_folded
+        self.input_norm = None if input_norm is None else build_norm_layer(input_norm, branches * in_channels)[1]
+        self.activation = build_activation(activation, branches * in_channels)
+        self.weight_quantizer = MODELS.build(weight)
+        self.weight = nn.Parameter(torch.empty(num_bases * out_channels, in_channels // groups, *self.kernel_size))
+        self.bias = nn.Parameter(torch.empty(branches * out_channels)) if bias else None
+        self.reset_parameters()
+
+    @property
+    def num_folded(self) -> int:
+        """Number of branches that are folded into the channels of input and output."""
+        return self.num_bases
+
+    def reset_parameters(self) -> None:
+        """Kaiming-normal latent weights (fan out, one branch) and zero bias."""
+        fan_out = self.out_channels // self.groups * math.prod(self.kernel_size)
+        nn.init.normal_(self.weight, std=math.sqrt(2 / fan_out))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def init_weights(self) -> None:
+        """As :meth:`reset_parameters`; without it mmcv's ConvModule would initialise the K branches as if they were one
+        wide conv."""
+        self.reset_parameters()
+
+    def _branch_dilations(self) -> tuple[int, ...]:
+        rates = (self.dilation,) * self.num_bases if isinstance(self.dilation, int) else self.dilation
+        if len(rates) != self.num_bases:
+            raise ValueError(
+                f'dilation={self.dilation} has {len(rates)} rates for num_bases={self.num_bases}: give one int '
+                'for all branches or one rate per branch (a (height, width) pair is not supported)'
+            )
+        if not all(isinstance(rate, int) and rate >= 1 for rate in rates):
+            raise ValueError(f'dilation={self.dilation}: rates are ints >= 1')
+        return rates
+
+    def _convolve(self, signs: Tensor, weight: Tensor, dilation: int) -> Tensor:
+        """Pads and convolves one branch, ``(N, C_in, H, W)`` to ``(N, C_out, H', W')``."""
+        if self.padding == 'same':
+            height, width = (dilation * (size - 1) // 2 for size in self.kernel_size)
+        else:
+            height, width = self.padding
+        if self.padding_value and (height or width):
+            signs = F.pad(signs, (width, width, height, height), value=float(self.padding_value))
+            height = width = 0
+        return F.conv2d(signs, weight, None, self.stride, (height, width), dilation, self.groups)
+
+    def _signs(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.num_folded * self.in_channels:
+            raise ValueError(
+                f'input of shape {tuple(x.shape)}: {type(self).__name__} takes '
+                f'(N, {self.num_folded} * {self.in_channels}, H, W)'
+            )
+        if self.input_norm is not None:
+            x = self.input_norm(x)
+        return self.activation(x)
+
+    def _add_bias(self, x: Tensor) -> Tensor:
+        return x if self.bias is None else x + self.bias.view(-1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        signs = split(self._signs(x), self.num_bases)
+        weights = self.weight_quantizer(self.weight, self.num_bases).chunk(self.num_bases)
+        # One conv per branch: on CPU it trains faster than one conv with K times the groups, and branches may differ in
+        # dilation.
+        outs = [self._convolve(*branch) for branch in zip(signs, weights, self._branch_dilations(), strict=True)]
+        return self._add_bias(outs[0] if self.num_bases == 1 else torch.cat(outs, dim=1))
+
+    def extra_repr(self) -> str:
+        return (
+            f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
+            f'padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, '
+            f'num_bases={self.num_bases}, padding_value={self.padding_value}'
+        )
+
+
+@MODELS.register_module()
+class LayerwiseBinaryConv2d(BinaryConv2d):
+    r"""One convolution as a sum of K binary ones that read the same signs (LBD, layer-wise binary decomposition).
+
+    .. math::
+        F(x) = \sum_i \lambda_i \alpha_i \operatorname{conv}(\operatorname{sign}(x), b_i)
+             = \operatorname{conv}\Bigl(\operatorname{sign}(x), \sum_i \lambda_i \alpha_i b_i\Bigr)
+
+    It is linear in the weights, so that training merges them and runs one convolution.
+
+    Args:
+        learned_scales: Learned scales :math:`\lambda_i` (``U(0, 1)`` at the start) in place of the mean, 1/K. Default:
+            False.
+        args, kwargs: As for :class:`BinaryConv2d`; ``in_channels`` and ``out_channels`` are those of the whole layer,
+            ``dilation`` is one int.
+
+    Shape: ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``. The latent ``weight`` is ``(K*out_channels,
+    in_channels/groups, kh, kw)``.
+
+    Source: Group-Net, section 3.2 (layer-wise binary decomposition).
+
+    Raises:
+        ValueError: As :class:`BinaryConv2d`, and if ``dilation`` is not one int.
+    """
+
+    def __init__(self, *args, learned_scales: bool = False, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.dilation, int):
+            raise ValueError(
+                f'dilation={self.dilation}: the bases of a layer-wise conv are merged before they convolve, '
+                'give one int'
+            )
+        self.merge = build_merge(self.num_bases, learned_scales)
+
+    @property
+    def num_folded(self) -> int:
+        return 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The leading axis stands where merging expects the batch.
+        weight = self.merge(self.weight_quantizer(self.weight, self.num_bases).unsqueeze(0)).squeeze(0)
+        return self._add_bias(self._convolve(self._signs(x), weight, self.dilation))

@@ -1,0 +1,116 @@
+"""The folded branch axis: K homogeneous branches are one tensor ``(N, K*C, H, W)``, branch by branch along the
+channels.
+
+Only this file knows the layout. Everything else broadcasts, splits, merges, gates and shares through it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def broadcast(x: Tensor, num_bases: int) -> Tensor:
+    """Hands one map to every branch, ``(N, C, H, W)`` to ``(N, K*C, H, W)``."""
+    return x if num_bases == 1 else x.repeat(1, num_bases, 1, 1)
+
+
+def split(branches: Tensor, num_bases: int) -> tuple[Tensor, ...]:
+    """The branches one by one, K views ``(N, C, H, W)``.
+
+    ``chunk`` on purpose: the backward of K slices would fill K gradients of full size.
+    """
+    return branches.chunk(num_bases, dim=1)
+
+
+def share(module: Callable[[Tensor], Tensor], branches: Tensor, num_bases: int) -> Tensor:
+    """Applies one module to every branch, ``(N, K*C, H, W)`` to ``(N, K*C', H', W')``.
+
+    The module sees the branches as batch, ``(N*K, C, H, W)``: what it learns is shared, and a batch norm takes joint
+    statistics of all branches.
+    """
+    if num_bases == 1:
+        return module(branches)
+    batch = branches.shape[0]
+    out = module(branches.unflatten(1, (num_bases, -1)).flatten(0, 1))
+    return out.unflatten(0, (batch, num_bases)).flatten(1, 2)
+
+
+class Merge(nn.Module, ABC):
+    """Merges branches into one map, ``(N, K*C, ...)`` to ``(N, C, ...)``; with K = 1 and without learned scales it is
+    the identity.
+
+    Args:
+        num_bases: Number K of branches.
+    """
+
+    def __init__(self, num_bases: int) -> None:
+        super().__init__()
+        self.num_bases = num_bases
+
+    @abstractmethod
+    def forward(self, branches: Tensor) -> Tensor: ...
+
+
+class MeanMerge(Merge):
+    """Plain average of the branches (journal version of Group-Net), see :class:`Merge`."""
+
+    def forward(self, branches: Tensor) -> Tensor:
+        if self.num_bases == 1:
+            return branches
+        return branches.unflatten(1, (self.num_bases, -1)).mean(dim=1)
+
+
+class ScaledMerge(Merge):
+    """Sum of the branches with one learned scale each, ``sum_i lambda_i * branch_i``, ``lambda ~ U(0, 1)`` at the
+    start, see :class:`Merge`.
+
+    Source: Group-Net, conference version (arXiv 1811.10413).
+    """
+
+    def __init__(self, num_bases: int) -> None:
+        super().__init__(num_bases)
+        self.scales = nn.Parameter(torch.rand(num_bases))
+
+    def forward(self, branches: Tensor) -> Tensor:
+        scales = self.scales.view(-1, *[1] * (branches.dim() - 1))
+        return (branches.unflatten(1, (self.num_bases, -1)) * scales).sum(dim=1)
+
+
+def build_merge(num_bases: int, learned_scales: bool) -> Merge:
+    """The mean, or a sum with learned scales, of ``num_bases`` branches."""
+    return ScaledMerge(num_bases) if learned_scales else MeanMerge(num_bases)
+
+
+def soft_connect(branches: Tensor, gate: Tensor, merge: Merge) -> Tensor:
+    """Input of the next block's branches, ``c * branch + (1 - c) * merged`` with ``c = sigmoid(gate)`` (Group-Net, soft
+    connections).
+
+    ``c = 0`` hands the merged map to every branch (GBD v1), ``c = 1`` leaves the branches apart (GBD v3).
+
+    Args:
+        branches: Outputs of the K branches, ``(N, K*C, H, W)``.
+        gate: Logits of the connection, ``(1,)`` or ``(K,)``.
+        merge: Merges K branches into ``(N, C, H, W)``.
+
+    Returns: ``(N, K*C, H, W)``.
+    """
+    c = gate.sigmoid().view(-1, 1, 1, 1)
+    merged = merge(branches).unsqueeze(1)
+    return (merged + c * (branches.unflatten(1, (merge.num_bases, -1)) - merged)).flatten(1, 2)
+
+
+class SoftGate(nn.Module):
+    """Soft connection in front of a block, see :func:`soft_connect`; ``theta ~ U(0, 1)`` at the start.
+
+    Args:
+        num_gates: 1 for one gate shared by all branches (the released code), K for one per branch (the paper).
+    """
+
+    def __init__(self, num_gates: int) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.rand(num_gates))
+
+    def forward(self, branches: Tensor, merge: Merge) -> Tensor:
+        return soft_connect(branches, self.theta, merge)

@@ -1,0 +1,3 @@
+from mmgroupnet.models.backbones.groupnet_resnet import GroupNetResNet
+
+__all__ = ['GroupNetResNet']

@@ -1,0 +1,391 @@
+"""Group-Net ResNets: LBD, GBD v1, v2, v3 and soft-gated, one code path that differs only in where branches merge."""
+
+from collections.abc import Sequence
+
+from mmcv.cnn import build_conv_layer, build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from mmgroupnet.layers import Merge, SoftGate, broadcast, build_merge, share
+from mmgroupnet.registry import MODELS
+
+
+class MergedConnection(nn.Module):
+    """Connection in front of every block of GBD v1 and every stage of v2: each branch reads the merged map of all."""
+
+    def forward(self, branches: Tensor, merge: Merge) -> Tensor:
+        return broadcast(merge(branches), merge.num_bases)
+
+
+class SeparateConnection(nn.Module):
+    """Connection inside the chains of GBD v2 and v3, and behind the stem: each branch reads its own map."""
+
+    def forward(self, branches: Tensor, merge: Merge) -> Tensor:
+        return branches
+
+
+class BinaryUnit(nn.Module):
+    """Sign, binary conv, ReLU, norm (no sign sees a non-negative map), plus the input where the shapes allow a
+    real-valued skip.
+
+    Args:
+        in_channels: Input channels of one branch.
+        out_channels: Output channels of one branch.
+        kernel_size: Odd; the conv is padded to keep the size.
+        num_branches: Number of branches folded into the channels.
+        conv_cfg: Config of the binary conv.
+        norm_cfg: Config of the norm.
+        stride: Stride of the conv. Default: 1.
+        dilation: Dilation of the conv, for all or for each of the branches. Default: 1.
+        skip: Adds the input to the output. Default: False.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        num_branches: int,
+        conv_cfg: dict,
+        norm_cfg: dict,
+        stride: int = 1,
+        dilation: int | Sequence[int] = 1,
+        skip: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv = build_conv_layer(
+            conv_cfg, in_channels, out_channels, kernel_size, stride=stride, padding='same', dilation=dilation
+        )
+        self.relu = nn.ReLU(inplace=True)
+        self.norm = build_norm_layer(norm_cfg, num_branches * out_channels)[1]
+        self.skip = skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm(self.relu(self.conv(x)))
+        return out + x if self.skip else out
+
+
+class GroupNetBlock(nn.Module):
+    """K residual blocks side by side: connect, then (sign, conv, ReLU, norm, add) conv by conv.
+
+    Args:
+        connection: Makes the inputs of this block's branches from the outputs of the last one's.
+        units: The convs of the branches.
+        shortcut: Module that all branches share, for the skip around the block; None for the identity.
+        merge: Merges the branches of this block, wherever a merged map is asked for.
+        with_cp: Recomputes the block in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        connection: nn.Module,
+        units: Sequence[BinaryUnit],
+        shortcut: nn.Module | None,
+        merge: Merge,
+        with_cp: bool,
+    ) -> None:
+        super().__init__()
+        self.connection = connection
+        self.units = nn.ModuleList(units)
+        self.shortcut = shortcut
+        self.merge = merge
+        self.with_cp = with_cp
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        return x if self.shortcut is None else share(self.shortcut, x, self.merge.num_bases)
+
+    def _residual(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, branches: Tensor, last_merge: Merge) -> Tensor:
+        """Connects and runs the branches.
+
+        Args:
+            branches: Outputs of the last block's branches, ``(N, K*C, H, W)``.
+            last_merge: Merges them.
+
+        Returns: Outputs of this block's branches, ``(N, K*C', H', W')``, unmerged.
+        """
+
+        def run(branches: Tensor) -> Tensor:
+            return self._residual(self.connection(branches, last_merge))
+
+        if self.with_cp and branches.requires_grad:
+            return checkpoint(run, branches, use_reentrant=False)
+        return run(branches)
+
+
+class BasicBlock(GroupNetBlock):
+    """Two 3x3 convs with a real-valued skip around each, as in Group-Net's released code."""
+
+    expansion = 1
+
+    @staticmethod
+    def build_units(
+        in_channels: int, channels: int, stride: int, dilation: int | Sequence[int], **kwargs
+    ) -> list[BinaryUnit]:
+        return [
+            BinaryUnit(in_channels, channels, 3, stride=stride, dilation=dilation, **kwargs),
+            BinaryUnit(channels, channels, 3, dilation=dilation, skip=True, **kwargs),
+        ]
+
+    def _residual(self, x: Tensor) -> Tensor:
+        first, second = self.units
+        return second(first(x) + self._shortcut(x))
+
+
+class Bottleneck(GroupNetBlock):
+    """1x1, 3x3, 1x1 convs, each with its own sign, ReLU, norm and, where shapes allow, skip, inside a shortcut."""
+
+    expansion = 4
+
+    @staticmethod
+    def build_units(
+        in_channels: int, channels: int, stride: int, dilation: int | Sequence[int], **kwargs
+    ) -> list[BinaryUnit]:
+        return [
+            BinaryUnit(in_channels, channels, 1, skip=in_channels == channels, **kwargs),
+            BinaryUnit(channels, channels, 3, stride=stride, dilation=dilation, skip=stride == 1, **kwargs),
+            BinaryUnit(channels, channels * Bottleneck.expansion, 1, **kwargs),
+        ]
+
+    def _residual(self, x: Tensor) -> Tensor:
+        out = x
+        for unit in self.units:
+            out = unit(out)
+        return out + self._shortcut(x)
+
+
+@MODELS.register_module()
+class GroupNetResNet(BaseModule):
+    """ResNet of which every residual block is a group of K homogeneous binary branches (Group-Net).
+
+    The stem (7x7 conv, max pooling, norm) is full precision, everything else binary.
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        num_bases: Number K of bases, at least 1.
+        decomposition: What is decomposed into K binary bases (Group-Net, section 3). Default: 'soft_gate'.
+
+            - 'lbd': every conv is a sum of K binary ones, see :class:`LayerwiseBinaryConv2d`;
+            - 'gbd_v1': every block is the merge of K binary blocks;
+            - 'gbd_v2': every stage is the merge of K chains of blocks;
+            - 'gbd_v3': K networks, merged at the end;
+            - 'soft_gate': blocks as in v1, with a learned connection between v1 and v3 in front of each.
+        gate_per_branch: One soft gate per block and branch (the paper) in place of one per block (the released code).
+            Default: False.
+        learned_scales: Merges with a learned scale per branch in place of the mean. Default: False.
+        in_channels: Channels of the image. Default: 3.
+        base_channels: Channels of the stem and of the first stage. Default: 64.
+        stage_blocks: Blocks of each stage in place of those of ``depth``. Default: None.
+        strides: Stride of the first block of each stage. Default: (1, 2, 2, 2).
+        dilations: Dilation of the 3x3 convs of each stage: an int, or K ints, one rate per branch. Default: 1 each.
+        out_indices: Stages whose merged maps are returned. Default: (0, 1, 2, 3).
+        binary_downsample: Binary 1x1 convs in the shortcuts that change the shape; False is Group-Net**. Default: True.
+        avg_down: Average pooling in front of these convs in place of their stride. Default: False.
+        frozen_stages: Stages to freeze: -1 none, 0 the stem, i the stem and the first i stages. Default: -1.
+        norm_eval: Keeps batch norms in eval mode. Default: False.
+        norm_cfg: Config of the norms. Default: ``dict(type='BN')``.
+        binary_cfg: Options of every binary conv: ``activation``, ``weight``, ``padding_value``, see
+            :class:`BinaryConv2d`. Default: None.
+        real_valued: First training stage: tanh and real weights in place of signs, under the same parameter names.
+            Default: False.
+        with_cp: Recomputes blocks in the backward pass to save memory. Default: False.
+        init_cfg: Initialisation. Default: Kaiming for full-precision convs; binary convs draw their own latent weights
+            so.
+
+    Shape: ``(N, in_channels, H, W)`` to a tuple of merged maps ``(N, C, H_i, W_i)``, real-valued and signed (there is
+    no final ReLU).
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names it, its value and what is allowed.
+    """
+
+    arch_settings = {
+        18: (BasicBlock, (2, 2, 2, 2)),
+        34: (BasicBlock, (3, 4, 6, 3)),
+        50: (Bottleneck, (3, 4, 6, 3)),
+        101: (Bottleneck, (3, 4, 23, 3)),
+    }
+    decompositions = ('lbd', 'gbd_v1', 'gbd_v2', 'gbd_v3', 'soft_gate')
+
+    def __init__(
+        self,
+        depth: int,
+        num_bases: int,
+        decomposition: str = 'soft_gate',
+        gate_per_branch: bool = False,
+        learned_scales: bool = False,
+        in_channels: int = 3,
+        base_channels: int = 64,
+        stage_blocks: Sequence[int] | None = None,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int | Sequence[int]] = (1, 1, 1, 1),
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        binary_downsample: bool = True,
+        avg_down: bool = False,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        norm_cfg: dict = dict(type='BN'),
+        binary_cfg: dict | None = None,
+        real_valued: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg or dict(type='Kaiming', layer='Conv2d'))
+        if depth not in self.arch_settings:
+            raise ValueError(f'depth={depth}: GroupNetResNet has the depths {", ".join(map(str, self.arch_settings))}')
+        if num_bases < 1:
+            raise ValueError(f'num_bases={num_bases}: give the number of binary bases, an int >= 1')
+        if decomposition not in self.decompositions:
+            raise ValueError(
+                f'decomposition={decomposition!r}: choose one of {", ".join(map(repr, self.decompositions))}'
+            )
+        if gate_per_branch and decomposition != 'soft_gate':
+            raise ValueError(
+                f"gate_per_branch=True: decomposition={decomposition!r} has no gates, only 'soft_gate' has"
+            )
+        block, depth_blocks = self.arch_settings[depth]
+        stage_blocks = depth_blocks if stage_blocks is None else stage_blocks
+        num_stages = len(stage_blocks)
+        for name, values in (('strides', strides), ('dilations', dilations)):
+            if len(values) != num_stages:
+                raise ValueError(f'{name}={values} has {len(values)} entries for {num_stages} stages')
+        for stage, rates in enumerate(dilations):
+            if not isinstance(rates, int) and len(rates) != num_bases:
+                raise ValueError(
+                    f'dilations[{stage}] has {len(rates)} rates for num_bases={num_bases}: give one int for all '
+                    'branches or one rate per branch.'
+                )
+        if not all(0 <= index < num_stages for index in out_indices):
+            raise ValueError(f'out_indices={tuple(out_indices)}: there are the stages 0 to {num_stages - 1}')
+        if not -1 <= frozen_stages <= num_stages:
+            raise ValueError(f'frozen_stages={frozen_stages}: choose -1 (none), 0 (the stem) up to {num_stages}')
+        binary_cfg = binary_cfg or {}
+        if real_valued:
+            if {'activation', 'weight'} & binary_cfg.keys():
+                raise ValueError(
+                    f'binary_cfg={binary_cfg} names quantizers, which real_valued=True replaces: leave one out'
+                )
+            binary_cfg = dict(
+                binary_cfg, activation=dict(type='mmgroupnet.Tanh'), weight=dict(type='mmgroupnet.RealWeight')
+            )
+
+        self.decomposition = decomposition
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        # LBD decomposes inside the convs, so that its blocks have one branch; everything else is one and the same path.
+        if decomposition == 'lbd':
+            self.num_branches = 1
+            conv_cfg = shared_cfg = dict(
+                type='mmgroupnet.LayerwiseBinaryConv2d',
+                num_bases=num_bases,
+                learned_scales=learned_scales,
+                **binary_cfg,
+            )
+        else:
+            self.num_branches = num_bases
+            shared_cfg = dict(type='mmgroupnet.BinaryConv2d', **binary_cfg)
+            conv_cfg = dict(shared_cfg, num_bases=num_bases)
+
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, base_channels, 7, stride=2, padding=3, bias=False),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            build_norm_layer(norm_cfg, base_channels)[1],
+        )
+        self.stages = nn.ModuleList()
+        channels_in = base_channels
+        for stage, num_blocks in enumerate(stage_blocks):
+            channels = base_channels * 2**stage
+            channels_out = channels * block.expansion
+            blocks = nn.ModuleList()
+            for index in range(num_blocks):
+                stride = strides[stage] if index == 0 else 1
+                units = block.build_units(
+                    channels_in,
+                    channels,
+                    stride,
+                    dilations[stage],
+                    num_branches=self.num_branches,
+                    conv_cfg=conv_cfg,
+                    norm_cfg=norm_cfg,
+                )
+                shortcut = None
+                if stride != 1 or channels_in != channels_out:
+                    shortcut = self._build_shortcut(
+                        channels_in, channels_out, stride, shared_cfg if binary_downsample else None, norm_cfg, avg_down
+                    )
+                is_last = index == num_blocks - 1
+                # A block whose branches nobody merges must not own scales: they would never get a gradient.
+                is_merged = (is_last and (decomposition == 'gbd_v2' or stage in self.out_indices)) or decomposition in (
+                    'gbd_v1',
+                    'soft_gate',
+                )
+                blocks.append(
+                    block(
+                        self._build_connection(stage, index, gate_per_branch),
+                        units,
+                        shortcut,
+                        build_merge(self.num_branches, learned_scales and is_merged and decomposition != 'lbd'),
+                        with_cp=with_cp,
+                    )
+                )
+                channels_in = channels_out
+            self.stages.append(blocks)
+        self._freeze_stages()
+
+    def _build_connection(self, stage: int, index: int, gate_per_branch: bool) -> nn.Module:
+        """The connection in front of a block: all that tells the decompositions apart."""
+        is_first = stage == 0 and index == 0
+        if is_first or self.decomposition in ('lbd', 'gbd_v3') or (self.decomposition == 'gbd_v2' and index > 0):
+            return SeparateConnection()
+        if self.decomposition == 'soft_gate':
+            return SoftGate(self.num_branches if gate_per_branch else 1)
+        return MergedConnection()
+
+    @staticmethod
+    def _build_shortcut(
+        in_channels: int, out_channels: int, stride: int, conv_cfg: dict | None, norm_cfg: dict, avg_down: bool
+    ) -> nn.Module:
+        layers = []
+        if avg_down and stride != 1:
+            # Odd sizes round up, as those of a padded 3x3 conv with this stride do.
+            layers.append(nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False))
+            stride = 1
+        layers.append(build_conv_layer(conv_cfg, in_channels, out_channels, 1, stride=stride, bias=False))
+        layers.append(build_norm_layer(norm_cfg, out_channels)[1])
+        return nn.Sequential(*layers)
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for module in (self.stem, *self.stages[: self.frozen_stages]):
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'GroupNetResNet':
+        """Sets training mode, but for frozen stages and, with ``norm_eval``, batch norms."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Returns the merged maps of the stages in ``out_indices``."""
+        branches = broadcast(self.stem(x), self.num_branches)
+        # The first block's branches read the stem's output as it is.
+        merge: Merge | None = None
+        outs = []
+        for stage, blocks in enumerate(self.stages):
+            for block in blocks:
+                branches = block(branches, merge)
+                merge = block.merge
+            if stage in self.out_indices:
+                outs.append(merge(branches))
+        return tuple(outs)

@@ -1,0 +1,134 @@
+"""FCOS head with binary towers."""
+
+from mmcv.cnn import build_norm_layer
+from mmdet.models.dense_heads import FCOSHead
+from mmdet.models.utils import multi_apply
+from torch import Tensor, nn
+
+from mmgroupnet.layers import BinaryConv2d, broadcast, build_merge
+from mmgroupnet.registry import MODELS
+
+
+class BinaryTower(nn.Module):
+    """Tower of K binary branches, merged once at its end; pyramid levels share its convs, each has norms of its own.
+
+    Norm of the input, broadcast to the branches, then ``num_convs`` times sign, 3x3 conv, ReLU, norm, plus the input of
+    the conv; merge. Each level has its own batch norms, since the statistics of the levels differ and a sign sees them
+    without any correction.
+
+    Args:
+        in_channels: Channels of the pyramid.
+        channels: Channels of a branch.
+        num_convs: Number of convs.
+        num_levels: Number of pyramid levels.
+        num_bases: Number K of branches.
+        learned_scales: Learned scales of the branches in place of their mean.
+        norm_cfg: Config of the norms.
+        binary_cfg: Options of every binary conv.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        num_convs: int,
+        num_levels: int,
+        num_bases: int,
+        learned_scales: bool,
+        norm_cfg: dict,
+        binary_cfg: dict,
+    ) -> None:
+        super().__init__()
+
+        def norm_per_level(num_channels: int) -> nn.ModuleList:
+            return nn.ModuleList(build_norm_layer(norm_cfg, num_channels)[1] for _ in range(num_levels))
+
+        # A stock neck may end in a ReLU, behind which the first sign would be constant.
+        self.input_norms = norm_per_level(in_channels)
+        self.convs = nn.ModuleList(
+            BinaryConv2d(in_channels if i == 0 else channels, channels, 3, padding=1, num_bases=num_bases, **binary_cfg)
+            for i in range(num_convs)
+        )
+        self.norms = nn.ModuleList(norm_per_level(num_bases * channels) for _ in range(num_convs))
+        self.relu = nn.ReLU(inplace=True)
+        self.merge = build_merge(num_bases, learned_scales)
+
+    def forward(self, feature_and_level: tuple[Tensor, int]) -> Tensor:
+        """Maps ``((N, in_channels, H, W), level)`` to ``(N, channels, H, W)``."""
+        x, level = feature_and_level
+        x = broadcast(self.input_norms[level](x), self.merge.num_bases)
+        for conv, norms in zip(self.convs, self.norms, strict=True):
+            out = norms[level](self.relu(conv(x)))
+            x = out + x if conv.in_channels == conv.out_channels else out
+        return self.merge(x)
+
+
+@MODELS.register_module()
+class BinaryFCOSHead(FCOSHead):
+    """FCOS head of which both towers are K binary branches, see :class:`BinaryTower`; predictions are full precision.
+
+    Args:
+        num_bases: Number K of branches.
+        learned_scales: Merges with a learned scale per branch in place of the mean. Default: False.
+        norm_cfg: Config of the towers' norms. Default: ``dict(type='BN')``.
+        binary_cfg: Options of every binary conv: ``activation``, ``weight``, ``padding_value``, see
+            :class:`BinaryConv2d`. Default: None.
+        args, kwargs: As for mmdet's FCOSHead, but for ``conv_cfg``, ``conv_bias`` and ``dcn_on_last_conv``, which have
+            no meaning here.
+
+    Source: Group-Net for detection (arXiv 1909.09934); convs shared by the levels and norms per level as in its
+    co-author's detectors.
+
+    Raises:
+        ValueError: If one of the options is given that binary towers do not have.
+    """
+
+    def __init__(
+        self,
+        *args,
+        num_bases: int,
+        learned_scales: bool = False,
+        norm_cfg: dict = dict(type='BN'),
+        binary_cfg: dict | None = None,
+        **kwargs,
+    ) -> None:
+        for name in ('conv_cfg', 'conv_bias', 'dcn_on_last_conv'):
+            if name in kwargs:
+                raise ValueError(
+                    f'{name}={kwargs[name]!r}: the towers of BinaryFCOSHead are binary convs, leave it out '
+                    '(options of these: binary_cfg)'
+                )
+        self.num_bases = num_bases
+        self.learned_scales = learned_scales
+        self.binary_cfg = binary_cfg or {}
+        super().__init__(*args, norm_cfg=norm_cfg, **kwargs)
+
+    def _build_tower(self) -> nn.ModuleList:
+        return nn.ModuleList(
+            [
+                BinaryTower(
+                    self.in_channels,
+                    self.feat_channels,
+                    self.stacked_convs,
+                    len(self.strides),
+                    self.num_bases,
+                    self.learned_scales,
+                    self.norm_cfg,
+                    self.binary_cfg,
+                )
+            ]
+        )
+
+    def _init_cls_convs(self) -> None:
+        self.cls_convs = self._build_tower()
+
+    def _init_reg_convs(self) -> None:
+        self.reg_convs = self._build_tower()
+
+    def forward(self, x: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """As for mmdet's FCOSHead.
+
+        The inherited ``forward_single`` hands its feature only to the towers, which want to know the level as well.
+        """
+        features_and_levels = [(feature, level) for level, feature in enumerate(x)]
+        return multi_apply(self.forward_single, features_and_levels, self.scales, self.strides)

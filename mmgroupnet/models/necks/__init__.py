@@ -1,0 +1,3 @@
+from mmgroupnet.models.necks.binary_fpn import BinaryFPN
+
+__all__ = ['BinaryFPN']

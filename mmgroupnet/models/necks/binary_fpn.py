@@ -1,0 +1,80 @@
+"""Feature pyramid network of binary convolutions."""
+
+from mmdet.models.necks import FPN
+from torch import Tensor, nn
+
+from mmgroupnet.registry import MODELS
+
+
+class RealValuedSkip(nn.Module):
+    """A module plus its input, ``(N, C, H, W)`` to the same."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x) + x
+
+
+@MODELS.register_module()
+class BinaryFPN(FPN):
+    """FPN of layer-wise decomposed binary convs.
+
+    Every lateral, output and extra conv is norm, sign, layer-wise binary conv, norm: the norm in front of the sign
+    makes it safe behind a stock backbone, which ends in a ReLU. A real-valued skip goes around each output conv.
+
+    Args:
+        in_channels: Channels of each input map.
+        out_channels: Channels of the output maps.
+        num_outs: Number of output maps.
+        num_bases: Number K of bases of every conv.
+        learned_scales: Learned scales of the bases in place of their mean. Default: False.
+        norm_cfg: Config of all norms. Default: ``dict(type='BN')``.
+        binary_cfg: Options of every binary conv: ``activation``, ``weight``, ``padding_value``, see
+            :class:`BinaryConv2d`. Default: None.
+        start_level, end_level, add_extra_convs, relu_before_extra_convs, upsample_cfg, init_cfg: As for mmdet's FPN.
+
+    Source: Group-Net for detection (arXiv 1909.09934); the norms are those of its co-author's detectors.
+    """
+
+    def __init__(
+        self,
+        in_channels: list[int],
+        out_channels: int,
+        num_outs: int,
+        num_bases: int,
+        learned_scales: bool = False,
+        norm_cfg: dict = dict(type='BN'),
+        binary_cfg: dict | None = None,
+        start_level: int = 0,
+        end_level: int = -1,
+        add_extra_convs: bool | str = False,
+        relu_before_extra_convs: bool = False,
+        upsample_cfg: dict = dict(mode='nearest'),
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            num_outs,
+            start_level=start_level,
+            end_level=end_level,
+            add_extra_convs=add_extra_convs,
+            relu_before_extra_convs=relu_before_extra_convs,
+            # mmcv's ConvModule with this conv is norm, sign, conv, norm.
+            conv_cfg=dict(
+                type='mmgroupnet.LayerwiseBinaryConv2d',
+                num_bases=num_bases,
+                learned_scales=learned_scales,
+                input_norm=norm_cfg,
+                **(binary_cfg or {}),
+            ),
+            norm_cfg=norm_cfg,
+            act_cfg=None,
+            upsample_cfg=upsample_cfg,
+            init_cfg=init_cfg,
+        )
+        # Extra convs halve the size: no skip fits around them.
+        for level in range(len(self.lateral_convs)):
+            self.fpn_convs[level] = RealValuedSkip(self.fpn_convs[level])

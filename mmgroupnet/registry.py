@@ -1,0 +1,27 @@
+"""Registries of mmgroupnet, each a child of mmengine's.
+
+Types are written ``mmgroupnet.X`` in configs of any OpenMMLab library: mmengine then imports this module, and the first
+look-up imports the locations below. Nothing heavy is imported here.
+"""
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+from mmgroupnet.safe_globals import allow_mmengine_globals
+
+__all__ = ['MODELS', 'HOOKS', 'DATASETS']
+
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='mmgroupnet',
+    locations=['mmgroupnet.quantizers', 'mmgroupnet.layers', 'mmgroupnet.models'],
+)
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmgroupnet', locations=['mmgroupnet.engine.hooks'])
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmgroupnet', locations=['mmgroupnet.datasets'])
+
+# Configs that name one part of ours import this module, whichever tool or inferencer builds them, and all of them may
+# load a checkpoint next.
+allow_mmengine_globals()
