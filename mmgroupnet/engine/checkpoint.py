@@ -1,0 +1,132 @@
+"""Reading, checking and safely writing checkpoints."""
+import logging
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmgroupnet.engine.errors import UserError
+from mmgroupnet.safe_globals import allow_mmengine_globals
+
+# How many keys an error lists before it only counts them.
+_LISTED_KEYS = 8
+
+
+def is_local(path: str) -> bool:
+    """Whether mmengine reads this checkpoint from the disk, and not by a scheme such as ``https://`` or ``torchvision://``."""
+    return '://' not in path
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Reads a checkpoint of the disk in torch's safe mode, without its tensors' data.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The checkpoint; its tensors are on the meta device (shapes and dtypes alone), so that this is quick for a file of any size.
+
+    Raises:
+        UserError: If the file is missing, truncated, no checkpoint, or carries code.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f'checkpoint {path} does not exist')
+    allow_mmengine_globals()
+    try:
+        checkpoint = torch.load(path, map_location='meta', weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        refused = re.search(r'GLOBAL (\S+)', str(error))
+        if refused:
+            raise UserError(f'checkpoint {path} carries code ({refused[1]}) and is refused: a checkpoint may hold tensors, numbers, strings and '
+                            'what mmengine logs') from error
+        raise UserError(f'checkpoint {path} is truncated or no checkpoint of torch') from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(f'checkpoint {path} is truncated or no checkpoint of torch') from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dict with a state_dict')
+    return checkpoint
+
+
+def _listing(keys: list[str]) -> str:
+    rest = len(keys) - _LISTED_KEYS
+    return ', '.join(keys[:_LISTED_KEYS]) + (f' and {rest} more' if rest > 0 else '')
+
+
+def check_state_dict(model: nn.Module, checkpoint: Mapping, source: str) -> None:
+    """Checks that a checkpoint holds the weights of this very architecture.
+
+    Args:
+        model: The model, neither wrapped for distribution nor for test-time augmentation.
+        checkpoint: What the file holds: a dict with a ``state_dict``, or the state dict itself.
+        source: The file's name, for the error.
+
+    Raises:
+        UserError: If keys are missing, unexpected, or of another shape. ``num_batches_tracked`` of batch norms may be missing.
+    """
+    given = checkpoint.get('state_dict', checkpoint)
+    given = {key.removeprefix('module.'): value for key, value in given.items()}
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in given and not key.endswith('num_batches_tracked')]
+    unexpected = [key for key in given if key not in wanted]
+    other_shape = [
+        f'{key} {tuple(given[key].shape)} instead of {tuple(value.shape)}' for key, value in wanted.items()
+        if isinstance(value, Tensor) and isinstance(given.get(key), Tensor) and given[key].shape != value.shape
+    ]
+    problems = {'missing': missing, 'unexpected': unexpected, 'of another shape': other_shape}
+    found = [f'{len(keys)} {kind}: {_listing(keys)}' for kind, keys in problems.items() if keys]
+    if found:
+        raise UserError(f'checkpoint {source} is of another architecture than the config ({"; ".join(found)}). To start from its backbone alone, '
+                        "give the backbone init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone') in place of load_from")
+
+
+def saved_checkpoints(work_dir: str | Path) -> list[Path]:
+    """Returns the checkpoints that training saved regularly in a work directory, the newest first."""
+    found = [(int(match[1]), path) for path in Path(work_dir).glob('*.pth') if (match := re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def find_resumable(work_dir: str | Path) -> str | None:
+    """Finds the checkpoint to resume from: the one that mmengine noted last, or, where a killed run left that one unreadable, the newest good one.
+
+    Args:
+        work_dir: The work directory of the run.
+
+    Returns:
+        The checkpoint, or None where the directory holds none, as at the first start.
+
+    Raises:
+        UserError: If there are checkpoints and none of them is readable.
+    """
+    work_dir = Path(work_dir)
+    note = work_dir / 'last_checkpoint'
+    noted = note.read_text().strip() if note.exists() else ''
+    # The folder may have been moved since: the note's file name counts, its folder only if the file is not here.
+    candidates = [path for path in (work_dir / Path(noted).name, Path(noted)) if noted and path.is_file()][:1]
+    candidates += [path for path in saved_checkpoints(work_dir) if path not in candidates]
+    for path in candidates:
+        try:
+            read_checkpoint(path)
+            return str(path)
+        except UserError as error:
+            print_log(f'{error}; trying the one before it', logger='current', level=logging.WARNING)
+    if candidates:
+        raise UserError(f'none of the {len(candidates)} checkpoints in {work_dir} is readable: remove them, or name a good one (--resume FILE)')
+    return None
+
+
+@register_backend('mmgroupnet.atomic')
+class AtomicLocalBackend(LocalBackend):
+    """Writes a file under another name first and then renames it, so that a killed run leaves the old file or the new one, never half of one."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        partial = f'{filepath}.partial'
+        super().put(obj, partial)
+        os.replace(partial, filepath)

@@ -1,0 +1,172 @@
+"""Loading a config and checking it before anything is built from it."""
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import mmengine.registry
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.hub import get_config
+from mmengine.model import BaseModule
+from mmengine.registry import DefaultScope, Registry
+
+import mmgroupnet.registry
+from mmgroupnet.engine.errors import UserError, nearest
+
+_ROOTS = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
+_OURS = [getattr(mmgroupnet.registry, name) for name in mmgroupnet.registry.__all__]
+
+
+def load_config(name: str) -> Config:
+    """Loads a config.
+
+    Args:
+        name: A file, or a config of an installed OpenMMLab library, ``mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py``.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    if '::' in name:
+        try:
+            return get_config(name)
+        except (KeyError, FileNotFoundError) as error:
+            raise UserError(f'config {name}: no installed OpenMMLab library has it ({error})') from error
+    path = Path(name)
+    if not path.is_file():
+        folder = path.parent
+        while not folder.is_dir():
+            folder = folder.parent
+        near = {found.name: found for found in folder.rglob('*.py')} if folder != Path('.') and folder != Path('/') else {}
+        raise UserError(f'config {name} does not exist{nearest(path.name, near)}')
+    return Config.fromfile(path)
+
+
+def resolve_type(name: str | type | Callable, scope: str | None) -> Callable | None:
+    """Finds the class that a config's ``type`` names, in any registry.
+
+    Args:
+        name: A registered name such as ``'FCOS'`` or ``'mmgroupnet.BinaryFPN'``, or the class itself.
+        scope: The config's ``default_scope``.
+
+    Returns:
+        The class (or function), or None where nothing of that name is registered.
+    """
+    if not isinstance(name, str):
+        return name
+    with DefaultScope.overwrite_default_scope(scope):
+        for root in _ROOTS:
+            with root.switch_scope_and_registry(None) as registry:
+                found = registry.get(name)
+            if found is not None:
+                return found
+    return None
+
+
+def accepted_arguments(part: Callable) -> set[str] | None:
+    """Names of the arguments that a class or function takes, with those that a ``**kwargs`` hands on to the base classes.
+
+    Returns:
+        The names, or None where it takes any.
+    """
+    if not inspect.isclass(part):
+        parameters = inspect.signature(part).parameters.values()
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        return None if takes_any else {parameter.name for parameter in parameters}
+    names: set[str] = set()
+    for base in part.__mro__:
+        if base is object or '__init__' not in vars(base):
+            continue
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        names |= {parameter.name for parameter in parameters if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names
+
+
+def _typed_dicts(node: object, path: str = '') -> Iterator[tuple[str, Mapping]]:
+    """Every dict with a ``type`` in a config, with its dotted path."""
+    if isinstance(node, Mapping):
+        if 'type' in node:
+            yield path, node
+        children = node.items()
+    elif isinstance(node, list | tuple):
+        children = enumerate(node)
+    else:
+        return
+    for key, child in children:
+        yield from _typed_dicts(child, f'{path}.{key}' if path else str(key))
+
+
+def _registered_names() -> set[str]:
+    for registry in _OURS:
+        registry.import_from_location()
+    return {f'mmgroupnet.{name}' for registry in _OURS for name in registry.module_dict}
+
+
+def _hands_on_kwargs(part: type) -> bool:
+    """Whether a class takes ``**kwargs``; of foreign classes nobody knows where these go."""
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(part).parameters.values())
+
+
+def check_arguments(cfg: Config) -> None:
+    """Checks that every part of mmgroupnet in a config exists, and that it and the model's other parts take the arguments they are given.
+
+    Raises:
+        UserError: Naming the part, the key and the nearest valid key.
+    """
+    scope = cfg.get('default_scope')
+    for path, part_cfg in _typed_dicts(cfg.to_dict()):
+        name = part_cfg['type']
+        ours = str(name).startswith('mmgroupnet.') or getattr(name, '__module__', '').startswith('mmgroupnet.')
+        # Stock layers, optimizers and transforms are built by helpers that take keys for themselves; BaseModules are built as they are written.
+        if not ours and path.split('.')[0] != 'model':
+            continue
+        part = resolve_type(name, scope)
+        if part is None:
+            if ours:
+                raise UserError(f'{path}.type={name!r} is not registered{nearest(name, _registered_names())}')
+            continue
+        if not ours and not (inspect.isclass(part) and issubclass(part, BaseModule)):
+            continue
+        accepted = accepted_arguments(part)
+        if accepted is None or (not ours and _hands_on_kwargs(part)):
+            continue
+        if inspect.isclass(part) and issubclass(part, Hook):
+            accepted = accepted | {'priority'}
+        for key in part_cfg:
+            if key not in accepted | {'type', '_scope_'}:
+                raise UserError(f'{path}: {part.__name__} takes no argument {key!r}{nearest(key, accepted)}. It takes: {", ".join(sorted(accepted))}')
+
+
+def check_overrides(cfg: Config, options: Mapping[str, object]) -> None:
+    """Checks ``--cfg-options``: all but the last key of a path must be in the config, or be an argument of the part it stands in.
+
+    Without this, ``model.bakbone.depth=18`` would make a new dict that nobody reads.
+
+    Args:
+        cfg: The config before the options are merged.
+        options: Dotted paths and their values.
+
+    Raises:
+        UserError: Naming the first key that is not there and the nearest one that is.
+    """
+    for path in options:
+        node: object = cfg.to_dict()
+        keys = path.split('.')
+        for depth, key in enumerate(keys):
+            where = '.'.join(keys[:depth]) or 'the config'
+            if isinstance(node, list | tuple):
+                if not key.isdigit() or int(key) >= len(node):
+                    raise UserError(f'--cfg-options {path}: {where} is a list of {len(node)} entries, {key!r} is no index of it')
+                node = node[int(key)]
+            elif not isinstance(node, Mapping):
+                raise UserError(f'--cfg-options {path}: {where} is {node!r}, which has no keys')
+            elif key in node:
+                node = node[key]
+            elif depth == len(keys) - 1:
+                break  # A new key; whether its part takes it is the business of check_arguments.
+            else:
+                part = resolve_type(node['type'], cfg.get('default_scope')) if 'type' in node else None
+                if part is not None and key in (accepted_arguments(part) or ()):
+                    break  # An argument that the config leaves at its default.
+                raise UserError(f'--cfg-options {path}: {where} has no key {key!r}{nearest(key, node)}. Its keys: {", ".join(map(str, node))}')

@@ -1,0 +1,28 @@
+"""The error that the tools print as one line."""
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """Something that the user can mend: a wrong path, key, file or setting. Its message says what is wrong, where, and what is allowed."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Returns a hint for a misspelt name, ``"; did you mean 'depth'?"``, or an empty string where nothing comes near."""
+    matches = difflib.get_close_matches(name, list(allowed), n=1)
+    return f'; did you mean {matches[0]!r}?' if matches else ''
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Prints a :class:`UserError` as one message without a traceback and ends the process with status 1."""
+    try:
+        yield
+    except UserError as error:
+        # The other processes of a distributed run stop for the same reason.
+        if os.environ.get('RANK', '0') == '0':
+            print(f'error: {error}', file=sys.stderr)
+        sys.exit(1)

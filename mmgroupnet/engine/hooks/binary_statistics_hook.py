@@ -1,0 +1,141 @@
+"""Shows whether a binary network is alive."""
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmgroupnet.registry import HOOKS
+
+
+@dataclass
+class _SignRecord:
+    """What was seen of one layer's sign since the last report."""
+    positive: int = 0
+    total: int = 0
+    ever_positive: Tensor | bool = field(default=False)  # (K*C, ), per channel
+    ever_negative: Tensor | bool = field(default=False)
+
+    def add(self, signs: Tensor) -> None:
+        """Adds an output of the sign, ``(N, K*C, H, W)``."""
+        positive = signs.detach() >= 0
+        self.positive += int(positive.sum())
+        self.total += positive.numel()
+        per_channel = positive.transpose(0, 1).flatten(1)
+        self.ever_positive = self.ever_positive | per_channel.any(1)
+        self.ever_negative = self.ever_negative | (~per_channel).any(1)
+
+
+@HOOKS.register_module()
+class BinaryStatisticsHook(Hook):
+    """Logs per binary layer the share of +1 at its sign, the dead channels and how many weights changed their sign, once an epoch.
+
+    A channel is *dead* where its sign was constant over all sampled iterations: it tells nothing about the image. A layer whose share of +1 lies
+    outside ``alive_range`` gets a warning. The log has one line; the full table goes to ``binary_statistics.jsonl`` in the work directory, one line
+    per epoch and layer. The signs are those of the first process' images.
+
+    Args:
+        interval: Signs are looked at in the first iteration of an epoch and in every ``interval``-th after it; the others cost nothing. Default: 50.
+        alive_range: Lowest and highest share of +1 of a healthy layer. Default: (0.02, 0.98).
+
+    Raises:
+        ValueError: If ``interval`` is not at least 1.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, interval: int = 50, alive_range: tuple[float, float] = (0.02, 0.98)) -> None:
+        if interval < 1:
+            raise ValueError(f'interval={interval}: give the number of iterations between two samples, an int >= 1')
+        self.interval = interval
+        self.alive_range = alive_range
+        self._records: dict[str, _SignRecord] = {}
+        self._weight_signs: dict[str, Tensor] = {}
+        self._handles: list = []
+
+    @staticmethod
+    def _layers(runner: Runner) -> dict[str, nn.Module]:
+        from mmgroupnet.layers import BinaryConv2d
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        return {name: module for name, module in model.named_modules() if isinstance(module, BinaryConv2d)}
+
+    @master_only
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Notes the signs of the weights.
+
+        Args:
+            runner: The runner.
+        """
+        self._weight_signs = {name: layer.weight.detach() >= 0 for name, layer in self._layers(runner).items()}
+
+    @master_only
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        """Listens to the signs in the iterations that are sampled.
+
+        Args:
+            runner: The runner.
+            batch_idx: Index of the batch in the epoch.
+            data_batch: Not used.
+        """
+        if batch_idx % self.interval:
+            return
+        for name, layer in self._layers(runner).items():
+            record = self._records.setdefault(name, _SignRecord())
+            self._handles.append(layer.activation.register_forward_hook(lambda _module, _args, signs, record=record: record.add(signs)))
+
+    @master_only
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None) -> None:
+        """Stops listening.
+
+        Args:
+            runner: The runner.
+            batch_idx: Index of the batch in the epoch.
+            data_batch: Not used.
+            outputs: Not used.
+        """
+        while self._handles:
+            self._handles.pop().remove()
+
+    @master_only
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Writes the table and logs its summary.
+
+        Args:
+            runner: The runner.
+        """
+        rows = [self._row(name, layer, runner) for name, layer in self._layers(runner).items() if self._records.get(name, _SignRecord()).total]
+        self._records = {}
+        if not rows:
+            return
+        with (Path(runner.work_dir) / 'binary_statistics.jsonl').open('a') as file:
+            file.writelines(json.dumps(row) + '\n' for row in rows)
+        lowest, highest = (choose(rows, key=lambda row: row['positive_share']) for choose in (min, max))
+        deadest = max(rows, key=lambda row: row['dead_channels'] / row['channels'])
+        flips = sum(row['weight_flips'] for row in rows) / sum(row['weights'] for row in rows)
+        runner.logger.info(
+            f'{len(rows)} binary layers: share of +1 from {lowest["positive_share"]:.3f} ({lowest["layer"]}) to {highest["positive_share"]:.3f} '
+            f'({highest["layer"]}); {sum(row["dead_channels"] for row in rows)} of {sum(row["channels"] for row in rows)} channels dead (most: '
+            f'{deadest["dead_channels"]} of {deadest["channels"]} in {deadest["layer"]}); {flips:.2%} of the weights changed sign in this epoch')
+        low, high = self.alive_range
+        dying = [f'{row["layer"]} ({row["positive_share"]:.3f})' for row in rows if not low <= row['positive_share'] <= high]
+        if dying:
+            runner.logger.warning(f'{len(dying)} of {len(rows)} binary layers are dying, their share of +1 lies outside {low}-{high}: {", ".join(dying)}')
+
+    def _row(self, name: str, layer: nn.Module, runner: Runner) -> dict:
+        record = self._records[name]
+        signs = layer.weight.detach() >= 0
+        return dict(
+            epoch=runner.epoch + 1,
+            iteration=runner.iter,
+            layer=name,
+            positive_share=record.positive / record.total,
+            dead_channels=int((record.ever_positive ^ record.ever_negative).sum()),
+            channels=record.ever_positive.numel(),
+            weight_flips=int((signs != self._weight_signs.get(name, signs)).sum()),
+            weights=signs.numel())
+
+

@@ -1,0 +1,39 @@
+"""Stops training at the first loss that is no number."""
+import math
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmgroupnet.engine.checkpoint import find_resumable
+from mmgroupnet.engine.errors import UserError
+from mmgroupnet.registry import HOOKS
+
+
+@HOOKS.register_module()
+class InvalidLossHook(Hook):
+    """Stops where a loss is NaN or infinite: the weights are spoilt by then, and everything after it would be lost time.
+
+    Every iteration is checked; that costs nothing, since mmengine reads the losses for its log in every iteration, too.
+    """
+
+    priority = 'VERY_HIGH'  # Before a checkpoint of these weights is written.
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None) -> None:
+        """Checks the losses.
+
+        Args:
+            runner: The runner.
+            batch_idx: Index of the batch in the epoch.
+            data_batch: Not used.
+            outputs: The losses by name.
+
+        Raises:
+            UserError: Naming the iteration, the losses that are no numbers, and the last good checkpoint.
+        """
+        losses = {name: float(value) for name, value in (outputs or {}).items() if 'loss' in name}
+        invalid = [f'{name}={value}' for name, value in losses.items() if not math.isfinite(value)]
+        if invalid:
+            good = find_resumable(runner.work_dir)
+            good = f'the last good checkpoint is {good}' if good else f'no checkpoint was saved in {runner.work_dir} before it'
+            raise UserError(f'training stopped at iteration {runner.iter + 1} (epoch {runner.epoch + 1}, batch {batch_idx + 1}): {", ".join(invalid)}; '
+                            f'{good}. Lower the learning rate or clip the gradients (optim_wrapper.clip_grad)')

@@ -1,0 +1,139 @@
+"""Options of a test that each OpenMMLab library spells in its own way: drawing, test-time augmentation, writing predictions."""
+from copy import deepcopy
+
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+from mmengine.runner import Runner
+
+from mmgroupnet.engine.checkpoint import is_local, read_checkpoint
+from mmgroupnet.engine.data import check_data
+from mmgroupnet.engine.errors import UserError
+from mmgroupnet.engine.launch import build_runner
+
+_VISUALIZATION_HOOKS = dict(
+    mmdet='mmdet.DetVisualizationHook', mmseg='mmseg.SegVisualizationHook', mmpretrain='mmpretrain.VisualizationHook')
+
+
+def _library(cfg: Config, option: str) -> str:
+    scope = cfg.get('default_scope')
+    if scope not in _VISUALIZATION_HOOKS:
+        raise UserError(f'{option} needs a config whose default_scope is one of {", ".join(_VISUALIZATION_HOOKS)}, not {scope!r}')
+    return scope
+
+
+def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    """Turns on the drawing of predictions.
+
+    Args:
+        cfg: The config, changed in place.
+        show: Open a window.
+        show_dir: Folder for the pictures, inside the run's folder of logs. None: none are written.
+        wait_time: Seconds that a window stays.
+    """
+    library = _library(cfg, '--show and --show-dir')
+    hook = cfg.default_hooks.setdefault('visualization', dict(type=_VISUALIZATION_HOOKS[library]))
+    hook.update(show=show, wait_time=wait_time)
+    hook['enable' if library == 'mmpretrain' else 'draw'] = True
+    if show_dir and library == 'mmseg':
+        cfg.visualizer.save_dir = show_dir
+    elif show_dir:
+        hook['out_dir' if library == 'mmpretrain' else 'test_out_dir'] = show_dir
+
+
+def _default_tta(cfg: Config, library: str) -> tuple[dict, list]:
+    """Model and pipeline that predict on the image and on its mirror image."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    pipeline = deepcopy(dataset.pipeline)
+    pack = pipeline[-1]
+    if library == 'mmdet':
+        model = dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+        # Boxes of the mirror image are mirrored back, which needs to know of the flip.
+        keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+        pack = dict(type='mmdet.PackDetInputs', meta_keys=keys)
+        flip = 'mmdet.RandomFlip'
+    else:
+        model = dict(type='mmpretrain.AverageClsScoreTTA')
+        flip = 'RandomFlip'
+    flips = [dict(type=flip, prob=1.), dict(type=flip, prob=0.)]
+    return model, [*pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [pack]])]
+
+
+def augment_test(cfg: Config) -> None:
+    """Turns on test-time augmentation: the config's ``tta_model`` and ``tta_pipeline``, or the mirror image where it has none.
+
+    Args:
+        cfg: The config, changed in place.
+
+    Raises:
+        UserError: If the config has none and its library has no default.
+    """
+    library = _library(cfg, '--tta')
+    if 'tta_model' in cfg and 'tta_pipeline' in cfg:
+        model, pipeline = cfg.tta_model, cfg.tta_pipeline
+    elif library == 'mmseg':
+        raise UserError('--tta needs tta_model and tta_pipeline in a config of mmseg')
+    else:
+        model, pipeline = _default_tta(cfg, library)
+    cfg.model = ConfigDict(**model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = pipeline
+
+
+def write_predictions(runner: Runner, out: str) -> None:
+    """Adds a writer of all predictions to a test.
+
+    Args:
+        runner: The runner.
+        out: The pickle file.
+
+    Raises:
+        UserError: If it does not end in .pkl or .pickle.
+    """
+    if not out.endswith(('.pkl', '.pickle')):
+        raise UserError(f'--out {out}: predictions are written as a pickle, give a name that ends in .pkl')
+    if runner.cfg.get('default_scope') == 'mmdet':
+        from mmdet.evaluation import DumpDetResults  # Compresses masks.
+        metric = DumpDetResults(out_file_path=out)
+    else:
+        metric = DumpResults(out_file_path=out)
+    runner.test_evaluator.metrics.append(metric)
+
+
+def run_test(cfg: Config,
+             checkpoint: str,
+             out: str | None = None,
+             show: bool = False,
+             show_dir: str | None = None,
+             wait_time: float = 2,
+             tta: bool = False) -> dict:
+    """Checks what can be checked beforehand, then evaluates a checkpoint.
+
+    Args:
+        cfg: A checked config with ``work_dir`` and ``launcher``; changed in place.
+        checkpoint: The checkpoint.
+        out: Pickle file for all predictions. Default: None.
+        show: Show every picture with its predictions. Default: False.
+        show_dir: Folder for pictures with predictions. Default: None.
+        wait_time: Seconds that a shown picture stays. Default: 2.
+        tta: Test-time augmentation. Default: False.
+
+    Returns:
+        The metrics by name.
+
+    Raises:
+        UserError: If an option does not fit the config, data is missing, or the checkpoint is unreadable or of another architecture.
+    """
+    if is_local(checkpoint):
+        read_checkpoint(checkpoint)
+    check_data(cfg, ['test_dataloader'])
+    cfg.load_from = checkpoint
+    cfg.resume = False
+    if show or show_dir:
+        draw_predictions(cfg, show, show_dir, wait_time)
+    if tta:
+        augment_test(cfg)
+    runner = build_runner(cfg)
+    if out:
+        write_predictions(runner, out)
+    return runner.test()
