@@ -14,7 +14,9 @@ BASE_PYTHON ?= $(or $(firstword $(foreach python,python3 python3.12 python3.11,$
 # Clones may share an environment: the checkout's own package always comes first.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 # The models of the demo and the tests are small: beyond four threads they get slower, not faster.
-export OMP_NUM_THREADS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
+ifndef OMP_NUM_THREADS
+export OMP_NUM_THREADS := $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
+endif
 
 ifeq ($(strip $(PYTHON)),)
 PY := $(VENV)/bin/python

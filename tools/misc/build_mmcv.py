@@ -24,7 +24,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tempfile
 import time
 from collections.abc import Mapping
@@ -42,7 +41,6 @@ class Torch(NamedTuple):
     version: str
     cuda: str | None  # version of CUDA that torch was built with
     has_gpu: bool
-    cuda_home: str | None  # the CUDA toolkit that torch would compile with
 
 
 def main() -> None:
@@ -101,10 +99,9 @@ def describe_torch() -> Torch:
     """Looks at the installed torch; exits where there is none."""
     try:
         import torch
-        from torch.utils.cpp_extension import CUDA_HOME
     except ImportError as error:
         sys.exit(f'torch cannot be imported by {sys.executable} ({error}): install it before mmcv.')
-    return Torch(torch.__version__, torch.version.cuda, torch.cuda.is_available(), CUDA_HOME)
+    return Torch(torch.__version__, torch.version.cuda, torch.cuda.is_available())
 
 
 def wants_cuda(torch: Torch, forced: bool) -> bool:
@@ -118,7 +115,7 @@ def wants_cuda(torch: Torch, forced: bool) -> bool:
     if torch.cuda is None:
         problem = f'torch {torch.version} is built without CUDA'
     else:
-        nvcc = nvcc_version(torch.cuda_home)
+        nvcc = nvcc_version(os.environ)
         if nvcc is None:
             problem = 'nvcc is not found (set CUDA_HOME)'
         elif nvcc.split('.')[0] != torch.cuda.split('.')[0]:
@@ -131,9 +128,11 @@ def wants_cuda(torch: Torch, forced: bool) -> bool:
     return False
 
 
-def nvcc_version(cuda_home: str | None) -> str | None:
-    """Version of nvcc as in ``13.0``; None where there is no nvcc."""
-    nvcc = shutil.which(os.path.join(cuda_home, 'bin', 'nvcc')) if cuda_home else None
+def nvcc_version(environ: Mapping[str, str]) -> str | None:
+    """Version of the nvcc that torch would compile with, as in ``13.0``; None where there is no nvcc."""
+    home = environ.get('CUDA_HOME') or environ.get('CUDA_PATH')
+    nvcc = shutil.which(f'{home}/bin/nvcc') if home else (
+        shutil.which('nvcc', path=environ.get('PATH')) or shutil.which('/usr/local/cuda/bin/nvcc'))
     if nvcc is None:
         return None
     found = re.search(r'release (\d+\.\d+)', subprocess.run([nvcc, '--version'], capture_output=True, text=True).stdout)
@@ -251,8 +250,7 @@ def build(folder: Path, cuda: bool) -> Path:
         run_logged([sys.executable, '-m', 'pip', 'download', '--disable-pip-version-check', '--no-deps',
                     '--no-binary', 'mmcv', '--no-build-isolation', '--dest', str(work), f'mmcv=={MMCV_VERSION}'],
                    output, cwd=work)
-        with tarfile.open(next(work.glob('mmcv-*.tar.gz'))) as archive:
-            archive.extractall(work, filter='data')
+        shutil.unpack_archive(next(work.glob('mmcv-*.tar.gz')), work)
         source = work / f'mmcv-{MMCV_VERSION}'
         setup = source / 'setup.py'
         setup.write_text(raise_standard(setup.read_text(encoding='utf-8')), encoding='utf-8')
@@ -340,8 +338,8 @@ def run_logged(command: list[str], log: TextIO, cwd: Path, env: dict[str, str] |
     if process.returncode != 0:
         log.flush()
         tail = '\n'.join(line[:300] for line in Path(log.name).read_text(errors='replace').splitlines()[-20:])
-        sys.exit(f'{tail}\nmmcv {MMCV_VERSION} could not be built (exit status {process.returncode}): the end of its log '
-                 f'stands above, all of it in {log.name}')
+        sys.exit(f'{tail}\nmmcv {MMCV_VERSION} could not be built (exit status {process.returncode}): above is the end '
+                 f'of its log, {log.name}')
 
 
 def minutes(seconds: float) -> str:
