@@ -1,0 +1,4 @@
+# As fcos_groupnet_r18_bccd.py, with binary shortcuts: stem and predictions alone are full precision.
+_base_ = 'fcos_groupnet_r18_bccd.py'
+
+model = dict(backbone=dict(binary_downsample=True))

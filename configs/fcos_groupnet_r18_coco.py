@@ -1,0 +1,4 @@
+# As fcos_groupnet_r50_coco.py, with a Group-Net ResNet-18.
+_base_ = 'fcos_groupnet_r50_coco.py'
+
+model = dict(backbone=dict(depth=18), neck=dict(in_channels=[64, 128, 256, 512]))
