@@ -1,0 +1,80 @@
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ('mmgroupnet', 'configs', 'tools', 'requirements', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md',
+           'LICENSE', 'model-index.yml')
+
+
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+    """A copy of what a package is made from, so that building leaves nothing in the real checkout."""
+    copy = tmp_path_factory.mktemp('packaging') / 'checkout'
+    copy.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('__pycache__', '.mim'))
+        else:
+            shutil.copy2(ROOT / name, copy / name)
+    # Packaging that imports torch fails here.
+    (copy / 'torch.py').write_text("raise ImportError('setup.py imports torch')")
+    return copy
+
+
+@pytest.fixture(scope='module')
+def wheel(checkout, tmp_path_factory):
+    return build_wheel(checkout, tmp_path_factory.mktemp('wheel'))
+
+
+def build_wheel(source, folder):
+    pip('wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', folder, source)
+    return next(folder.glob('mmgroupnet-*.whl'))
+
+
+def pip(*args):
+    subprocess.run([sys.executable, '-m', 'pip', '--disable-pip-version-check', *map(str, args)], check=True)
+
+
+def names_in(wheel):
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def files(folder, ending=''):
+    return {str(path.relative_to(folder)) for path in folder.rglob(f'*{ending}')}
+
+
+def test_a_wheel_carries_the_package_and_what_mim_looks_for(checkout, wheel):
+    names = names_in(wheel)
+    assert {f'mmgroupnet/{name}' for name in files(checkout / 'mmgroupnet', '.py')} <= names
+    assert {f'mmgroupnet/.mim/configs/{name}' for name in files(checkout / 'configs', '.py')} <= names
+    assert {f'mmgroupnet/.mim/tools/{name}' for name in files(checkout / 'tools', '.py')} <= names
+    assert {f'mmgroupnet/.mim/tools/{name}' for name in files(checkout / 'tools', '.sh')} <= names
+    assert 'mmgroupnet/.mim/model-index.yml' in names
+    dist_info = '-'.join(wheel.name.split('-')[:2]) + '.dist-info'
+    assert {name.split('/')[0] for name in names} == {'mmgroupnet', dist_info}
+
+
+def test_the_wheel_declares_ranges_and_extras(wheel):
+    name = next(name for name in names_in(wheel) if name.endswith('/METADATA'))
+    metadata = zipfile.ZipFile(wheel).read(name).decode().splitlines()
+    assert 'Requires-Dist: mmengine<1.0.0,>=0.10.4' in metadata
+    assert 'Requires-Dist: mmdet<4.0.0,>=3.2.0; extra == "mmdet"' in metadata
+    assert 'Requires-Dist: mmcv<2.2.0,>=2.0.0rc4; extra == "mim"' in metadata
+    extras = {line.removeprefix('Provides-Extra: ') for line in metadata if line.startswith('Provides-Extra')}
+    assert extras == {'mim', 'mmdet', 'mmseg', 'mmpretrain', 'demo', 'tests', 'all'}
+
+
+def test_a_wheel_from_a_source_archive_is_the_same(checkout, wheel, tmp_path):
+    subprocess.run([sys.executable, 'setup.py', '--quiet', 'sdist', '--dist-dir', tmp_path], cwd=checkout, check=True)
+    assert names_in(build_wheel(next(tmp_path.glob('mmgroupnet-*.tar.gz')), tmp_path)) == names_in(wheel)
+
+
+def test_an_editable_install_links_to_the_checkout(checkout, wheel, tmp_path):
+    pip('install', '--no-deps', '--no-build-isolation', '--target', tmp_path, '--editable', checkout)
+    for name in ('configs', 'tools', 'model-index.yml'):
+        assert (checkout / 'mmgroupnet' / '.mim' / name).resolve() == checkout / name
