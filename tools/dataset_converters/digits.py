@@ -1,8 +1,12 @@
 """Generate the digits detection set (real handwritten digits on photographs) from the data of scikit-learn."""
 
 import argparse
+import sys
+from pathlib import Path
 
-from mmgroupnet.datasets.digits import generate_digits
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout of this file comes first
+
+from mmgroupnet.datasets import generate_digits
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,7 +21,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    out_dir = generate_digits(args.out_dir, args.num_train, args.num_val, args.image_size, args.seed)
+    try:
+        out_dir = generate_digits(args.out_dir, args.num_train, args.num_val, args.image_size, args.seed)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        sys.exit(f'error: {error}')
     print(f'digits: {args.num_train} training and {args.num_val} validation images are in {out_dir}')
 
 
