@@ -1,9 +1,14 @@
-"""Evaluates a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``. One tool for mmdet, mmseg and mmpretrain, by the config's default_scope."""
+"""Evaluates a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``.
+
+One tool for mmdet, mmseg and mmpretrain, by the config's default_scope.
+"""
+
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # The checkout of this file comes before an installed mmgroupnet.
+# The checkout of this file comes before an installed mmgroupnet.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmgroupnet.engine.cli import add_run_options, read_run_config
 from mmgroupnet.engine.errors import one_line_errors
@@ -16,7 +21,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', help='write all predictions to this pickle file')
     parser.add_argument('--show', action='store_true', help='show every picture with its predictions')
-    parser.add_argument('--show-dir', help='write every picture with its predictions to this folder of WORK_DIR/TIMESTAMP')
+    parser.add_argument(
+        '--show-dir', help='write every picture with its predictions to this folder of WORK_DIR/TIMESTAMP'
+    )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that a shown picture stays (default: 2)')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args()
@@ -32,7 +39,8 @@ def main() -> None:
             show=args.show,
             show_dir=args.show_dir,
             wait_time=args.wait_time,
-            tta=args.tta)
+            tta=args.tta,
+        )
 
 
 if __name__ == '__main__':

@@ -1,9 +1,14 @@
-"""Trains a model: ``python tools/train.py CONFIG``. One tool for mmdet, mmseg and mmpretrain, by the config's default_scope."""
+"""Trains a model: ``python tools/train.py CONFIG``.
+
+One tool for mmdet, mmseg and mmpretrain, by the config's default_scope.
+"""
+
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # The checkout of this file comes before an installed mmgroupnet.
+# The checkout of this file comes before an installed mmgroupnet.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmgroupnet.engine.cli import add_run_options, read_run_config
 from mmgroupnet.engine.errors import one_line_errors
@@ -14,13 +19,16 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a model')
     add_run_options(parser)
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (needs a GPU)')
-    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size of all processes')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size of all processes'
+    )
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on with a run, from the given checkpoint or from the last one in the work directory')
+        help='go on with a run, from the given checkpoint or from the last one in the work directory',
+    )
     return parser.parse_args()
 
 

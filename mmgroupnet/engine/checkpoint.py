@@ -1,4 +1,5 @@
 """Reading, checking and safely writing checkpoints."""
+
 import logging
 import os
 import pickle
@@ -20,7 +21,7 @@ _LISTED_KEYS = 8
 
 
 def is_local(path: str) -> bool:
-    """Whether mmengine reads this checkpoint from the disk, and not by a scheme such as ``https://`` or ``torchvision://``."""
+    """Whether mmengine reads this checkpoint from the disk, not by a scheme such as ``https://``."""
     return '://' not in path
 
 
@@ -31,7 +32,8 @@ def read_checkpoint(path: str | Path) -> dict:
         path: The file.
 
     Returns:
-        The checkpoint; its tensors are on the meta device (shapes and dtypes alone), so that this is quick for a file of any size.
+        The checkpoint; its tensors are on the meta device (shapes and dtypes alone), so that this is quick for a file
+        of any size.
 
     Raises:
         UserError: If the file is missing, truncated, no checkpoint, or carries code.
@@ -42,13 +44,13 @@ def read_checkpoint(path: str | Path) -> dict:
     allow_mmengine_globals()
     try:
         checkpoint = torch.load(path, map_location='meta', weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        refused = re.search(r'GLOBAL (\S+)', str(error))
+    except Exception as error:  # Garbage makes the unpickler fail in any way.
+        refused = isinstance(error, pickle.UnpicklingError) and re.search(r'GLOBAL (\S+)', str(error))
         if refused:
-            raise UserError(f'checkpoint {path} carries code ({refused[1]}) and is refused: a checkpoint may hold tensors, numbers, strings and '
-                            'what mmengine logs') from error
-        raise UserError(f'checkpoint {path} is truncated or no checkpoint of torch') from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+            raise UserError(
+                f'checkpoint {path} carries code ({refused[1]}) and is refused: a checkpoint may hold tensors, '
+                'numbers, strings and what mmengine logs'
+            ) from error
         raise UserError(f'checkpoint {path} is truncated or no checkpoint of torch') from error
     if not isinstance(checkpoint, dict):
         raise UserError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dict with a state_dict')
@@ -69,7 +71,7 @@ def check_state_dict(model: nn.Module, checkpoint: Mapping, source: str) -> None
         source: The file's name, for the error.
 
     Raises:
-        UserError: If keys are missing, unexpected, or of another shape. ``num_batches_tracked`` of batch norms may be missing.
+        UserError: If keys are missing (other than ``num_batches_tracked``), unexpected, or of another shape.
     """
     given = checkpoint.get('state_dict', checkpoint)
     given = {key.removeprefix('module.'): value for key, value in given.items()}
@@ -77,24 +79,34 @@ def check_state_dict(model: nn.Module, checkpoint: Mapping, source: str) -> None
     missing = [key for key in wanted if key not in given and not key.endswith('num_batches_tracked')]
     unexpected = [key for key in given if key not in wanted]
     other_shape = [
-        f'{key} {tuple(given[key].shape)} instead of {tuple(value.shape)}' for key, value in wanted.items()
+        f'{key} {tuple(given[key].shape)} instead of {tuple(value.shape)}'
+        for key, value in wanted.items()
         if isinstance(value, Tensor) and isinstance(given.get(key), Tensor) and given[key].shape != value.shape
     ]
     problems = {'missing': missing, 'unexpected': unexpected, 'of another shape': other_shape}
     found = [f'{len(keys)} {kind}: {_listing(keys)}' for kind, keys in problems.items() if keys]
     if found:
-        raise UserError(f'checkpoint {source} is of another architecture than the config ({"; ".join(found)}). To start from its backbone alone, '
-                        "give the backbone init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone') in place of load_from")
+        raise UserError(
+            f'checkpoint {source} is of another architecture than the config ({"; ".join(found)}). To start from its '
+            "backbone alone, give the backbone init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone') in "
+            'place of load_from'
+        )
 
 
 def saved_checkpoints(work_dir: str | Path) -> list[Path]:
     """Returns the checkpoints that training saved regularly in a work directory, the newest first."""
-    found = [(int(match[1]), path) for path in Path(work_dir).glob('*.pth') if (match := re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem))]
+    found = [
+        (int(match[1]), path)
+        for path in Path(work_dir).glob('*.pth')
+        if (match := re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem))
+    ]
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def find_resumable(work_dir: str | Path) -> str | None:
-    """Finds the checkpoint to resume from: the one that mmengine noted last, or, where a killed run left that one unreadable, the newest good one.
+    """Finds the checkpoint to resume from.
+
+    It is the one that mmengine noted last, or, where a killed run left that one unreadable, the newest good one.
 
     Args:
         work_dir: The work directory of the run.
@@ -118,13 +130,16 @@ def find_resumable(work_dir: str | Path) -> str | None:
         except UserError as error:
             print_log(f'{error}; trying the one before it', logger='current', level=logging.WARNING)
     if candidates:
-        raise UserError(f'none of the {len(candidates)} checkpoints in {work_dir} is readable: remove them, or name a good one (--resume FILE)')
+        raise UserError(
+            f'none of the {len(candidates)} checkpoints in {work_dir} is readable: remove them, or name a good one '
+            '(--resume FILE)'
+        )
     return None
 
 
 @register_backend('mmgroupnet.atomic')
 class AtomicLocalBackend(LocalBackend):
-    """Writes a file under another name first and then renames it, so that a killed run leaves the old file or the new one, never half of one."""
+    """Writes a file under another name first: a killed run leaves the old file or the new one, never half of one."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         partial = f'{filepath}.partial'

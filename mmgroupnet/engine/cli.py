@@ -1,4 +1,5 @@
 """What the command lines of the tools have in common."""
+
 import argparse
 import os
 from pathlib import Path
@@ -19,7 +20,8 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         default={},
         metavar='KEY=VALUE',
         help='override settings of the config, e.g. model.backbone.depth=18 train_cfg.max_epochs=3; '
-        'lists are written key="[a,b]" or key=a,b, without spaces')
+        'lists are written key="[a,b]" or key=a,b, without spaces',
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +29,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_config_options(parser)
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    # torch's launchers before 2.0 pass one of these, later ones the other; torchrun sets the environment variable alone.
+    # torch's launchers before 2.0 pass one of these, later ones the other; torchrun sets the environment variable
+    # alone.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 

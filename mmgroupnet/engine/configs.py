@@ -1,4 +1,5 @@
 """Loading a config and checking it before anything is built from it."""
+
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,8 @@ def load_config(name: str) -> Config:
     """Loads a config.
 
     Args:
-        name: A file, or a config of an installed OpenMMLab library, ``mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py``.
+        name: A file, or a config of an installed OpenMMLab library,
+            ``mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py``.
 
     Raises:
         UserError: If there is no such file.
@@ -33,11 +35,8 @@ def load_config(name: str) -> Config:
             raise UserError(f'config {name}: no installed OpenMMLab library has it ({error})') from error
     path = Path(name)
     if not path.is_file():
-        folder = path.parent
-        while not folder.is_dir():
-            folder = folder.parent
-        near = {found.name: found for found in folder.rglob('*.py')} if folder != Path('.') and folder != Path('/') else {}
-        raise UserError(f'config {name} does not exist{nearest(path.name, near)}')
+        siblings = [str(found) for found in path.parent.glob('*.py')]
+        raise UserError(f'config {name} does not exist{nearest(str(path), siblings)}')
     return Config.fromfile(path)
 
 
@@ -63,7 +62,7 @@ def resolve_type(name: str | type | Callable, scope: str | None) -> Callable | N
 
 
 def accepted_arguments(part: Callable) -> set[str] | None:
-    """Names of the arguments that a class or function takes, with those that a ``**kwargs`` hands on to the base classes.
+    """Names of a class' or function's arguments, with those that ``**kwargs`` hand on to the base classes.
 
     Returns:
         The names, or None where it takes any.
@@ -77,7 +76,11 @@ def accepted_arguments(part: Callable) -> set[str] | None:
         if base is object or '__init__' not in vars(base):
             continue
         parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
-        names |= {parameter.name for parameter in parameters if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)}
+        names |= {
+            parameter.name
+            for parameter in parameters
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        }
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
     return names
@@ -109,7 +112,7 @@ def _hands_on_kwargs(part: type) -> bool:
 
 
 def check_arguments(cfg: Config) -> None:
-    """Checks that every part of mmgroupnet in a config exists, and that it and the model's other parts take the arguments they are given.
+    """Checks that the parts of mmgroupnet in a config exist, and that all parts of the model take their arguments.
 
     Raises:
         UserError: Naming the part, the key and the nearest valid key.
@@ -118,7 +121,8 @@ def check_arguments(cfg: Config) -> None:
     for path, part_cfg in _typed_dicts(cfg.to_dict()):
         name = part_cfg['type']
         ours = str(name).startswith('mmgroupnet.') or getattr(name, '__module__', '').startswith('mmgroupnet.')
-        # Stock layers, optimizers and transforms are built by helpers that take keys for themselves; BaseModules are built as they are written.
+        # Stock layers, optimizers and transforms are built by helpers that take keys for themselves; BaseModules are
+        # built as they are written.
         if not ours and path.split('.')[0] != 'model':
             continue
         part = resolve_type(name, scope)
@@ -135,13 +139,17 @@ def check_arguments(cfg: Config) -> None:
             accepted = accepted | {'priority'}
         for key in part_cfg:
             if key not in accepted | {'type', '_scope_'}:
-                raise UserError(f'{path}: {part.__name__} takes no argument {key!r}{nearest(key, accepted)}. It takes: {", ".join(sorted(accepted))}')
+                raise UserError(
+                    f'{path}: {part.__name__} takes no argument {key!r}{nearest(key, accepted)}. '
+                    f'It takes: {", ".join(sorted(accepted))}'
+                )
 
 
 def check_overrides(cfg: Config, options: Mapping[str, object]) -> None:
-    """Checks ``--cfg-options``: all but the last key of a path must be in the config, or be an argument of the part it stands in.
+    """Checks that ``--cfg-options`` change settings that exist.
 
-    Without this, ``model.bakbone.depth=18`` would make a new dict that nobody reads.
+    All but the last key of a path must be in the config, or be an argument of the part that it stands in. Without this,
+    ``model.bakbone.depth=18`` would make a new dict that nobody reads.
 
     Args:
         cfg: The config before the options are merged.
@@ -157,7 +165,9 @@ def check_overrides(cfg: Config, options: Mapping[str, object]) -> None:
             where = '.'.join(keys[:depth]) or 'the config'
             if isinstance(node, list | tuple):
                 if not key.isdigit() or int(key) >= len(node):
-                    raise UserError(f'--cfg-options {path}: {where} is a list of {len(node)} entries, {key!r} is no index of it')
+                    raise UserError(
+                        f'--cfg-options {path}: {where} is a list of {len(node)} entries, {key!r} is no index of it'
+                    )
                 node = node[int(key)]
             elif not isinstance(node, Mapping):
                 raise UserError(f'--cfg-options {path}: {where} is {node!r}, which has no keys')
@@ -169,4 +179,7 @@ def check_overrides(cfg: Config, options: Mapping[str, object]) -> None:
                 part = resolve_type(node['type'], cfg.get('default_scope')) if 'type' in node else None
                 if part is not None and key in (accepted_arguments(part) or ()):
                     break  # An argument that the config leaves at its default.
-                raise UserError(f'--cfg-options {path}: {where} has no key {key!r}{nearest(key, node)}. Its keys: {", ".join(map(str, node))}')
+                raise UserError(
+                    f'--cfg-options {path}: {where} has no key {key!r}{nearest(key, node)}. '
+                    f'Its keys: {", ".join(map(str, node))}'
+                )

@@ -1,4 +1,5 @@
 """Checks that the data of a config is there, before a model is built."""
+
 import json
 import mmap
 import re
@@ -37,16 +38,23 @@ def _expected_paths(dataset: Mapping) -> Iterator[Path]:
 
 
 def _categories(ann_file: Path) -> list[str] | None:
-    """Names of the categories in a COCO annotation file, or None where it has no such list. Reads that list alone: the file may be half a gigabyte."""
+    """Names of the categories in a COCO annotation file, or None where it has no such list.
+
+    Only that list is parsed: the file may be half a gigabyte.
+    """
     if not ann_file.stat().st_size:
         raise UserError(f'annotation file {ann_file} is empty')
     with ann_file.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         for match in re.finditer(rb'"categories"\s*:\s*(?=\[)', text):
             try:
-                categories, _ = json.JSONDecoder().raw_decode(text[match.end():match.end() + _LONGEST_CATEGORIES].decode(errors='ignore'))
+                categories, _ = json.JSONDecoder().raw_decode(
+                    text[match.end() : match.end() + _LONGEST_CATEGORIES].decode(errors='ignore')
+                )
                 return [category['name'] for category in categories]
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f'annotation file {ann_file}: its list of categories is not readable ({error})') from error
+                raise UserError(
+                    f'annotation file {ann_file}: its list of categories is not readable ({error})'
+                ) from error
     return None
 
 
@@ -69,18 +77,24 @@ def _check_dataset(dataset: Mapping, name: str, scope: str | None) -> None:
     if root and expected and not Path(root).is_dir():
         folder = Path(root)
         state = f'is a link to {folder.readlink()}, which does not exist' if folder.is_symlink() else 'does not exist'
-        raise UserError(f'data folder {folder} ({name}) {state}. Expected in it: {", ".join(str(path) for path in expected)}. '
-                        f'Link your copy: ln -sn /path/to/{folder.name} {folder}')
+        raise UserError(
+            f'data folder {folder} ({name}) {state}. Expected in it: {", ".join(str(path) for path in expected)}. '
+            f'Link your copy: ln -sn /path/to/{folder.name} {folder}'
+        )
     for path in expected:
         if not path.exists():
             kind = 'annotation file' if path == expected[0] and dataset.get('ann_file') else 'image folder'
-            raise UserError(f'{kind} {path} ({name}) does not exist. Expected: {", ".join(str(path) for path in expected)}')
+            raise UserError(
+                f'{kind} {path} ({name}) does not exist. Expected: {", ".join(str(path) for path in expected)}'
+            )
     classes = _classes(dataset, scope)
     if classes and dataset.get('ann_file', '').endswith('.json'):
         categories = _categories(expected[0])
         if categories is not None and not set(categories) & set(classes):
-            raise UserError(f'annotation file {expected[0]} ({name}) has none of the classes of the config: it has {_few(categories)}, the config '
-                            f'{_few(classes)}; give the dataset metainfo=dict(classes=(...))')
+            raise UserError(
+                f'annotation file {expected[0]} ({name}) has none of the classes of the config: it has '
+                f'{_few(categories)}, the config {_few(classes)}; give the dataset metainfo=dict(classes=(...))'
+            )
 
 
 def _few(names: list[str]) -> str:
@@ -88,11 +102,12 @@ def _few(names: list[str]) -> str:
 
 
 def check_data(cfg: Config, loaders: list[str]) -> None:
-    """Checks that folders and annotation files are there and that a COCO annotation file has at least one of the classes.
+    """Checks that folders and annotation files are there, and that COCO files have at least one of the classes.
 
     Args:
         cfg: The config.
-        loaders: Which data loaders will be used: 'train_dataloader', 'val_dataloader', 'test_dataloader'. Those that the config lacks are skipped.
+        loaders: Which data loaders will be used: 'train_dataloader', 'val_dataloader', 'test_dataloader'. Those that
+            the config lacks are skipped.
 
     Raises:
         UserError: Naming what is missing, what is expected, and how to link it.

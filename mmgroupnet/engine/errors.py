@@ -1,4 +1,5 @@
 """The error that the tools print as one line."""
+
 import difflib
 import os
 import sys
@@ -7,11 +8,11 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Something that the user can mend: a wrong path, key, file or setting. Its message says what is wrong, where, and what is allowed."""
+    """Something that the user can mend. The message says what is wrong, where, and what is allowed."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Returns a hint for a misspelt name, ``"; did you mean 'depth'?"``, or an empty string where nothing comes near."""
+    """Returns a hint for a misspelt name, ``"; did you mean 'depth'?"``, or '' where nothing comes near."""
     matches = difflib.get_close_matches(name, list(allowed), n=1)
     return f'; did you mean {matches[0]!r}?' if matches else ''
 

@@ -1,4 +1,5 @@
-"""From a checked config to a Runner: distribution with or without GPUs, and the guards that every run of the tools has."""
+"""From a checked config to a Runner: distribution with or without GPUs, and guards for every run of the tools."""
+
 import datetime
 import os
 
@@ -20,8 +21,8 @@ _GUARDS = ('mmgroupnet.CheckpointMatchHook', 'mmgroupnet.InvalidLossHook', 'mmgr
 class CPUDistributedDataParallel(MMDistributedDataParallel):
     """Distributed training without GPUs.
 
-    mmengine hands every wrapper the GPU's index, which a model on the CPU refuses, and synchronised batch norms refuse the CPU altogether:
-    they become ordinary ones, each process with the statistics of its own images.
+    mmengine hands every wrapper the GPU's index, which a model on the CPU refuses, and synchronised batch norms refuse
+    the CPU altogether: they become ordinary ones, each process with the statistics of its own images.
 
     Args:
         module: The model.
@@ -29,8 +30,14 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
     """
 
     def __init__(self, module: nn.Module, **kwargs) -> None:
-        if any(isinstance(layer, nn.SyncBatchNorm) or type(layer).__module__ == 'mmcv.ops.sync_bn' for layer in module.modules()):
-            print_log('No GPU: synchronised batch norms become ordinary ones, each process uses the statistics of its own images', logger='current')
+        if any(
+            isinstance(layer, nn.SyncBatchNorm) or type(layer).__module__ == 'mmcv.ops.sync_bn'
+            for layer in module.modules()
+        ):
+            print_log(
+                'No GPU: synchronised batch norms become ordinary ones, with the statistics of each process alone',
+                logger='current',
+            )
             module = revert_sync_batchnorm(module)
         super().__init__(module=module, **{**kwargs, 'device_ids': None})
 
@@ -38,8 +45,8 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 def setup_distribution(cfg: Config) -> None:
     """Prepares a run that a launcher started.
 
-    With GPUs mmengine does it alone (nccl). Without, it would touch CUDA: the process group (gloo) is made here, before the Runner, and the model's
-    wrapper is set.
+    With GPUs mmengine does it alone (nccl). Without, it would touch CUDA: the process group (gloo) is made here, before
+    the Runner, and the model's wrapper is set.
 
     Args:
         cfg: The config, with ``launcher``; ``model_wrapper_cfg`` is set where there is no GPU.
@@ -51,18 +58,28 @@ def setup_distribution(cfg: Config) -> None:
         return
     if torch.cuda.is_available():
         if cfg.launcher == 'pytorch' and int(os.environ['LOCAL_RANK']) >= torch.cuda.device_count():
-            raise UserError(f'process {os.environ["LOCAL_RANK"]} of this machine finds {torch.cuda.device_count()} GPUs: start one process per GPU')
+            raise UserError(
+                f'process {os.environ["LOCAL_RANK"]} of this machine finds {torch.cuda.device_count()} GPUs: start one '
+                'process per GPU'
+            )
         return
     if cfg.launcher != 'pytorch':
-        raise UserError(f'--launcher {cfg.launcher} needs GPUs; without them use --launcher pytorch (tools/dist_train.sh)')
+        raise UserError(
+            f'--launcher {cfg.launcher} needs GPUs; without them use --launcher pytorch (tools/dist_train.sh)'
+        )
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
     distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
-    cfg.model_wrapper_cfg = dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
+    cfg.model_wrapper_cfg = dict(
+        broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)
+    )
     cfg.model_wrapper_cfg.type = CPUDistributedDataParallel.__name__
 
 
 def add_guards(cfg: Config) -> None:
-    """Adds to a config what keeps work from being lost: hooks that check losses and checkpoints, checkpoints written whole, repeatable epochs."""
+    """Adds to a config what keeps work from being lost.
+
+    These are hooks that check losses and checkpoints and make epochs repeatable, and checkpoints written whole.
+    """
     hooks = list(cfg.get('custom_hooks') or [])
     cfg.custom_hooks = hooks + [dict(type=guard) for guard in _GUARDS if guard not in [hook['type'] for hook in hooks]]
     if not cfg.get('default_hooks'):
@@ -71,9 +88,16 @@ def add_guards(cfg: Config) -> None:
     if checkpoint and not checkpoint.get('backend_args'):
         checkpoint['backend_args'] = dict(backend='mmgroupnet.atomic')
     train_dataloader = cfg.get('train_dataloader')
-    if train_dataloader and train_dataloader.get('persistent_workers') and cfg.get('randomness', {}).get('seed') is not None:
+    if (
+        train_dataloader
+        and train_dataloader.get('persistent_workers')
+        and cfg.get('randomness', {}).get('seed') is not None
+    ):
         # Random streams of lasting workers run on from epoch to epoch; a resumed run could not take them up.
-        print_log('A seed is given: workers of the training data start anew every epoch (persistent_workers=False)', logger='current')
+        print_log(
+            'A seed is given: workers of the training data start anew every epoch (persistent_workers=False)',
+            logger='current',
+        )
         train_dataloader.persistent_workers = False
 
 

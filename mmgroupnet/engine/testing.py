@@ -1,4 +1,5 @@
-"""Options of a test that each OpenMMLab library spells in its own way: drawing, test-time augmentation, writing predictions."""
+"""A test run of the command line, with the options that each OpenMMLab library spells in its own way."""
+
 from copy import deepcopy
 
 from mmengine.config import Config, ConfigDict
@@ -11,13 +12,16 @@ from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.launch import build_runner
 
 _VISUALIZATION_HOOKS = dict(
-    mmdet='mmdet.DetVisualizationHook', mmseg='mmseg.SegVisualizationHook', mmpretrain='mmpretrain.VisualizationHook')
+    mmdet='mmdet.DetVisualizationHook', mmseg='mmseg.SegVisualizationHook', mmpretrain='mmpretrain.VisualizationHook'
+)
 
 
 def _library(cfg: Config, option: str) -> str:
     scope = cfg.get('default_scope')
     if scope not in _VISUALIZATION_HOOKS:
-        raise UserError(f'{option} needs a config whose default_scope is one of {", ".join(_VISUALIZATION_HOOKS)}, not {scope!r}')
+        raise UserError(
+            f'{option} needs a config whose default_scope is one of {", ".join(_VISUALIZATION_HOOKS)}, not {scope!r}'
+        )
     return scope
 
 
@@ -56,12 +60,12 @@ def _default_tta(cfg: Config, library: str) -> tuple[dict, list]:
     else:
         model = dict(type='mmpretrain.AverageClsScoreTTA')
         flip = 'RandomFlip'
-    flips = [dict(type=flip, prob=1.), dict(type=flip, prob=0.)]
+    flips = [dict(type=flip, prob=1.0), dict(type=flip, prob=0.0)]
     return model, [*pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [pack]])]
 
 
 def augment_test(cfg: Config) -> None:
-    """Turns on test-time augmentation: the config's ``tta_model`` and ``tta_pipeline``, or the mirror image where it has none.
+    """Turns on test-time augmentation: the config's own, or the mirror image where it has none.
 
     Args:
         cfg: The config, changed in place.
@@ -94,19 +98,22 @@ def write_predictions(runner: Runner, out: str) -> None:
         raise UserError(f'--out {out}: predictions are written as a pickle, give a name that ends in .pkl')
     if runner.cfg.get('default_scope') == 'mmdet':
         from mmdet.evaluation import DumpDetResults  # Compresses masks.
+
         metric = DumpDetResults(out_file_path=out)
     else:
         metric = DumpResults(out_file_path=out)
     runner.test_evaluator.metrics.append(metric)
 
 
-def run_test(cfg: Config,
-             checkpoint: str,
-             out: str | None = None,
-             show: bool = False,
-             show_dir: str | None = None,
-             wait_time: float = 2,
-             tta: bool = False) -> dict:
+def run_test(
+    cfg: Config,
+    checkpoint: str,
+    out: str | None = None,
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2,
+    tta: bool = False,
+) -> dict:
     """Checks what can be checked beforehand, then evaluates a checkpoint.
 
     Args:
@@ -122,7 +129,7 @@ def run_test(cfg: Config,
         The metrics by name.
 
     Raises:
-        UserError: If an option does not fit the config, data is missing, or the checkpoint is unreadable or of another architecture.
+        UserError: If an option does not fit the config, data is missing, or the checkpoint does not fit.
     """
     if is_local(checkpoint):
         read_checkpoint(checkpoint)

@@ -1,4 +1,5 @@
 """A training run of the command line."""
+
 import torch
 from mmengine.config import Config
 from torch import nn
@@ -16,14 +17,15 @@ def run_training(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, re
         cfg: A checked config with ``work_dir`` and ``launcher``; changed in place.
         amp: Train in automatic mixed precision. Default: False.
         auto_scale_lr: Scale the learning rate by the batch size of all processes. Default: False.
-        resume: Checkpoint to go on from, or 'auto' for the last good one in the work directory, if there is one. Default: None.
+        resume: Checkpoint to go on from, or 'auto' for the last good one in the work directory, if there is one.
+            Default: None.
 
     Returns:
         The trained model.
 
     Raises:
-        UserError: If an option does not fit the config or the machine, data is missing, a checkpoint is unreadable or of another architecture, or
-            a loss is no number.
+        UserError: If an option does not fit the config or the machine, data is missing, a checkpoint does not fit, or a
+            loss is no number.
     """
     if amp:
         if not torch.cuda.is_available():

@@ -1,9 +1,11 @@
 """Prints a config with everything that it inherits: ``python tools/misc/print_config.py CONFIG``."""
+
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # The checkout of this file comes before an installed mmgroupnet.
+# The checkout of this file comes before an installed mmgroupnet.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmgroupnet.engine.cli import add_config_options, read_config
 from mmgroupnet.engine.errors import one_line_errors

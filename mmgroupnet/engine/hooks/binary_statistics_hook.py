@@ -1,4 +1,5 @@
 """Shows whether a binary network is alive."""
+
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from mmgroupnet.registry import HOOKS
 @dataclass
 class _SignRecord:
     """What was seen of one layer's sign since the last report."""
+
     positive: int = 0
     total: int = 0
     ever_positive: Tensor | bool = field(default=False)  # (K*C, ), per channel
@@ -32,14 +34,16 @@ class _SignRecord:
 
 @HOOKS.register_module()
 class BinaryStatisticsHook(Hook):
-    """Logs per binary layer the share of +1 at its sign, the dead channels and how many weights changed their sign, once an epoch.
+    """Logs once an epoch, for binary layers, the share of +1 at the sign, dead channels, and flips of weight signs.
 
-    A channel is *dead* where its sign was constant over all sampled iterations: it tells nothing about the image. A layer whose share of +1 lies
-    outside ``alive_range`` gets a warning. The log has one line; the full table goes to ``binary_statistics.jsonl`` in the work directory, one line
-    per epoch and layer. The signs are those of the first process' images.
+    A channel is *dead* where its sign was constant over all sampled iterations: it tells nothing about the image. A
+    layer whose share of +1 lies outside ``alive_range`` gets a warning. The log has one line; the full table goes to
+    ``binary_statistics.jsonl`` in the work directory, one line per epoch and layer. The signs are those of the first
+    process' images.
 
     Args:
-        interval: Signs are looked at in the first iteration of an epoch and in every ``interval``-th after it; the others cost nothing. Default: 50.
+        interval: Signs are looked at in the first iteration of an epoch and in every ``interval``-th after it; the
+            others cost nothing. Default: 50.
         alive_range: Lowest and highest share of +1 of a healthy layer. Default: (0.02, 0.98).
 
     Raises:
@@ -60,6 +64,7 @@ class BinaryStatisticsHook(Hook):
     @staticmethod
     def _layers(runner: Runner) -> dict[str, nn.Module]:
         from mmgroupnet.layers import BinaryConv2d
+
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         return {name: module for name, module in model.named_modules() if isinstance(module, BinaryConv2d)}
 
@@ -85,10 +90,14 @@ class BinaryStatisticsHook(Hook):
             return
         for name, layer in self._layers(runner).items():
             record = self._records.setdefault(name, _SignRecord())
-            self._handles.append(layer.activation.register_forward_hook(lambda _module, _args, signs, record=record: record.add(signs)))
+            self._handles.append(
+                layer.activation.register_forward_hook(lambda _module, _args, signs, record=record: record.add(signs))
+            )
 
     @master_only
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
+    ) -> None:
         """Stops listening.
 
         Args:
@@ -107,7 +116,11 @@ class BinaryStatisticsHook(Hook):
         Args:
             runner: The runner.
         """
-        rows = [self._row(name, layer, runner) for name, layer in self._layers(runner).items() if self._records.get(name, _SignRecord()).total]
+        rows = [
+            self._row(name, layer, runner)
+            for name, layer in self._layers(runner).items()
+            if self._records.get(name, _SignRecord()).total
+        ]
         self._records = {}
         if not rows:
             return
@@ -117,13 +130,20 @@ class BinaryStatisticsHook(Hook):
         deadest = max(rows, key=lambda row: row['dead_channels'] / row['channels'])
         flips = sum(row['weight_flips'] for row in rows) / sum(row['weights'] for row in rows)
         runner.logger.info(
-            f'{len(rows)} binary layers: share of +1 from {lowest["positive_share"]:.3f} ({lowest["layer"]}) to {highest["positive_share"]:.3f} '
-            f'({highest["layer"]}); {sum(row["dead_channels"] for row in rows)} of {sum(row["channels"] for row in rows)} channels dead (most: '
-            f'{deadest["dead_channels"]} of {deadest["channels"]} in {deadest["layer"]}); {flips:.2%} of the weights changed sign in this epoch')
+            f'{len(rows)} binary layers: share of +1 from {lowest["positive_share"]:.3f} ({lowest["layer"]}) to '
+            f'{highest["positive_share"]:.3f} ({highest["layer"]}); {sum(row["dead_channels"] for row in rows)} of '
+            f'{sum(row["channels"] for row in rows)} channels dead (most: {deadest["dead_channels"]} of '
+            f'{deadest["channels"]} in {deadest["layer"]}); {flips:.2%} of the weights changed sign in this epoch'
+        )
         low, high = self.alive_range
-        dying = [f'{row["layer"]} ({row["positive_share"]:.3f})' for row in rows if not low <= row['positive_share'] <= high]
+        dying = [
+            f'{row["layer"]} ({row["positive_share"]:.3f})' for row in rows if not low <= row['positive_share'] <= high
+        ]
         if dying:
-            runner.logger.warning(f'{len(dying)} of {len(rows)} binary layers are dying, their share of +1 lies outside {low}-{high}: {", ".join(dying)}')
+            runner.logger.warning(
+                f'{len(dying)} of {len(rows)} binary layers are dying, their share of +1 lies outside {low}-{high}: '
+                f'{", ".join(dying)}'
+            )
 
     def _row(self, name: str, layer: nn.Module, runner: Runner) -> dict:
         record = self._records[name]
@@ -136,6 +156,5 @@ class BinaryStatisticsHook(Hook):
             dead_channels=int((record.ever_positive ^ record.ever_negative).sum()),
             channels=record.ever_positive.numel(),
             weight_flips=int((signs != self._weight_signs.get(name, signs)).sum()),
-            weights=signs.numel())
-
-
+            weights=signs.numel(),
+        )

@@ -1,4 +1,5 @@
 """Refuses a checkpoint of another architecture."""
+
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
@@ -11,7 +12,8 @@ from mmgroupnet.registry import HOOKS
 class CheckpointMatchHook(Hook):
     """Stops where ``load_from``, ``--resume`` or a test's checkpoint does not hold exactly the model's weights.
 
-    mmengine alone loads what fits, logs the rest as a warning and goes on with random weights. ``init_cfg=dict(type='Pretrained')`` is not concerned.
+    mmengine alone loads what fits, logs the rest as a warning and goes on with random weights.
+    ``init_cfg=dict(type='Pretrained')`` is not concerned.
     """
 
     priority = 'VERY_LOW'  # After hooks that change the checkpoint, such as EMAHook's.

@@ -1,4 +1,5 @@
 """Makes a resumed training repeat what an uninterrupted one does."""
+
 import random
 from functools import partial
 
@@ -15,9 +16,10 @@ from mmgroupnet.registry import HOOKS
 class EpochSeedHook(Hook):
     """Seeds all random streams anew at every epoch's start, from the run's seed, the iteration and the process' rank.
 
-    mmengine does not save the states of random generators. With this hook an epoch depends on nothing that ran before it but the weights, so that
-    training resumed at an epoch boundary gives the same losses as training that never stopped (``randomness=dict(seed=...)``). It also gives the
-    workers that load data another stream in every epoch, where mmengine starts all of them with the same one.
+    mmengine does not save the states of random generators. With this hook an epoch depends on nothing that ran before
+    it but the weights, so that training resumed at an epoch boundary gives the same losses as training that never
+    stopped (``randomness=dict(seed=...)``). It also gives the workers that load data another stream in every epoch,
+    where mmengine starts all of them with the same one.
     """
 
     priority = 'VERY_LOW'  # Nothing may draw between this and the epoch's first batch.

@@ -1,4 +1,5 @@
 """Stops training at the first loss that is no number."""
+
 import math
 
 from mmengine.hooks import Hook
@@ -11,14 +12,17 @@ from mmgroupnet.registry import HOOKS
 
 @HOOKS.register_module()
 class InvalidLossHook(Hook):
-    """Stops where a loss is NaN or infinite: the weights are spoilt by then, and everything after it would be lost time.
+    """Stops where a loss is NaN or infinite.
 
+    The weights are spoilt by then, and everything after it would be lost time.
     Every iteration is checked; that costs nothing, since mmengine reads the losses for its log in every iteration, too.
     """
 
     priority = 'VERY_HIGH'  # Before a checkpoint of these weights is written.
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
+    ) -> None:
         """Checks the losses.
 
         Args:
@@ -34,6 +38,8 @@ class InvalidLossHook(Hook):
         invalid = [f'{name}={value}' for name, value in losses.items() if not math.isfinite(value)]
         if invalid:
             good = find_resumable(runner.work_dir)
-            good = f'the last good checkpoint is {good}' if good else f'no checkpoint was saved in {runner.work_dir} before it'
-            raise UserError(f'training stopped at iteration {runner.iter + 1} (epoch {runner.epoch + 1}, batch {batch_idx + 1}): {", ".join(invalid)}; '
-                            f'{good}. Lower the learning rate or clip the gradients (optim_wrapper.clip_grad)')
+            last = f'the last good checkpoint is {good}' if good else f'no checkpoint was saved in {runner.work_dir}'
+            raise UserError(
+                f'training stopped at iteration {runner.iter + 1} (epoch {runner.epoch + 1}, batch {batch_idx + 1}): '
+                f'{", ".join(invalid)}; {last}. Lower the learning rate or clip the gradients (optim_wrapper.clip_grad)'
+            )

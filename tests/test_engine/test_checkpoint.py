@@ -1,0 +1,163 @@
+"""Reading checkpoints in safe mode, refusing bad ones, finding the one to resume from, writing them whole."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from mmengine.fileio import get_file_backend
+from mmengine.logging import HistoryBuffer
+from torch import nn
+
+from mmgroupnet.engine.checkpoint import check_state_dict, find_resumable, read_checkpoint
+from mmgroupnet.engine.errors import UserError
+from mmgroupnet.safe_globals import allow_mmengine_globals
+
+
+class Code:
+    def __reduce__(self):
+        return os.system, ('echo this must never run',)
+
+
+class OtherMethod:
+    """Refers to a method as a HistoryBuffer refers to its statistics."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__init__')
+
+
+@pytest.fixture
+def good(tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    history = HistoryBuffer()
+    history.update(1.5)
+    history.update(2)
+    message_hub = dict(log_scalars={'train/loss': history}, runtime_info=dict(best_score=np.float64(0.25)))
+    torch.save(dict(state_dict=nn.Linear(3, 2).state_dict(), message_hub=message_hub, meta=dict(epoch=1)), path)
+    return path
+
+
+def truncate(path, share=0.5):
+    content = path.read_bytes()
+    path.write_bytes(content[:int(len(content) * share)])
+
+
+def test_what_mmengine_stores_loads_in_safe_mode(good):
+    allow_mmengine_globals()
+    loaded = torch.load(good, weights_only=True)
+    assert loaded['message_hub']['log_scalars']['train/loss'].statistics('mean') == 1.75
+    assert loaded['message_hub']['runtime_info']['best_score'] == 0.25
+
+
+def test_reading_gives_shapes(good):
+    checkpoint = read_checkpoint(good)
+    assert checkpoint['state_dict']['weight'].shape == (2, 3)
+    assert checkpoint['meta'] == dict(epoch=1)
+
+
+def test_the_format_of_old_torch_is_read(tmp_path):
+    torch.save(dict(state_dict={'a': torch.ones(2)}), tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    assert read_checkpoint(tmp_path / 'old.pth')['state_dict']['a'].shape == (2, )
+
+
+@pytest.mark.parametrize('content', [Code(), OtherMethod(), nn.Linear(1, 1)])
+def test_code_is_refused(tmp_path, capfd, content):
+    torch.save(dict(state_dict=content), tmp_path / 'evil.pth')
+    with pytest.raises(UserError, match=r'evil\.pth carries code \(\S+\) and is refused'):
+        read_checkpoint(tmp_path / 'evil.pth')
+    assert 'must never run' not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.99])
+def test_a_truncated_file_is_named(good, share):
+    truncate(good, share)
+    with pytest.raises(UserError, match=r'epoch_1\.pth is truncated or no checkpoint'):
+        read_checkpoint(good)
+
+
+def test_other_files_are_named(tmp_path):
+    (tmp_path / 'text.pth').write_text('hello')
+    with pytest.raises(UserError, match=r'text\.pth is truncated or no checkpoint'):
+        read_checkpoint(tmp_path / 'text.pth')
+    with pytest.raises(UserError, match=r'nothing\.pth does not exist'):
+        read_checkpoint(tmp_path / 'nothing.pth')
+    torch.save(torch.ones(1), tmp_path / 'tensor.pth')
+    with pytest.raises(UserError, match=r'tensor\.pth holds a Tensor, not a dict'):
+        read_checkpoint(tmp_path / 'tensor.pth')
+
+
+def test_another_architecture_is_listed():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    weights = model.state_dict()
+    check_state_dict(model, dict(state_dict={f'module.{key}': value for key, value in weights.items()}), 'a.pth')
+    del weights['1.num_batches_tracked']
+    check_state_dict(model, weights, 'a.pth')
+    weights['2.weight'] = weights.pop('1.weight')
+    weights['0.weight'] = torch.ones(2, 4)
+    with pytest.raises(UserError) as caught:
+        check_state_dict(model, weights, 'a.pth')
+    assert 'checkpoint a.pth is of another architecture' in str(caught.value)
+    assert '1 missing: 1.weight; 1 unexpected: 2.weight' in str(caught.value)
+    assert '1 of another shape: 0.weight (2, 4) instead of (2, 3)' in str(caught.value)
+
+
+class TestFindResumable:
+    @pytest.fixture
+    def work_dir(self, good):
+        for epoch in (2, 10):
+            (good.parent / f'epoch_{epoch}.pth').write_bytes(good.read_bytes())
+        (good.parent / 'last_checkpoint').write_text(str(good.parent / 'epoch_10.pth'))
+        return good.parent
+
+    def test_nothing_to_resume(self, tmp_path):
+        assert find_resumable(tmp_path) is None
+        assert find_resumable(tmp_path / 'missing') is None
+
+    def test_the_noted_one(self, work_dir):
+        assert find_resumable(work_dir) == str(work_dir / 'epoch_10.pth')
+
+    def test_a_moved_folder(self, work_dir):
+        moved = work_dir.rename(work_dir.parent / 'moved')
+        assert find_resumable(moved) == str(moved / 'epoch_10.pth')
+
+    def test_an_unreadable_one_gives_way_to_the_one_before(self, work_dir):
+        truncate(work_dir / 'epoch_10.pth')
+        assert find_resumable(work_dir) == str(work_dir / 'epoch_2.pth')
+
+    def test_an_empty_note(self, work_dir):
+        (work_dir / 'last_checkpoint').write_text('')
+        assert find_resumable(work_dir) == str(work_dir / 'epoch_10.pth')
+
+    def test_none_is_readable(self, work_dir):
+        for path in work_dir.glob('*.pth'):
+            truncate(path)
+        with pytest.raises(UserError, match='none of the 3 checkpoints in .* is readable'):
+            find_resumable(work_dir)
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path):
+    target = tmp_path / 'epoch_1.pth'
+    target.write_bytes(b'old')
+    script = (
+        'import sys, mmgroupnet.engine.checkpoint\n'
+        'from mmengine.fileio import get_file_backend\n'
+        "backend = get_file_backend(backend_args=dict(backend='mmgroupnet.atomic'))\n"
+        "backend.put(b'old', sys.argv[1])\n"
+        "print('ready', flush=True)\n"
+        'while True:\n'
+        "    backend.put(b'x' * 2**26, sys.argv[1])\n"
+    )
+    writer = subprocess.Popen([sys.executable, '-c', script, str(target)], stdout=subprocess.PIPE)
+    writer.stdout.readline()
+    time.sleep(0.15)
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert target.stat().st_size in (3, 2**26)
+
+
+def test_the_atomic_backend_leaves_nothing_beside(tmp_path):
+    get_file_backend(backend_args=dict(backend='mmgroupnet.atomic')).put(b'new', str(tmp_path / 'sub' / 'a.pth'))
+    assert [path.name for path in (tmp_path / 'sub').iterdir()] == ['a.pth']

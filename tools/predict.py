@@ -1,0 +1,35 @@
+"""Draws predictions on pictures: ``python tools/predict.py IMAGE_OR_FOLDER CONFIG CHECKPOINT --out DIR``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+# The checkout of this file comes before an installed mmgroupnet.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmgroupnet.engine.cli import add_config_options, read_config
+from mmgroupnet.engine.errors import one_line_errors
+from mmgroupnet.engine.prediction import draw_on_pictures, find_images
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Draw predictions on pictures')
+    parser.add_argument('images', metavar='IMAGE_OR_FOLDER', help='a picture or a folder of pictures')
+    add_config_options(parser)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', default='predictions', help='folder for the drawn pictures (default: predictions)')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a drawn detection (default: 0.3)')
+    parser.add_argument('--device', help='where to compute, such as cpu or cuda:0 (default: a GPU if there is one)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    with one_line_errors():
+        images = find_images(args.images)
+        drawn = draw_on_pictures(read_config(args), args.checkpoint, images, args.out, args.score_thr, args.device)
+        print(f'{len(images)} pictures in {drawn}')
+
+
+if __name__ == '__main__':
+    main()
