@@ -1,0 +1,178 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from torch.testing import assert_close
+
+from mmgroupnet.quantizers import (
+    ClippedIdentitySign,
+    PolynomialSign,
+    ShiftedSign,
+    SignActivation,
+    Tanh,
+    binary_sign,
+    build_activation,
+)
+from tests.strategies import FLOAT_DTYPES, float_tensors
+
+SIGNS = [PolynomialSign, ClippedIdentitySign, lambda: ShiftedSign(1)]
+SIGN_IDS = ['polynomial', 'clipped', 'shifted']
+
+
+def polynomial(x: torch.Tensor) -> torch.Tensor:
+    """The surrogate gradient of Bi-Real Net, piece by piece as the paper writes it."""
+    zero = torch.zeros_like(x)
+    return torch.where((x >= -1) & (x < 0), 2 + 2 * x, torch.where((x >= 0) & (x < 1), 2 - 2 * x, zero))
+
+
+class TestValues:
+    @pytest.mark.parametrize('sign', SIGNS, ids=SIGN_IDS)
+    @pytest.mark.parametrize('dtype', FLOAT_DTYPES, ids=str)
+    def test_sign_with_zeros_at_plus_one(self, sign, dtype):
+        x = torch.tensor([[-3.0, -1e-4, -0.0, 0.0, 1e-4, 3.0]], dtype=dtype).T
+        out = sign().to(dtype)(x)
+        assert out.dtype == dtype
+        assert out.flatten().tolist() == [-1, -1, 1, 1, 1, 1]
+
+    @pytest.mark.parametrize('shape', [(), (0,), (3,), (2, 3), (2, 3, 4, 5), (2, 3, 4, 5, 6)])
+    def test_shape_is_kept(self, shape):
+        x = torch.randn(shape)
+        out = PolynomialSign()(x)
+        assert out.shape == x.shape
+        assert_close(out, torch.where(x < 0, -1.0, 1.0))
+
+    def test_infinities(self):
+        assert binary_sign(torch.tensor([-torch.inf, torch.inf])).tolist() == [-1, 1]
+
+    def test_input_is_left_alone(self):
+        x = torch.tensor([-2.0, -0.0, 2.0])
+        PolynomialSign()(x)
+        assert x.tolist() == [-2, 0, 2]
+
+    @settings(deadline=None)
+    @given(float_tensors())
+    def test_output_is_binary(self, x):
+        for sign in (PolynomialSign(), ClippedIdentitySign(), ShiftedSign(1).to(x.dtype)):
+            out = sign(x.unsqueeze(1))
+            assert out.dtype == x.dtype
+            assert set(out.unique().tolist()) <= {-1.0, 1.0}
+            assert ((out > 0) == (x.unsqueeze(1) >= 0)).all()
+
+    def test_tanh_is_real_valued(self):
+        x = torch.tensor([-1.0, 0.0, 0.5], dtype=torch.float64, requires_grad=True)
+        out = Tanh()(x)
+        out.sum().backward()
+        assert_close(out, torch.tanh(x))
+        assert_close(x.grad, 1 - torch.tanh(x.detach()) ** 2)
+        assert not isinstance(Tanh(), SignActivation)
+
+
+class TestGradient:
+    def test_polynomial_is_the_triangle(self):
+        x = torch.tensor([-1.5, -1.0, -0.25, -0.0, 0.0, 0.25, 1.0, 1.5], requires_grad=True)
+        PolynomialSign()(x).sum().backward()
+        assert_close(x.grad, torch.tensor([0, 0, 1.5, 2, 2, 1.5, 0, 0.0]))
+
+    def test_clipped_identity_is_the_box(self):
+        x = torch.tensor([-1.5, -1.0, -0.25, -0.0, 0.0, 0.25, 1.0, 1.5], requires_grad=True)
+        ClippedIdentitySign()(x).sum().backward()
+        assert_close(x.grad, torch.tensor([0, 1, 1, 1, 1, 1, 1, 0.0]))
+
+    def test_upstream_gradient_is_a_factor(self):
+        x = torch.tensor([-0.5, 0.25, 2.0], requires_grad=True)
+        PolynomialSign()(x).backward(torch.tensor([3.0, -2.0, 5.0]))
+        assert_close(x.grad, torch.tensor([3.0, -3.0, 0.0]))
+
+    @settings(deadline=None)
+    @given(float_tensors())
+    def test_closed_forms(self, x):
+        for sign, gradient in [
+            (PolynomialSign(), polynomial),
+            (ClippedIdentitySign(), lambda x: ((x >= -1) & (x <= 1)).to(x.dtype)),
+        ]:
+            leaf = x.clone().requires_grad_()
+            sign(leaf).sum().backward()
+            assert leaf.grad.dtype == x.dtype
+            assert_close(leaf.grad, gradient(x))
+
+    @settings(deadline=None)
+    @given(float_tensors(dtypes=(torch.float64,)))
+    def test_polynomial_is_the_derivative_of_its_approximation(self, x):
+        # Bi-Real Net replaces the sign by this function backwards; autograd differentiates it for us.
+        leaf, reference = x.clone().requires_grad_(), x.clone().requires_grad_()
+        PolynomialSign()(leaf).sum().backward()
+        clipped = reference.clamp(-1, 1)
+        (2 * clipped - clipped * clipped.abs()).sum().backward()
+        assert_close(leaf.grad, reference.grad)
+
+
+class TestShiftedSign:
+    def test_starts_unshifted(self):
+        assert_close(ShiftedSign(3).shift, torch.zeros(3), check_stride=False, atol=0, rtol=0)
+
+    @pytest.mark.parametrize('shape', [(2, 3), (2, 3, 5), (2, 3, 4, 5)])
+    def test_values_per_channel(self, shape):
+        sign = ShiftedSign(3).double()
+        with torch.no_grad():
+            sign.shift.copy_(torch.tensor([-0.5, 0.0, 0.5]))
+        x = torch.rand(shape, dtype=torch.float64) * 2 - 1
+        out = sign(x)
+        for channel, shift in enumerate([-0.5, 0.0, 0.5]):
+            assert_close(out[:, channel], torch.where(x[:, channel] >= -shift, 1.0, -1.0).double())
+
+    def test_gradients_of_input_and_shift(self):
+        sign = ShiftedSign(2).double()
+        with torch.no_grad():
+            sign.shift.copy_(torch.tensor([0.25, -0.75]))
+        x = torch.randn(3, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+        upstream = torch.randn(3, 2, 4, 5, dtype=torch.float64)
+        sign(x).backward(upstream)
+        expected = upstream * polynomial(x.detach() + torch.tensor([0.25, -0.75]).double().view(1, 2, 1, 1))
+        assert_close(x.grad, expected)
+        assert_close(sign.shift.grad, expected.sum(dim=(0, 2, 3)))
+
+    def test_state_dict_round_trip(self):
+        sign, other = ShiftedSign(4), ShiftedSign(4)
+        torch.nn.init.uniform_(sign.shift, -1, 1)
+        assert list(sign.state_dict()) == ['shift']
+        other.load_state_dict(sign.state_dict())
+        x = torch.randn(2, 4, 3, 3)
+        assert torch.equal(other(x), sign(x))
+
+    def test_the_others_hold_nothing(self):
+        assert not PolynomialSign().state_dict() and not ClippedIdentitySign().state_dict()
+
+
+class TestBuild:
+    @pytest.mark.parametrize(
+        'name, cls', [('PolynomialSign', PolynomialSign), ('ClippedIdentitySign', ClippedIdentitySign), ('Tanh', Tanh)]
+    )
+    def test_from_config(self, name, cls):
+        assert type(build_activation(dict(type=f'mmgroupnet.{name}'), num_channels=7)) is cls
+
+    def test_channels_go_to_whom_they_concern(self):
+        cfg = dict(type='mmgroupnet.ShiftedSign')
+        assert build_activation(cfg, num_channels=7).shift.shape == (7,)
+        assert cfg == dict(type='mmgroupnet.ShiftedSign')
+
+    def test_unknown_type(self):
+        with pytest.raises(KeyError, match='mmgroupnet.PolynomialSing is not in the mmgroupnet::model registry'):
+            build_activation(dict(type='mmgroupnet.PolynomialSing'), num_channels=7)
+
+    def test_unknown_argument(self):
+        with pytest.raises(TypeError, match='PolynomialSign'):
+            build_activation(dict(type='mmgroupnet.PolynomialSign', slope=2), num_channels=7)
+
+    def test_a_new_estimator_is_one_class(self):
+        class Identity(SignActivation):
+            @staticmethod
+            def surrogate_gradient(x):
+                return torch.ones_like(x)
+
+        x = torch.tensor([-3.0, 3.0], requires_grad=True)
+        out = Identity()(x)
+        out.sum().backward()
+        assert out.tolist() == [-1, 1] and x.grad.tolist() == [1, 1]
+
+    def test_an_estimator_needs_its_gradient(self):
+        with pytest.raises(TypeError, match='abstract'):
+            type('Incomplete', (SignActivation,), {})()
