@@ -34,11 +34,11 @@ class _SignRecord:
 
 @HOOKS.register_module()
 class BinaryStatisticsHook(Hook):
-    """Logs once an epoch, for binary layers, the share of +1 at the sign, dead channels, and flips of weight signs.
+    """Logs once an epoch, per binary layer, the share of +1 at the sign, dead channels, and flips of weight signs.
 
     A channel is *dead* where its sign was constant over all sampled iterations: it tells nothing about the image. A
     layer whose share of +1 lies outside ``alive_range`` gets a warning. The log has one line; the full table goes to
-    ``binary_statistics.jsonl`` in the work directory, one line per epoch and layer. The signs are those of the first
+    ``binary_statistics.jsonl`` in the work directory, one line per report and layer. The signs are those of the first
     process' images.
 
     Args:
@@ -69,7 +69,7 @@ class BinaryStatisticsHook(Hook):
         return {name: module for name, module in model.named_modules() if isinstance(module, BinaryConv2d)}
 
     @master_only
-    def before_train_epoch(self, runner: Runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Notes the signs of the weights.
 
         Args:
@@ -111,19 +111,44 @@ class BinaryStatisticsHook(Hook):
 
     @master_only
     def after_train_epoch(self, runner: Runner) -> None:
-        """Writes the table and logs its summary.
+        """Reports.
 
         Args:
             runner: The runner.
         """
+        self._report(runner, epoch=runner.epoch + 1)
+
+    @master_only
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Reports what the end of an epoch has not: training that counts iterations, as mmseg's, knows no epochs.
+
+        Args:
+            runner: The runner.
+        """
+        self._report(runner, epoch=runner.epoch)
+
+    def _report(self, runner: Runner, epoch: int) -> None:
+        """Writes the table, logs its summary, and starts anew."""
+        if not self._records:
+            return
+        layers = self._layers(runner)
+        signs = {name: layer.weight.detach() >= 0 for name, layer in layers.items()}
         rows = [
-            self._row(name, layer, runner)
-            for name, layer in self._layers(runner).items()
-            if self._records.get(name, _SignRecord()).total
+            dict(
+                epoch=epoch,
+                iteration=runner.iter,
+                layer=name,
+                positive_share=record.positive / record.total,
+                dead_channels=int((record.ever_positive ^ record.ever_negative).sum()),
+                channels=record.ever_positive.numel(),
+                weight_flips=int((signs[name] != self._weight_signs[name]).sum()),
+                weights=signs[name].numel(),
+            )
+            for name, record in self._records.items()
+            if record.total  # A layer may not have run, such as one of a branch that only some images take.
         ]
         self._records = {}
-        if not rows:
-            return
+        self._weight_signs = signs
         with (Path(runner.work_dir) / 'binary_statistics.jsonl').open('a') as file:
             file.writelines(json.dumps(row) + '\n' for row in rows)
         lowest, highest = (choose(rows, key=lambda row: row['positive_share']) for choose in (min, max))
@@ -133,7 +158,7 @@ class BinaryStatisticsHook(Hook):
             f'{len(rows)} binary layers: share of +1 from {lowest["positive_share"]:.3f} ({lowest["layer"]}) to '
             f'{highest["positive_share"]:.3f} ({highest["layer"]}); {sum(row["dead_channels"] for row in rows)} of '
             f'{sum(row["channels"] for row in rows)} channels dead (most: {deadest["dead_channels"]} of '
-            f'{deadest["channels"]} in {deadest["layer"]}); {flips:.2%} of the weights changed sign in this epoch'
+            f'{deadest["channels"]} in {deadest["layer"]}); {flips:.2%} of the weights changed sign'
         )
         low, high = self.alive_range
         dying = [
@@ -144,17 +169,3 @@ class BinaryStatisticsHook(Hook):
                 f'{len(dying)} of {len(rows)} binary layers are dying, their share of +1 lies outside {low}-{high}: '
                 f'{", ".join(dying)}'
             )
-
-    def _row(self, name: str, layer: nn.Module, runner: Runner) -> dict:
-        record = self._records[name]
-        signs = layer.weight.detach() >= 0
-        return dict(
-            epoch=runner.epoch + 1,
-            iteration=runner.iter,
-            layer=name,
-            positive_share=record.positive / record.total,
-            dead_channels=int((record.ever_positive ^ record.ever_negative).sum()),
-            channels=record.ever_positive.numel(),
-            weight_flips=int((signs != self._weight_signs.get(name, signs)).sum()),
-            weights=signs.numel(),
-        )
