@@ -92,6 +92,8 @@ class BinaryConv2d(nn.Module):
             if any(size % 2 == 0 for size in self.kernel_size):
                 raise ValueError(f"padding='same' needs odd kernels, kernel_size={self.kernel_size}")
             self.padding = padding
+        elif isinstance(padding, str):
+            raise ValueError(f"padding={padding!r}: give 'same', an int >= 0 or a (height, width) pair of them")
         else:
             self.padding = _pair('padding', padding, minimum=0)
             if len(set(rates)) > 1 and self.kernel_size != (1, 1):
