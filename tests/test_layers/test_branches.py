@@ -1,0 +1,156 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from mmgroupnet.layers import MeanMerge, ScaledMerge, SoftGate, broadcast, build_merge, share, soft_connect, split
+from tests.references import assert_same_gradients
+from tests.strategies import seeds
+
+NUM_BASES = [1, 2, 3, 5]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def random_branches(num_bases: int, channels: int = 3, memory_format=torch.contiguous_format) -> torch.Tensor:
+    x = torch.randn(2, num_bases * channels, 4, 5, dtype=torch.float64)
+    return x.to(memory_format=memory_format).requires_grad_()
+
+
+def rows(x: torch.Tensor, num_bases: int) -> list[torch.Tensor]:
+    """The branches by index, as the layout promises them: branch by branch along the channels."""
+    size = x.shape[1] // num_bases
+    return [x[:, branch * size : (branch + 1) * size] for branch in range(num_bases)]
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
+@pytest.mark.parametrize('num_bases', NUM_BASES)
+class TestLayout:
+    def test_broadcast(self, num_bases, memory_format):
+        x = random_branches(1, memory_format=memory_format)
+        assert_same_gradients(broadcast(x, num_bases), torch.cat([x] * num_bases, dim=1), [x])
+
+    def test_split(self, num_bases, memory_format):
+        x = random_branches(num_bases, memory_format=memory_format)
+        branches = split(x, num_bases)
+        assert len(branches) == num_bases
+        for branch, expected in zip(branches, rows(x, num_bases), strict=True):
+            assert_same_gradients(branch, expected, [x])
+
+    def test_split_inverts_broadcast(self, num_bases, memory_format):
+        x = random_branches(1, memory_format=memory_format)
+        for branch in split(broadcast(x, num_bases), num_bases):
+            assert torch.equal(branch, x)
+
+    def test_share_a_conv(self, num_bases, memory_format):
+        conv = nn.Conv2d(3, 2, 3, stride=2, padding=1).double()
+        x = random_branches(num_bases, memory_format=memory_format)
+        expected = torch.cat([conv(branch) for branch in rows(x, num_bases)], dim=1)
+        assert_same_gradients(share(conv, x, num_bases), expected, [x, *conv.parameters()])
+
+    def test_share_a_norm_takes_joint_statistics(self, num_bases, memory_format):
+        norm = nn.BatchNorm2d(3).double()
+        x = random_branches(num_bases, memory_format=memory_format)
+        branches = torch.stack(rows(x, num_bases))
+        mean, var = branches.mean(dim=(0, 1, 3, 4)), branches.var(dim=(0, 1, 3, 4), unbiased=False)
+        normed = (branches - mean.view(3, 1, 1)) / (var + norm.eps).sqrt().view(3, 1, 1)
+        assert_same_gradients(share(norm, x, num_bases), torch.cat(list(normed), dim=1), [x])
+        assert_close(norm.running_mean, 0.1 * mean)
+        assert int(norm.num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize('num_bases', NUM_BASES)
+class TestMerge:
+    @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
+    def test_mean(self, num_bases, memory_format):
+        x = random_branches(num_bases, memory_format=memory_format)
+        expected = sum(rows(x, num_bases)) / num_bases
+        assert_same_gradients(MeanMerge(num_bases)(x), expected, [x])
+
+    @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
+    def test_scaled(self, num_bases, memory_format):
+        merge = ScaledMerge(num_bases).double()
+        x = random_branches(num_bases, memory_format=memory_format)
+        expected = sum(merge.scales[i] * branch for i, branch in enumerate(rows(x, num_bases)))
+        assert_same_gradients(merge(x), expected, [x, merge.scales])
+
+    @pytest.mark.parametrize('shape', [(4,), (4, 3, 3), (4, 2, 3, 3)])
+    def test_any_number_of_axes(self, num_bases, shape):
+        x = torch.randn(2, num_bases * shape[0], *shape[1:], dtype=torch.float64)
+        merge = ScaledMerge(num_bases).double()
+        assert_close(MeanMerge(num_bases)(x), sum(rows(x, num_bases)) / num_bases)
+        assert_close(merge(x), sum(merge.scales[i] * branch for i, branch in enumerate(rows(x, num_bases))))
+
+    def test_scales_start_between_zero_and_one(self, num_bases):
+        scales = torch.cat([ScaledMerge(num_bases).scales.detach() for _ in range(400)])
+        assert 0 <= scales.min() and scales.max() < 1
+        assert abs(scales.mean() - 0.5) < 0.06 and abs(scales.var() - 1 / 12) < 0.02
+
+    def test_build(self, num_bases):
+        mean, scaled = build_merge(num_bases, learned_scales=False), build_merge(num_bases, learned_scales=True)
+        assert type(mean) is MeanMerge and not list(mean.parameters())
+        assert type(scaled) is ScaledMerge and [p.shape for p in scaled.parameters()] == [(num_bases,)]
+        assert mean.num_bases == scaled.num_bases == num_bases
+
+
+def test_one_branch_is_its_own_mean():
+    x = random_branches(1)
+    assert torch.equal(MeanMerge(1)(x), x)
+
+
+class TestSoftConnect:
+    @staticmethod
+    def loop(x, theta, merge):
+        """``c * branch + (1 - c) * merged``, branch by branch."""
+        branches = rows(x, merge.num_bases)
+        scales = getattr(merge, 'scales', torch.full((merge.num_bases,), 1 / merge.num_bases, dtype=x.dtype))
+        merged = sum(scale * branch for scale, branch in zip(scales, branches, strict=True))
+        gates = torch.sigmoid(theta).expand(merge.num_bases)
+        return torch.cat([c * branch + (1 - c) * merged for c, branch in zip(gates, branches, strict=True)], dim=1)
+
+    @settings(deadline=None, max_examples=40)
+    @given(st.sampled_from(NUM_BASES), st.booleans(), st.booleans(), st.booleans(), seeds())
+    def test_loop(self, num_bases, per_branch, learned_scales, channels_last, seed):
+        torch.manual_seed(seed)
+        merge = build_merge(num_bases, learned_scales).double()
+        theta = torch.randn(num_bases if per_branch else 1, dtype=torch.float64, requires_grad=True)
+        x = random_branches(num_bases, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        leaves = [x, theta, *merge.parameters()]
+        assert_same_gradients(soft_connect(x, theta, merge), self.loop(x, theta, merge), leaves)
+
+    @pytest.mark.parametrize('learned_scales', [False, True])
+    @pytest.mark.parametrize('num_bases', NUM_BASES)
+    def test_closed_gates_hand_on_the_merged_map(self, num_bases, learned_scales):
+        merge = build_merge(num_bases, learned_scales).double()
+        x = random_branches(num_bases)
+        out = soft_connect(x, torch.tensor([-torch.inf]).double(), merge)
+        assert_same_gradients(out, broadcast(merge(x), num_bases), [x, *merge.parameters()])
+
+    @pytest.mark.parametrize('learned_scales', [False, True])
+    @pytest.mark.parametrize('num_bases', NUM_BASES)
+    def test_open_gates_leave_the_branches_apart(self, num_bases, learned_scales):
+        merge = build_merge(num_bases, learned_scales).double()
+        x = random_branches(num_bases)
+        assert_same_gradients(soft_connect(x, torch.tensor([torch.inf]).double(), merge), x.clone(), [x])
+
+    def test_one_gate_per_branch_in_the_order_of_the_branches(self):
+        x = torch.tensor([1.0, 3.0, 8.0]).view(1, 3, 1, 1)
+        out = soft_connect(x, torch.tensor([-torch.inf, 0.0, torch.inf]), MeanMerge(3))
+        assert out.flatten().tolist() == [4.0, 3.5, 8.0]
+
+    @pytest.mark.parametrize('num_gates', [1, 3])
+    def test_module(self, num_gates):
+        gate, merge = SoftGate(num_gates).double(), ScaledMerge(3).double()
+        assert gate.theta.shape == (num_gates,)
+        x = random_branches(3)
+        assert_same_gradients(gate(x, merge), self.loop(x, gate.theta, merge), [x, gate.theta, merge.scales])
+
+    def test_theta_starts_between_zero_and_one(self):
+        theta = torch.cat([SoftGate(5).theta.detach() for _ in range(200)])
+        assert 0 <= theta.min() and theta.max() < 1
+        assert abs(theta.mean() - 0.5) < 0.06 and abs(theta.var() - 1 / 12) < 0.02
