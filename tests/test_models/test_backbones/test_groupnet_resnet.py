@@ -1,0 +1,222 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+
+from mmgroupnet.layers import BinaryConv2d
+from tests.batteries import BackboneBattery, assert_finite_gradients
+from tests.liveness import assert_alive, binary_layer_calls, estimate_statistics, real_pictures
+
+RESNET18 = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=2, base_channels=8)
+RESNET50 = dict(type='mmgroupnet.GroupNetResNet', depth=50, num_bases=2, base_channels=4, stage_blocks=(1, 2, 1, 2))
+
+
+class TestStockResNet(BackboneBattery):
+    """The reference of the battery."""
+
+    config = dict(type='mmdet.ResNet', depth=18, base_channels=8, norm_eval=False)
+    out_channels = (8, 16, 32, 64)
+
+    def frozen_modules(self, backbone, frozen_stages):
+        names = ['conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4']
+        return [] if frozen_stages < 0 else [getattr(backbone, name) for name in names[: frozen_stages + 2]]
+
+
+class TestResNet18(BackboneBattery):
+    config = RESNET18
+    out_channels = (8, 16, 32, 64)
+
+
+class TestOneBase(BackboneBattery):
+    config = dict(RESNET18, num_bases=1)
+    out_channels = (8, 16, 32, 64)
+
+
+class TestLayerwise(BackboneBattery):
+    config = dict(RESNET18, decomposition='lbd', learned_scales=True)
+    out_channels = (8, 16, 32, 64)
+
+
+class TestGroupwiseBlocks(BackboneBattery):
+    config = dict(RESNET18, decomposition='gbd_v1', num_bases=3, learned_scales=True)
+    out_channels = (8, 16, 32, 64)
+
+
+class TestGroupwiseStages(BackboneBattery):
+    config = dict(RESNET18, decomposition='gbd_v2')
+    out_channels = (8, 16, 32, 64)
+
+
+class TestGroupwiseNetworks(BackboneBattery):
+    config = dict(RESNET18, decomposition='gbd_v3')
+    out_channels = (8, 16, 32, 64)
+
+
+class TestGatePerBranch(BackboneBattery):
+    config = dict(RESNET18, num_bases=3, gate_per_branch=True, learned_scales=True)
+    out_channels = (8, 16, 32, 64)
+
+
+class TestRealValued(BackboneBattery):
+    config = dict(RESNET18, real_valued=True)
+    out_channels = (8, 16, 32, 64)
+
+
+class TestFullPrecisionDownsampling(BackboneBattery):
+    config = dict(RESNET18, binary_downsample=False, avg_down=True)
+    out_channels = (8, 16, 32, 64)
+
+
+class TestResNet34(BackboneBattery):
+    config = dict(RESNET18, depth=34, stage_blocks=(2, 1, 3, 1))
+    out_channels = (8, 16, 32, 64)
+
+
+class TestResNet50(BackboneBattery):
+    config = RESNET50
+    out_channels = (16, 32, 64, 128)
+
+
+class TestResNet50Atrous(BackboneBattery):
+    """BPAC: output stride 8, a dilation rate per branch."""
+
+    config = dict(
+        RESNET50, avg_down=True, binary_downsample=False, strides=(1, 2, 1, 1), dilations=(1, 1, (2, 3), (6, 7))
+    )
+    out_channels = (16, 32, 64, 128)
+    out_strides = (4, 8, 8, 8)
+
+
+@pytest.mark.parametrize('depth, num_blocks', [(18, 8), (34, 16), (50, 16), (101, 33)])
+def test_blocks_of_each_depth(depth, num_blocks):
+    backbone = MODELS.build(dict(RESNET18, depth=depth, num_bases=1, base_channels=2))
+    assert sum(len(stage) for stage in backbone.stages) == num_blocks
+    shortcuts = 3 if depth < 50 else 4
+    convs = sum(isinstance(module, BinaryConv2d) for module in backbone.modules())
+    assert convs == num_blocks * (2 if depth < 50 else 3) + shortcuts
+
+
+def test_published_number_of_parameters():
+    # ResNet-18, K = 5, plain averaging: 55,662,127 with the classifier of 512 * 1000 + 1000.
+    backbone = MODELS.build(dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=5))
+    assert sum(parameter.numel() for parameter in backbone.parameters()) + 513_000 == 55_662_127
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(decomposition='lbd'),
+        dict(decomposition='gbd_v1', learned_scales=True),
+        dict(decomposition='gbd_v2'),
+        dict(decomposition='gbd_v3'),
+        dict(binary_downsample=False, avg_down=True),
+        dict(depth=50, stage_blocks=(2, 2, 2, 2)),
+        dict(binary_cfg=dict(activation=dict(type='mmgroupnet.ShiftedSign'), padding_value=-1)),
+    ],
+    ids=str,
+)
+def test_every_layer_is_alive(options):
+    torch.manual_seed(0)
+    backbone = MODELS.build(dict(RESNET18, **options))
+    backbone.init_weights()
+    pictures = (real_pictures(96, 128).float() - 127) / 60
+    estimate_statistics(backbone, lambda: backbone(pictures.flip(3)))
+    assert_alive(binary_layer_calls(backbone, lambda: backbone(pictures)))
+
+
+def test_frozen_backbone_keeps_training_its_neighbours():
+    # A frozen stem gives maps without gradient, in front of which recomputing blocks must not lose the first one's.
+    backbone = MODELS.build(dict(RESNET18, frozen_stages=0, with_cp=True))
+    sum(out.mean() for out in backbone(torch.randn(2, 3, 64, 64))).backward()
+    assert_finite_gradients(backbone)
+
+
+def test_configs_need_no_custom_imports():
+    code = f"""
+import sys
+from mmseg.registry import MODELS
+assert 'mmgroupnet' not in sys.modules
+print(type(MODELS.build({RESNET18!r})).__module__)
+"""
+    process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split()[-1] == 'mmgroupnet.models.backbones.groupnet_resnet'
+
+
+def test_segments_and_classifies():
+    """Inside mmseg's and mmpretrain's models: finite loss, gradients everywhere, a prediction for every pixel and
+    image."""
+    pytest.importorskip('mmseg')
+    pytest.importorskip('mmpretrain')
+    from mmengine.config import ConfigDict
+    from mmengine.structures import PixelData
+    from mmpretrain.registry import MODELS as CLASSIFIERS
+    from mmpretrain.structures import DataSample
+    from mmseg.registry import MODELS as SEGMENTORS
+    from mmseg.structures import SegDataSample
+
+    segmentor = SEGMENTORS.build(
+        dict(
+            type='mmseg.EncoderDecoder',
+            backbone=RESNET18,
+            decode_head=dict(
+                type='mmseg.FCNHead',
+                in_channels=64,
+                in_index=3,
+                channels=8,
+                num_convs=1,
+                num_classes=4,
+                norm_cfg=dict(type='BN'),
+            ),
+            test_cfg=ConfigDict(mode='whole'),
+        )
+    )
+    images = torch.randn(2, 3, 64, 96)
+    samples = [SegDataSample(metainfo=dict(img_shape=(64, 96), ori_shape=(64, 96))) for _ in images]
+    for sample in samples:
+        sample.gt_sem_seg = PixelData(data=torch.randint(4, (1, 64, 96)))
+    segmentor.loss(images, samples)['decode.loss_ce'].backward()
+    assert_finite_gradients(segmentor)
+    segmentor.eval()
+    assert [result.pred_sem_seg.shape for result in segmentor.predict(images, samples)] == [(64, 96)] * 2
+
+    classifier = CLASSIFIERS.build(
+        dict(
+            type='mmpretrain.ImageClassifier',
+            backbone=dict(RESNET18, out_indices=(3,)),
+            neck=dict(type='mmpretrain.GlobalAveragePooling'),
+            head=dict(type='mmpretrain.LinearClsHead', num_classes=4, in_channels=64),
+        )
+    )
+    labels = [DataSample().set_gt_label(label) for label in (1, 3)]
+    classifier.loss(images, labels)['loss'].backward()
+    assert_finite_gradients(classifier)
+    assert [result.pred_score.shape for result in classifier.predict(images, labels)] == [(4,)] * 2
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(depth=20), 'depth=20.*18, 34, 50, 101'),
+        (dict(num_bases=0), 'num_bases=0'),
+        (dict(decomposition='gbd_v4'), "decomposition='gbd_v4'.*'lbd'.*'gbd_v3'.*'soft_gate'"),
+        (dict(decomposition='gbd_v1', gate_per_branch=True), 'gate_per_branch=True.*gbd_v1'),
+        (dict(dilations=(1, 1, 2, (1, 2, 3))), r'dilations\[3\] has 3 rates for num_bases=2'),
+        (dict(strides=(1, 2)), r'strides=\(1, 2\) has 2 entries for 4 stages'),
+        (dict(out_indices=(1, 4)), r'out_indices=\(1, 4\).*0 to 3'),
+        (dict(frozen_stages=5), 'frozen_stages=5.*up to 4'),
+        (dict(real_valued=True, binary_cfg=dict(weight=dict(type='mmgroupnet.RealWeight'))), 'real_valued'),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(dict(RESNET18, **options))
+
+
+def test_unknown_quantizer_is_refused():
+    with pytest.raises(KeyError, match=r'mmgroupnet\.HardSign'):
+        MODELS.build(dict(RESNET18, binary_cfg=dict(activation=dict(type='mmgroupnet.HardSign'))))
