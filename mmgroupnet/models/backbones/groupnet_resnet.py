@@ -250,6 +250,8 @@ class GroupNetResNet(BaseModule):
         block, depth_blocks = self.arch_settings[depth]
         stage_blocks = depth_blocks if stage_blocks is None else stage_blocks
         num_stages = len(stage_blocks)
+        if not all(num_blocks >= 1 for num_blocks in stage_blocks):
+            raise ValueError(f'stage_blocks={tuple(stage_blocks)}: every stage has at least one block')
         for name, values in (('strides', strides), ('dilations', dilations)):
             if len(values) != num_stages:
                 raise ValueError(f'{name}={values} has {len(values)} entries for {num_stages} stages')
@@ -288,7 +290,7 @@ class GroupNetResNet(BaseModule):
             )
         else:
             self.num_branches = num_bases
-            shared_cfg = dict(type='mmgroupnet.BinaryConv2d', **binary_cfg)
+            shared_cfg = dict(type='mmgroupnet.BinaryConv2d', num_bases=1, **binary_cfg)
             conv_cfg = dict(shared_cfg, num_bases=num_bases)
 
         self.stem = nn.Sequential(
