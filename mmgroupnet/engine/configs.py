@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import mmengine.registry
@@ -29,9 +30,12 @@ def load_config(name: str) -> Config:
         UserError: If there is no such file.
     """
     if '::' in name:
+        library = name.split('::')[0]
+        if find_spec(library) is None:  # mmengine would install it.
+            raise UserError(f'config {name}: {library} is not installed')
         try:
             return get_config(name)
-        except (KeyError, FileNotFoundError) as error:
+        except (KeyError, ValueError, FileNotFoundError) as error:
             raise UserError(f'config {name}: no installed OpenMMLab library has it ({error})') from error
     path = Path(name)
     if not path.is_file():

@@ -12,9 +12,9 @@ class UserError(ValueError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Returns a hint for a misspelt name, ``"; did you mean 'depth'?"``, or '' where nothing comes near."""
+    """Returns a hint for a misspelt name, ``" (did you mean 'depth'?)"``, or '' where nothing comes near."""
     matches = difflib.get_close_matches(name, list(allowed), n=1)
-    return f'; did you mean {matches[0]!r}?' if matches else ''
+    return f' (did you mean {matches[0]!r}?)' if matches else ''
 
 
 @contextmanager

@@ -84,9 +84,11 @@ def add_guards(cfg: Config) -> None:
     cfg.custom_hooks = hooks + [dict(type=guard) for guard in _GUARDS if guard not in [hook['type'] for hook in hooks]]
     if not cfg.get('default_hooks'):
         cfg.default_hooks = {}
-    checkpoint = cfg.default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    if 'checkpoint' not in cfg.default_hooks:
+        cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
+    checkpoint = cfg.default_hooks.checkpoint
     if checkpoint and not checkpoint.get('backend_args'):
-        checkpoint['backend_args'] = dict(backend='mmgroupnet.atomic')
+        checkpoint.backend_args = dict(backend='mmgroupnet.atomic')
     train_dataloader = cfg.get('train_dataloader')
     if (
         train_dataloader

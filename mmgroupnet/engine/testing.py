@@ -35,7 +35,9 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
         wait_time: Seconds that a window stays.
     """
     library = _library(cfg, '--show and --show-dir')
-    hook = cfg.default_hooks.setdefault('visualization', dict(type=_VISUALIZATION_HOOKS[library]))
+    if 'visualization' not in cfg.default_hooks:
+        cfg.default_hooks.visualization = dict(type=_VISUALIZATION_HOOKS[library])
+    hook = cfg.default_hooks.visualization
     hook.update(show=show, wait_time=wait_time)
     hook['enable' if library == 'mmpretrain' else 'draw'] = True
     if show_dir and library == 'mmseg':
@@ -52,7 +54,7 @@ def _default_tta(cfg: Config, library: str) -> tuple[dict, list]:
     pipeline = deepcopy(dataset.pipeline)
     pack = pipeline[-1]
     if library == 'mmdet':
-        model = dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+        model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
         # Boxes of the mirror image are mirrored back, which needs to know of the flip.
         keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
         pack = dict(type='mmdet.PackDetInputs', meta_keys=keys)

@@ -1,4 +1,5 @@
 """Reading checkpoints in safe mode, refusing bad ones, finding the one to resume from, writing them whole."""
+
 import os
 import signal
 import subprocess
@@ -42,7 +43,7 @@ def good(tmp_path):
 
 def truncate(path, share=0.5):
     content = path.read_bytes()
-    path.write_bytes(content[:int(len(content) * share)])
+    path.write_bytes(content[: int(len(content) * share)])
 
 
 def test_what_mmengine_stores_loads_in_safe_mode(good):
@@ -60,7 +61,7 @@ def test_reading_gives_shapes(good):
 
 def test_the_format_of_old_torch_is_read(tmp_path):
     torch.save(dict(state_dict={'a': torch.ones(2)}), tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
-    assert read_checkpoint(tmp_path / 'old.pth')['state_dict']['a'].shape == (2, )
+    assert read_checkpoint(tmp_path / 'old.pth')['state_dict']['a'].shape == (2,)
 
 
 @pytest.mark.parametrize('content', [Code(), OtherMethod(), nn.Linear(1, 1)])

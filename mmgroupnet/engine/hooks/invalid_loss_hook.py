@@ -34,7 +34,7 @@ class InvalidLossHook(Hook):
         Raises:
             UserError: Naming the iteration, the losses that are no numbers, and the last good checkpoint.
         """
-        losses = {name: float(value) for name, value in (outputs or {}).items() if 'loss' in name}
+        losses = {name: float(value.detach()) for name, value in (outputs or {}).items() if 'loss' in name}
         invalid = [f'{name}={value}' for name, value in losses.items() if not math.isfinite(value)]
         if invalid:
             good = find_resumable(runner.work_dir)

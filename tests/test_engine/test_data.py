@@ -1,0 +1,106 @@
+"""What is refused when data is missing or does not fit."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from mmgroupnet.engine.data import check_data
+from mmgroupnet.engine.errors import UserError
+from tests.tiny_run import load_tiny_run
+
+LOADERS = ['train_dataloader', 'val_dataloader', 'test_dataloader']
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    return load_tiny_run(tmp_path)
+
+
+def refuse(cfg, message, loaders=LOADERS):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_data(cfg, loaders)
+
+
+def edit_categories(path, names):
+    content = json.loads(path.read_text())
+    content['categories'] = [dict(id=number, name=name) for number, name in enumerate(names)]
+    path.write_text(json.dumps(content))
+
+
+def test_good_data_passes(cfg):
+    check_data(cfg, LOADERS)
+    cfg.val_dataloader = None
+    check_data(cfg, LOADERS)
+
+
+def test_a_missing_folder(cfg, tmp_path):
+    data = tmp_path / 'data'
+    shutil.rmtree(data)
+    refuse(
+        cfg,
+        f'data folder {data} (train_dataloader) does not exist. Expected in it: {data}/annotations/train.json, '
+        f'{data}/images. Link your copy: ln -sn /path/to/data {data}',
+    )
+
+
+def test_a_broken_link(cfg, tmp_path):
+    (tmp_path / 'data').rename(tmp_path / 'elsewhere')
+    (tmp_path / 'data').symlink_to(tmp_path / 'elsewhere')
+    check_data(cfg, LOADERS)
+    shutil.rmtree(tmp_path / 'elsewhere')
+    refuse(cfg, f'is a link to {tmp_path}/elsewhere, which does not exist')
+
+
+def test_a_missing_annotation_file(cfg, tmp_path):
+    (tmp_path / 'data/annotations/val.json').unlink()
+    check_data(cfg, ['train_dataloader'])
+    refuse(cfg, f'annotation file {tmp_path}/data/annotations/val.json (val_dataloader) does not exist')
+
+
+def test_a_missing_image_folder(cfg, tmp_path):
+    shutil.rmtree(tmp_path / 'data/images')
+    refuse(cfg, f'image folder {tmp_path}/data/images (train_dataloader) does not exist')
+
+
+def test_wrapped_data_sets(cfg, tmp_path):
+    inner = cfg.train_dataloader.dataset
+    wrapped = dict(type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[inner, inner]))
+    cfg.train_dataloader = dict(batch_size=1, dataset=wrapped)
+    check_data(cfg, LOADERS)
+    (tmp_path / 'data/annotations/train.json').unlink()
+    refuse(cfg, 'train.json (train_dataloader) does not exist')
+
+
+def test_none_of_the_classes(cfg, tmp_path):
+    train = tmp_path / 'data/annotations/train.json'
+    edit_categories(train, ['red', 'green'])
+    check_data(cfg, LOADERS)
+    edit_categories(train, ['green', 'yell]ow"'])
+    refuse(
+        cfg,
+        f"annotation file {train} (train_dataloader) has none of the classes of the config: it has 'green', "
+        "'yell]ow\"', the config 'red', 'blue'",
+    )
+
+
+def test_classes_of_the_data_sets_own_type(cfg):
+    """The config names no classes: those of CocoDataset, 80 of COCO, count."""
+    for loader in LOADERS:
+        del cfg[loader].dataset['metainfo']
+    refuse(cfg, "it has 'red', 'blue', the config 'person', 'bicycle'")
+
+
+def test_unreadable_annotations(cfg, tmp_path):
+    train = tmp_path / 'data/annotations/train.json'
+    content = train.read_text()
+    train.write_text(content[: content.index('"red"')])
+    refuse(cfg, f'annotation file {train}: its list of categories is not readable')
+    train.write_text('')
+    refuse(cfg, f'annotation file {train} is empty')
+
+
+def test_data_that_is_not_on_this_disk(cfg):
+    cfg.train_dataloader.dataset.update(data_root='s3://bucket/coco')
+    check_data(cfg, ['train_dataloader'])

@@ -1,0 +1,178 @@
+"""Training and testing in this process: the same losses after a resume, stops before work is lost."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from mmgroupnet.engine.errors import UserError
+from mmgroupnet.engine.testing import run_test
+from mmgroupnet.engine.training import run_training
+from tests.tiny_run import load_tiny_run
+
+
+def losses(work_dir):
+    """Loss of every iteration that a run (the last one in this folder) logged."""
+    log = max(work_dir.glob('*/vis_data/scalars.json'), key=lambda path: path.stat().st_mtime)
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    return {row['step']: row['loss'] for row in rows if 'loss' in row}
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A run of three epochs, four iterations each."""
+    folder = tmp_path_factory.mktemp('trained')
+    run_training(load_tiny_run(folder))
+    return folder
+
+
+class TestResume:
+    @pytest.mark.parametrize('workers', [0, 2])
+    def test_losses_are_those_of_a_run_that_never_stopped(self, tmp_path, trained, workers):
+        loader = dict(train_dataloader__num_workers=workers, train_dataloader__persistent_workers=workers > 0)
+        whole = trained
+        if workers:
+            whole = tmp_path
+            run_training(load_tiny_run(whole, **loader))
+        resumed = tmp_path / 'resumed'
+        resumed.mkdir()
+        shutil.copy(whole / 'work/epoch_1.pth', resumed)
+        run_training(load_tiny_run(whole, work_dir=str(resumed), **loader), resume='auto')
+        expected = losses(whole / 'work')
+        assert sorted(expected) == list(range(1, 13))
+        assert losses(resumed) == {step: loss for step, loss in expected.items() if step > 4}
+
+    def test_epochs_draw_different_numbers(self, trained):
+        """The same seed in every epoch would flip the same images."""
+        values = list(losses(trained / 'work').values())
+        assert len(set(values)) == len(values)
+
+    def test_nothing_to_resume_starts_anew(self, tmp_path):
+        run_training(load_tiny_run(tmp_path, train_cfg__max_epochs=1), resume='auto')
+        assert sorted(losses(tmp_path / 'work')) == [1, 2, 3, 4]
+
+    def test_a_truncated_newest_checkpoint(self, trained, tmp_path):
+        for epoch in (1, 2):
+            shutil.copy(trained / f'work/epoch_{epoch}.pth', tmp_path)
+        newest = tmp_path / 'epoch_2.pth'
+        newest.write_bytes(newest.read_bytes()[:1000])
+        (tmp_path / 'last_checkpoint').write_text(str(newest))
+        run_training(load_tiny_run(trained, work_dir=str(tmp_path), train_cfg__max_epochs=2), resume='auto')
+        assert sorted(losses(tmp_path)) == [5, 6, 7, 8]
+
+
+class TestRefused:
+    def test_loss_that_is_no_number(self, tmp_path):
+        jump = dict(type='MultiStepLR', milestones=[1], gamma=1e30)
+        cfg = load_tiny_run(tmp_path, param_scheduler=[jump])
+        with pytest.raises(UserError) as caught:
+            run_training(cfg)
+        assert 'training stopped at iteration 6 (epoch 2, batch 2): ' in str(caught.value)
+        assert 'loss=nan' in str(caught.value)
+        assert f'the last good checkpoint is {tmp_path}/work/epoch_1.pth' in str(caught.value)
+        assert not (tmp_path / 'work/epoch_2.pth').exists()
+
+    @pytest.mark.parametrize('resume', [False, True])
+    def test_weights_of_another_architecture(self, trained, tmp_path, resume):
+        checkpoint = str(trained / 'work/epoch_1.pth')
+        load_from = None if resume else checkpoint
+        cfg = load_tiny_run(trained, work_dir=str(tmp_path), load_from=load_from, model__backbone__depth=34)
+        with pytest.raises(UserError, match=r'epoch_1\.pth is of another architecture .*\d+ missing: backbone'):
+            run_training(cfg, resume=checkpoint if resume else None)
+        assert not list(tmp_path.glob('*.pth'))
+
+    def test_weights_of_another_architecture_in_a_test(self, trained, tmp_path):
+        cfg = load_tiny_run(trained, work_dir=str(tmp_path), model__neck__num_bases=1)
+        with pytest.raises(UserError, match='is of another architecture .* of another shape: neck'):
+            run_test(cfg, str(trained / 'work/epoch_1.pth'))
+
+    def test_a_truncated_checkpoint(self, trained, tmp_path):
+        broken = tmp_path / 'broken.pth'
+        broken.write_bytes((trained / 'work/epoch_1.pth').read_bytes()[:5000])
+        cfg = load_tiny_run(trained, work_dir=str(tmp_path / 'work'))
+        with pytest.raises(UserError, match=r'broken\.pth is truncated'):
+            run_test(cfg, str(broken))
+        with pytest.raises(UserError, match=r'broken\.pth is truncated'):
+            run_training(cfg, resume=str(broken))
+        cfg.load_from = str(broken)
+        with pytest.raises(UserError, match=r'broken\.pth is truncated'):
+            run_training(cfg)
+
+    def test_missing_data(self, tmp_path):
+        cfg = load_tiny_run(tmp_path)
+        shutil.rmtree(tmp_path / 'data')
+        with pytest.raises(UserError, match='Link your copy'):
+            run_training(cfg)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')
+    def test_amp_without_a_gpu(self, tmp_path):
+        with pytest.raises(UserError, match='--amp needs a GPU'):
+            run_training(load_tiny_run(tmp_path), amp=True)
+
+    def test_auto_scale_lr_without_a_base(self, tmp_path):
+        cfg = load_tiny_run(tmp_path)
+        del cfg.auto_scale_lr['base_batch_size']
+        with pytest.raises(UserError, match='--auto-scale-lr needs auto_scale_lr'):
+            run_training(cfg, auto_scale_lr=True)
+
+
+def test_a_backbone_alone_can_be_loaded(trained, tmp_path):
+    checkpoint = trained / 'work/epoch_1.pth'
+    init_cfg = dict(type='Pretrained', checkpoint=str(checkpoint), prefix='backbone')
+    cfg = load_tiny_run(
+        trained,
+        work_dir=str(tmp_path),
+        model__backbone__init_cfg=init_cfg,
+        model__neck__out_channels=4,
+        model__bbox_head__in_channels=4,
+        train_cfg__max_epochs=1,
+        optim_wrapper__optimizer__lr=0.0,
+    )
+    weights = torch.load(checkpoint)['state_dict']
+    model = run_training(cfg)
+    loaded = {name: value for name, value in model.named_parameters() if name.startswith('backbone.')}
+    assert len(loaded) > 40
+    for name, value in loaded.items():
+        assert torch.equal(value, weights[name])
+
+
+def test_the_learning_rate_scales(tmp_path):
+    """The base is a batch of 2, four are drawn: twice the rate."""
+    cfg = load_tiny_run(
+        tmp_path,
+        train_dataloader__batch_size=4,
+        train_cfg__max_epochs=1,
+        param_scheduler=None,
+        optim_wrapper__optimizer__lr=0.001,
+    )
+    run_training(cfg, auto_scale_lr=True)
+    weights = torch.load(tmp_path / 'work/epoch_1.pth')
+    assert weights['optimizer']['param_groups'][0]['lr'] == 0.002
+
+
+class TestTest:
+    def test_metrics_are_those_of_training(self, trained, tmp_path):
+        metrics = run_test(load_tiny_run(trained, work_dir=str(tmp_path)), str(trained / 'work/epoch_3.pth'))
+        logs = max((trained / 'work').glob('*/vis_data/scalars.json'))
+        last = json.loads(logs.read_text().splitlines()[-1])
+        assert metrics['coco/bbox_mAP'] == last['coco/bbox_mAP']
+        assert not math.isnan(metrics['coco/bbox_mAP'])
+
+    @pytest.mark.parametrize('tta', [False, True])
+    def test_predictions_are_drawn_and_written(self, trained, tmp_path, tta):
+        cfg = load_tiny_run(trained, work_dir=str(tmp_path))
+        out = tmp_path / 'predictions.pkl'
+        run_test(cfg, str(trained / 'work/epoch_3.pth'), out=str(out), show_dir='drawn', tta=tta)
+        assert out.stat().st_size > 0
+        assert sorted(path.name for path in tmp_path.glob('*/drawn/*')) == ['10.png', '11.png', '8.png', '9.png']
+
+    def test_misuse(self, trained, tmp_path):
+        cfg = load_tiny_run(trained, work_dir=str(tmp_path))
+        checkpoint = str(trained / 'work/epoch_3.pth')
+        with pytest.raises(UserError, match='--out result.json: predictions are written as a pickle'):
+            run_test(cfg, checkpoint, out='result.json')
+        cfg = load_tiny_run(trained, work_dir=str(tmp_path), default_scope='mmengine')
+        with pytest.raises(UserError, match='--tta needs a config whose default_scope is one of mmdet, mmseg, mmpretr'):
+            run_test(cfg, checkpoint, tta=True)
