@@ -74,8 +74,10 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[title] = self.seconds.get(title, 0) + time.monotonic() - start
+            seconds = time.monotonic() - start
+            self.seconds[title] = self.seconds.get(title, 0) + seconds
             self.path.write_text(json.dumps(self.seconds, indent=2))
+        print(f'===== done in {seconds:.0f} s =====', flush=True)
 
     @property
     def total(self) -> float:
@@ -137,8 +139,9 @@ def run_demo(work_dir: Path, cfg_options: list[str]) -> None:
         results.append(
             Result(
                 detector.name,
-                metrics['coco/bbox_mAP'],
-                metrics['coco/bbox_mAP_50'],
+                # Where nothing at all was detected, as after an epoch or two, mmdet gives no metrics.
+                metrics.get('coco/bbox_mAP', 0.0),
+                metrics.get('coco/bbox_mAP_50', 0.0),
                 *count_parameters(detector.config),
                 stopwatch.seconds[f'train the {detector.name}'],
             )

@@ -37,7 +37,8 @@ open('calls.txt', 'a').write(' '.join(['test', *arguments]) + chr(10))
 run = Path(arguments[arguments.index('--work-dir') + 1]) / '20260101_000001'
 run.mkdir()
 ap = 0.4 if 'groupnet' in arguments[0] else 0.5
-(run / '20260101_000001.json').write_text(json.dumps({'coco/bbox_mAP': ap, 'coco/bbox_mAP_50': ap + 0.4}))
+metrics = {} if Path('blind').exists() else {'coco/bbox_mAP': ap, 'coco/bbox_mAP_50': ap + 0.4}
+(run / '20260101_000001.json').write_text(json.dumps({'time': 0.1, **metrics}))
 shutil.copy('predictions.pkl', arguments[arguments.index('--out') + 1])
 """
 
@@ -89,6 +90,12 @@ def test_all_steps(demo, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert 'step 1/6: generate the digits' in printed and 'step 6/6' in printed
     assert 'work_dirs/demo/contact_sheet.png' in printed
+
+
+def test_a_detector_that_finds_nothing_has_no_ap(demo):
+    Path('blind').touch()
+    demo.run_demo(Path('demo'), [])
+    assert json.loads(Path('demo/summary.json').read_text())['bbox_mAP_50'] == 0
 
 
 def test_a_failing_tool_stops_the_demo(demo, monkeypatch):
