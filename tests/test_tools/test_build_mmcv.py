@@ -1,6 +1,7 @@
 import importlib.util
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,15 @@ def make_executable(path, text='#!/bin/sh\n'):
     path.chmod(0o755)
 
 
-@pytest.mark.parametrize('version, cuda, cuda_ops, expected', [
-    ('2.14.1+cu130', '13.0', False, 'torch2.14.1-cu130-cpu_ops'),
-    ('2.14.1+cu130', '13.0', True, 'torch2.14.1-cu130-cuda_ops'),
-    ('2.14.1+cpu', None, False, 'torch2.14.1-cpu-cpu_ops'),
-    ('2.14.1', None, False, 'torch2.14.1-cpu-cpu_ops'),
-])
+@pytest.mark.parametrize(
+    'version, cuda, cuda_ops, expected',
+    [
+        ('2.14.1+cu130', '13.0', False, 'torch2.14.1-cu130-cpu_ops'),
+        ('2.14.1+cu130', '13.0', True, 'torch2.14.1-cu130-cuda_ops'),
+        ('2.14.1+cpu', None, False, 'torch2.14.1-cpu-cpu_ops'),
+        ('2.14.1', None, False, 'torch2.14.1-cpu-cpu_ops'),
+    ],
+)
 def test_the_cache_name_carries_what_the_ops_depend_on(script, monkeypatch, version, cuda, cuda_ops, expected):
     monkeypatch.setattr(script.platform, 'machine', lambda: 'x86_64')
     monkeypatch.setattr(script.sys, 'version_info', (3, 12, 1))
@@ -48,7 +52,8 @@ def test_the_cache_follows_xdg(script, monkeypatch):
 
 def test_the_standard_is_raised_where_mmcv_names_an_old_one(script):
     assert script.raise_standard("['-std=c++14'] ['-std=c++17'] ['/std:c++17'] ['-std=c++20']") == (
-        "['-std=c++20'] ['-std=c++20'] ['/std:c++17'] ['-std=c++20']")
+        "['-std=c++20'] ['-std=c++20'] ['/std:c++17'] ['-std=c++20']"
+    )
 
 
 @pytest.mark.parametrize('cores, gib, expected', [(2, 24, 2), (64, 24, 12), (16, 7.9, 3), (8, 1, 1)])
@@ -109,7 +114,6 @@ def test_a_cached_wheel_that_does_not_work_is_named(script, monkeypatch, tmp_pat
 
 
 class TestMissingTools:
-
     def test_a_missing_compiler_gives_one_line_and_loses_no_work(self, tmp_path):
         environ = {'PATH': str(tmp_path), 'XDG_CACHE_HOME': str(tmp_path)}
         command = [sys.executable, str(SCRIPT), '--preflight']
@@ -140,10 +144,16 @@ class TestMissingTools:
         with pytest.raises(SystemExit, match=r'is Python 3\.13\.0, .* for 3\.11 or 3\.12'):
             script.preflight(tmp_path)
 
-    @pytest.mark.parametrize('present, cxx, expected', [
-        (['c++', 'g++'], None, 'c++'), (['g++'], None, 'g++'), ([], None, None),
-        (['g++', 'clang++'], 'clang++ -v', 'clang++ -v'), (['g++'], 'clang++', None),
-    ])
+    @pytest.mark.parametrize(
+        'present, cxx, expected',
+        [
+            (['c++', 'g++'], None, 'c++'),
+            (['g++'], None, 'g++'),
+            ([], None, None),
+            (['g++', 'clang++'], 'clang++ -v', 'clang++ -v'),
+            (['g++'], 'clang++', None),
+        ],
+    )
     def test_the_compiler_is_cxx_or_the_first_found(self, script, tmp_path, present, cxx, expected):
         for name in present:
             make_executable(tmp_path / name)
@@ -151,7 +161,6 @@ class TestMissingTools:
 
 
 class TestCudaOps:
-
     @pytest.fixture
     def nvcc(self, tmp_path, monkeypatch):
         """Puts an nvcc of a version where ``CUDA_HOME`` points to."""
@@ -162,13 +171,16 @@ class TestCudaOps:
         monkeypatch.setenv('CUDA_HOME', str(tmp_path))
         return put
 
-    @pytest.mark.parametrize('cuda, has_gpu, version, expected', [
-        ('13.0', True, '13.2', True),
-        ('13.0', False, '13.0', False),
-        (None, False, '13.0', False),
-        ('13.0', True, '12.8', False),
-        ('13.0', True, None, False),
-    ])
+    @pytest.mark.parametrize(
+        'cuda, has_gpu, version, expected',
+        [
+            ('13.0', True, '13.2', True),
+            ('13.0', False, '13.0', False),
+            (None, False, '13.0', False),
+            ('13.0', True, '12.8', False),
+            ('13.0', True, None, False),
+        ],
+    )
     def test_they_need_torch_nvcc_and_a_gpu(self, script, nvcc, cuda, has_gpu, version, expected):
         if version:
             nvcc(version)
@@ -178,11 +190,14 @@ class TestCudaOps:
         nvcc('13.0')
         assert script.wants_cuda(script.Torch('2.14.1', '13.0', has_gpu=False), forced=True)
 
-    @pytest.mark.parametrize('cuda, version, reason', [
-        (None, '13.0', 'torch 2.14.1 is built without CUDA'),
-        ('13.0', None, 'nvcc is not found'),
-        ('13.0', '12.8', 'nvcc is of CUDA 12.8, torch of CUDA 13.0'),
-    ])
+    @pytest.mark.parametrize(
+        'cuda, version, reason',
+        [
+            (None, '13.0', 'torch 2.14.1 is built without CUDA'),
+            ('13.0', None, 'nvcc is not found'),
+            ('13.0', '12.8', 'nvcc is of CUDA 12.8, torch of CUDA 13.0'),
+        ],
+    )
     def test_forcing_what_cannot_be_says_why(self, script, nvcc, cuda, version, reason):
         if version:
             nvcc(version)
@@ -191,7 +206,6 @@ class TestCudaOps:
 
 
 class TestBuild:
-
     @pytest.fixture
     def commands(self, script, monkeypatch):
         """Stands in for pip and mmcv's setup.py: puts a source archive, then a wheel, where they would."""
@@ -230,6 +244,26 @@ class TestBuild:
         assert 'line 49' in message and 'line 30' in message and 'line 29' not in message
         assert 'exit status 3' in message and message.endswith(str(path))
         assert 'line 0' in path.read_text()
+
+    def test_an_interruption_ends_the_compilers_too(self, script, monkeypatch, tmp_path):
+        pid = tmp_path / 'pid'
+
+        def interrupt(seconds):
+            if pid.exists() and pid.read_text().strip():
+                raise KeyboardInterrupt
+
+        def is_running():
+            stat = Path('/proc', pid.read_text().strip(), 'stat')
+            return stat.exists() and stat.read_text().split()[2] != 'Z'
+
+        monkeypatch.setattr(script.time, 'sleep', interrupt)
+        with open(tmp_path / 'build.log', 'w') as log, pytest.raises(KeyboardInterrupt):
+            script.run_logged(['sh', '-c', f'sleep 60 & echo $! > {pid}; wait'], log, cwd=tmp_path)
+        monkeypatch.undo()
+        deadline = time.monotonic() + 5
+        while is_running() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not is_running()
 
     def test_progress_counts_compiled_files(self, script, monkeypatch, tmp_path, capsys):
         ops = tmp_path / 'mmcv' / 'ops' / 'csrc' / 'pytorch'

@@ -21,6 +21,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -321,9 +322,12 @@ class Progress:
 
 def run_logged(command: list[str], log: TextIO, cwd: Path, env: dict[str, str] | None = None,
                progress: Progress | None = None) -> None:
-    """Runs a command with its output in ``log``; exits with the end of the log where it fails."""
+    """Runs a command with its output in ``log``; exits with the end of the log where it fails.
+
+    Where this script is interrupted, the command and all that it started ends, too.
+    """
     process = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=log,
-                               stderr=subprocess.STDOUT)
+                               stderr=subprocess.STDOUT, start_new_session=True)
     try:
         while process.poll() is None:
             time.sleep(0.5)
@@ -331,7 +335,7 @@ def run_logged(command: list[str], log: TextIO, cwd: Path, env: dict[str, str] |
                 progress.update()
     finally:
         if process.poll() is None:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # ninja and the compilers, too
             process.wait()
         if progress is not None:
             progress.close()
@@ -348,4 +352,8 @@ def minutes(seconds: float) -> str:
 
 
 if __name__ == '__main__':
-    main()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that folders are cleaned up
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
