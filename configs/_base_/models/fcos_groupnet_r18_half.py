@@ -10,7 +10,7 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        pad_size_divisor=32,
+        pad_size_divisor=8,
     ),
     backbone=dict(
         type='mmgroupnet.GroupNetResNet',

@@ -1,0 +1,82 @@
+"""Binary detectors beside their float twin on BCCD, all on one schedule: ``python benchmarks/bccd_detection.py``.
+
+Each config is trained by tools/train.py (a run that was cut off goes on from its last epoch) and evaluated on the test
+split after its last epoch. Every finished run appends one line to benchmarks/results/bccd_detection.jsonl; configs with
+a line there are not run again. At the end the table is printed. Needs data/bccd, see configs/detection/README.md.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
+
+RESULTS = Path('benchmarks/results/bccd_detection.jsonl')
+CONFIGS = {
+    'fcos_r18_bccd': 'float twin',
+    'fcos_groupnet_r18_bccd': 'all binary, Group-Net**',
+    'fcos_groupnet_r18_backbone-only_bccd': 'backbone binary, Group-Net**',
+    'fcos_groupnet_r18_binary-downsample_bccd': 'all binary, binary downsampling',
+}
+
+
+def run(name: str) -> dict:
+    """Trains one config and returns its line of results."""
+    import torch
+
+    from mmgroupnet.analysis.parameters import count_parameters
+    from mmgroupnet.analysis.training_curves import read_history
+
+    config, work_dir = f'configs/detection/{name}.py', Path('work_dirs/bccd') / name
+    start = time.time()
+    subprocess.run([sys.executable, 'tools/train.py', config, '--work-dir', str(work_dir), '--resume'], check=True)
+    metrics = read_history(work_dir).metrics
+    last_epoch = max(metrics['coco/bbox_mAP'])
+    parameters, binary_parameters = count_parameters(config)
+    return dict(
+        config=config,
+        epochs=last_epoch,
+        AP=metrics['coco/bbox_mAP'][last_epoch],
+        AP50=metrics['coco/bbox_mAP_50'][last_epoch],
+        parameters=parameters,
+        binary_parameters=binary_parameters,
+        seconds=round(time.time() - start),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
+
+
+def print_table(lines: list[dict]) -> None:
+    """Prints the results as Markdown, in the order of CONFIGS."""
+    print('\n| network | config | AP | AP50 | parameters | of them 1-bit | training |')
+    print('| --- | --- | --- | --- | --- | --- | --- |')
+    for name, title in CONFIGS.items():
+        for line in lines:
+            if Path(line['config']).stem == name:
+                share = line['binary_parameters'] / line['parameters']
+                print(
+                    f'| {title} | [{name}]({name}.py) | {line["AP"]:.3f} | {line["AP50"]:.3f} | '
+                    f'{line["parameters"] / 1e6:.2f} M | {share:.0%} | {line["seconds"] / 60:.1f} min |'
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    os.chdir(ROOT)
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    for name in CONFIGS:
+        if not any(Path(line['config']).stem == name for line in lines):
+            lines.append(run(name))
+            with RESULTS.open('a') as file:
+                file.write(json.dumps(lines[-1]) + '\n')
+    print_table(lines)
+
+
+if __name__ == '__main__':
+    main()
