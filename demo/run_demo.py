@@ -119,6 +119,7 @@ def run_demo(work_dir: Path, cfg_options: list[str]) -> None:
         work_dir: Folder of the results.
         cfg_options: ``KEY=VALUE`` overrides for both configs.
     """
+    from mmgroupnet.analysis.parameters import count_parameters
     from mmgroupnet.datasets import generate_digits
 
     binary = Detector('all-binary detector', 'configs/demo/fcos_groupnet_digits.py', work_dir)
@@ -244,21 +245,6 @@ def draw_results(binary: Detector, twin: Detector) -> None:
         binary.work_dir / 'curves.png',
         'FCOS on handwritten digits: all binary beside its float twin',
     )
-
-
-def count_parameters(config: str) -> tuple[int, int]:
-    """Number of parameters of a config's model, and how many of them are stored as one bit."""
-    from mmdet.registry import MODELS
-    from mmengine.config import Config
-    from mmengine.registry import init_default_scope
-
-    from mmgroupnet.layers import BinaryConv2d
-
-    cfg = Config.fromfile(config)
-    init_default_scope(cfg.default_scope)
-    model = MODELS.build(cfg.model)
-    binary = sum(module.weight.numel() for module in model.modules() if isinstance(module, BinaryConv2d))
-    return sum(parameter.numel() for parameter in model.parameters()), binary
 
 
 def write_summary(path: Path, results: list[Result], checkpoint: Path, seconds: float) -> None:
