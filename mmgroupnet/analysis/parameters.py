@@ -1,7 +1,7 @@
 """Counts of a model's parameters."""
 
 from mmengine.config import Config
-from mmengine.registry import DefaultScope, MODELS
+from mmengine.registry import MODELS, DefaultScope
 
 from mmgroupnet.layers import BinaryConv2d
 

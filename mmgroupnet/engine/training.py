@@ -1,13 +1,50 @@
 """A training run of the command line."""
 
+import logging
+
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmgroupnet.engine.checkpoint import find_resumable, is_local, read_checkpoint
+from mmgroupnet.engine.checkpoint import check_state_dict, find_resumable, is_local, read_checkpoint
 from mmgroupnet.engine.data import check_data
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.launch import build_runner
+
+
+def apply_backbone_checkpoint(cfg: Config) -> None:
+    """Initialises the backbone from the classification checkpoint that a config asks for by ``backbone_checkpoint``.
+
+    Where it is None, a warning says what to expect; a config without that setting is left as it is.
+
+    Args:
+        cfg: The config; ``model.backbone.init_cfg`` is set.
+
+    Raises:
+        UserError: If the checkpoint does not hold exactly the weights of this backbone, under ``backbone.``.
+    """
+    if 'backbone_checkpoint' not in cfg:
+        return
+    source = cfg.backbone_checkpoint
+    if source is None:
+        print_log(
+            'backbone_checkpoint=None: the backbone starts from random weights. Published figures are of backbones '
+            'trained on ImageNet, a short schedule from scratch will not reach them',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return
+    if is_local(source):
+        checkpoint = read_checkpoint(source)
+        given = checkpoint.get('state_dict', checkpoint)
+        prefix = 'backbone.'
+        given = {key.removeprefix(prefix): value for key, value in given.items() if key.startswith(prefix)}
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), torch.device('meta'):
+            backbone = MODELS.build(cfg.model.backbone)
+        check_state_dict(backbone, given, source)
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=source, prefix='backbone.')
 
 
 def run_training(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None) -> nn.Module:
@@ -37,6 +74,7 @@ def run_training(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, re
             raise UserError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
     check_data(cfg, ['train_dataloader', 'val_dataloader'])
+    apply_backbone_checkpoint(cfg)
     found = find_resumable(cfg.work_dir) if resume == 'auto' else resume
     cfg.resume = found is not None
     cfg.load_from = found or cfg.get('load_from')
