@@ -1,6 +1,7 @@
 """A test run of the command line, with the options that each OpenMMLab library spells in its own way."""
 
 from copy import deepcopy
+from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
@@ -31,19 +32,24 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
     Args:
         cfg: The config, changed in place.
         show: Open a window.
-        show_dir: Folder for the pictures, inside the run's folder of logs. None: none are written.
+        show_dir: Folder for the pictures. None: none are written.
         wait_time: Seconds that a window stays.
     """
     library = _library(cfg, '--show and --show-dir')
     if 'visualization' not in cfg.default_hooks:
         cfg.default_hooks.visualization = dict(type=_VISUALIZATION_HOOKS[library])
     hook = cfg.default_hooks.visualization
-    hook.update(show=show, wait_time=wait_time)
+    # Every picture; the libraries' defaults leave out many.
+    hook.update(show=show, wait_time=wait_time, interval=1)
     hook['enable' if library == 'mmpretrain' else 'draw'] = True
-    if show_dir and library == 'mmseg':
-        cfg.visualizer.save_dir = show_dir
-    elif show_dir:
-        hook['out_dir' if library == 'mmpretrain' else 'test_out_dir'] = show_dir
+    if not show_dir:
+        return
+    # mmdet puts a relative folder into the folder of the run's logs, the others into the current one.
+    folder = str(Path(show_dir).absolute())
+    if library == 'mmseg':
+        cfg.visualizer.save_dir = folder
+    else:
+        hook['out_dir' if library == 'mmpretrain' else 'test_out_dir'] = folder
 
 
 def _default_tta(cfg: Config, library: str) -> tuple[dict, list]:
@@ -139,6 +145,8 @@ def run_test(
     cfg.load_from = checkpoint
     cfg.resume = False
     if show or show_dir:
+        if tta and cfg.get('default_scope') == 'mmpretrain':
+            raise UserError('mmpretrain cannot draw predictions of --tta: leave out --show and --show-dir')
         draw_predictions(cfg, show, show_dir, wait_time)
     if tta:
         augment_test(cfg)

@@ -25,8 +25,7 @@ def gradients(config: str, launcher: str) -> dict[str, torch.Tensor]:
     # Rounding differs between batch sizes: in double precision it cannot turn a sign.
     model.double()
     model.eval()
-    dataset = DATASETS.build(cfg.train_dataloader.dataset)
-    torch.manual_seed(1)
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)  # Without random flips.
     samples = [dataset[index] for index in range(4)][rank::processes]
     data = dict(
         inputs=[sample['inputs'] for sample in samples], data_samples=[sample['data_samples'] for sample in samples]
