@@ -103,6 +103,28 @@ def saved_checkpoints(work_dir: str | Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def last_finite(newest: str | Path | None) -> Path | None:
+    """Finds the last checkpoint of a run whose weights are all finite.
+
+    The newest one may not be: a last step of an epoch can spoil the weights before any loss shows it.
+
+    Args:
+        newest: The run's newest checkpoint; older ones lie beside it. None: the run has saved none.
+
+    Returns:
+        The checkpoint, or None.
+    """
+    if newest is None:
+        return None
+    newest = Path(newest)
+    saved = saved_checkpoints(newest.parent)
+    for path in saved[saved.index(newest) :] if newest in saved else []:
+        weights = torch.load(path, map_location='cpu', weights_only=True)['state_dict'].values()
+        if all(weight.isfinite().all() for weight in weights if weight.is_floating_point()):
+            return path
+    return None
+
+
 def find_resumable(work_dir: str | Path) -> str | None:
     """Finds the checkpoint to resume from.
 

@@ -1,7 +1,6 @@
 """The error that the tools print as one line."""
 
 import difflib
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        # The other processes of a distributed run stop for the same reason.
-        if os.environ.get('RANK', '0') == '0':
-            print(f'error: {error}', file=sys.stderr)
+        # In a distributed run every process prints: a loss may be no number in one of them alone.
+        print(f'error: {error}', file=sys.stderr)
         sys.exit(1)

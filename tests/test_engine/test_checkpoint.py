@@ -13,7 +13,7 @@ from mmengine.fileio import get_file_backend
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
-from mmgroupnet.engine.checkpoint import check_state_dict, find_resumable, read_checkpoint
+from mmgroupnet.engine.checkpoint import check_state_dict, find_resumable, last_finite, read_checkpoint
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.safe_globals import allow_mmengine_globals
 
@@ -103,6 +103,18 @@ def test_another_architecture_is_listed():
     assert 'checkpoint a.pth is of another architecture' in str(caught.value)
     assert '1 missing: 1.weight; 1 unexpected: 2.weight' in str(caught.value)
     assert '1 of another shape: 0.weight (2, 4) instead of (2, 3)' in str(caught.value)
+
+
+def test_the_last_checkpoint_with_finite_weights(tmp_path):
+    paths = [tmp_path / f'epoch_{epoch}.pth' for epoch in (1, 2, 3, 10)]
+    for path, value in zip(paths, [1.0, 2.0, float('nan'), 4.0], strict=True):
+        weights = dict(weight=torch.tensor([0.0, value]), count=torch.tensor(3))
+        torch.save(dict(state_dict=weights), path)
+    assert last_finite(paths[3]) == paths[3]
+    assert last_finite(str(paths[2])) == paths[1]
+    assert last_finite(paths[0]) == paths[0]
+    assert last_finite(None) is None
+    assert last_finite(tmp_path / 'epoch_4.pth') is None
 
 
 class TestFindResumable:

@@ -5,7 +5,7 @@ import math
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmgroupnet.engine.checkpoint import find_resumable
+from mmgroupnet.engine.checkpoint import last_finite
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.registry import HOOKS
 
@@ -14,8 +14,8 @@ from mmgroupnet.registry import HOOKS
 class InvalidLossHook(Hook):
     """Stops where a loss is NaN or infinite.
 
-    The weights are spoilt by then, and everything after it would be lost time.
-    Every iteration is checked; that costs nothing, since mmengine reads the losses for its log in every iteration, too.
+    The weights are spoilt by then, and everything after it would be lost time. Every iteration is checked;
+    that costs nothing, since mmengine reads the losses for its log in every iteration, too.
     """
 
     priority = 'VERY_HIGH'  # Before a checkpoint of these weights is written.
@@ -37,8 +37,8 @@ class InvalidLossHook(Hook):
         losses = {name: float(value.detach()) for name, value in (outputs or {}).items() if 'loss' in name}
         invalid = [f'{name}={value}' for name, value in losses.items() if not math.isfinite(value)]
         if invalid:
-            good = find_resumable(runner.work_dir)
-            last = f'the last good checkpoint is {good}' if good else f'no checkpoint was saved in {runner.work_dir}'
+            good = last_finite(runner.message_hub.get_info('last_ckpt'))
+            last = f'the last good checkpoint is {good}' if good else 'this run has saved no good checkpoint'
             raise UserError(
                 f'training stopped at iteration {runner.iter + 1} (epoch {runner.epoch + 1}, batch {batch_idx + 1}): '
                 f'{", ".join(invalid)}; {last}. Lower the learning rate or clip the gradients (optim_wrapper.clip_grad)'
