@@ -6,4 +6,7 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(bbox_head=dict(num_classes=10))
+model = dict(
+    neck=dict(num_outs=3),
+    bbox_head=dict(num_classes=10, strides=[8, 16, 32], regress_ranges=((-1, 32), (32, 64), (64, 1e8))),
+)

@@ -6,4 +6,12 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(bbox_head=dict(num_classes=10))
+num_bases = 3
+# Digits are 30 to 65 pixels large: three levels are enough.
+model = dict(
+    backbone=dict(num_bases=num_bases),
+    neck=dict(num_outs=3, num_bases=num_bases),
+    bbox_head=dict(
+        num_classes=10, strides=[8, 16, 32], regress_ranges=((-1, 32), (32, 64), (64, 1e8)), num_bases=num_bases
+    ),
+)

@@ -1,21 +1,24 @@
-# The embedded digits: real handwritten digits on real photographs, made by tools/dataset_converters/digits.py as data/digits.
+# The embedded digits: real handwritten digits on real photographs, 160x160 pixels. `make demo` makes them, and so does
+# tools/dataset_converters/digits.py, as data/digits.
 dataset_type = 'CocoDataset'
 data_root = 'data/digits/'
 metainfo = dict(classes=tuple('0123456789'))
+scale = (128, 128)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(160, 160), keep_ratio=True),
+    dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),

@@ -1,5 +1,5 @@
-# A small FCOS, all binary: Group-Net** ResNet-18 of half width with average pooling in its shortcuts, binary FPN and head of
-# 64 channels. One image of 320x240 takes about half a second of training on one CPU core.
+# A small FCOS, all binary: Group-Net** ResNet-18 of half width with average pooling in its shortcuts, binary FPN and
+# binary head of 64 channels.
 num_bases = 4
 binary_cfg = dict(weight=dict(type='mmgroupnet.ChannelScaleWeight'))
 

@@ -1,5 +1,5 @@
-# Short trainings from scratch on small data: AdamW, linear warm-up, cosine decay. No weight decay, since it would only pull
-# latent weights towards the threshold of their signs.
+# Short trainings from scratch on small data: AdamW, linear warm-up, cosine decay. No weight decay, since it would only
+# pull latent weights towards the threshold of their signs.
 max_epochs = 9
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=3)
