@@ -158,7 +158,8 @@ class Battery(ABC):
     def test_state_dict_round_trip(self):
         part, other = self.build(), self.build(seed=1)
         self.run(part, self.inputs())  # makes the statistics differ
-        part.eval(), other.eval()
+        part.eval()
+        other.eval()
         outs = self.run(part, self.inputs())
         before = self.run(other, self.inputs())
         assert any(not torch.equal(out, wanted) for out, wanted in zip(before, outs, strict=True))
@@ -232,7 +233,8 @@ class BackboneBattery(Battery):
 
     def test_out_indices(self):
         every, chosen = self.build(), self.build(out_indices=(1, 3))
-        every.eval(), chosen.eval()
+        every.eval()
+        chosen.eval()
         # Options such as learned scales exist only where maps are merged, which out_indices decides.
         every.load_state_dict(chosen.state_dict(), strict=False)
         outs = self.run(every, self.inputs())
