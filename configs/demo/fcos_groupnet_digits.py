@@ -2,7 +2,7 @@
 _base_ = [
     '../_base_/models/fcos_groupnet_r18_half.py',
     '../_base_/datasets/digits_detection.py',
-    '../_base_/schedules/adamw_9e.py',
+    '../_base_/schedules/adamw_cosine.py',
     '../_base_/default_runtime.py',
 ]
 
@@ -15,3 +15,5 @@ model = dict(
         num_classes=10, strides=[8, 16, 32], regress_ranges=((-1, 32), (32, 64), (64, 1e8)), num_bases=num_bases
     ),
 )
+
+train_cfg = dict(max_epochs=6, val_interval=1)

@@ -2,7 +2,7 @@
 _base_ = [
     '../_base_/models/fcos_r18_half.py',
     '../_base_/datasets/bccd_detection.py',
-    '../_base_/schedules/adamw_9e.py',
+    '../_base_/schedules/adamw_cosine.py',
     '../_base_/default_runtime.py',
 ]
 
