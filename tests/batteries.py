@@ -75,10 +75,12 @@ class Battery(ABC):
     Attributes:
         config: Config of the part.
         input_shapes: Shapes of its inputs without the batch, see the batteries.
+        idle_parameters: Ends of the names of parameters that change nothing, so that their gradient is zero.
     """
 
     config: dict
     input_shapes: Sequence[Shape]
+    idle_parameters: tuple[str, ...] = ()
 
     def build(self, registry=MODELS, seed: int = 0, **overrides) -> nn.Module:
         """Builds and initialises the part."""
@@ -120,12 +122,13 @@ class Battery(ABC):
         assert [tuple(out.shape) for out in outs] == [(1, *shape) for shape in self.expected_shapes(self.cases()[0])]
         assert_finite_gradients(part)
 
-    def test_every_parameter_gets_a_finite_gradient(self):
+    def test_every_parameter_gets_a_finite_nonzero_gradient(self):
         part = self.build()
         inputs = [x.requires_grad_() for x in self.inputs()]
         project(self.run(part, inputs)).backward()
         assert_finite_gradients(part)
-        assert any(parameter.grad.any() for parameter in part.parameters())
+        for name, parameter in part.named_parameters():
+            assert parameter.grad.any() != name.endswith(self.idle_parameters), f'the gradient of {name} is zero'
         for x in inputs:
             assert x.grad is None or x.grad.isfinite().all()
         assert any(x.grad is not None and x.grad.any() for x in inputs)

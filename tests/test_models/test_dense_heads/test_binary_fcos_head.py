@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from mmgroupnet.layers import BinaryConv2d
 from tests.batteries import HeadBattery, statistics
-from tests.liveness import assert_alive, binary_layer_calls, estimate_statistics
+from tests.liveness import BALANCED, assert_alive, binary_layer_calls, estimate_statistics
 
 COMMON = dict(
     num_classes=3,
@@ -128,7 +128,7 @@ def test_rectified_inputs_keep_every_layer_alive():
     estimate_statistics(head, lambda: head(tuple(others)))
     calls = binary_layer_calls(head, lambda: head(tuple(features)))
     assert len(calls) == 2 * 4 * 3  # towers, convs, levels
-    assert_alive(calls)
+    assert_alive(calls, BALANCED)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from torch import nn
 
 from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d
 from tests.batteries import NeckBattery
-from tests.liveness import assert_alive, binary_layer_calls, estimate_statistics
+from tests.liveness import BALANCED, assert_alive, binary_layer_calls, estimate_statistics
 
 CONFIG = dict(type='mmgroupnet.BinaryFPN', in_channels=[8, 16, 32], out_channels=12, num_outs=5, num_bases=2)
 SHAPES = [(8, 17, 23), (16, 9, 12), (32, 5, 6)]
@@ -105,7 +105,7 @@ def test_rectified_inputs_keep_every_layer_alive(extra, relu_before_extra_convs)
 
     statistics, inputs = rectified(), rectified()
     estimate_statistics(neck, lambda: neck(statistics))
-    assert_alive(binary_layer_calls(neck, lambda: neck(inputs)))
+    assert_alive(binary_layer_calls(neck, lambda: neck(inputs)), BALANCED)
 
 
 @pytest.mark.parametrize(
