@@ -1,5 +1,5 @@
 # make demo    train a small binary detector on real data and evaluate it
-# make test    run the tests (ARGS='-m slow' for the slow ones, ARGS='-k head' for some)
+# make test    run the tests (ARGS="-m slow" for the slow ones, ARGS=tests/test_layers for some)
 # make lint    check the style
 # make env     only prepare the environment that the others need
 #
@@ -48,7 +48,7 @@ demo: env
 	"$(PY)" demo/run_demo.py $(ARGS)
 
 test: env
-	"$(PY)" -m pytest tests $(ARGS)
+	"$(PY)" -m pytest $(ARGS)
 
 lint: env
 	"$(PY)" -m ruff check .
