@@ -17,14 +17,12 @@ def gradients(config: str, launcher: str) -> dict[str, torch.Tensor]:
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
     cfg.model.backbone.norm_cfg = dict(type='SyncBN')
-    model = MODELS.build(cfg.model)
+    # Rounding differs between batch sizes: in double precision it cannot turn a sign.
+    model = MODELS.build(cfg.model).double().eval()
     rank, processes = 0, 1
     if launcher == 'pytorch':
         model = CPUDistributedDataParallel(model, device_ids=[0], broadcast_buffers=False)
         rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    # Rounding differs between batch sizes: in double precision it cannot turn a sign.
-    model.double()
-    model.eval()
     dataset = DATASETS.build(cfg.val_dataloader.dataset)  # Without random flips.
     samples = [dataset[index] for index in range(4)][rank::processes]
     data = dict(
@@ -34,7 +32,7 @@ def gradients(config: str, launcher: str) -> dict[str, torch.Tensor]:
     data = inner.data_preprocessor(data)
     losses = model(data['inputs'].double(), data['data_samples'], mode='loss')
     inner.parse_losses(losses)[0].backward()
-    return {name: parameter.grad for name, parameter in inner.named_parameters() if parameter.grad is not None}
+    return {name: parameter.grad for name, parameter in inner.named_parameters()}
 
 
 if __name__ == '__main__':

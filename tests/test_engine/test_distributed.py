@@ -34,7 +34,6 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     subprocess.run([*launch, script, str(config), str(tmp_path / 'gradients.pth')], env=environment, check=True)
     expected = gradients(str(config), 'none')
     found = torch.load(tmp_path / 'gradients.pth')
-    assert len(expected) > 50
     assert sum(gradient.abs().max() > 0 for gradient in expected.values()) > 50
     assert_close(found, expected)
 

@@ -78,7 +78,8 @@ class TestRefused:
     def test_weights_of_another_architecture(self, trained, tmp_path, resume):
         checkpoint = str(trained / 'work/epoch_1.pth')
         load_from = None if resume else checkpoint
-        cfg = load_tiny_run(trained, work_dir=str(tmp_path), load_from=load_from, model__backbone__depth=34)
+        blocks = dict(model__backbone__stage_blocks=(1, 2, 2))
+        cfg = load_tiny_run(trained, work_dir=str(tmp_path), load_from=load_from, **blocks)
         with pytest.raises(UserError, match=r'epoch_1\.pth is of another architecture .*\d+ missing: backbone'):
             run_training(cfg, resume=checkpoint if resume else None)
         assert not list(tmp_path.glob('*.pth'))
@@ -133,7 +134,7 @@ def test_a_backbone_alone_can_be_loaded(trained, tmp_path):
     weights = torch.load(checkpoint)['state_dict']
     model = run_training(cfg)
     loaded = {name: value for name, value in model.named_parameters() if name.startswith('backbone.')}
-    assert len(loaded) > 40
+    assert len(loaded) > 30
     for name, value in loaded.items():
         assert torch.equal(value, weights[name])
 
