@@ -1,4 +1,4 @@
-# Short trainings from scratch on small data: AdamW, linear warm-up, cosine decay over all epochs (train_cfg.max_epochs).
+# Short trainings from scratch on small data: AdamW, linear warm-up, cosine decay over all epochs of train_cfg.
 # The learning rate is high, since latent weights have to cross zero before anything changes; weight decay would only
 # pull them there.
 train_cfg.max_epochs).
