@@ -1,9 +1,6 @@
 # Short trainings from scratch on small data: AdamW, linear warm-up, cosine decay over all epochs of train_cfg.
 # The learning rate is high, since latent weights have to cross zero before anything changes; weight decay would only
 # pull them there.
-train_cfg.max_epochs).
-# A high learning rate, since latent weights have to cross zero before anything changes, and no weight decay, since it
-# would only pull them there.
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=9, val_interval=3)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
