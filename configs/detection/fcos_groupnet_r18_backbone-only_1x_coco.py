@@ -1,28 +1,4 @@
-# Only the backbone binary: Group-Net ResNet-18 with mmdet's own FPN and FCOS head.
-_base_ = '../fcos_groupnet_r18_coco.py'
+# As fcos_groupnet_r50_backbone-only_1x_coco.py, with a Group-Net ResNet-18.
+_base_ = 'fcos_groupnet_r50_backbone-only_1x_coco.py'
 
-model = dict(
-    neck=dict(
-        _delete_=True,
-        type='FPN',
-        in_channels={{_base_.model.neck.in_channels}},
-        out_channels=256,
-        start_level=1,
-        add_extra_convs='on_output',
-        num_outs=5,
-        relu_before_extra_convs=True,
-    ),
-    bbox_head=dict(
-        _delete_=True,
-        type='FCOSHead',
-        num_classes=80,
-        in_channels=256,
-        stacked_convs=4,
-        feat_channels=256,
-        strides=[8, 16, 32, 64, 128],
-        norm_on_bbox=True,
-        centerness_on_reg=True,
-        center_sampling=True,
-        loss_bbox=dict(type='GIoULoss', loss_weight=1.0),
-    ),
-)
+model = dict(backbone=dict(depth=18), neck=dict(in_channels=[64, 128, 256, 512]))
