@@ -91,10 +91,12 @@ def accepted_arguments(part: Callable) -> set[str] | None:
 
 
 def _typed_dicts(node: object, path: str = '') -> Iterator[tuple[str, Mapping]]:
-    """Every dict with a ``type`` in a config, with its dotted path."""
+    """Every dict with a ``type`` in a config, with its dotted path; ``binary_cfg`` stands for binary convs."""
     if isinstance(node, Mapping):
         if 'type' in node:
             yield path, node
+        elif path.endswith('.binary_cfg'):
+            yield path, dict(node, type='mmgroupnet.BinaryConv2d')
         children = node.items()
     elif isinstance(node, list | tuple):
         children = enumerate(node)

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import traceback
 
 import torch
 from mmengine.config import Config
@@ -104,6 +105,16 @@ def add_guards(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds the Runner of a checked config, with the guards of :func:`add_guards`."""
+    """Builds the Runner of a checked config, with the guards of :func:`add_guards`.
+
+    Raises:
+        UserError: If a part of mmgroupnet refuses its arguments.
+    """
     add_guards(cfg)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    try:
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    except ValueError as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals['__name__'].startswith('mmgroupnet.'):
+            raise  # Not an argument that one of our parts checks: the traceback is wanted.
+        raise UserError(str(error)) from error

@@ -69,6 +69,11 @@ def test_a_good_config_passes(cfg):
             "'mmgroupnet.PolynomialSign'?)",
         ),
         (
+            'model.backbone.binary_cfg',
+            dict(weights=dict(type='mmgroupnet.ChannelScaleWeight')),
+            "model.backbone.binary_cfg: BinaryConv2d takes no argument 'weights' (did you mean 'weight'?)",
+        ),
+        (
             'custom_hooks',
             [dict(type='mmgroupnet.BinaryStatisticsHook', intervals=2)],
             "custom_hooks.0: BinaryStatisticsHook takes no argument 'intervals' (did you mean 'interval'?)",
