@@ -1,5 +1,6 @@
 """Group-Net ResNets: LBD, GBD v1, v2, v3 and soft-gated, one code path that differs only in where branches merge."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
@@ -67,7 +68,7 @@ class BinaryUnit(nn.Module):
         return out + x if self.skip else out
 
 
-class GroupNetBlock(nn.Module):
+class GroupNetBlock(nn.Module, ABC):
     """K residual blocks side by side: connect, then (sign, conv, ReLU, norm, add) conv by conv.
 
     Args:
@@ -96,8 +97,9 @@ class GroupNetBlock(nn.Module):
     def _shortcut(self, x: Tensor) -> Tensor:
         return x if self.shortcut is None else share(self.shortcut, x, self.merge.num_bases)
 
+    @abstractmethod
     def _residual(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Runs connected branches, ``(N, K*C, H, W)`` to ``(N, K*C', H', W')``."""
 
     def forward(self, branches: Tensor, last_merge: Merge) -> Tensor:
         """Connects and runs the branches.
