@@ -1,4 +1,5 @@
 import importlib.util
+import shutil
 import subprocess
 import sys
 import time
@@ -225,6 +226,7 @@ class TestBuild:
                 (cwd / 'dist' / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl').write_text('a wheel')
 
         monkeypatch.setattr(script, 'run_logged', run_logged)
+        monkeypatch.setattr(script, 'precompile_header', lambda folder, log, environ: None)
         return commands
 
     def test_it_keeps_the_wheel_and_nothing_else(self, script, commands, tmp_path):
@@ -234,6 +236,30 @@ class TestBuild:
         assert wheel.read_text() == 'a wheel'
         assert list(folder.iterdir()) == [wheel]
         assert [command[-1] for command in commands] == ['mmcv==2.1.0', 'bdist_wheel']
+
+    @pytest.mark.slow  # parses torch's header, which takes half a minute
+    @pytest.mark.skipif(not shutil.which('g++'), reason='needs g++')
+    def test_gcc_takes_the_precompiled_header(self, script, monkeypatch, tmp_path):
+        monkeypatch.setenv('CXX', 'g++')
+        environ = script.build_environment(cuda=False)
+        with open(tmp_path / 'build.log', 'w') as log:
+            script.precompile_header(tmp_path, log, environ)
+        source = tmp_path / 'empty.cpp'
+        source.touch()
+        setup = ("from setuptools import setup; from torch.utils.cpp_extension import BuildExtension, CppExtension\n"
+                 "setup(name='empty', ext_modules=[CppExtension('empty', ['empty.cpp'], extra_compile_args=["
+                 "'-std=c++20', '-H'])], cmdclass={'build_ext': BuildExtension})")
+        result = subprocess.run([sys.executable, '-c', setup, 'build_ext'], cwd=tmp_path, env=environ,
+                                capture_output=True, text=True, check=True)
+        # gcc's -H marks a precompiled header that it takes with an exclamation mark, one that does not fit with an x.
+        assert f'! {tmp_path}/torch_types.hpp.gch' in result.stdout + result.stderr
+
+    def test_other_compilers_do_without_a_precompiled_header(self, script, monkeypatch, tmp_path):
+        make_executable(tmp_path / 'clang++', '#!/bin/sh\necho clang version 19.1\n')
+        environ = {'CXX': str(tmp_path / 'clang++'), 'CFLAGS': '-g0'}
+        monkeypatch.setattr(script, 'run_logged', fail)
+        script.precompile_header(tmp_path, None, environ)
+        assert environ['CFLAGS'] == '-g0'
 
     def test_a_failure_shows_the_end_of_the_log_and_where_it_is(self, script, tmp_path):
         path = tmp_path / 'build.log'
