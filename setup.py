@@ -1,9 +1,11 @@
 """Packaging of mmgroupnet; imports neither torch nor the package."""
 import os
+import platform
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -33,6 +35,43 @@ class BuildWithMim(build_py):
                 shutil.copytree(source, target / name, ignore=shutil.ignore_patterns('__pycache__', '*.py[cod]'))
             else:
                 shutil.copy2(source, target / name)
+
+
+# The packed kernels (csrc/). Contraction would make floats differ from one instruction set to another.
+KERNEL_FLAGS = ['-std=c++17', '-O3', '-g0', '-Wall', '-ffp-contract=off', '-fvisibility=hidden', '-pthread']
+# One file an instruction set, which one is used is decided when it is loaded.
+INSTRUCTION_SET_FLAGS = {
+    'avx2.cpp': ['-mavx2'],
+    'avx512.cpp': ['-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512vpopcntdq', '-mprefer-vector-width=512'],
+}
+
+
+class BuildKernels(build_ext):
+    """Compiles csrc/ into ``mmgroupnet/ops/_kernels.so``, a plain shared library that knows neither Python nor torch.
+
+    It is optional: without a compiler the package installs, and packed models run simulated.
+    """
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return f'{fullname.replace(".", os.sep)}.so'
+
+    def build_extension(self, ext: Extension) -> None:
+        is_x86 = platform.machine().lower() in ('x86_64', 'amd64')
+        objects = []
+        for source in ext.sources:
+            flags = INSTRUCTION_SET_FLAGS.get(Path(source).name, []) if is_x86 else []
+            objects += self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=KERNEL_FLAGS + flags,
+                                             depends=ext.depends)
+        self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), extra_postargs=['-pthread'],
+                                         target_lang='c++')
+
+
+def kernels() -> Extension:
+    """The extension; a list of sources relative to this file, as setuptools wants them."""
+    def files(pattern: str) -> list[str]:
+        return sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'csrc').glob(pattern))
+
+    return Extension('mmgroupnet.ops._kernels', files('*.cpp'), depends=files('*.h'), language='c++', optional=True)
 
 
 def read_version() -> str:
@@ -71,6 +110,7 @@ setup(
     python_requires='>=3.11',
     install_requires=read_requirements('runtime'),
     extras_require=extras,
-    cmdclass={'build_py': BuildWithMim},
+    ext_modules=[kernels()],
+    cmdclass={'build_py': BuildWithMim, 'build_ext': BuildKernels},
     zip_safe=False,
 )

@@ -20,8 +20,19 @@ class MergedConnection(nn.Module):
         return broadcast(merge(branches), merge.num_bases)
 
 
+class BroadcastConnection(nn.Module):
+    """Connection behind the stem: each branch reads its map."""
+
+    def __init__(self, num_bases: int) -> None:
+        super().__init__()
+        self.num_bases = num_bases
+
+    def forward(self, x: Tensor, merge: Merge | None) -> Tensor:
+        return broadcast(x, self.num_bases)
+
+
 class SeparateConnection(nn.Module):
-    """Connection inside the chains of GBD v2 and v3, and behind the stem: each branch reads its own map."""
+    """Connection inside the chains of GBD v2 and v3: each branch reads its own map."""
 
     def forward(self, branches: Tensor, merge: Merge) -> Tensor:
         return branches
@@ -101,11 +112,11 @@ class GroupNetBlock(nn.Module, ABC):
     def _residual(self, x: Tensor) -> Tensor:
         """Runs connected branches, ``(N, K*C, H, W)`` to ``(N, K*C', H', W')``."""
 
-    def forward(self, branches: Tensor, last_merge: Merge) -> Tensor:
+    def forward(self, branches: Tensor, last_merge: Merge | None) -> Tensor:
         """Connects and runs the branches.
 
         Args:
-            branches: Outputs of the last block's branches, ``(N, K*C, H, W)``.
+            branches: Outputs of the last block's branches, ``(N, K*C, H, W)``; of the stem in front of the first.
             last_merge: Merges them.
 
         Returns: Outputs of this block's branches, ``(N, K*C', H', W')``, unmerged.
@@ -343,8 +354,9 @@ class GroupNetResNet(BaseModule):
 
     def _build_connection(self, stage: int, index: int, gate_per_branch: bool) -> nn.Module:
         """The connection in front of a block: all that tells the decompositions apart."""
-        is_first = stage == 0 and index == 0
-        if is_first or self.decomposition in ('lbd', 'gbd_v3') or (self.decomposition == 'gbd_v2' and index > 0):
+        if stage == 0 and index == 0:
+            return BroadcastConnection(self.num_branches)
+        if self.decomposition in ('lbd', 'gbd_v3') or (self.decomposition == 'gbd_v2' and index > 0):
             return SeparateConnection()
         if self.decomposition == 'soft_gate':
             return SoftGate(self.num_branches if gate_per_branch else 1)
@@ -382,9 +394,8 @@ class GroupNetResNet(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Returns the merged maps of the stages in ``out_indices``."""
-        branches = broadcast(self.stem(x), self.num_branches)
-        # The first block's branches read the stem's output as it is.
-        merge: Merge | None = None
+        branches = self.stem(x)
+        merge: Merge | None = None  # Nothing to merge in front of the first block.
         outs = []
         for stage, blocks in enumerate(self.stages):
             for block in blocks:

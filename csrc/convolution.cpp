@@ -1,0 +1,462 @@
+#include "convolution.h"
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "threads.h"
+
+namespace mmgroupnet {
+namespace {
+
+// Activations of a job, and what all branches of its rows read and write, stay in the second-level cache.
+constexpr int64_t kScratchBytes = 64 << 10;
+constexpr int64_t kOutputBytes = 256 << 10;
+constexpr ptrdiff_t kAlignment = 64;
+// Maps of no more tiles than this have their weights prefetched.
+constexpr int kFewTiles = 128;
+// Sums are exact as floats.
+constexpr int64_t kMaxLength = 1 << 24;
+
+int64_t round_up(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+int dilation(const mmg_unit& unit, int branch) { return unit.dilations[branch]; }
+
+Size padding(const mmg_unit& unit, int branch) {
+  if (unit.pad_height >= 0) return {unit.pad_height, unit.pad_width};
+  const int rate = dilation(unit, branch);
+  return {rate * (unit.kernel_height - 1) / 2, rate * (unit.kernel_width - 1) / 2};
+}
+
+// Sizes that all branches and groups of a unit have in common.
+struct Layout {
+  int taps, in_channels, out_channels;  // channels of one group
+  int steps;                            // of one tap
+  int pixel_bytes;                      // activations of one pixel
+  int blocks;                           // of 64 output channels
+  int64_t weights_bytes, block_bytes;   // without and with the sums of each tap
+
+  Layout(const Kernels& kernels, const mmg_unit& unit)
+      : taps(unit.kernel_height * unit.kernel_width),
+        in_channels(unit.in_channels / unit.groups),
+        out_channels(unit.out_channels / unit.groups),
+        steps(ceil_div(in_channels, kernels.step_channels)),
+        pixel_bytes(steps * kernels.step_bytes),
+        blocks(ceil_div(out_channels, kLanes)),
+        weights_bytes(round_up(static_cast<int64_t>(taps) * steps * kernels.step_weight_bytes)),
+        block_bytes(weights_bytes + (unit.pad_value == 0 ? round_up(int64_t{4} * taps * kLanes) : 0)) {}
+
+  int64_t group_bytes() const { return blocks * block_bytes; }
+};
+
+// Bits [first, first + count) of a row of words.
+void copy_bits(const uint64_t* words, int first, int count, uint64_t* out) {
+  const int shift = first % kWordBits;
+  words += first / kWordBits;
+  for (int i = 0; i < ceil_div(count, kWordBits); ++i) {
+    const int bits = std::min(count - i * kWordBits, kWordBits);
+    uint64_t word = words[i] >> shift;
+    if (shift && shift + bits > kWordBits) word |= words[i + 1] << (kWordBits - shift);
+    out[i] = bits == kWordBits ? word : word & ((uint64_t{1} << bits) - 1);
+  }
+}
+
+struct Buffer {
+  std::unique_ptr<uint8_t[]> bytes;
+  int64_t size = 0;
+
+  uint8_t* reserve(int64_t wanted) {
+    if (wanted > size) {
+      bytes.reset(new uint8_t[wanted]);
+      size = wanted;
+    }
+    return bytes.get();
+  }
+};
+
+// One job: rows [first_row, last_row) of one image, branch and group, blocks [first_block, last_block) of its channels.
+struct Job {
+  int image, branch, group, first_row, last_row, first_block, last_block;
+};
+
+class Convolution {
+ public:
+  Convolution(const Kernels& kernels, const mmg_unit& unit, Size in, Signs signs, const Destination& destination)
+      : kernels_(kernels),
+        unit_(unit),
+        layout_(kernels, unit),
+        in_(in),
+        out_(output_size(unit, in)),
+        signs_(signs),
+        destination_(destination),
+        branches_(unit.merges ? 1 : output_branches(unit, signs.branches)) {}
+
+  std::vector<Job> jobs(int batch, int threads) const {
+    // Bands of rows whose activations fit the scratch memory, but enough of them to keep all threads busy.
+    const int row_bytes = std::max(1, padded_width(dilation(unit_, 0)) * layout_.pixel_bytes * unit_.stride_height);
+    const int64_t output_bytes = int64_t{4} * out_.width * branches_ * unit_.out_channels;
+    int rows = static_cast<int>(
+        std::clamp<int64_t>(std::min(kScratchBytes / row_bytes, kOutputBytes / output_bytes), 1, out_.height));
+    const auto whole_columns = [this](int rows) { return ceil_div(rows, kernels_.rows) * kernels_.rows; };
+    rows = whole_columns(rows);
+    int blocks = layout_.blocks;
+    const int wanted = threads == 1 ? 1 : 4 * threads;
+    const int others = batch * branches_ * unit_.groups;
+    while (others * ceil_div(out_.height, rows) < wanted && rows > 4) {
+      rows = whole_columns(ceil_div(rows, 2));
+    }
+    while (others * ceil_div(out_.height, rows) * ceil_div(layout_.blocks, blocks) < wanted && blocks > 1) {
+      blocks = ceil_div(blocks, 2);
+    }
+    std::vector<Job> found;
+    for (int image = 0; image < batch; ++image) {
+      for (int row = 0; row < out_.height; row += rows) {
+        for (int branch = 0; branch < branches_; ++branch) {
+          for (int group = 0; group < unit_.groups; ++group) {
+            for (int block = 0; block < layout_.blocks; block += blocks) {
+              found.push_back({image, branch, group, row, std::min(row + rows, out_.height), block,
+                               std::min(block + blocks, layout_.blocks)});
+            }
+          }
+        }
+      }
+    }
+    return found;
+  }
+
+  void run(const Job& job) const {
+    const int rate = dilation(unit_, unit_.shares_weights ? 0 : job.branch);
+    thread_local Buffer buffer;
+    const int width = padded_width(rate);
+    const uint8_t* activations = expand(job, rate, width, buffer);
+    const std::vector<Run> runs = find_runs(rate, width);
+    const std::vector<Column> columns = find_columns(job, width);
+    const int num_columns = static_cast<int>(columns.size());
+    // Tiles of nearly equal size: a last one of a single column would cost as much as a full one.
+    const int tiles = ceil_div(num_columns, kernels_.tile_columns);
+    std::vector<int32_t> different;
+    for (int block = job.first_block; block < job.last_block; ++block) {
+      for (int tile = 0; tile < tiles; ++tile) {
+        const int first = static_cast<int>(static_cast<int64_t>(num_columns) * tile / tiles);
+        const int last = static_cast<int>(static_cast<int64_t>(num_columns) * (tile + 1) / tiles);
+        prefetch_weights(job, block + 1, tile, tiles);
+        run_tile(job, rate, activations, runs, columns.data() + first, last - first, block, different);
+      }
+    }
+  }
+
+ private:
+  int padded_width(int rate) const { return (out_.width - 1) * unit_.stride_width + rate * (unit_.kernel_width - 1) + 1; }
+
+  // Padded activations of all pixels that the job's rows see.
+  const uint8_t* expand(const Job& job, int rate, int width, Buffer& buffer) const {
+    const int bytes = layout_.pixel_bytes;
+    const int row_groups = ceil_div(job.last_row - job.first_row, kernels_.rows);
+    const int rows =
+        (row_groups - 1) * kernels_.rows * unit_.stride_height + rate * (unit_.kernel_height - 1) + 1;
+    const Size pad = padding(unit_, unit_.shares_weights ? 0 : job.branch);
+    const int first_row = job.first_row * unit_.stride_height - pad.height;
+    const int words = ceil_div(signs_.channels, kWordBits);
+    const int first_bit = job.group * layout_.in_channels;
+    uint8_t* scratch = buffer.reserve(static_cast<int64_t>(rows) * width * bytes);
+
+    const int group_words = ceil_div(layout_.in_channels, kWordBits);
+    const std::vector<uint64_t> pad_value(words, unit_.pad_value < 0 ? ~uint64_t{0} : 0);
+    std::vector<uint64_t> pad_pixel(group_words), group(kMaxRows * group_words);
+    copy_bits(pad_value.data(), 0, layout_.in_channels, pad_pixel.data());
+
+    const int branch = signs_.branches == 1 ? 0 : job.branch;
+    uint8_t* to = scratch;
+    for (int r = 0; r < rows; ++r) {
+      const uint64_t* input_rows[kMaxRows];  // null where padded
+      for (int j = 0; j < kernels_.rows; ++j) {
+        const int y = first_row + r + j * unit_.stride_height;
+        const int64_t row = static_cast<int64_t>(job.image) * in_.height + y;
+        input_rows[j] = y < 0 || y >= in_.height
+                            ? nullptr
+                            : signs_.words + row * in_.width * signs_.pixel_words() + branch * words;
+      }
+      for (int i = 0; i < width; ++i, to += bytes) {
+        const int x = i - pad.width;
+        const uint64_t* pixels[kMaxRows];
+        for (int j = 0; j < kernels_.rows; ++j) {
+          pixels[j] = pad_pixel.data();
+          if (input_rows[j] == nullptr || x < 0 || x >= in_.width) continue;
+          pixels[j] = input_rows[j] + static_cast<int64_t>(x) * signs_.pixel_words();
+          if (unit_.groups > 1) {
+            uint64_t* bits = group.data() + j * group_words;
+            copy_bits(pixels[j], first_bit, layout_.in_channels, bits);
+            pixels[j] = bits;
+          }
+        }
+        kernels_.expand(pixels, layout_.in_channels, to);
+      }
+    }
+    return scratch;
+  }
+
+  // Taps that lie side by side are one run.
+  std::vector<Run> find_runs(int rate, int width) const {
+    std::vector<Run> runs;
+    for (int ky = 0; ky < unit_.kernel_height; ++ky) {
+      const ptrdiff_t row = static_cast<ptrdiff_t>(ky) * rate * width * layout_.pixel_bytes;
+      if (rate == 1) {
+        runs.push_back({row, unit_.kernel_width * layout_.steps});
+      } else {
+        for (int kx = 0; kx < unit_.kernel_width; ++kx) {
+          runs.push_back({row + static_cast<ptrdiff_t>(kx) * rate * layout_.pixel_bytes, layout_.steps});
+        }
+      }
+    }
+    return runs;
+  }
+
+  // Weights of small maps come from afar and are used but a few times: each tile fetches its share of the next block's.
+  void prefetch_weights(const Job& job, int block, int tile, int tiles) const {
+    constexpr int64_t kLineBytes = 64;
+    if (block == layout_.blocks || tiles > kFewTiles) return;
+    const uint8_t* weights = weights_of(unit_.merges || unit_.shares_weights ? 0 : job.branch, job.group, block);
+    const int64_t last = layout_.block_bytes * (tile + 1) / tiles;
+    for (int64_t i = layout_.block_bytes * tile / tiles; i < last; i += kLineBytes) {
+      __builtin_prefetch(weights + i, 0, 2);
+    }
+  }
+
+  const uint8_t* weights_of(int branch, int group, int block) const {
+    return unit_.weights + (static_cast<int64_t>(branch) * unit_.groups + group) * layout_.group_bytes() +
+           block * layout_.block_bytes;
+  }
+
+  // Output pixels one below the other, as many as the kernels take at once; those below the job's rows are left out.
+  struct Column {
+    ptrdiff_t offset;  // of its first activation
+    int y, x, rows;
+  };
+
+  std::vector<Column> find_columns(const Job& job, int width) const {
+    std::vector<Column> columns;
+    columns.reserve(static_cast<size_t>(ceil_div(job.last_row - job.first_row, kernels_.rows)) * out_.width);
+    for (int y = job.first_row; y < job.last_row; y += kernels_.rows) {
+      const ptrdiff_t row = static_cast<ptrdiff_t>(y - job.first_row) * unit_.stride_height * width;
+      for (int x = 0; x < out_.width; ++x) {
+        columns.push_back({(row + x * unit_.stride_width) * layout_.pixel_bytes, y, x,
+                           std::min(kernels_.rows, job.last_row - y)});
+      }
+    }
+    return columns;
+  }
+
+  void run_tile(const Job& job, int rate, const uint8_t* activations, const std::vector<Run>& runs,
+                const Column* columns, int num_columns, int block, std::vector<int32_t>& different_buffer) const {
+    Tile tile;
+    tile.columns = num_columns;
+    tile.runs = runs.data();
+    tile.num_runs = static_cast<int>(runs.size());
+    const int first_channel = block * kLanes;  // of the group
+    tile.channels = std::min(kLanes, layout_.out_channels - first_channel);
+    const int next = channel(job.branch, job.group, first_channel);  // folded channel of the output
+    for (int i = 0; i < num_columns; ++i) tile.activations[i] = activations + columns[i].offset;
+    prefetch_residual(job, columns, num_columns, next, tile.channels);
+
+    // Merged bases read the same activations; else there is one.
+    const int bases = unit_.merges ? unit_.num_bases : 1;
+    const int weight_branch = unit_.merges || unit_.shares_weights ? 0 : job.branch;
+    const int stride = tile.columns * kernels_.rows * kLanes;
+    if (different_buffer.size() < static_cast<size_t>(bases) * stride) different_buffer.resize(bases * stride);
+    int32_t* different = different_buffer.data();
+    for (int base = 0; base < bases; ++base) {
+      tile.weights = weights_of(weight_branch + base, job.group, block);
+      kernels_.count(tile, different + base * stride);
+    }
+
+    Epilogue epilogue = describe_epilogue(channel(weight_branch, job.group, first_channel), tile.channels);
+    epilogue.bases = bases;
+    epilogue.different_stride = stride;
+    std::vector<int32_t> excess(unit_.pad_value == 0 ? static_cast<size_t>(bases) * kLanes : 0);
+    for (int i = 0; i < num_columns; ++i) {
+      for (int j = 0; j < columns[i].rows; ++j) {
+        const int y = columns[i].y + j, x = columns[i].x;
+        if (unit_.pad_value == 0) {
+          std::fill(excess.begin(), excess.end(), 0);
+          bool is_border = false;
+          for (int base = 0; base < bases; ++base) {
+            const auto* tap_sums = reinterpret_cast<const int32_t*>(
+                weights_of(weight_branch + base, job.group, block) + layout_.weights_bytes);
+            is_border = find_excess(job, rate, y, x, tap_sums, excess.data() + base * kLanes);
+          }
+          epilogue.excess = is_border ? excess.data() : nullptr;
+        }
+        finish(job, pixel(job, y, x), next, different + (i * kernels_.rows + j) * kLanes, epilogue);
+      }
+    }
+  }
+
+  int64_t pixel(const Job& job, int y, int x) const {
+    return (static_cast<int64_t>(job.image) * out_.height + y) * out_.width + x;
+  }
+
+  // Residuals come from afar, with a stride that hardware does not foresee; the sums leave time to fetch them.
+  void prefetch_residual(const Job& job, const Column* columns, int num_columns, int next, int channels) const {
+    constexpr int kLineFloats = 16;
+    if (destination_.residual.data == nullptr) return;
+    for (int i = 0; i < num_columns; ++i) {
+      for (int j = 0; j < columns[i].rows; ++j) {
+        const float* values = residual(job, pixel(job, columns[i].y + j, columns[i].x), next);
+        for (int c = 0; c < channels; c += kLineFloats) __builtin_prefetch(values + c);
+      }
+    }
+  }
+
+  const float* residual(const Job& job, int64_t pixel, int next) const {
+    const Map& from = destination_.residual;
+    return from.data + pixel * from.folded() + (from.branches == 1 ? next - job.branch * unit_.out_channels : next);
+  }
+
+  // Folded channel of a group's channel.
+  int channel(int branch, int group, int channel_of_group) const {
+    return branch * unit_.out_channels + group * layout_.out_channels + channel_of_group;
+  }
+
+  // A padded zero was counted as +1: takes away the sums of the taps that saw one. Returns whether there were any.
+  bool find_excess(const Job& job, int rate, int out_y, int out_x, const int32_t* tap_sums, int32_t* excess) const {
+    const Size pad = padding(unit_, unit_.shares_weights ? 0 : job.branch);
+    const int top = out_y * unit_.stride_height - pad.height, left = out_x * unit_.stride_width - pad.width;
+    bool found = false;
+    for (int ky = 0; ky < unit_.kernel_height; ++ky) {
+      for (int kx = 0; kx < unit_.kernel_width; ++kx) {
+        const int y = top + ky * rate, x = left + kx * rate;
+        if (y >= 0 && y < in_.height && x >= 0 && x < in_.width) continue;
+        found = true;
+        const int32_t* sums = tap_sums + (ky * unit_.kernel_width + kx) * kLanes;
+        for (int c = 0; c < kLanes; ++c) excess[c] -= sums[c];
+      }
+    }
+    return found;
+  }
+
+  // What all pixels of a tile have in common; `parameter` is the tile's first channel among the unit's parameters.
+  Epilogue describe_epilogue(int parameter, int channels) const {
+    const auto offset = [parameter](const float* values) { return values == nullptr ? nullptr : values + parameter; };
+    Epilogue epilogue = {};
+    epilogue.channels = channels;
+    epilogue.length = static_cast<float>(layout_.taps * layout_.in_channels);
+    epilogue.low = -std::numeric_limits<float>::infinity();
+    if (destination_.integers != nullptr) return epilogue;
+    epilogue.scale = offset(unit_.scale);
+    epilogue.scale_stride = unit_.out_channels;
+    epilogue.bias = offset(unit_.bias);
+    epilogue.norm_scale = offset(unit_.norm_scale);
+    epilogue.norm_shift = offset(unit_.norm_shift);
+    if (unit_.relu) epilogue.low = 0;
+    return epilogue;
+  }
+
+  void finish(const Job& job, int64_t pixel, int next, const int32_t* different, Epilogue& epilogue) const {
+    const int64_t at = pixel * branches_ * unit_.out_channels + next;
+    if (destination_.integers != nullptr) {
+      float values[kLanes];
+      epilogue.out = values;
+      kernels_.finish(different, epilogue);
+      for (int c = 0; c < epilogue.channels; ++c) destination_.integers[at + c] = static_cast<int32_t>(values[c]);
+      return;
+    }
+    if (destination_.residual.data != nullptr) epilogue.residual = residual(job, pixel, next);
+    epilogue.out = destination_.values + at;
+    if (destination_.signs != nullptr) {
+      const int words = ceil_div(unit_.out_channels, kWordBits);
+      epilogue.word = destination_.signs + (pixel * branches_ + job.branch) * words +
+                      (next - job.branch * unit_.out_channels) / kWordBits;
+      if (destination_.sign_scale != nullptr) epilogue.sign_scale = destination_.sign_scale + next;
+      if (destination_.sign_shift != nullptr) epilogue.sign_shift = destination_.sign_shift + next;
+    }
+    kernels_.finish(different, epilogue);
+  }
+
+  const Kernels& kernels_;
+  const mmg_unit& unit_;
+  const Layout layout_;
+  const Size in_, out_;
+  const Signs signs_;
+  const Destination& destination_;
+  const int branches_;  // of the output
+};
+
+}  // namespace
+
+Size output_size(const mmg_unit& unit, Size input) {
+  const Size pad = padding(unit, 0);
+  const int rate = dilation(unit, 0);
+  return {(input.height + 2 * pad.height - rate * (unit.kernel_height - 1) - 1) / unit.stride_height + 1,
+          (input.width + 2 * pad.width - rate * (unit.kernel_width - 1) - 1) / unit.stride_width + 1};
+}
+
+int output_branches(const mmg_unit& unit, int input_branches) {
+  if (unit.merges) return 1;
+  return unit.shares_weights ? input_branches : unit.num_bases;
+}
+
+size_t arranged_bytes(const Kernels& kernels, const mmg_unit& unit) {
+  const Layout layout(kernels, unit);
+  if (static_cast<int64_t>(layout.taps) * layout.in_channels >= kMaxLength) return 0;
+  return layout.group_bytes() * unit.groups * (unit.shares_weights ? 1 : unit.num_bases);
+}
+
+void arrange_weights(const Kernels& kernels, const mmg_unit& unit, const uint8_t* bits, uint8_t* arranged) {
+  const Layout layout(kernels, unit);
+  const int row_bytes = ceil_div(layout.taps * layout.in_channels, 8);
+  const int tap_words = ceil_div(layout.in_channels, kWordBits);
+  const int branches = unit.shares_weights ? 1 : unit.num_bases;
+  std::vector<uint64_t> words(static_cast<size_t>(kLanes) * tap_words);
+  for (int group = 0; group < branches * unit.groups; ++group) {
+    for (int block = 0; block < layout.blocks; ++block) {
+      uint8_t* block_start = arranged + group * layout.group_bytes() + block * layout.block_bytes;
+      std::fill(block_start, block_start + layout.block_bytes, 0);
+      uint8_t* weights = block_start;
+      int32_t* tap_sums = reinterpret_cast<int32_t*>(block_start + layout.weights_bytes);
+      for (int tap = 0; tap < layout.taps; ++tap) {
+        std::fill(words.begin(), words.end(), 0);
+        for (int lane = 0; lane < std::min(kLanes, layout.out_channels - block * kLanes); ++lane) {
+          const int64_t row = static_cast<int64_t>(group) * layout.out_channels + block * kLanes + lane;
+          const uint8_t* from = bits + row * row_bytes;
+          for (int c = 0; c < layout.in_channels; ++c) {
+            const int bit = tap * layout.in_channels + c;
+            words[lane * tap_words + c / kWordBits] |= uint64_t{(from[bit / 8] >> bit % 8) & 1u} << (c % kWordBits);
+          }
+        }
+        kernels.arrange(words.data(), tap_words, layout.in_channels, weights);
+        weights += static_cast<int64_t>(layout.steps) * kernels.step_weight_bytes;
+        for (int lane = 0; lane < kLanes && unit.pad_value == 0; ++lane) {
+          int negative = 0;
+          for (int i = 0; i < tap_words; ++i) negative += __builtin_popcountll(words[lane * tap_words + i]);
+          tap_sums[tap * kLanes + lane] = layout.in_channels - 2 * negative;
+        }
+      }
+    }
+  }
+}
+
+void convolve(const Kernels& kernels, const mmg_unit& unit, int batch, Size size, Signs signs, Destination destination,
+              int threads) {
+  uint64_t* const next_signs = destination.signs;
+  // Groups of whole words write their signs as they finish; others share words, which are made afterwards.
+  const bool packs_later = next_signs != nullptr && unit.groups > 1 && unit.out_channels / unit.groups % kWordBits != 0;
+  if (packs_later) destination.signs = nullptr;
+  const Convolution convolution(kernels, unit, size, signs, destination);
+  const std::vector<Job> jobs = convolution.jobs(batch, threads);
+  parallel_for(static_cast<int>(jobs.size()), threads, [&](int i) { convolution.run(jobs[i]); });
+  if (packs_later) {
+    const Size out = output_size(unit, size);
+    const int branches = output_branches(unit, signs.branches), words = ceil_div(unit.out_channels, kWordBits);
+    const int64_t pixels = static_cast<int64_t>(batch) * out.height * out.width;
+    for (int64_t i = 0; i < pixels * branches; ++i) {
+      const int64_t next = i % branches * unit.out_channels;
+      kernels.pack(destination.values + i * unit.out_channels,
+                   destination.sign_scale == nullptr ? nullptr : destination.sign_scale + next,
+                   destination.sign_shift == nullptr ? nullptr : destination.sign_shift + next, unit.out_channels,
+                   next_signs + i * words);
+    }
+  }
+}
+
+}  // namespace mmgroupnet

@@ -1,0 +1,54 @@
+// Binary convolutions over whole maps, tile by tile.
+#ifndef MMGROUPNET_CONVOLUTION_H_
+#define MMGROUPNET_CONVOLUTION_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels.h"
+#include "mmgroupnet.h"
+
+namespace mmgroupnet {
+
+struct Size {
+  int height, width;
+};
+
+// Float map, NHWC, with its branches along the channels.
+struct Map {
+  const float* data;
+  int branches, channels;  // channels of one branch
+
+  int folded() const { return branches * channels; }
+};
+
+// Signs, (N, H, W, branches, words).
+struct Signs {
+  const uint64_t* words;
+  int branches, channels;
+
+  int pixel_words() const { return branches * ceil_div(channels, kWordBits); }
+};
+
+// What becomes of a unit's outputs.
+struct Destination {
+  float* values = nullptr;            // (N, H', W', K' * out_channels)
+  int32_t* integers = nullptr;        // in place of `values`: bare sums
+  Map residual = {nullptr, 1, 0};
+  uint64_t* signs = nullptr;          // signs of the values for the next unit, (N, H', W', K', words); needs `values`
+  const float* sign_scale = nullptr;  // of the next unit
+  const float* sign_shift = nullptr;
+};
+
+Size output_size(const mmg_unit& unit, Size input);
+// Branches of a unit's output for an input of so many; 1 where they are merged.
+int output_branches(const mmg_unit& unit, int input_branches);
+
+size_t arranged_bytes(const Kernels& kernels, const mmg_unit& unit);
+void arrange_weights(const Kernels& kernels, const mmg_unit& unit, const uint8_t* bits, uint8_t* arranged);
+void convolve(const Kernels& kernels, const mmg_unit& unit, int batch, Size size, Signs signs, Destination destination,
+              int threads);
+
+}  // namespace mmgroupnet
+
+#endif  // MMGROUPNET_CONVOLUTION_H_

@@ -1,0 +1,106 @@
+// Chooses the kernels, and is the C interface to them.
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <string>
+
+#include "block.h"
+#include "convolution.h"
+#include "kernels.h"
+#include "mmgroupnet.h"
+
+namespace mmgroupnet {
+namespace {
+
+constexpr int kSets = 3;
+
+// From the slowest to the fastest.
+const Kernels* available(int i) {
+  switch (i) {
+    case 0: return portable_kernels();
+    case 1: return avx2_kernels();
+    default: return avx512_kernels();
+  }
+}
+
+std::atomic<const Kernels*> selected{nullptr};
+
+const Kernels* select(const char* name) {
+  const Kernels* found = nullptr;
+  for (int i = 0; i < kSets; ++i) {
+    const Kernels* kernels = available(i);
+    if (kernels != nullptr && (*name == '\0' || std::strcmp(name, kernels->name) == 0)) found = kernels;
+  }
+  if (found != nullptr) selected.store(found);
+  return found;
+}
+
+const Kernels& kernels() {
+  const Kernels* found = selected.load();
+  return found != nullptr ? *found : *select("");
+}
+
+}  // namespace
+}  // namespace mmgroupnet
+
+using mmgroupnet::kernels;
+
+int32_t mmg_abi_version(void) { return MMG_ABI_VERSION; }
+
+const char* mmg_available_kernels(void) {
+  static const std::string names = [] {
+    std::string names;
+    for (int i = 0; i < mmgroupnet::kSets; ++i) {
+      const mmgroupnet::Kernels* found = mmgroupnet::available(i);
+      if (found != nullptr) names += (names.empty() ? "" : " ") + std::string(found->name);
+    }
+    return names;
+  }();
+  return names.c_str();
+}
+
+int32_t mmg_select_kernels(const char* name) { return mmgroupnet::select(name) == nullptr ? -1 : 0; }
+
+const char* mmg_selected_kernels(void) { return kernels().name; }
+
+size_t mmg_arranged_bytes(const mmg_unit* unit) { return mmgroupnet::arranged_bytes(kernels(), *unit); }
+
+void mmg_arrange_weights(const mmg_unit* unit, const uint8_t* bits, uint8_t* arranged) {
+  mmgroupnet::arrange_weights(kernels(), *unit, bits, arranged);
+}
+
+void mmg_sign_pack(const float* x, int32_t nchw, int32_t batch, int64_t pixels, int32_t branches, int32_t channels,
+                   uint64_t* signs, int32_t threads) {
+  mmgroupnet::sign_pack(kernels(), x, nchw != 0, batch, pixels, branches, channels, signs, threads);
+}
+
+void mmg_convolve(const mmg_unit* unit, int32_t batch, int32_t height, int32_t width, const uint64_t* signs,
+                  int32_t in_branches, int32_t* out, int32_t threads) {
+  mmg_unit bare = *unit;
+  bare.scale = nullptr;
+  bare.merges = 0;
+  mmgroupnet::Destination destination;
+  destination.integers = out;
+  mmgroupnet::convolve(kernels(), bare, batch, {height, width}, {signs, in_branches, unit->in_channels}, destination,
+                       threads);
+}
+
+void mmg_run_block(const mmg_block* block, const float* x, float* out, int32_t threads) {
+  mmgroupnet::run_block(kernels(), *block, x, out, threads);
+}
+
+void mmg_connect(const float* x, int64_t pixels, int32_t branches, int32_t channels, const float* scales,
+                 const float* gate, float* out, int32_t threads) {
+  mmgroupnet::connect(kernels(), x, pixels, branches, channels, scales, gate, out, nullptr, threads);
+}
+
+double mmg_ceiling(double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const auto began = Clock::now();
+  double operations = 0, elapsed = 0;
+  do {
+    operations += kernels().ceiling(100000);
+    elapsed = std::chrono::duration<double>(Clock::now() - began).count();
+  } while (elapsed < seconds);
+  return operations / elapsed;
+}

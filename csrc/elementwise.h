@@ -1,0 +1,111 @@
+// The elementwise part of all kernels, written once for vectors of any width.
+//
+// `Vector` has kLanes floats and the static functions load, store, convert (of int32), set, add, multiply, maximum and
+// negative (a bit per lane: not greater or equal to zero). All widths give the same floats: no sum is reordered, and the
+// build turns off contraction to fused multiply-adds.
+#ifndef MMGROUPNET_ELEMENTWISE_H_
+#define MMGROUPNET_ELEMENTWISE_H_
+
+#include "kernels.h"
+
+namespace mmgroupnet {
+namespace {
+
+struct Scalar {
+  using Type = float;
+  static constexpr int kLanes = 1;
+  static float load(const float* x) { return *x; }
+  static void store(float* x, float value) { *x = value; }
+  static float convert(const int32_t* x) { return static_cast<float>(*x); }
+  static float set(float value) { return value; }
+  static float add(float a, float b) { return a + b; }
+  static float multiply(float a, float b) { return a * b; }
+  static float maximum(float a, float b) { return a > b ? a : b; }
+  // Zero, negative zero included, is +1; not-a-number is -1, as x >= 0 is false.
+  static uint64_t negative(float x) { return !(x >= 0); }
+};
+
+template <typename Vector>
+typename Vector::Type before_sign(typename Vector::Type value, const float* scale, const float* shift, int c) {
+  if (scale != nullptr) value = Vector::multiply(Vector::load(scale + c), value);
+  if (shift != nullptr) value = Vector::add(value, Vector::load(shift + c));
+  return value;
+}
+
+template <typename Vector>
+int pack_some(const float* x, const float* scale, const float* shift, int c, int last, uint64_t* word) {
+  for (; c + Vector::kLanes <= last; c += Vector::kLanes) {
+    *word |= Vector::negative(before_sign<Vector>(Vector::load(x + c), scale, shift, c)) << (c % kWordBits);
+  }
+  return c;
+}
+
+template <typename Vector>
+void pack(const float* x, const float* scale, const float* shift, int channels, uint64_t* words) {
+  for (int first = 0; first < channels; first += kWordBits) {
+    const int last = channels - first < kWordBits ? channels : first + kWordBits;
+    uint64_t word = 0;
+    const int c = pack_some<Vector>(x, scale, shift, first, last, &word);
+    pack_some<Scalar>(x, scale, shift, c, last, &word);
+    words[first / kWordBits] = word;
+  }
+}
+
+// Let a, b in {-1,+1}^n be stored as bits (0 for +1, 1 for -1). a.b = #equal - #different = n - 2 * popcount(a xor b).
+// |a.b| <= n < 2^24 (checked where weights are arranged), so that it is exact as a float, and so is the way to it.
+template <typename Vector>
+typename Vector::Type dot(const int32_t* different, const Epilogue& e, int base, int c) {
+  const auto two = Vector::set(-2.0f);
+  auto value = Vector::add(Vector::set(e.length), Vector::multiply(two, Vector::convert(different + c)));
+  if (e.excess != nullptr) value = Vector::add(value, Vector::convert(e.excess + base * kLanes + c));
+  if (e.scale != nullptr) value = Vector::multiply(Vector::load(e.scale + base * e.scale_stride + c), value);
+  return value;
+}
+
+template <typename Vector>
+int finish_some(const int32_t* different, const Epilogue& e, int c, uint64_t* word) {
+  const auto low = Vector::set(e.low);
+  for (; c + Vector::kLanes <= e.channels; c += Vector::kLanes) {
+    auto value = dot<Vector>(different, e, 0, c);
+    for (int base = 1; base < e.bases; ++base) {
+      value = Vector::add(value, dot<Vector>(different + base * e.different_stride, e, base, c));
+    }
+    if (e.bias != nullptr) value = Vector::add(value, Vector::load(e.bias + c));
+    value = Vector::maximum(value, low);
+    if (e.norm_scale != nullptr) {
+      value = Vector::add(Vector::multiply(Vector::load(e.norm_scale + c), value), Vector::load(e.norm_shift + c));
+    }
+    if (e.residual != nullptr) value = Vector::add(value, Vector::load(e.residual + c));
+    Vector::store(e.out + c, value);
+    if (e.word != nullptr) {
+      *word |= Vector::negative(before_sign<Vector>(value, e.sign_scale, e.sign_shift, c)) << c;
+    }
+  }
+  return c;
+}
+
+template <typename Vector>
+void finish(const int32_t* different, const Epilogue& e) {
+  uint64_t word = 0;
+  const int c = finish_some<Vector>(different, e, 0, &word);
+  finish_some<Scalar>(different, e, c, &word);
+  if (e.word != nullptr) *e.word = word;
+}
+
+void merge(const float* __restrict x, const float* __restrict scales, int branches, int channels,
+           float* __restrict merged) {
+  for (int c = 0; c < channels; ++c) merged[c] = scales[0] * x[c];
+  for (int k = 1; k < branches; ++k) {
+    const float* branch = x + static_cast<ptrdiff_t>(k) * channels;
+    for (int c = 0; c < channels; ++c) merged[c] += scales[k] * branch[c];
+  }
+}
+
+void gate(const float* __restrict x, const float* __restrict merged, float gate, int channels, float* __restrict out) {
+  for (int c = 0; c < channels; ++c) out[c] = merged[c] + gate * (x[c] - merged[c]);
+}
+
+}  // namespace
+}  // namespace mmgroupnet
+
+#endif  // MMGROUPNET_ELEMENTWISE_H_

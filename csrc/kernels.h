@@ -1,0 +1,84 @@
+// The function table that every instruction set fills, and what its functions share.
+#ifndef MMGROUPNET_KERNELS_H_
+#define MMGROUPNET_KERNELS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mmgroupnet {
+
+// Output channels that a tile computes side by side, in lanes. Signs of a branch come in words of 64, so that a tile
+// that starts at a multiple of 64 channels writes whole words.
+constexpr int kLanes = 64;
+constexpr int kMaxTileColumns = 8;
+constexpr int kMaxRows = 2;
+constexpr int kWordBits = 64;
+
+constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Steps of a tile whose activations lie one behind the other, at `offset` bytes from a column's first one.
+struct Run {
+  ptrdiff_t offset;
+  int steps;
+};
+
+// The sums of one tile: output columns, each of `rows` pixels one below the other, times 64 output channels.
+struct Tile {
+  const uint8_t* activations[kMaxTileColumns];  // the first activation of each column
+  int columns;
+  const Run* runs;
+  int num_runs;
+  const uint8_t* weights;  // of these 64 channels, all steps
+  int channels;            // at most 64; the lanes beyond may be left out
+};
+
+// What is made of the sums of one pixel and up to 64 channels:
+//   out = norm_scale * max(sum_over_bases(scale * (length - 2 * different + excess)) + bias, low) + norm_shift + residual
+// and its signs. Any pointer but `out` may be null; `norm_scale` and `norm_shift` are null together.
+struct Epilogue {
+  int channels;
+  float length;           // products in one sum
+  int bases;              // that are merged, 1 where none are
+  int different_stride;   // from one base to the next
+  int64_t scale_stride;   // the same
+  const int32_t* excess;  // (bases, 64)
+  const float *scale, *bias, *norm_scale, *norm_shift, *residual;
+  float low;
+  float* out;
+  uint64_t* word;
+  const float *sign_scale, *sign_shift;
+};
+
+struct Kernels {
+  const char* name;
+  int tile_columns;
+  int rows;  // of a column
+  // A step takes this many input channels of one tap. Activations are kept step by step, in so many bytes each.
+  int step_channels;
+  int step_bytes;
+  int step_weight_bytes;  // of one step of 64 output channels
+
+  // Signs of `channels` floats, sign(scale * x + shift); `scale` and `shift` may be null, alone or both.
+  void (*pack)(const float* x, const float* scale, const float* shift, int channels, uint64_t* words);
+  // Brings the signs of one column, a pixel of each row, in the order of the steps.
+  void (*expand)(const uint64_t* const* pixels, int channels, uint8_t* activations);
+  // Brings the signs of 64 output channels at one tap in the order of the steps; channel c at words[c * stride].
+  void (*arrange)(const uint64_t* words, ptrdiff_t stride, int channels, uint8_t* weights);
+  // Number of different bits between activations and weights, (columns, rows, 64).
+  void (*count)(const Tile& tile, int32_t* different);
+  void (*finish)(const int32_t* different, const Epilogue& epilogue);
+  // merged = sum_k scales[k] * x[k], over `branches` branches of `channels` floats.
+  void (*merge)(const float* x, const float* scales, int branches, int channels, float* merged);
+  // out = merged + gate * (x - merged).
+  void (*gate)(const float* x, const float* merged, float gate, int channels, float* out);
+  // Binary MACs of `rounds` rounds of the ceiling loop, which it runs.
+  double (*ceiling)(int64_t rounds);
+};
+
+const Kernels* portable_kernels();
+const Kernels* avx2_kernels();    // null where not compiled in or not available on this processor
+const Kernels* avx512_kernels();  // the same
+
+}  // namespace mmgroupnet
+
+#endif  // MMGROUPNET_KERNELS_H_

@@ -1,0 +1,104 @@
+// C interface of the packed kernels: binary convolutions on bits, with everything around them fused in.
+//
+// Maps are float, NHWC, with K folded branches along the channels: (N, H, W, K * C). A map of signs holds bits, 0 for +1
+// and 1 for -1, in 64-bit words; every branch starts at a word of its own: (N, H, W, K, ceil(C / 64)), unused bits zero.
+#ifndef MMGROUPNET_H_
+#define MMGROUPNET_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__cplusplus)
+extern "C" {
+#endif
+
+#define MMG_API __attribute__((visibility("default")))
+
+// What a caller must know to speak to this library; raised with every change of the structs below.
+enum { MMG_ABI_VERSION = 1 };
+MMG_API int32_t mmg_abi_version(void);
+
+// Instruction sets that this processor has and this library was built for, as "portable avx2 avx512".
+MMG_API const char* mmg_available_kernels(void);
+// Takes the kernels of that name; the best ones for an empty name. Returns 0, or -1 where they are not available.
+MMG_API int32_t mmg_select_kernels(const char* name);
+MMG_API const char* mmg_selected_kernels(void);
+
+// One binary convolution of K branches and what is fused to it:
+//   out = norm_scale * relu(scale * conv(sign(sign_scale * x + sign_shift), weights) + bias) + norm_shift + residual
+typedef struct {
+  int32_t num_bases;                   // K
+  int32_t in_channels, out_channels;   // of one branch
+  int32_t groups;                      // inside every branch
+  int32_t kernel_height, kernel_width;
+  int32_t stride_height, stride_width;
+  int32_t pad_height, pad_width;       // -1, -1: dilation * (kernel - 1) / 2, for each branch its own
+  int32_t pad_value;                   // +1, -1 or 0
+  int32_t shares_weights;              // all branches have the weights, scales and norms of one
+  int32_t merges;                      // the K outputs are added up (layer-wise decomposition; the input is one branch)
+  int32_t relu;
+  int32_t residual;                    // MMG_RESIDUAL_*
+  const int32_t* dilations;            // (K)
+  const uint8_t* weights;              // what mmg_arrange_weights wrote
+  // Per folded channel of the output, (K' * out_channels); K' = 1 where weights are shared. NULL: 1 or 0.
+  const float* scale;                  // (K * out_channels) where branches are merged
+  const float* bias;
+  const float* norm_scale;
+  const float* norm_shift;
+  // Per folded channel of the input; NULL: 1 or 0.
+  const float* sign_scale;
+  const float* sign_shift;
+} mmg_unit;
+
+enum { MMG_RESIDUAL_NONE = 0, MMG_RESIDUAL_INPUT = 1, MMG_RESIDUAL_SHORTCUT = 2 };
+// How a block makes the inputs of its K branches.
+enum {
+  MMG_SEPARATE = 0,   // as they come
+  MMG_BROADCAST = 1,  // the input is one map, which all branches read
+  MMG_MERGED = 2,     // all branches read the merged map
+  MMG_GATED = 3,      // gate * branch + (1 - gate) * merged
+};
+
+// A chain of units; the residual "shortcut" of a unit is what the unit `shortcut` makes of the block's connected input,
+// or `shortcut_map`, or, where both are NULL, that input itself.
+typedef struct {
+  int32_t batch, height, width;
+  int32_t num_bases;
+  int32_t connection;          // MMG_SEPARATE ... MMG_GATED
+  const float* merge_scales;   // (K); NULL: the mean
+  const float* gate;           // (K), in (0, 1)
+  const float* shortcut_map;   // NHWC, of the output's shape
+  const mmg_unit* shortcut;
+  const mmg_unit* units;
+  int32_t num_units;
+} mmg_block;
+
+// Bytes of the arranged weights of a unit, 0 where the selected kernels cannot take it.
+MMG_API size_t mmg_arranged_bytes(const mmg_unit* unit);
+// Brings weights in the order of the selected kernels. `bits`: row by row ceil(kh * kw * in_channels / groups / 8) bytes,
+// least significant bit first, in the order (kh, kw, channel); rows are K * out_channels, or out_channels where shared.
+MMG_API void mmg_arrange_weights(const mmg_unit* unit, const uint8_t* bits, uint8_t* arranged);
+
+// Signs of a float map with `branches` * `channels` channels. `nchw`: the map is (N, C, H, W), else NHWC.
+MMG_API void mmg_sign_pack(const float* x, int32_t nchw, int32_t batch, int64_t pixels, int32_t branches,
+                           int32_t channels, uint64_t* signs, int32_t threads);
+// The exact integers of the convolution alone, NHWC; `in_branches` is K, or 1 where all branches read the same signs.
+// Scales and all that follows are left out, and so is merging.
+MMG_API void mmg_convolve(const mmg_unit* unit, int32_t batch, int32_t height, int32_t width, const uint64_t* signs,
+                          int32_t in_branches, int32_t* out, int32_t threads);
+// Runs a block, `x` to `out`, both NHWC.
+MMG_API void mmg_run_block(const mmg_block* block, const float* x, float* out, int32_t threads);
+// Connects K branches: gate[k] * branch + (1 - gate[k]) * merged, (pixels, K * C) to the same; the merged map alone,
+// (pixels, C), where `gate` is NULL. `scales` NULL: the mean.
+MMG_API void mmg_connect(const float* x, int64_t pixels, int32_t branches, int32_t channels, const float* scales,
+                         const float* gate, float* out, int32_t threads);
+
+// Binary MACs per second of a loop of xor, popcount and add on registers alone: the ceiling of this machine for the
+// selected kernels. One thread, for about `seconds`.
+MMG_API double mmg_ceiling(double seconds);
+
+#if defined(__cplusplus)
+}
+#endif
+
+#endif  // MMGROUPNET_H_

@@ -1,0 +1,65 @@
+// The truth: portable kernels, to which those of every instruction set are equal. A step is a word of 64 channels.
+#include <cstring>
+
+#include "elementwise.h"
+#include "kernels.h"
+
+namespace mmgroupnet {
+namespace {
+
+void expand(const uint64_t* const* pixels, int channels, uint8_t* activations) {
+  std::memcpy(activations, pixels[0], sizeof(uint64_t) * ceil_div(channels, kWordBits));
+}
+
+void arrange(const uint64_t* words, ptrdiff_t stride, int channels, uint8_t* weights) {
+  for (int step = 0; step < ceil_div(channels, kWordBits); ++step) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      std::memcpy(weights, &words[lane * stride + step], sizeof(uint64_t));
+      weights += sizeof(uint64_t);
+    }
+  }
+}
+
+void count(const Tile& tile, int32_t* different) {
+  for (int p = 0; p < tile.columns; ++p) {
+    int32_t* sums = different + p * kLanes;
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] = 0;
+    const uint8_t* weights = tile.weights;
+    for (int r = 0; r < tile.num_runs; ++r) {
+      const uint8_t* activations = tile.activations[p] + tile.runs[r].offset;
+      for (int step = 0; step < tile.runs[r].steps; ++step) {
+        uint64_t a, w;
+        std::memcpy(&a, activations + step * sizeof a, sizeof a);
+        for (int lane = 0; lane < kLanes; ++lane) {
+          std::memcpy(&w, weights + lane * sizeof w, sizeof w);
+          sums[lane] += __builtin_popcountll(a ^ w);
+        }
+        weights += kLanes * sizeof w;
+      }
+    }
+  }
+}
+
+double ceiling(int64_t rounds) {
+  const uint64_t w = 0xfedcba9876543210;
+  uint64_t a = 0x0123456789abcdef, sums[4] = {0, 0, 0, 0};
+  for (int64_t i = 0; i < rounds; ++i) {
+    for (uint64_t& sum : sums) {
+      asm volatile("" : "+r"(a));  // the compiler must not know that it is the same word again
+      sum += __builtin_popcountll(a ^ w);
+    }
+  }
+  asm volatile("" : : "r"(sums[0] + sums[1] + sums[2] + sums[3]));
+  return 4.0 * kWordBits * static_cast<double>(rounds);
+}
+
+}  // namespace
+
+const Kernels* portable_kernels() {
+  static const Kernels kernels = {"portable",   4,       1,     kWordBits,      sizeof(uint64_t), kLanes * sizeof(uint64_t),
+                                  pack<Scalar>, expand,  arrange, count,        finish<Scalar>,   merge,
+                                  gate,         ceiling};
+  return &kernels;
+}
+
+}  // namespace mmgroupnet

@@ -1,0 +1,191 @@
+"""Packed twins of the binary layers: bits in place of latent weights, and the layers around them fused in.
+
+They hold what :func:`mmgroupnet.ops.run_block` takes and call it; nothing here can be trained or moved to a GPU.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from mmgroupnet import ops
+from mmgroupnet.layers import share
+from mmgroupnet.ops import Connection, UnitGeometry
+
+# Parameters of a unit in the order of the op; each is a buffer or None.
+_PARAMETERS = ('bits', 'scale', 'bias', 'norm_scale', 'norm_shift', 'sign_scale', 'sign_shift')
+
+
+class PackedModule(nn.Module):
+    """Base of all packed layers: they stay on the CPU, in float32."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'PackedModule':
+        probe = fn(torch.empty(0))
+        if probe.device.type not in ('cpu', 'meta'):
+            raise RuntimeError(f'a packed model cannot be moved to {probe.device}: its kernels run on the CPU alone')
+        if probe.dtype != torch.float32:
+            raise RuntimeError(f'a packed model cannot be converted to {probe.dtype}: its kernels compute in float32')
+        return super()._apply(fn, recurse)
+
+
+class PackedUnit(PackedModule):
+    """One binary conv with what is fused to it, ``norm(relu(scale * conv(sign(x)) + bias)) + residual``.
+
+    Args:
+        geometry: Its numbers.
+        parameters: The tensors by name, see :func:`mmgroupnet.ops.run_block`; what is left out is not there.
+
+    Shape: as the layers that it stands for; the output is channels_last.
+    """
+
+    def __init__(self, geometry: UnitGeometry, parameters: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.numbers = geometry.encode()
+        for name in _PARAMETERS:
+            value = parameters.get(name)
+            self.register_buffer(name, None if value is None else value.detach().clone().contiguous())
+
+    @property
+    def parameters_of_op(self) -> list[Tensor | None]:
+        """The tensors in the order of the op."""
+        return [getattr(self, name) for name in _PARAMETERS]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return PackedChain.run(x, Connection.SEPARATE, self.geometry.num_bases, [self])
+
+    def extra_repr(self) -> str:
+        g = self.geometry
+        return (
+            f'{g.in_channels}, {g.out_channels}, kernel_size={g.kernel_size}, stride={g.stride}, '
+            f'dilations={g.dilations}, groups={g.groups}, num_bases={g.num_bases}, relu={g.relu}, '
+            f'residual={g.residual.name}'
+        )
+
+
+class PackedMerge(PackedModule):
+    """Merges K branches, ``(N, K*C, H, W)`` to ``(N, C, H, W)``.
+
+    Args:
+        num_bases: Number K of branches.
+        scales: ``(K,)``; None: the mean.
+    """
+
+    def __init__(self, num_bases: int, scales: Tensor | None) -> None:
+        super().__init__()
+        self.num_bases = num_bases
+        self.register_buffer('scales', None if scales is None else scales.detach().clone())
+
+    def forward(self, branches: Tensor) -> Tensor:
+        if self.num_bases == 1 and self.scales is None:
+            return branches
+        return ops.connect(branches, self.num_bases, self.scales, None)
+
+
+class PackedChain(PackedModule):
+    """Units one behind the other behind a connection, in one call.
+
+    Args:
+        connection: How the inputs of the branches are made.
+        num_bases: Number K of branches.
+        units: The units.
+        gate: ``(K,)``, in (0, 1), of a gated connection. Default: None.
+        shortcut: A unit that makes the shortcut, or a float module that all branches share. Default: None.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        num_bases: int,
+        units: Iterable[PackedUnit],
+        gate: Tensor | None = None,
+        shortcut: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.connection = connection
+        self.num_bases = num_bases
+        self.units = nn.ModuleList(units)
+        self.shortcut = shortcut
+        self.register_buffer('gate', gate)
+
+    @staticmethod
+    def run(
+        x: Tensor,
+        connection: Connection,
+        num_bases: int,
+        units: Iterable[PackedUnit],
+        merge_scales: Tensor | None = None,
+        gate: Tensor | None = None,
+        shortcut: PackedUnit | None = None,
+        shortcut_map: Tensor | None = None,
+    ) -> Tensor:
+        """Calls the op, see :func:`mmgroupnet.ops.run_block`."""
+        units = [*([] if shortcut is None else [shortcut]), *units]
+        return ops.run_block(
+            x,
+            int(connection),
+            num_bases,
+            merge_scales,
+            gate,
+            [number for unit in units for number in unit.numbers],
+            [parameter for unit in units for parameter in unit.parameters_of_op],
+            shortcut is not None,
+            shortcut_map,
+        )
+
+    def forward(self, branches: Tensor, last_merge: PackedMerge | None = None) -> Tensor:
+        """Connects and runs the branches.
+
+        Args:
+            branches: Outputs of the last block's branches, ``(N, K*C, H, W)``.
+            last_merge: Merges them. Default: None, for connections that do not merge.
+
+        Returns: Outputs of the branches, ``(N, K*C', H', W')``, unmerged.
+        """
+        scales = None if last_merge is None else last_merge.scales
+        if self.shortcut is None or isinstance(self.shortcut, PackedUnit):
+            return self.run(branches, self.connection, self.num_bases, self.units, scales, self.gate, self.shortcut)
+        # A full-precision shortcut is torch's: it needs the connected map.
+        connection = self.connection
+        if connection in (Connection.GATED, Connection.MERGED):
+            branches = ops.connect(branches, self.num_bases, scales, self.gate)
+            connection = Connection.SEPARATE if connection == Connection.GATED else Connection.BROADCAST
+        if connection == Connection.BROADCAST:
+            shortcut_map = self.shortcut(branches).repeat(1, self.num_bases, 1, 1)
+        else:
+            shortcut_map = share(self.shortcut, branches, self.num_bases)
+        return self.run(branches, connection, self.num_bases, self.units, shortcut_map=shortcut_map)
+
+
+class PackedBlock(PackedChain):
+    """A Group-Net block with its merge, which the next block asks for.
+
+    Args:
+        merge: Merges the branches of this block.
+        kwargs: As for :class:`PackedChain`.
+    """
+
+    def __init__(self, merge: PackedMerge, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.merge = merge
+
+
+class PackedTower(PackedModule):
+    """Tower of binary branches whose convs all pyramid levels share, with norms of each level.
+
+    Args:
+        input_norms: Norms of the input, one a level; they stay full precision.
+        levels: The chain of each level; their weights are one and the same.
+        merge: Merges the branches at the end.
+    """
+
+    def __init__(self, input_norms: nn.ModuleList, levels: Iterable[PackedChain], merge: PackedMerge) -> None:
+        super().__init__()
+        self.input_norms = input_norms
+        self.levels = nn.ModuleList(levels)
+        self.merge = merge
+
+    def forward(self, feature_and_level: tuple[Tensor, int]) -> Tensor:
+        """Maps ``((N, in_channels, H, W), level)`` to ``(N, channels, H, W)``."""
+        x, level = feature_and_level
+        return self.merge(self.levels[level](self.input_norms[level](x)))

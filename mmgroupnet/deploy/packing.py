@@ -1,0 +1,248 @@
+"""Replaces the binary layers of a trained model by their packed twins."""
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmgroupnet.deploy.packed_layers import PackedBlock, PackedChain, PackedMerge, PackedTower, PackedUnit
+from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d, Merge, ScaledMerge, SoftGate
+from mmgroupnet.models.backbones.groupnet_resnet import (
+    BasicBlock,
+    BroadcastConnection,
+    GroupNetBlock,
+    MergedConnection,
+    SeparateConnection,
+)
+from mmgroupnet.ops import Connection, Residual, UnitGeometry, pack_weight
+from mmgroupnet.quantizers import ShiftedSign, SignActivation, SignWeight
+
+try:
+    from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
+    from mmgroupnet.models.necks.binary_fpn import RealValuedSkip
+except ImportError:  # without mmdet there are no towers and no pyramids
+    BinaryTower = RealValuedSkip = ()
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """What became of one binary conv.
+
+    Args:
+        name: Its name in the model.
+        problem: Why it was not packed; None where it was.
+        bytes_before: Bytes of its latent weights.
+        bytes_after: Bytes of its weights now.
+    """
+
+    name: str
+    problem: str | None
+    bytes_before: int
+    bytes_after: int
+
+
+class NotPackable(Exception):
+    """A layer cannot be packed; the message says why."""
+
+
+def pack(model: nn.Module) -> nn.Module:
+    """Packs a model: a copy of it, in evaluation mode, whose binary layers are packed twins; the rest is as it was.
+
+    Args:
+        model: A trained model with binary layers of mmgroupnet. It is left as it is.
+
+    Returns:
+        The copy. ``packed.packed_layers`` lists what became of every binary conv, :class:`PackedLayer` by
+        :class:`PackedLayer`.
+
+    Raises:
+        ValueError: If the model has no binary layers.
+    """
+    convs = {name: module for name, module in model.named_modules() if isinstance(module, BinaryConv2d)}
+    if not convs:
+        raise ValueError(f'model={type(model).__name__}: it has no binary layers of mmgroupnet to pack')
+    packed = copy.deepcopy(model).eval()
+    problems: dict[str, str] = {}
+    packed = _pack_module(packed, '', problems)
+    layers = []
+    for name, conv in convs.items():
+        before = conv.weight.numel() * conv.weight.element_size()
+        problem = problems.get(name)
+        after = before if problem else len(conv.weight) * -(-conv.weight[0].numel() // 8)
+        layers.append(PackedLayer(name, problem, before, after))
+    packed.packed_layers = layers
+    return packed
+
+
+def _pack_module(module: nn.Module, name: str, problems: dict[str, str]) -> nn.Module:
+    """The packed twin of a module, or the module itself with its children packed."""
+    for kind, make in _TWINS:
+        if not isinstance(module, kind):
+            continue
+        try:
+            return make(module)
+        except NotPackable as error:
+            if isinstance(module, BinaryConv2d):
+                problems[name] = str(error)
+                return module
+            break  # Perhaps its parts can be packed one by one.
+    for child_name, child in module.named_children():
+        twin = _pack_module(child, f'{name}.{child_name}' if name else child_name, problems)
+        if twin is not child:
+            setattr(module, child_name, twin)
+    return module
+
+
+def _fold_norm(norm: nn.Module) -> dict[str, Tensor]:
+    """Scale and shift of a batch norm in evaluation mode, ``scale * x + shift``."""
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+        raise NotPackable(f'{type(norm).__name__} is no batch norm with running statistics')
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    return dict(norm_scale=scale, norm_shift=shift)
+
+
+def _sign_parameters(conv: BinaryConv2d) -> dict[str, Tensor]:
+    """Scale and shift of the input in front of its sign."""
+    activation = conv.activation
+    if not isinstance(activation, SignActivation):
+        raise NotPackable(f'{type(activation).__name__} is no sign: its activations are real-valued')
+    parameters = {}
+    if conv.input_norm is not None:
+        norm = _fold_norm(conv.input_norm)
+        parameters = dict(sign_scale=norm['norm_scale'], sign_shift=norm['norm_shift'])
+    if isinstance(activation, ShiftedSign):
+        parameters['sign_shift'] = activation.shift + parameters.get('sign_shift', 0)
+    elif 'forward' in vars(type(activation)):
+        raise NotPackable(f'{type(activation).__name__} computes something of its own in front of its sign')
+    return parameters
+
+
+def _unit(
+    conv: BinaryConv2d,
+    norm: nn.Module | None = None,
+    relu: bool = False,
+    residual: Residual = Residual.NONE,
+    is_shared: bool = False,
+) -> PackedUnit:
+    """A conv and what follows it."""
+    if not isinstance(conv, BinaryConv2d):
+        raise NotPackable(f'{type(conv).__name__} is no binary conv')
+    quantizer = conv.weight_quantizer
+    if not isinstance(quantizer, SignWeight):
+        raise NotPackable(f'{type(quantizer).__name__} has no signs: its weights are real-valued')
+    merges = isinstance(conv, LayerwiseBinaryConv2d)
+    branches = conv.weight.detach().unflatten(0, (conv.num_bases, -1))
+    scale = quantizer.scale(branches).expand(conv.num_bases, conv.out_channels, 1, 1, 1).flatten()
+    if merges:
+        scales = torch.full((conv.num_bases,), 1 / conv.num_bases)
+        if isinstance(conv.merge, ScaledMerge):
+            scales = conv.merge.scales.detach()
+        scale = scale * scales.repeat_interleave(conv.out_channels)
+    geometry = UnitGeometry(
+        conv.num_bases,
+        conv.in_channels,
+        conv.out_channels,
+        conv.groups,
+        conv.kernel_size,
+        conv.stride,
+        None if conv.padding == 'same' else conv.padding,
+        conv.padding_value,
+        (conv.dilation,) * conv.num_bases if isinstance(conv.dilation, int) else conv.dilation,
+        shares_weights=is_shared and not merges,
+        merges=merges,
+        relu=relu,
+        residual=residual,
+    )
+    parameters = dict(bits=pack_weight(conv.weight.detach()), scale=scale, bias=conv.bias, **_sign_parameters(conv))
+    if norm is not None:
+        parameters.update(_fold_norm(norm))
+        if conv.bias is None and not merges and bool((scale > 0).all()):
+            # norm(relu(scale * x)) = (norm_scale * scale) * relu(x) + norm_shift for positive scales.
+            parameters['norm_scale'] = parameters['norm_scale'] * scale
+            del parameters['scale']
+    return PackedUnit(geometry, parameters)
+
+
+def _pack_merge(merge: Merge) -> PackedMerge:
+    return PackedMerge(merge.num_bases, merge.scales if isinstance(merge, ScaledMerge) else None)
+
+
+def _pack_block(block: GroupNetBlock) -> PackedBlock:
+    num_bases = block.merge.num_bases
+    gate = None
+    connection = block.connection
+    if isinstance(connection, SoftGate):
+        kind = Connection.GATED
+        gate = connection.theta.detach().sigmoid().expand(num_bases).clone()
+    else:
+        kind = {
+            SeparateConnection: Connection.SEPARATE,
+            BroadcastConnection: Connection.BROADCAST,
+            MergedConnection: Connection.MERGED,
+        }[type(connection)]
+    if num_bases == 1 and kind == Connection.BROADCAST:
+        kind = Connection.SEPARATE
+    residuals = [Residual.INPUT if unit.skip else Residual.NONE for unit in block.units]
+    # Where the shortcut is added: behind the first conv of a basic block, behind the last one of a bottleneck.
+    residuals[0 if isinstance(block, BasicBlock) else -1] = Residual.SHORTCUT
+    units = [_unit(unit.conv, unit.norm, True, residual) for unit, residual in zip(block.units, residuals, strict=True)]
+    shortcut = block.shortcut
+    if isinstance(shortcut, nn.Sequential) and len(shortcut) == 2 and isinstance(shortcut[0], BinaryConv2d):
+        shortcut = _unit(shortcut[0], shortcut[1], is_shared=True)
+    elif shortcut is not None and any(isinstance(module, BinaryConv2d) for module in shortcut.modules()):
+        shortcut = _pack_module(shortcut, '', {})  # behind an average pooling
+    return PackedBlock(
+        merge=_pack_merge(block.merge), connection=kind, num_bases=num_bases, units=units, gate=gate, shortcut=shortcut
+    )
+
+
+def _pack_tower(tower: 'BinaryTower') -> PackedTower:
+    num_bases = tower.merge.num_bases
+    levels = []
+    for level in range(len(tower.input_norms)):
+        units = []
+        for conv, norms in zip(tower.convs, tower.norms, strict=True):
+            residual = Residual.INPUT if conv.in_channels == conv.out_channels else Residual.NONE
+            units.append(_unit(conv, norms[level], True, residual))
+            if level > 0:
+                units[-1].bits = levels[0].units[len(units) - 1].bits  # one tensor, stored once
+        kind = Connection.BROADCAST if num_bases > 1 else Connection.SEPARATE
+        levels.append(PackedChain(kind, num_bases, units))
+    return PackedTower(tower.input_norms, levels, _pack_merge(tower.merge))
+
+
+def _pack_conv_module(module: ConvModule) -> PackedUnit:
+    if not isinstance(module.conv, BinaryConv2d):
+        raise NotPackable('its conv is not binary')
+    if module.order != ('conv', 'norm', 'act') or module.with_spectral_norm or module.with_explicit_padding:
+        raise NotPackable(f'order={module.order}')
+    if module.with_activation and (module.with_norm or not isinstance(module.activate, nn.ReLU)):
+        raise NotPackable('an activation follows its norm')
+    return _unit(module.conv, module.norm if module.with_norm else None, relu=module.with_activation)
+
+
+def _pack_skip(skip: 'RealValuedSkip') -> PackedUnit:
+    if not isinstance(skip.module, ConvModule):
+        raise NotPackable(f'it goes around a {type(skip.module).__name__}')
+    unit = _pack_conv_module(skip.module)
+    unit.geometry = replace(unit.geometry, residual=Residual.INPUT)
+    unit.numbers = unit.geometry.encode()
+    return unit
+
+
+_TWINS = (
+    (GroupNetBlock, _pack_block),
+    (BinaryTower, _pack_tower),
+    (RealValuedSkip, _pack_skip),
+    (ConvModule, _pack_conv_module),
+    (BinaryConv2d, _unit),
+    (Merge, _pack_merge),
+)

@@ -1,0 +1,268 @@
+"""The packed kernels as torch ops: :func:`sign_pack`, :func:`convolve`, :func:`connect` and :func:`run_block`.
+
+They are registered with ``torch.library`` and have shape functions, so that ``torch.compile`` and ``torch.export`` see
+them. They have no gradients and run on CPU; both are refused with one sentence. Where the kernels were not compiled,
+they run simulated.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmgroupnet.ops import kernels, simulation
+from mmgroupnet.ops.geometry import Connection, Residual, UnitGeometry
+from mmgroupnet.ops.kernels import available_kernels, select_kernels, selected_kernels
+from mmgroupnet.ops.packing import pack_bits, pack_weight, unpack_bits, unpack_weight
+
+__all__ = [
+    'Connection',
+    'Residual',
+    'UnitGeometry',
+    'available_kernels',
+    'connect',
+    'convolve',
+    'pack_bits',
+    'pack_weight',
+    'run_block',
+    'select_kernels',
+    'selected_kernels',
+    'sign_pack',
+    'unpack_bits',
+    'unpack_weight',
+]
+
+# Per unit: bits, scale, bias, norm_scale, norm_shift, sign_scale, sign_shift.
+PARAMETERS_PER_UNIT = 7
+
+
+def _check(x: Tensor, *parameters: Tensor | None) -> None:
+    if x.dim() != 4:
+        raise ValueError(f'input of shape {tuple(x.shape)}: packed ops take (N, C, H, W)')
+    for tensor in (x, *parameters):
+        if tensor is not None and tensor.device.type not in ('cpu', 'meta'):
+            raise RuntimeError(f'a tensor is on {tensor.device}: packed ops run on the CPU alone')
+        if tensor is not None and tensor.dtype not in (torch.float32, torch.uint8, torch.int64):
+            raise ValueError(f'a tensor is {tensor.dtype}: packed ops compute in float32')
+
+
+def _folded_channels(x: Tensor, channels: int, branches: Sequence[int]) -> int:
+    """Branches of a map, which must be one of ``branches``."""
+    given, rest = divmod(x.shape[1], channels)
+    if rest or given not in branches:
+        allowed = ' or '.join(f'{count} * {channels}' for count in sorted(set(branches)))
+        raise ValueError(f'input of shape {tuple(x.shape)}: the op takes (N, {allowed}, H, W)')
+    return given
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _empty(batch: int, channels: int, height: int, width: int, like: Tensor) -> Tensor:
+    return torch.empty(
+        batch, channels, height, width, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
+@torch.library.custom_op('mmgroupnet::sign_pack', mutates_args=())
+def sign_pack(x: Tensor, branches: int) -> Tensor:
+    """Packs the signs of a map, 0 for +1 (zeros included) and 1 for -1.
+
+    Args:
+        x: ``(N, branches * C, H, W)``, float32, contiguous or channels_last.
+        branches: Branches that are folded into the channels.
+
+    Returns:
+        ``(N, H, W, branches, ceil(C / 64))``, int64: channel c is bit c % 64 of word c // 64; unused bits are 0.
+    """
+    _check(x)
+    channels = x.shape[1] // branches
+    _folded_channels(x, channels, [branches])
+    batch, _, height, width = x.shape
+    nchw = x.is_contiguous()
+    x = x if nchw else _nhwc(x)
+    words = x.new_empty(batch, height, width, branches, -(-channels // 64), dtype=torch.int64)
+    library = kernels.library()
+    if library is None:
+        negative = ~(x >= 0).permute(0, 2, 3, 1).reshape(-1, channels)
+        packed = torch.zeros(len(negative), words.shape[-1] * 8, dtype=torch.uint8)
+        packed[:, : -(-channels // 8)] = pack_bits(negative)
+        return packed.view(torch.int64).view_as(words)
+    library.mmg_sign_pack(
+        x.data_ptr(), nchw, batch, height * width, branches, channels, words.data_ptr(), torch.get_num_threads()
+    )
+    return words
+
+
+@sign_pack.register_fake
+def _(x: Tensor, branches: int) -> Tensor:
+    batch, channels, height, width = x.shape
+    return x.new_empty(batch, height, width, branches, -(-(channels // branches) // 64), dtype=torch.int64)
+
+
+@torch.library.custom_op('mmgroupnet::convolve', mutates_args=())
+def convolve(x: Tensor, bits: Tensor, geometry: Sequence[int]) -> Tensor:
+    """Convolves the signs of a map with packed weights: the exact integers, nothing fused.
+
+    Args:
+        x: ``(N, B * in_channels, H, W)``, float32; B is K, or 1 where all branches read the same map.
+        bits: Packed weights, see :func:`pack_weight`.
+        geometry: :meth:`UnitGeometry.encode` of one unit; merging, ReLU and residual are left out.
+
+    Returns:
+        ``(N, K * out_channels, H', W')``, int32, channels_last.
+    """
+    (unit,) = UnitGeometry.decode(tuple(geometry))
+    _check(x, bits)
+    given = _folded_channels(x, unit.in_channels, [1, unit.num_bases])
+    library = kernels.library()
+    if library is None:
+        return _nhwc(simulation.convolve(unit, simulation.signs(x), bits).to(torch.int32))
+    batch, _, height, width = x.shape
+    branches = given if unit.shares_weights else unit.num_bases
+    out = _empty(batch, branches * unit.out_channels, *unit.output_size(height, width), like=x).to(torch.int32)
+    described = kernels.describe_unit(unit, [bits, *[None] * 6])
+    words = sign_pack(x, given)
+    library.mmg_convolve(
+        described, batch, height, width, words.data_ptr(), given, out.data_ptr(), torch.get_num_threads()
+    )
+    return out
+
+
+@convolve.register_fake
+def _(x: Tensor, bits: Tensor, geometry: Sequence[int]) -> Tensor:
+    (unit,) = UnitGeometry.decode(tuple(geometry))
+    branches = x.shape[1] // unit.in_channels if unit.shares_weights else unit.num_bases
+    size = unit.output_size(*x.shape[2:])
+    return _empty(x.shape[0], branches * unit.out_channels, *size, like=x).to(torch.int32)
+
+
+@torch.library.custom_op('mmgroupnet::connect', mutates_args=())
+def connect(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor | None) -> Tensor:
+    """Merges K branches, and gates them: ``gate * branch + (1 - gate) * merged``.
+
+    Args:
+        x: ``(N, K*C, H, W)``, float32.
+        num_bases: Number K of branches.
+        merge_scales: ``(K,)``, a scale per branch; None: the mean.
+        gate: ``(K,)``, in (0, 1); None: the merged map alone.
+
+    Returns:
+        ``(N, K*C, H, W)``, or ``(N, C, H, W)`` without a gate; channels_last.
+    """
+    _check(x, merge_scales, gate)
+    channels = x.shape[1] // num_bases
+    _folded_channels(x, channels, [num_bases])
+    library = kernels.library()
+    if library is None:
+        return _nhwc(simulation.connect(x, num_bases, merge_scales, gate))
+    batch, folded, height, width = x.shape
+    x = _nhwc(x)
+    out = _empty(batch, folded if gate is not None else channels, height, width, like=x)
+    library.mmg_connect(
+        x.data_ptr(),
+        batch * height * width,
+        num_bases,
+        channels,
+        kernels.pointer(merge_scales),
+        kernels.pointer(gate),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+@connect.register_fake
+def _(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor | None) -> Tensor:
+    batch, folded, height, width = x.shape
+    return _empty(batch, folded if gate is not None else folded // num_bases, height, width, like=x)
+
+
+def _units(geometry: Sequence[int], parameters: Sequence[Tensor | None]) -> list[tuple[UnitGeometry, list]]:
+    parameters = list(parameters)
+    return [
+        (unit, parameters[i * PARAMETERS_PER_UNIT : (i + 1) * PARAMETERS_PER_UNIT])
+        for i, unit in enumerate(UnitGeometry.decode(tuple(geometry)))
+    ]
+
+
+@torch.library.custom_op('mmgroupnet::run_block', mutates_args=())
+def run_block(
+    x: Tensor,
+    connection: int,
+    num_bases: int,
+    merge_scales: Tensor | None,
+    gate: Tensor | None,
+    geometry: Sequence[int],
+    parameters: Sequence[Tensor | None],
+    has_shortcut: bool,
+    shortcut_map: Tensor | None,
+) -> Tensor:
+    """Connects K branches and runs a chain of units on them, each
+    ``norm(relu(scale * conv(sign(x), weights) + bias)) + residual``: a Group-Net block in one call.
+
+    Args:
+        x: ``(N, K*C, H, W)``, or ``(N, C, H, W)`` for a ``BROADCAST`` connection; float32.
+        connection: A :class:`Connection`.
+        num_bases: Number K of branches.
+        merge_scales, gate: As for :func:`connect`.
+        geometry: :meth:`UnitGeometry.encode` of the units, one behind the other; that of the shortcut unit, if there is
+            one, comes first.
+        parameters: ``bits, scale, bias, norm_scale, norm_shift, sign_scale, sign_shift`` of each unit, or None. The
+            last two are per folded channel of the input, the others per folded channel of the output; a scale of
+            merged bases is per base and channel.
+        has_shortcut: Whether the first unit makes the shortcut of the connected input.
+        shortcut_map: The shortcut, where others make it, ``(N, K*C', H', W')``. With neither, the shortcut is the
+            connected input.
+
+    Returns:
+        ``(N, K*C', H', W')``, float32, channels_last.
+    """
+    units = _units(geometry, parameters)
+    _check(x, merge_scales, gate, shortcut_map, *parameters)
+    shortcut = units.pop(0) if has_shortcut else None
+    first = units[0][0]
+    _folded_channels(x, first.in_channels, [1 if connection == Connection.BROADCAST or first.merges else num_bases])
+    library = kernels.library()
+    if library is None:
+        return _nhwc(
+            simulation.run_block(
+                x, Connection(connection), num_bases, merge_scales, gate, units, shortcut, shortcut_map
+            )
+        )
+    described = [kernels.describe_unit(unit, tensors) for unit, tensors in units]
+    batch, _, height, width = x.shape
+    x = _nhwc(x)
+    shortcut_map = None if shortcut_map is None else _nhwc(shortcut_map)
+    block = kernels.Block(
+        batch,
+        height,
+        width,
+        num_bases,
+        connection,
+        kernels.pointer(merge_scales),
+        kernels.pointer(gate),
+        kernels.pointer(shortcut_map),
+        None if shortcut is None else ctypes.pointer(kernels.describe_unit(*shortcut)),
+        (kernels.Unit * len(described))(*described),
+        len(described),
+    )
+    out = _empty(*_block_shape(x, connection, num_bases, units), like=x)
+    library.mmg_run_block(block, x.data_ptr(), out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def _block_shape(x: Tensor, connection: int, num_bases: int, units: list) -> tuple[int, int, int, int]:
+    branches = 1 if connection in (Connection.BROADCAST, Connection.MERGED) else num_bases
+    size = tuple(x.shape[2:])
+    for unit, (_, _, _, _, _, sign_scale, sign_shift) in units:
+        branches, size = unit.output_branches(branches), unit.output_size(*size)
+    return (x.shape[0], branches * units[-1][0].out_channels, *size)
+
+
+@run_block.register_fake
+def _(x, connection, num_bases, merge_scales, gate, geometry, parameters, has_shortcut, shortcut_map) -> Tensor:
+    units = _units(geometry, parameters)
+    return _empty(*_block_shape(x, connection, num_bases, units[has_shortcut:]), like=x)

@@ -1,0 +1,183 @@
+"""Loads the compiled kernels (csrc/) and speaks to them: the only place that knows their C interface."""
+
+import ctypes
+import logging
+import os
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_char_p, c_double, c_int32, c_int64, c_size_t, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+from mmgroupnet.ops.geometry import UnitGeometry
+
+ABI_VERSION = 1
+# Chooses the instruction set: portable, avx2 or avx512. Default: the best that the processor has.
+ENVIRONMENT_VARIABLE = 'MMGROUPNET_KERNEL'
+
+
+class Unit(Structure):
+    """``mmg_unit`` of csrc/mmgroupnet.h."""
+
+    _fields_ = [
+        *(
+            (name, c_int32)
+            for name in (
+                'num_bases in_channels out_channels groups kernel_height kernel_width stride_height stride_width '
+                'pad_height pad_width pad_value shares_weights merges relu residual'
+            ).split()
+        ),
+        ('dilations', POINTER(c_int32)),
+        *(
+            (name, c_void_p)
+            for name in 'weights scale bias norm_scale norm_shift sign_scale sign_shift'.split()
+        ),
+    ]
+
+
+class Block(Structure):
+    """``mmg_block`` of csrc/mmgroupnet.h."""
+
+    _fields_ = [
+        *((name, c_int32) for name in 'batch height width num_bases connection'.split()),
+        *((name, c_void_p) for name in 'merge_scales gate shortcut_map'.split()),
+        ('shortcut', POINTER(Unit)),
+        ('units', POINTER(Unit)),
+        ('num_units', c_int32),
+    ]
+
+
+_SIGNATURES = {
+    'mmg_abi_version': (c_int32, []),
+    'mmg_available_kernels': (c_char_p, []),
+    'mmg_select_kernels': (c_int32, [c_char_p]),
+    'mmg_selected_kernels': (c_char_p, []),
+    'mmg_arranged_bytes': (c_size_t, [POINTER(Unit)]),
+    'mmg_arrange_weights': (None, [POINTER(Unit), c_void_p, c_void_p]),
+    'mmg_sign_pack': (None, [c_void_p, c_int32, c_int32, c_int64, c_int32, c_int32, c_void_p, c_int32]),
+    'mmg_convolve': (None, [POINTER(Unit), c_int32, c_int32, c_int32, c_void_p, c_int32, c_void_p, c_int32]),
+    'mmg_run_block': (None, [POINTER(Block), c_void_p, c_void_p, c_int32]),
+    'mmg_connect': (None, [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_int32]),
+    'mmg_ceiling': (c_double, [c_double]),
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The kernels with the instruction set that :data:`ENVIRONMENT_VARIABLE` names; None, said once, where they were
+    not compiled.
+
+    Raises:
+        RuntimeError: If the variable names kernels that are not available, or the file is of another version.
+    """
+    found = sorted(Path(__file__).parent.glob('_kernels*.so'))
+    if not found:
+        print_log(
+            'The packed kernels were not compiled (no C++ compiler when mmgroupnet was installed?): packed models run '
+            'simulated, no faster than float. With a compiler: python setup.py build_ext --inplace',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return None
+    loaded = ctypes.CDLL(str(found[0]))
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    if loaded.mmg_abi_version() != ABI_VERSION:
+        raise RuntimeError(
+            f'{found[0]} is of version {loaded.mmg_abi_version()}, this code of {ABI_VERSION}: compile it again, '
+            'python setup.py build_ext --inplace'
+        )
+    wanted = os.environ.get(ENVIRONMENT_VARIABLE, '')
+    if loaded.mmg_select_kernels(wanted.encode()) != 0:
+        names = loaded.mmg_available_kernels().decode().split()
+        raise RuntimeError(
+            f'{ENVIRONMENT_VARIABLE}={wanted}: this machine has the kernels {", ".join(names)}'
+        )
+    return loaded
+
+
+def available_kernels() -> list[str]:
+    """Names of the instruction sets that can be chosen here, none where the kernels were not compiled."""
+    return library().mmg_available_kernels().decode().split() if library() else []
+
+
+@cache
+def selected_kernels() -> str:
+    """Name of the instruction set in use; ``simulated`` where the kernels were not compiled."""
+    return library().mmg_selected_kernels().decode() if library() else 'simulated'
+
+
+def select_kernels(name: str) -> None:
+    """Chooses the instruction set, for comparisons of one with another in one process.
+
+    Raises:
+        ValueError: If it is not available.
+    """
+    if name not in available_kernels():
+        raise ValueError(f'name={name!r}: this machine has the kernels {", ".join(available_kernels()) or "none"}')
+    library().mmg_select_kernels(name.encode())
+    selected_kernels.cache_clear()
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """Address of a contiguous tensor's data."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -> Unit:
+    """The struct of a unit, with its weights in the order that the kernels in use want.
+
+    Both are kept with the weights until anything changes: filling them in takes as long as a small convolution.
+
+    Args:
+        geometry: Its numbers.
+        parameters: ``bits, scale, bias, norm_scale, norm_shift, sign_scale, sign_shift``, contiguous; all but ``bits``
+            float32 or None. They must outlive the struct.
+
+    Raises:
+        ValueError: If a sum of the unit does not fit.
+    """
+    bits, *rest = parameters
+    key = (selected_kernels(), bits._version, geometry, *map(pointer, rest))
+    kept = getattr(bits, '_mmgroupnet_unit', None)
+    if kept is not None and kept[0] == key:
+        return kept[1]
+    height, width = geometry.padding or (-1, -1)
+    unit = Unit(
+        geometry.num_bases,
+        geometry.in_channels,
+        geometry.out_channels,
+        geometry.groups,
+        *geometry.kernel_size,
+        *geometry.stride,
+        height,
+        width,
+        geometry.padding_value,
+        geometry.shares_weights,
+        geometry.merges,
+        geometry.relu,
+        geometry.residual,
+        (c_int32 * geometry.num_bases)(*geometry.dilations),
+        None,
+        *map(pointer, rest),
+    )
+    # Pyramid levels share weights but not norms: the arranged weights may be those of another unit's struct.
+    arranged = kept[2] if kept is not None and kept[0][:3] == key[:3] else _arrange_weights(geometry, unit, bits)
+    unit.weights = arranged.data_ptr()
+    bits._mmgroupnet_unit = (key, unit, arranged)
+    return unit
+
+
+def _arrange_weights(geometry: UnitGeometry, unit: Unit, bits: Tensor) -> Tensor:
+    size = library().mmg_arranged_bytes(unit)
+    if size == 0:
+        raise ValueError(f'in_channels={geometry.in_channels}: {geometry.row_bits} products in one sum, at most 2**24')
+    # The kernels load whole cache lines.
+    storage = torch.empty(size + 63, dtype=torch.uint8)
+    arranged = storage[-storage.data_ptr() % 64 :][:size]
+    library().mmg_arrange_weights(unit, bits.data_ptr(), arranged.data_ptr())
+    return arranged

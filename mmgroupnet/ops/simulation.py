@@ -1,0 +1,92 @@
+"""The packed units in plain torch: what runs where the kernels were not compiled, and what the kernels are tested
+against."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmgroupnet.ops.geometry import Connection, Residual, UnitGeometry
+from mmgroupnet.ops.packing import unpack_weight
+
+
+def signs(x: Tensor) -> Tensor:
+    """-1 or +1; zeros of both signs are +1."""
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+def channelwise(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """``scale * x + shift`` on ``(N, channels, H, W)``, either may be None. Parameters of one branch serve all."""
+    repeats = 1 if scale is None and shift is None else x.shape[1] // len(shift if scale is None else scale)
+    if scale is not None:
+        x = x * scale.repeat(repeats).view(-1, 1, 1)
+    return x if shift is None else x + shift.repeat(repeats).view(-1, 1, 1)
+
+
+def convolve(geometry: UnitGeometry, s: Tensor, bits: Tensor) -> Tensor:
+    """Convolves signs ``(N, B * C_in, H, W)`` of B branches with packed weights: exact integers ``(N, K * C_out, H',
+    W')``, as floats, unmerged."""
+    g = geometry
+    weights = unpack_weight(bits, g.in_channels // g.groups, g.kernel_size).to(s.dtype).split(g.out_channels)
+    inputs = s.split(g.in_channels, dim=1)
+    branches = len(inputs) if g.shares_weights else g.num_bases
+    outs = []
+    for k in range(branches):
+        pad_height, pad_width = g.pad_of(0 if g.shares_weights else k)
+        padded = F.pad(
+            inputs[k if len(inputs) > 1 else 0], (pad_width, pad_width, pad_height, pad_height), value=g.padding_value
+        )
+        weight, rate = (weights[0], g.dilations[0]) if g.shares_weights else (weights[k], g.dilations[k])
+        outs.append(F.conv2d(padded, weight, None, g.stride, 0, rate, g.groups))
+    return torch.cat(outs, dim=1)
+
+
+def run_unit(geometry: UnitGeometry, x: Tensor, parameters: list[Tensor | None], shortcut: Tensor | None) -> Tensor:
+    """Runs one unit on ``(N, B * C_in, H, W)``; parameters are ``bits, scale, bias, norm_scale, norm_shift,
+    sign_scale, sign_shift``."""
+    g = geometry
+    bits, scale, bias, norm_scale, norm_shift, sign_scale, sign_shift = parameters
+    has_sign_parameters = sign_scale is not None or sign_shift is not None
+    s = x
+    if has_sign_parameters and x.shape[1] == g.in_channels and not g.shares_weights and not g.merges:
+        s = x.repeat(1, g.num_bases, 1, 1)  # Every branch has a threshold of its own.
+    out = channelwise(convolve(g, signs(channelwise(s, sign_scale, sign_shift)), bits), scale, None)
+    if g.merges:
+        out = out.unflatten(1, (g.num_bases, -1)).sum(dim=1)
+    out = channelwise(out, None, bias)
+    out = channelwise(out.relu() if g.relu else out, norm_scale, norm_shift)
+    residual = {Residual.NONE: None, Residual.INPUT: x, Residual.SHORTCUT: shortcut}[g.residual]
+    if residual is None:
+        return out
+    return out + residual.repeat(1, out.shape[1] // residual.shape[1], 1, 1)
+
+
+def connect(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor | None) -> Tensor:
+    """Merges K branches, and gates them where there is a gate."""
+    branches = x.unflatten(1, (num_bases, -1))
+    if merge_scales is None:
+        merged = branches.mean(dim=1, keepdim=True)
+    else:
+        merged = (branches * merge_scales.view(-1, 1, 1, 1)).sum(dim=1, keepdim=True)
+    if gate is not None:
+        merged = merged + gate.view(-1, 1, 1, 1) * (branches - merged)
+    return merged.flatten(1, 2)
+
+
+def run_block(
+    x: Tensor,
+    connection: Connection,
+    num_bases: int,
+    merge_scales: Tensor | None,
+    gate: Tensor | None,
+    units: list[tuple[UnitGeometry, list[Tensor | None]]],
+    shortcut: tuple[UnitGeometry, list[Tensor | None]] | None,
+    shortcut_map: Tensor | None,
+) -> Tensor:
+    """Runs a block, see :func:`mmgroupnet.ops.run_block`."""
+    if connection in (Connection.MERGED, Connection.GATED):
+        x = connect(x, num_bases, merge_scales, gate)
+    if shortcut_map is None:
+        shortcut_map = x if shortcut is None else run_unit(shortcut[0], x, shortcut[1], None)
+    for geometry, parameters in units:
+        x = run_unit(geometry, x, parameters, shortcut_map)
+    return x
