@@ -52,7 +52,8 @@ class PackedUnit(PackedModule):
         return [getattr(self, name) for name in _PARAMETERS]
 
     def forward(self, x: Tensor) -> Tensor:
-        return PackedChain.run(x, Connection.SEPARATE, self.geometry.num_bases, [self])
+        branches = 1 if self.geometry.merges else self.geometry.num_bases
+        return PackedChain.run(x, Connection.SEPARATE, branches, [self])
 
     def extra_repr(self) -> str:
         g = self.geometry

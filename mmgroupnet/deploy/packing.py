@@ -125,7 +125,7 @@ def _sign_parameters(conv: BinaryConv2d) -> dict[str, Tensor]:
     return parameters
 
 
-def _unit(
+def pack_unit(
     conv: BinaryConv2d,
     norm: nn.Module | None = None,
     relu: bool = False,
@@ -193,10 +193,10 @@ def _pack_block(block: GroupNetBlock) -> PackedBlock:
     residuals = [Residual.INPUT if unit.skip else Residual.NONE for unit in block.units]
     # Where the shortcut is added: behind the first conv of a basic block, behind the last one of a bottleneck.
     residuals[0 if isinstance(block, BasicBlock) else -1] = Residual.SHORTCUT
-    units = [_unit(unit.conv, unit.norm, True, residual) for unit, residual in zip(block.units, residuals, strict=True)]
+    units = [pack_unit(unit.conv, unit.norm, True, residual) for unit, residual in zip(block.units, residuals, strict=True)]
     shortcut = block.shortcut
     if isinstance(shortcut, nn.Sequential) and len(shortcut) == 2 and isinstance(shortcut[0], BinaryConv2d):
-        shortcut = _unit(shortcut[0], shortcut[1], is_shared=True)
+        shortcut = pack_unit(shortcut[0], shortcut[1], is_shared=True)
     elif shortcut is not None and any(isinstance(module, BinaryConv2d) for module in shortcut.modules()):
         shortcut = _pack_module(shortcut, '', {})  # behind an average pooling
     return PackedBlock(
@@ -211,7 +211,7 @@ def _pack_tower(tower: 'BinaryTower') -> PackedTower:
         units = []
         for conv, norms in zip(tower.convs, tower.norms, strict=True):
             residual = Residual.INPUT if conv.in_channels == conv.out_channels else Residual.NONE
-            units.append(_unit(conv, norms[level], True, residual))
+            units.append(pack_unit(conv, norms[level], True, residual))
             if level > 0:
                 units[-1].bits = levels[0].units[len(units) - 1].bits  # one tensor, stored once
         kind = Connection.BROADCAST if num_bases > 1 else Connection.SEPARATE
@@ -226,7 +226,7 @@ def _pack_conv_module(module: ConvModule) -> PackedUnit:
         raise NotPackable(f'order={module.order}')
     if module.with_activation and (module.with_norm or not isinstance(module.activate, nn.ReLU)):
         raise NotPackable('an activation follows its norm')
-    return _unit(module.conv, module.norm if module.with_norm else None, relu=module.with_activation)
+    return pack_unit(module.conv, module.norm if module.with_norm else None, relu=module.with_activation)
 
 
 def _pack_skip(skip: 'RealValuedSkip') -> PackedUnit:
@@ -243,6 +243,6 @@ _TWINS = (
     (BinaryTower, _pack_tower),
     (RealValuedSkip, _pack_skip),
     (ConvModule, _pack_conv_module),
-    (BinaryConv2d, _unit),
+    (BinaryConv2d, pack_unit),
     (Merge, _pack_merge),
 )

@@ -1,0 +1,316 @@
+"""Packed models beside their simulated twins, layer by layer, each packed layer fed with what its twin saw."""
+
+import copy
+from unittest.mock import Mock
+
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.testing import assert_close
+
+from mmgroupnet.deploy import pack
+from mmgroupnet.deploy.packed_layers import PackedModule, PackedUnit
+from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d
+from mmgroupnet.models.backbones.groupnet_resnet import BinaryUnit
+from mmgroupnet.ops import Residual
+from tests.liveness import estimate_statistics, real_pictures
+from tests.test_models.test_combinations import BACKBONES, HEADS, NECKS
+from tests.test_models.test_combinations import build as build_detector
+
+# Of the standard deviation of a layer's output: what rounding may change, and how near to zero a sign may flip.
+TOLERANCE = 1e-5
+
+
+def pictures(height: int = 65, width: int = 97) -> Tensor:
+    return (real_pictures(height, width).float() - 120) / 60
+
+
+def as_trained(model: nn.Module) -> nn.Module:
+    """Moves the norms a little. Behind a binary conv a channel takes few values, and one of them may be its mean over
+    two small pictures: a fresh norm makes it a zero, whose sign is a matter of rounding."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+    return model
+
+
+def build_backbone(**options) -> nn.Module:
+    """A small backbone with the statistics of real pictures, as after training."""
+    torch.manual_seed(0)
+    config = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=3, base_channels=16)
+    backbone = MODELS.build({**config, **options})
+    estimate_statistics(backbone, lambda: backbone(pictures()))
+    return as_trained(backbone)
+
+
+def calls_of_twins(model: nn.Module, packed: nn.Module, run) -> list[tuple[str, nn.Module, tuple, Tensor]]:
+    """Name, packed layer, inputs and output of the simulated twin, for every call of a layer that was packed."""
+    names = {module: name for name, module in model.named_modules()}
+    twins: dict[str, nn.Module] = {}
+    for name, twin in packed.named_modules():
+        is_part = any(name.startswith(f'{whole}.') for whole in twins)
+        if isinstance(twin, PackedModule) and not is_part:
+            twins[name] = twin
+    calls, handles = [], []
+    for name, twin in twins.items():
+        def record(module: nn.Module, inputs: tuple, out: Tensor, name: str = name, twin: nn.Module = twin) -> None:
+            inputs = tuple(
+                packed.get_submodule(names[value]) if isinstance(value, nn.Module) else copy.deepcopy(value)
+                for value in inputs
+            )
+            calls.append((name, twin, inputs, out.detach().clone()))
+
+        handles.append(model.get_submodule(name).register_forward_hook(record))
+    with torch.no_grad():
+        run(model)
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+def assert_agrees(name: str, out: Tensor, expected: Tensor) -> None:
+    """Equal up to rounding, relative to the layer's standard deviation."""
+    assert_close(out, expected, rtol=TOLERANCE, atol=TOLERANCE * expected.std().item(), msg=lambda text: name + text)
+
+
+def assert_signs_agree(name: str, out: Tensor, expected: Tensor) -> None:
+    """Signs differ only next to zero, and hardly ever."""
+    differing = (out >= 0) != (expected >= 0)
+    num_differing = differing.sum().item()
+    assert num_differing <= max(1, expected.numel() * 1e-6), name
+    assert expected[differing].abs().lt(TOLERANCE * expected.std()).all().item(), name
+
+
+def assert_twins_agree(model: nn.Module, run) -> nn.Module:
+    packed = pack(model)
+    assert [layer.name for layer in packed.packed_layers if layer.problem] == []
+    assert not any(isinstance(module, BinaryConv2d) for module in packed.modules())
+    calls = calls_of_twins(model, packed, run)
+    assert calls
+    for name, twin, inputs, expected in calls:
+        assert_agrees(name, twin(*inputs), expected)
+    return packed
+
+
+@pytest.mark.parametrize('decomposition', ['lbd', 'gbd_v1', 'gbd_v2', 'gbd_v3', 'soft_gate'])
+@pytest.mark.parametrize('learned_scales', [False, True])
+def test_every_decomposition(decomposition, learned_scales):
+    backbone = build_backbone(decomposition=decomposition, learned_scales=learned_scales)
+    assert_twins_agree(backbone, lambda model: model(pictures()))
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(num_bases=1),
+        dict(depth=50, num_bases=2),
+        dict(depth=50, num_bases=2, decomposition='gbd_v1'),
+        dict(gate_per_branch=True),
+        dict(binary_downsample=False),
+        dict(binary_downsample=False, avg_down=True),
+        dict(avg_down=True),
+        dict(decomposition='gbd_v1', binary_downsample=False),
+        dict(base_channels=8),  # 8 channels fill an eighth of a word
+        dict(base_channels=24),
+        dict(strides=(1, 2, 1, 1), dilations=(1, 1, (2, 3, 4), (6, 7, 8))),  # BPAC at output stride 8
+        dict(binary_cfg=dict(padding_value=0)),
+        dict(binary_cfg=dict(padding_value=-1, weight=dict(type='mmgroupnet.ChannelScaleWeight'))),
+        dict(binary_cfg=dict(weight=dict(type='mmgroupnet.UnscaledWeight'))),
+        dict(binary_cfg=dict(activation=dict(type='mmgroupnet.ClippedIdentitySign'))),
+    ],
+    ids=str,
+)
+def test_every_option_of_the_backbone(options):
+    assert_twins_agree(build_backbone(**options), lambda model: model(pictures()))
+
+
+@pytest.mark.parametrize('decomposition', ['lbd', 'soft_gate'])
+def test_thresholds_of_shifted_signs(decomposition):
+    backbone = build_backbone(
+        decomposition=decomposition, binary_cfg=dict(activation=dict(type='mmgroupnet.ShiftedSign'))
+    )
+    for name, parameter in backbone.named_parameters():
+        if name.endswith('shift'):
+            nn.init.uniform_(parameter, -0.5, 0.5)
+    assert_twins_agree(backbone, lambda model: model(pictures()))
+
+
+def test_single_units_give_the_exact_signs():
+    backbone = build_backbone()
+    units = {name: unit for name, unit in backbone.named_modules() if isinstance(unit, BinaryUnit)}
+    seen = {}
+    for name, unit in units.items():
+        unit.register_forward_hook(lambda module, inputs, out, name=name: seen.update({name: (inputs[0], out)}))
+    with torch.no_grad():
+        backbone(pictures())
+    packed = pack(backbone)
+    assert len(units) == len(seen) == 16
+    for name, (x, expected) in seen.items():
+        block, _, index = name.rpartition('.units.')
+        unit = copy.deepcopy(packed.get_submodule(block).units[int(index)])
+        if index == '0':  # its shortcut is added outside of the simulated unit
+            unit = PackedUnit(type(unit.geometry)(**{**vars(unit.geometry), 'residual': Residual.NONE}), unit._buffers)
+        assert_agrees(name, unit(x), expected)
+        assert_signs_agree(name, unit(x), expected)
+
+
+def test_dyadic_blocks_are_exactly_equal():
+    """Sums of multiples of 1/64 are exact in any order, so that nothing is left to rounding."""
+    backbone = build_backbone(num_bases=4, binary_cfg=dict(weight=dict(type='mmgroupnet.UnscaledWeight')))
+    generator = torch.Generator().manual_seed(1)
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0
+            module.running_var.fill_(256.0)
+            for tensor in (module.running_mean, module.weight.data, module.bias.data):
+                tensor.copy_(torch.randint(-4, 5, tensor.shape, generator=generator) / 4)
+        elif hasattr(module, 'theta'):
+            nn.init.zeros_(module.theta)  # a gate of exactly one half
+    packed = pack(backbone)
+    x = torch.randint(-8, 9, (2, 16, 15, 11), generator=generator) / 8
+    with torch.no_grad():
+        out, packed_out = x, x
+        merge, packed_merge = None, None
+        for stage, packed_stage in zip(backbone.stages, packed.stages, strict=True):
+            for block, packed_block in zip(stage, packed_stage, strict=True):
+                out = block(out, merge)
+                packed_out = packed_block(packed_out, packed_merge)
+                assert torch.equal(out, packed_out)
+                # The mantissa grows from block to block: start each from few bits again.
+                out = packed_out = out.mul(8).round().clamp(-64, 64) / 8
+                merge, packed_merge = block.merge, packed_block.merge
+
+
+@pytest.mark.parametrize('backbone', ['binary', 'stock'])
+@pytest.mark.parametrize('neck', ['binary', 'stock'])
+@pytest.mark.parametrize('head', ['binary', 'stock'])
+def test_detectors(backbone, neck, head):
+    detector = build_detector(BACKBONES[backbone], NECKS[neck], HEADS[head])
+    x = pictures(96, 160)
+    estimate_statistics(detector, lambda: detector(x, mode='tensor'))
+    as_trained(detector)
+    if (backbone, neck, head) == ('stock', 'stock', 'stock'):
+        with pytest.raises(ValueError, match='no binary layers'):
+            pack(detector)
+        return
+    assert_twins_agree(detector, lambda model: model(x, mode='tensor'))
+
+
+class TestConvModule:
+    @pytest.fixture(params=[dict(), dict(norm_cfg=dict(type='BN')), dict(bias=True)], ids=str)
+    def options(self, request):
+        return dict(dict(act_cfg=None), **request.param)
+
+    @pytest.mark.parametrize('conv', ['BinaryConv2d', 'LayerwiseBinaryConv2d'])
+    def test_a_conv_with_what_follows_it_is_one_unit(self, options, conv):
+        torch.manual_seed(0)
+        conv_cfg = dict(type=f'mmgroupnet.{conv}', input_norm=dict(type='BN'))
+        if conv == 'LayerwiseBinaryConv2d':
+            conv_cfg.update(num_bases=3, learned_scales=True)
+        module = ConvModule(20, 12, 3, stride=2, padding=1, conv_cfg=conv_cfg, **options)
+        x = torch.randn(2, 20, 11, 14).relu()
+        estimate_statistics(module, lambda: module(x))
+        packed = pack(module)
+        assert isinstance(packed, PackedUnit)
+        with torch.no_grad():
+            assert_agrees('conv', packed(x), module(x))
+
+    @pytest.mark.parametrize('options', [dict(norm_cfg=dict(type='BN')), dict(norm_cfg=dict(type='GN', num_groups=2))])
+    def test_what_cannot_be_fused_stays_behind_a_packed_conv(self, options):
+        torch.manual_seed(0)
+        module = ConvModule(20, 12, 3, padding=1, conv_cfg=dict(type='mmgroupnet.BinaryConv2d'), **options)
+        x = torch.randn(2, 20, 11, 14)
+        estimate_statistics(module, lambda: module(x))
+        packed = pack(module)
+        assert isinstance(packed, ConvModule) and isinstance(packed.conv, PackedUnit)
+        with torch.no_grad():
+            assert_agrees('conv', packed(x), module(x))
+
+    def test_a_relu_alone_is_fused(self):
+        torch.manual_seed(0)
+        module = ConvModule(20, 12, 3, padding=1, conv_cfg=dict(type='mmgroupnet.BinaryConv2d')).eval()
+        x = torch.randn(2, 20, 11, 14)
+        packed = pack(module)
+        assert isinstance(packed, PackedUnit) and packed.geometry.relu
+        with torch.no_grad():
+            assert_agrees('conv', packed(x), module(x))
+
+
+@pytest.mark.parametrize('groups', [1, 2, 5])
+@pytest.mark.parametrize('conv', [BinaryConv2d, LayerwiseBinaryConv2d])
+def test_groups_inside_branches(conv, groups):
+    torch.manual_seed(0)
+    layer = conv(30, 20, (3, 5), stride=(2, 1), padding='same', groups=groups, num_bases=3, bias=True)
+    nn.init.normal_(layer.bias)
+    x = torch.randn(2, 30 * layer.num_folded, 9, 8)
+    with torch.no_grad():
+        assert_agrees('conv', pack(layer)(x), layer(x))
+
+
+class TestReport:
+    def test_bytes_are_those_of_one_bit_a_weight(self):
+        packed = pack(build_backbone(num_bases=2, base_channels=8))
+        first = packed.packed_layers[0]
+        assert first.name == 'stages.0.0.units.0.conv' and first.problem is None
+        assert first.bytes_before == 2 * 8 * 8 * 9 * 4
+        assert first.bytes_after == 2 * 8 * 9  # 72 weights of each of 16 channels
+        stored = sum(buffer.numel() for name, buffer in packed.named_buffers() if name.endswith('bits'))
+        assert stored == sum(layer.bytes_after for layer in packed.packed_layers)
+
+    def test_real_valued_layers_are_left_with_the_reason(self):
+        model = nn.Sequential(
+            build_backbone(num_bases=2, base_channels=8, real_valued=True, out_indices=(3,)), nn.Identity()
+        )
+        packed = pack(model)
+        problems = {layer.problem for layer in packed.packed_layers}
+        assert problems == {'RealWeight has no signs: its weights are real-valued'}
+        assert all(layer.bytes_after == layer.bytes_before for layer in packed.packed_layers)
+        with torch.no_grad():
+            assert_close(packed(pictures())[0], model.eval()(pictures())[0])
+
+    def test_a_model_without_binary_layers_is_refused(self):
+        with pytest.raises(ValueError, match='no binary layers'):
+            pack(nn.Conv2d(3, 4, 1))
+
+
+class TestPackedModel:
+    def test_the_model_that_was_packed_is_left_as_it_is(self):
+        backbone = build_backbone(num_bases=2, base_channels=8).train()
+        before = {name: value.clone() for name, value in backbone.state_dict().items()}
+        pack(backbone)
+        assert backbone.training
+        assert_close(backbone.state_dict(), before, rtol=0, atol=0)
+
+    def test_its_state_fits_another_packed_model_of_the_architecture(self):
+        first, second = (build_backbone(num_bases=2, base_channels=8, depth=depth) for depth in (18, 18))
+        for parameter in second.parameters():
+            nn.init.normal_(parameter)
+        first, second = pack(first), pack(second)
+        first(pictures())  # weights that were arranged before are arranged anew
+        second(pictures())
+        second.load_state_dict(first.state_dict())
+        with torch.no_grad():
+            assert_close(second(pictures()), first(pictures()), rtol=0, atol=0)
+
+    def test_it_stays_on_the_cpu_in_float32(self, monkeypatch):
+        packed = pack(build_backbone(num_bases=2, base_channels=8))
+        with pytest.raises(RuntimeError, match='converted to torch.float16'):
+            packed.half()
+        if torch.cuda.is_available():
+            with pytest.raises(RuntimeError, match='cannot be moved to cuda'):
+                packed.cuda()
+        unit = next(module for module in packed.modules() if isinstance(module, PackedUnit))
+        elsewhere = Mock(device=torch.device('cuda:0'), dtype=torch.float32)
+        with pytest.raises(RuntimeError, match='a packed model cannot be moved to cuda:0'):
+            unit._apply(lambda tensor: elsewhere)
+
+    def test_it_cannot_be_trained(self):
+        packed = pack(build_backbone(num_bases=2, base_channels=8))
+        out = packed(pictures())[0]
+        with pytest.raises(RuntimeError, match='autograd'):
+            out.sum().backward()
+
