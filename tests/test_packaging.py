@@ -1,3 +1,5 @@
+import ctypes
+import os
 import shutil
 import subprocess
 import sys
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ('mmgroupnet', 'configs', 'tools', 'requirements', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md',
+SOURCES = ('mmgroupnet', 'csrc', 'configs', 'tools', 'requirements', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md',
            'LICENSE', 'model-index.yml')
 
 
@@ -18,7 +20,7 @@ def checkout(tmp_path_factory):
     copy.mkdir()
     for name in SOURCES:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('__pycache__', '.mim'))
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('__pycache__', '.mim', '*.so'))
         else:
             shutil.copy2(ROOT / name, copy / name)
     # Packaging that imports torch fails here.
@@ -31,13 +33,14 @@ def wheel(checkout, tmp_path_factory):
     return build_wheel(checkout, tmp_path_factory.mktemp('wheel'))
 
 
-def build_wheel(source, folder):
-    pip('wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', folder, source)
+def build_wheel(source, folder, **environ):
+    pip('wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', folder, source, **environ)
     return next(folder.glob('mmgroupnet-*.whl'))
 
 
-def pip(*args):
-    subprocess.run([sys.executable, '-m', 'pip', '--disable-pip-version-check', *map(str, args)], check=True)
+def pip(*args, **environ):
+    subprocess.run([sys.executable, '-m', 'pip', '--disable-pip-version-check', *map(str, args)], check=True,
+                   env={**os.environ, **environ})
 
 
 def names_in(wheel):
@@ -78,3 +81,20 @@ def test_an_editable_install_links_to_the_checkout(checkout, wheel, tmp_path):
     pip('install', '--no-deps', '--no-build-isolation', '--target', tmp_path, '--editable', checkout)
     for name in ('configs', 'tools', 'model-index.yml'):
         assert (checkout / 'mmgroupnet' / '.mim' / name).resolve() == checkout / name
+
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='needs g++')
+def test_the_wheel_carries_kernels_that_know_neither_python_nor_torch(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extract('mmgroupnet/ops/_kernels.so', tmp_path)
+    library = ctypes.CDLL(str(tmp_path / 'mmgroupnet/ops/_kernels.so'))
+    library.mmg_available_kernels.restype = ctypes.c_char_p
+    assert library.mmg_available_kernels().decode().split()[0] == 'portable'
+    needed = subprocess.run(['ldd', tmp_path / 'mmgroupnet/ops/_kernels.so'], capture_output=True, text=True).stdout
+    assert 'libstdc++' in needed and 'python' not in needed and 'torch' not in needed
+
+
+def test_without_a_compiler_the_package_is_built_without_kernels(checkout, wheel, tmp_path):
+    shutil.copytree(checkout, tmp_path / 'checkout', ignore=shutil.ignore_patterns('build', '*.egg-info'))
+    poor = build_wheel(tmp_path / 'checkout', tmp_path, CC='/nonexistent/cc', CXX='/nonexistent/c++')
+    assert names_in(wheel) - names_in(poor) <= {'mmgroupnet/ops/_kernels.so'}
+    assert 'mmgroupnet/ops/_kernels.so' not in names_in(poor)
