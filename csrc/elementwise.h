@@ -54,23 +54,29 @@ void pack(const float* x, const float* scale, const float* shift, int channels, 
 // Let a, b in {-1,+1}^n be stored as bits (0 for +1, 1 for -1). a.b = #equal - #different = n - 2 * popcount(a xor b).
 // |a.b| <= n < 2^24 (checked where weights are arranged), so that it is exact as a float, and so is the way to it.
 template <typename Vector>
-typename Vector::Type dot(const int32_t* different, const Epilogue& e, int base, int c) {
-  const auto two = Vector::set(-2.0f);
-  auto value = Vector::add(Vector::set(e.length), Vector::multiply(two, Vector::convert(different + c)));
-  if (e.excess != nullptr) value = Vector::add(value, Vector::convert(e.excess + base * kLanes + c));
-  if (e.scale != nullptr) value = Vector::multiply(Vector::load(e.scale + base * e.scale_stride + c), value);
-  return value;
+typename Vector::Type dot(const int32_t* different, float length, int c) {
+  return Vector::add(Vector::set(length), Vector::multiply(Vector::set(-2.0f), Vector::convert(different + c)));
 }
 
 template <typename Vector>
+typename Vector::Type scaled_sum(const int32_t* different, const Epilogue& e, int c) {
+  auto sum = Vector::set(0);
+  for (int base = 0; base < e.bases; ++base) {
+    auto value = dot<Vector>(different + base * e.different_stride, e.length, c);
+    if (e.excess != nullptr) value = Vector::add(value, Vector::convert(e.excess + base * kLanes + c));
+    if (e.scale != nullptr) value = Vector::multiply(Vector::load(e.scale + base * e.scale_stride + c), value);
+    sum = base == 0 ? value : Vector::add(sum, value);
+  }
+  return e.bias == nullptr ? sum : Vector::add(sum, Vector::load(e.bias + c));
+}
+
+// `kPlain`: there is one base, and neither scale, bias, excess nor sign parameters, as in the units of a Group-Net block,
+// whose scales are part of their norms. What remains are a handful of instructions, to which tests would add as many.
+template <typename Vector, bool kPlain>
 int finish_some(const int32_t* different, const Epilogue& e, int c, uint64_t* word) {
   const auto low = Vector::set(e.low);
   for (; c + Vector::kLanes <= e.channels; c += Vector::kLanes) {
-    auto value = dot<Vector>(different, e, 0, c);
-    for (int base = 1; base < e.bases; ++base) {
-      value = Vector::add(value, dot<Vector>(different + base * e.different_stride, e, base, c));
-    }
-    if (e.bias != nullptr) value = Vector::add(value, Vector::load(e.bias + c));
+    auto value = kPlain ? dot<Vector>(different, e.length, c) : scaled_sum<Vector>(different, e, c);
     value = Vector::maximum(value, low);
     if (e.norm_scale != nullptr) {
       value = Vector::add(Vector::multiply(Vector::load(e.norm_scale + c), value), Vector::load(e.norm_shift + c));
@@ -78,7 +84,8 @@ int finish_some(const int32_t* different, const Epilogue& e, int c, uint64_t* wo
     if (e.residual != nullptr) value = Vector::add(value, Vector::load(e.residual + c));
     Vector::store(e.out + c, value);
     if (e.word != nullptr) {
-      *word |= Vector::negative(before_sign<Vector>(value, e.sign_scale, e.sign_shift, c)) << c;
+      if (!kPlain) value = before_sign<Vector>(value, e.sign_scale, e.sign_shift, c);
+      *word |= Vector::negative(value) << c;
     }
   }
   return c;
@@ -86,9 +93,12 @@ int finish_some(const int32_t* different, const Epilogue& e, int c, uint64_t* wo
 
 template <typename Vector>
 void finish(const int32_t* different, const Epilogue& e) {
+  const bool is_plain = e.bases == 1 && e.scale == nullptr && e.bias == nullptr && e.excess == nullptr &&
+                        e.sign_scale == nullptr && e.sign_shift == nullptr;
   uint64_t word = 0;
-  const int c = finish_some<Vector>(different, e, 0, &word);
-  finish_some<Scalar>(different, e, c, &word);
+  const int c = is_plain ? finish_some<Vector, true>(different, e, 0, &word)
+                         : finish_some<Vector, false>(different, e, 0, &word);
+  finish_some<Scalar, false>(different, e, c, &word);
   if (e.word != nullptr) *e.word = word;
 }
 

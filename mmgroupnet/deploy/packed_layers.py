@@ -49,7 +49,7 @@ class PackedUnit(PackedModule):
     @property
     def parameters_of_op(self) -> list[Tensor | None]:
         """The tensors in the order of the op."""
-        return [getattr(self, name) for name in _PARAMETERS]
+        return list(self._buffers.values())  # in the order in which they were registered
 
     def forward(self, x: Tensor) -> Tensor:
         branches = 1 if self.geometry.merges else self.geometry.num_bases

@@ -7,6 +7,7 @@ they run simulated.
 
 import ctypes
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -249,20 +250,24 @@ def run_block(
         (kernels.Unit * len(described))(*described),
         len(described),
     )
-    out = _empty(*_block_shape(x, connection, num_bases, units), like=x)
+    shape = _block_shape(tuple(x.shape), connection, num_bases, tuple(unit for unit, _ in units))
+    out = _empty(*shape, like=x)
     library.mmg_run_block(block, x.data_ptr(), out.data_ptr(), torch.get_num_threads())
     return out
 
 
-def _block_shape(x: Tensor, connection: int, num_bases: int, units: list) -> tuple[int, int, int, int]:
+@lru_cache(maxsize=4096)
+def _block_shape(
+    shape: tuple[int, int, int, int], connection: int, num_bases: int, units: tuple[UnitGeometry, ...]
+) -> tuple[int, int, int, int]:
+    batch, _, *size = shape
     branches = 1 if connection in (Connection.BROADCAST, Connection.MERGED) else num_bases
-    size = tuple(x.shape[2:])
-    for unit, (_, _, _, _, _, sign_scale, sign_shift) in units:
+    for unit in units:
         branches, size = unit.output_branches(branches), unit.output_size(*size)
-    return (x.shape[0], branches * units[-1][0].out_channels, *size)
+    return (batch, branches * units[-1].out_channels, *size)
 
 
 @run_block.register_fake
 def _(x, connection, num_bases, merge_scales, gate, geometry, parameters, has_shortcut, shortcut_map) -> Tensor:
-    units = _units(geometry, parameters)
-    return _empty(*_block_shape(x, connection, num_bases, units[has_shortcut:]), like=x)
+    units = UnitGeometry.decode(tuple(geometry))[has_shortcut:]
+    return _empty(*_block_shape.__wrapped__(tuple(x.shape), connection, num_bases, units), like=x)
