@@ -33,21 +33,21 @@ typename Vector::Type before_sign(typename Vector::Type value, const float* scal
 }
 
 template <typename Vector>
-int pack_some(const float* x, const float* scale, const float* shift, int c, int last, uint64_t* word) {
-  for (; c + Vector::kLanes <= last; c += Vector::kLanes) {
-    *word |= Vector::negative(before_sign<Vector>(Vector::load(x + c), scale, shift, c)) << (c % kWordBits);
+uint64_t pack_range(const float* x, const float* scale, const float* shift, int first, int last) {
+  uint64_t word = 0;
+  for (int c = first; c < last; c += Vector::kLanes) {
+    word |= Vector::negative(before_sign<Vector>(Vector::load(x + c), scale, shift, c)) << (c % kWordBits);
   }
-  return c;
+  return word;
 }
 
 template <typename Vector>
 void pack(const float* x, const float* scale, const float* shift, int channels, uint64_t* words) {
   for (int first = 0; first < channels; first += kWordBits) {
     const int last = channels - first < kWordBits ? channels : first + kWordBits;
-    uint64_t word = 0;
-    const int c = pack_some<Vector>(x, scale, shift, first, last, &word);
-    pack_some<Scalar>(x, scale, shift, c, last, &word);
-    words[first / kWordBits] = word;
+    const int whole = last - last % Vector::kLanes;
+    words[first / kWordBits] =
+        pack_range<Vector>(x, scale, shift, first, whole) | pack_range<Scalar>(x, scale, shift, whole, last);
   }
 }
 
@@ -73,9 +73,12 @@ typename Vector::Type scaled_sum(const int32_t* different, const Epilogue& e, in
 // `kPlain`: there is one base, and neither scale, bias, excess nor sign parameters, as in the units of a Group-Net block,
 // whose scales are part of their norms. What remains are a handful of instructions, to which tests would add as many.
 template <typename Vector, bool kPlain>
-int finish_some(const int32_t* different, const Epilogue& e, int c, uint64_t* word) {
+uint64_t finish_range(const int32_t* different, const Epilogue& epilogue, int first, int last) {
+  // A copy and a word of its own: vector stores may alias whatever has an address, and all would be read again each time.
+  const Epilogue e = epilogue;
+  uint64_t word = 0;
   const auto low = Vector::set(e.low);
-  for (; c + Vector::kLanes <= e.channels; c += Vector::kLanes) {
+  for (int c = first; c < last; c += Vector::kLanes) {
     auto value = kPlain ? dot<Vector>(different, e.length, c) : scaled_sum<Vector>(different, e, c);
     value = Vector::maximum(value, low);
     if (e.norm_scale != nullptr) {
@@ -83,23 +86,21 @@ int finish_some(const int32_t* different, const Epilogue& e, int c, uint64_t* wo
     }
     if (e.residual != nullptr) value = Vector::add(value, Vector::load(e.residual + c));
     Vector::store(e.out + c, value);
-    if (e.word != nullptr) {
-      if (!kPlain) value = before_sign<Vector>(value, e.sign_scale, e.sign_shift, c);
-      *word |= Vector::negative(value) << c;
-    }
+    if (!kPlain) value = before_sign<Vector>(value, e.sign_scale, e.sign_shift, c);
+    word |= Vector::negative(value) << c;
   }
-  return c;
+  return word;
 }
 
 template <typename Vector>
 void finish(const int32_t* different, const Epilogue& e) {
   const bool is_plain = e.bases == 1 && e.scale == nullptr && e.bias == nullptr && e.excess == nullptr &&
                         e.sign_scale == nullptr && e.sign_shift == nullptr;
-  uint64_t word = 0;
-  const int c = is_plain ? finish_some<Vector, true>(different, e, 0, &word)
-                         : finish_some<Vector, false>(different, e, 0, &word);
-  finish_some<Scalar, false>(different, e, c, &word);
-  if (e.word != nullptr) *e.word = word;
+  const int whole = e.channels - e.channels % Vector::kLanes;
+  const uint64_t word = is_plain ? finish_range<Vector, true>(different, e, 0, whole)
+                                 : finish_range<Vector, false>(different, e, 0, whole);
+  const uint64_t rest = finish_range<Scalar, false>(different, e, whole, e.channels);
+  if (e.word != nullptr) *e.word = word | rest;
 }
 
 void merge(const float* __restrict x, const float* __restrict scales, int branches, int channels,

@@ -164,8 +164,8 @@ def pack_unit(
     parameters = dict(bits=pack_weight(conv.weight.detach()), scale=scale, bias=conv.bias, **_sign_parameters(conv))
     if norm is not None:
         parameters.update(_fold_norm(norm))
-        if conv.bias is None and not merges and bool((scale > 0).all()):
-            # norm(relu(scale * x)) = (norm_scale * scale) * relu(x) + norm_shift for positive scales.
+        if conv.bias is None and not merges and bool((scale >= 0).all()):
+            # norm(relu(scale * x)) = (norm_scale * scale) * relu(x) + norm_shift where no scale is negative.
             parameters['norm_scale'] = parameters['norm_scale'] * scale
             del parameters['scale']
     return PackedUnit(geometry, parameters)
@@ -193,7 +193,10 @@ def _pack_block(block: GroupNetBlock) -> PackedBlock:
     residuals = [Residual.INPUT if unit.skip else Residual.NONE for unit in block.units]
     # Where the shortcut is added: behind the first conv of a basic block, behind the last one of a bottleneck.
     residuals[0 if isinstance(block, BasicBlock) else -1] = Residual.SHORTCUT
-    units = [pack_unit(unit.conv, unit.norm, True, residual) for unit, residual in zip(block.units, residuals, strict=True)]
+    units = [
+        pack_unit(unit.conv, unit.norm, relu=True, residual=residual)
+        for unit, residual in zip(block.units, residuals, strict=True)
+    ]
     shortcut = block.shortcut
     if isinstance(shortcut, nn.Sequential) and len(shortcut) == 2 and isinstance(shortcut[0], BinaryConv2d):
         shortcut = pack_unit(shortcut[0], shortcut[1], is_shared=True)

@@ -57,6 +57,12 @@ def read_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
+def is_packed(checkpoint: Mapping) -> bool:
+    """Whether what a file holds is a packed checkpoint (docs/packed_checkpoint.md), as far as it says so itself."""
+    meta = checkpoint.get('meta')
+    return isinstance(meta, dict) and 'packed' in meta
+
+
 def _listing(keys: list[str]) -> str:
     rest = len(keys) - _LISTED_KEYS
     return ', '.join(keys[:_LISTED_KEYS]) + (f' and {rest} more' if rest > 0 else '')

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmgroupnet.deploy.packed_checkpoint import adopt_packed, check_device
 from mmgroupnet.engine.checkpoint import check_state_dict, read_checkpoint
 from mmgroupnet.engine.errors import UserError
 
@@ -45,11 +46,12 @@ def draw_on_pictures(
 
     Args:
         cfg: A config of mmdet, mmseg or mmpretrain.
-        checkpoint: The weights, a file of the disk.
+        checkpoint: The weights, a file of the disk, of a trained model or packed ones.
         images: The pictures.
         out_dir: Folder for the drawn pictures; it is made.
         score_thr: Detections below this score are not drawn. Default: 0.3.
-        device: Where to compute, such as 'cpu' or 'cuda:0'. Default: a GPU if there is one.
+        device: Where to compute, such as 'cpu' or 'cuda:0'. Default: a GPU if there is one and the weights are
+            not packed.
 
     Returns:
         The folder inside ``out_dir`` that holds the drawn pictures.
@@ -57,6 +59,10 @@ def draw_on_pictures(
     Raises:
         UserError: If the checkpoint does not fit the config, or the config is of another library.
     """
+    cfg = cfg.copy()
+    if adopt_packed(cfg, checkpoint):
+        device = device or 'cpu'
+        check_device(checkpoint, device)
     content = read_checkpoint(checkpoint)
     out_dir = Path(out_dir)
     drawn = out_dir / 'vis'

@@ -7,7 +7,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
-from mmgroupnet.engine.checkpoint import is_local, read_checkpoint
+from mmgroupnet.deploy.packed_checkpoint import adopt_packed, check_device
+from mmgroupnet.engine.checkpoint import is_local
 from mmgroupnet.engine.data import check_data
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.launch import build_runner
@@ -126,7 +127,7 @@ def run_test(
 
     Args:
         cfg: A checked config with ``work_dir`` and ``launcher``; changed in place.
-        checkpoint: The checkpoint.
+        checkpoint: The checkpoint, of a trained model or a packed one.
         out: Pickle file for all predictions. Default: None.
         show: Show every picture with its predictions. Default: False.
         show_dir: Folder for pictures with predictions. Default: None.
@@ -139,8 +140,8 @@ def run_test(
     Raises:
         UserError: If an option does not fit the config, data is missing, or the checkpoint does not fit.
     """
-    if is_local(checkpoint):
-        read_checkpoint(checkpoint)
+    if is_local(checkpoint) and adopt_packed(cfg, checkpoint):
+        check_device(checkpoint)
     check_data(cfg, ['test_dataloader'])
     cfg.load_from = checkpoint
     cfg.resume = False

@@ -8,10 +8,23 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmgroupnet.engine.checkpoint import check_state_dict, find_resumable, is_local, read_checkpoint
+from mmgroupnet.deploy.packed_checkpoint import is_packed_config
+from mmgroupnet.engine.checkpoint import check_state_dict, find_resumable, is_local, is_packed, read_checkpoint
 from mmgroupnet.engine.data import check_data
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.launch import build_runner
+
+
+def read_trainable(path: str) -> dict:
+    """Reads a checkpoint to go on from, without its tensors' data.
+
+    Raises:
+        UserError: If it cannot be read, or is a packed one, whose latent weights are gone.
+    """
+    checkpoint = read_checkpoint(path)
+    if is_packed(checkpoint):
+        raise UserError(f'checkpoint {path} is packed and cannot be trained: give the one that it was packed from')
+    return checkpoint
 
 
 def apply_backbone_checkpoint(cfg: Config) -> None:
@@ -37,7 +50,7 @@ def apply_backbone_checkpoint(cfg: Config) -> None:
         )
         return
     if is_local(source):
-        checkpoint = read_checkpoint(source)
+        checkpoint = read_trainable(source)
         given = checkpoint.get('state_dict', checkpoint)
         prefix = 'backbone.'
         given = {key.removeprefix(prefix): value for key, value in given.items() if key.startswith(prefix)}
@@ -64,6 +77,8 @@ def run_training(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, re
         UserError: If an option does not fit the config or the machine, data is missing, a checkpoint does not fit, or a
             loss is no number.
     """
+    if is_packed_config(cfg):
+        raise UserError("model=dict(type='mmgroupnet.Packed', ...) cannot be trained: give the model inside it")
     if amp:
         if not torch.cuda.is_available():
             raise UserError('--amp needs a GPU')
@@ -79,5 +94,5 @@ def run_training(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, re
     cfg.resume = found is not None
     cfg.load_from = found or cfg.get('load_from')
     if cfg.load_from and is_local(cfg.load_from):
-        read_checkpoint(cfg.load_from)
+        read_trainable(cfg.load_from)
     return build_runner(cfg).train()

@@ -1,6 +1,6 @@
 """Binary convolutions and the functions that know how K branches are folded into the channels."""
 
-from mmgroupnet.layers.binary_conv import BinaryConv2d, LayerwiseBinaryConv2d
+from mmgroupnet.layers.binary_conv import BinaryConv2d, LayerwiseBinaryConv2d, raise_packed
 from mmgroupnet.layers.branches import (
     MeanMerge,
     Merge,
@@ -20,6 +20,7 @@ __all__ = [
     'MeanMerge',
     'ScaledMerge',
     'build_merge',
+    'raise_packed',
     'SoftGate',
     'broadcast',
     'share',

@@ -1,7 +1,8 @@
 """Binary convolutions: sign in front, binarised weights inside, K folded branches."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,14 @@ def _pair(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int
     if len(pair) != 2 or not all(isinstance(entry, int) and entry >= minimum for entry in pair):
         raise ValueError(f'{name}={value!r}: give an int >= {minimum} or a (height, width) pair of them')
     return pair
+
+
+def raise_packed(prefix: str) -> NoReturn:
+    """Raises the error of float layers that are given packed weights, under the names that begin with ``prefix``."""
+    raise ValueError(
+        f'{prefix.removesuffix(".") or "the conv"} is packed: build the model as '
+        "dict(type='mmgroupnet.Packed', model=...)"
+    )
 
 
 @MODELS.register_module()
@@ -129,6 +138,15 @@ class BinaryConv2d(nn.Module):
         """As :meth:`reset_parameters`; without it mmcv's ConvModule would initialise the K branches as if they were one
         wide conv."""
         self.reset_parameters()
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Mapping, *args: object
+    ) -> None:
+        # Without this mmengine would log that the weights are missing, and go on with random ones. A packed checkpoint
+        # notes by the name of the float conv that it was packed, wherever its bits are now.
+        if local_metadata.get('packed') or f'{prefix}bits' in state_dict:
+            raise_packed(prefix)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _branch_dilations(self) -> tuple[int, ...]:
         rates = (self.dilation,) * self.num_bases if isinstance(self.dilation, int) else self.dilation

@@ -1,7 +1,7 @@
 """Group-Net ResNets: LBD, GBD v1, v2, v3 and soft-gated, one code path that differs only in where branches merge."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import BaseModule
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmgroupnet.layers import Merge, SoftGate, broadcast, build_merge, share
+from mmgroupnet.layers import Merge, SoftGate, broadcast, build_merge, raise_packed, share
 from mmgroupnet.registry import MODELS
 
 
@@ -73,6 +73,12 @@ class BinaryUnit(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.norm = build_norm_layer(norm_cfg, num_branches * out_channels)[1]
         self.skip = skip
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
+        # A packed unit is one layer: its bits have no conv of their own, which would refuse them.
+        if f'{prefix}bits' in state_dict:
+            raise_packed(prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.norm(self.relu(self.conv(x)))

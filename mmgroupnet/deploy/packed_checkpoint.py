@@ -1,0 +1,328 @@
+"""Files of packed models: written, read and checked; the format is in docs/packed_checkpoint.md."""
+
+import contextlib
+import copy
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import DefaultScope
+from mmengine.runner import load_checkpoint
+from torch import Tensor, nn
+
+from mmgroupnet.deploy.packed_layers import PackedUnit
+from mmgroupnet.deploy.packing import PackedLayer, pack
+from mmgroupnet.engine.checkpoint import check_state_dict, is_packed, read_checkpoint
+from mmgroupnet.engine.errors import UserError
+from mmgroupnet.registry import MODELS
+
+VERSION = 1
+_TYPE = 'mmgroupnet.Packed'
+# How many layers an error lists before it only counts them.
+_LISTED_LAYERS = 3
+
+
+def _refuse_other_weights(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *unused: object) -> None:
+    """Stops where weights that are not those of this packed model are loaded: mmengine would only log what is missing,
+    and go on with random ones."""
+    for name, unit in model.named_modules():
+        if not isinstance(unit, PackedUnit):
+            continue
+        key = f'{prefix}{name}.bits' if name else f'{prefix}bits'
+        if key not in state_dict:
+            raise UserError(
+                f'{key} is missing: a packed model takes the weights of a packed checkpoint alone '
+                '(tools/deploy/pack.py makes them)'
+            )
+        if state_dict[key].shape != unit.bits.shape:
+            raise UserError(
+                f'{key} is {tuple(state_dict[key].shape)} instead of {tuple(unit.bits.shape)}: the packed checkpoint '
+                'is of another architecture than the model'
+            )
+
+
+def with_data_preprocessor(model: Mapping, data_preprocessor: Mapping | None) -> dict:
+    """The config of a model with the data preprocessor that stands beside it, as mmengine's Runner puts it in, where it
+    has none of its own."""
+    model = copy.deepcopy(dict(model))  # Detectors write into the configs of their parts.
+    if data_preprocessor is not None:
+        model.setdefault('data_preprocessor', data_preprocessor)
+    return model
+
+
+@MODELS.register_module(name='Packed')
+def build_packed(
+    model: dict, data_preprocessor: dict | None = None, pretrained: None = None, train_cfg: None = None
+) -> nn.Module:
+    """Builds a model and packs it, so that the weights of a packed checkpoint can be loaded.
+
+    Args:
+        model: Config of any model with binary layers of mmgroupnet, built in the current default scope.
+        data_preprocessor: Config of the model's data preprocessor, where ``model`` has none: mmengine's Runner puts it
+            into the outermost dict. Default: None.
+        pretrained: Always None, as mmseg's ``init_model`` sets it. Default: None.
+        train_cfg: As ``pretrained``. Default: None.
+
+    Returns:
+        The packed model. It refuses other weights than those of its packed checkpoints.
+
+    Raises:
+        ValueError: If the model has no binary layers, or one of its parts refuses its arguments.
+    """
+    packed = pack(MMENGINE_MODELS.build(with_data_preprocessor(model, data_preprocessor)))
+    packed.register_load_state_dict_pre_hook(_refuse_other_weights)
+    return packed
+
+
+def is_packed_config(cfg: Config) -> bool:
+    """Whether the config's model is packed, ``dict(type='mmgroupnet.Packed', model=...)``."""
+    return cfg.model.get('type') == _TYPE
+
+
+def _packed_config(cfg: Config) -> Config:
+    """A copy of a config whose model is packed."""
+    cfg = Config(cfg.to_dict())
+    if not is_packed_config(cfg):
+        cfg.model = ConfigDict(type=_TYPE, model=cfg.model)
+    return cfg
+
+
+def _plain(value: object) -> object:
+    """Arrays and scalars of numpy become lists and numbers: the file is read without an allow-list."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(entry) for entry in value)
+    return value
+
+
+def _checksum(meta: Mapping, state_dict: Mapping[str, Tensor]) -> str:
+    """sha256 of all that a packed checkpoint holds, see docs/packed_checkpoint.md."""
+    versions = sorted((name, sorted(entry.items())) for name, entry in state_dict._metadata.items())
+    digest = hashlib.sha256(repr((meta['packed']['version'], meta['cfg'], meta.get('dataset_meta'))).encode())
+    digest.update(repr(versions).encode())
+    for name in sorted(state_dict):
+        tensor = state_dict[name]
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_packed(model: nn.Module, cfg: Config, path: str | Path, dataset_meta: Mapping | None = None) -> None:
+    """Writes a packed checkpoint; a killed process leaves the old file or the new one, never half of one.
+
+    Args:
+        model: A packed model, see :func:`mmgroupnet.deploy.pack`.
+        cfg: Its config, with the model as it was before it was packed or as ``mmgroupnet.Packed``.
+        path: The file; its folder is made.
+        dataset_meta: Classes and palette, as in the checkpoint of the trained model. Default: None.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    state_dict = model.state_dict()
+    for layer in model.packed_layers:
+        if layer.problem is None:
+            # The float conv of this name reads it, wherever its bits are now: see BinaryConv2d.
+            state_dict._metadata[layer.name] = dict(version=1, packed=True)
+    meta = dict(cfg=_packed_config(cfg).pretty_text, packed=dict(version=VERSION))
+    if dataset_meta is not None:
+        meta['dataset_meta'] = _plain(dataset_meta)
+    meta['packed']['sha256'] = _checksum(meta, state_dict)
+    path = Path(path)
+    partial = path.with_name(f'{path.name}.partial')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # By the file object, not by its name, which torch would write into the file.
+        with open(partial, 'wb') as file:
+            torch.save(dict(meta=meta, state_dict=state_dict), file)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # No folder, or nothing written yet.
+            partial.unlink()
+        raise UserError(f'{path} cannot be written: {error.strerror}') from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a zip file's own checksums are right: torch ignores them, and trusts the sizes that it reads."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # Garbage makes the reader fail in any way.
+        return False
+
+
+def read_packed(path: str | Path) -> dict:
+    """Reads a packed checkpoint in torch's safe mode and checks all of it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        ``dict(meta=dict(cfg=..., packed=dict(version=1, sha256=...), dataset_meta=...), state_dict=...)``;
+        ``dataset_meta`` may be missing.
+
+    Raises:
+        UserError: If the file is missing, damaged, of another version, or no packed checkpoint.
+    """
+    path = Path(path).expanduser()
+    damaged = UserError(f'packed checkpoint {path} is damaged: copy it anew, or pack the float checkpoint again')
+    if path.is_file() and zipfile.is_zipfile(path) and not _is_whole(path):
+        raise damaged
+    found = read_checkpoint(path)
+    if not is_packed(found):
+        raise UserError(f'checkpoint {path} is no packed one: tools/deploy/pack.py makes it one')
+    version = found['meta']['packed'].get('version') if isinstance(found['meta']['packed'], dict) else None
+    if type(version) is int and version != VERSION:
+        raise UserError(
+            f'packed checkpoint {path} has version={version}, this mmgroupnet reads version {VERSION}: pack the float '
+            'checkpoint again'
+        )
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+        meta, state_dict = content['meta'], content['state_dict']
+        is_sound = (
+            set(content) == {'meta', 'state_dict'}
+            and set(meta) - {'dataset_meta'} == {'cfg', 'packed'}
+            and set(meta['packed']) == {'version', 'sha256'}
+            and set(vars(state_dict)) == {'_metadata'}
+            and meta['packed']['sha256'] == _checksum(meta, state_dict)
+        )
+    except Exception as error:  # As above, in what torch reads.
+        raise damaged from error
+    if not is_sound:
+        raise damaged
+    return content
+
+
+def adopt_packed(cfg: Config, path: str | Path) -> bool:
+    """Makes a config fit its checkpoint: the model of a packed one becomes ``mmgroupnet.Packed``.
+
+    Args:
+        cfg: The config, changed in place.
+        path: The checkpoint, a file of the disk.
+
+    Returns:
+        Whether the checkpoint is packed.
+
+    Raises:
+        UserError: If the checkpoint is missing, damaged or no checkpoint, or the config's model is packed and the
+            checkpoint is not.
+    """
+    if not is_packed(read_checkpoint(path)) and not is_packed_config(cfg):
+        return False
+    read_packed(path)
+    if not is_packed_config(cfg):
+        cfg.model = ConfigDict(type=_TYPE, model=cfg.model)
+    return True
+
+
+def check_device(path: str | Path, device: str | None = None) -> None:
+    """Checks that a packed checkpoint is to run on the CPU.
+
+    Args:
+        path: The packed checkpoint, for the error.
+        device: Where to compute, such as 'cuda:0'. Default: where mmengine's Runner would.
+
+    Raises:
+        UserError: If it is not the CPU.
+    """
+    if device is None and get_device() != 'cpu':
+        raise UserError(
+            f'packed checkpoint {path} runs on the CPU alone, and this run would take the {get_device()} device: hide '
+            'it (CUDA_VISIBLE_DEVICES= in front of the command)'
+        )
+    if device is not None and torch.device(device).type != 'cpu':
+        raise UserError(f'--device {device}: packed checkpoint {path} runs on the CPU alone, give --device cpu')
+
+
+def _listing(layers: list[PackedLayer]) -> str:
+    listed = '; '.join(f'{layer.name}: {layer.problem}' for layer in layers[:_LISTED_LAYERS])
+    return listed + (f'; and {len(layers) - _LISTED_LAYERS} more' if len(layers) > _LISTED_LAYERS else '')
+
+
+def _load_float(cfg: Config, checkpoint: Path) -> tuple[nn.Module, dict | None]:
+    """The model of a config with the weights of its checkpoint, and the checkpoint's dataset_meta."""
+    content = read_checkpoint(checkpoint)
+    if is_packed(content):
+        raise UserError(f'checkpoint {checkpoint} is packed already')
+    try:
+        model = MMENGINE_MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    check_state_dict(model, content, str(checkpoint))
+    load_checkpoint(model, str(checkpoint), map_location='cpu')
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(f'checkpoint {checkpoint}: {name} is not finite, give a checkpoint of before that')
+    return model, content.get('meta', {}).get('dataset_meta')
+
+
+def pack_checkpoint(cfg: Config, checkpoint: str | Path, out: str | Path, strict: bool = False) -> list[PackedLayer]:
+    """Packs the checkpoint of a trained model into a file.
+
+    Args:
+        cfg: A checked config of mmdet, mmseg or mmpretrain.
+        checkpoint: The weights, a file of the disk.
+        out: The packed checkpoint that is written.
+        strict: Refuse where a binary layer cannot be packed, instead of leaving it as it is. Default: False.
+
+    Returns:
+        What became of every binary layer.
+
+    Raises:
+        UserError: If the checkpoint does not fit the config, no layer (with ``strict``: not every layer) can be packed,
+            or the file cannot be written.
+    """
+    checkpoint, out = Path(checkpoint).expanduser(), Path(out).expanduser()
+    if out.resolve() == checkpoint.resolve():
+        raise UserError(f'--out {out} is the checkpoint itself: its weights could not be trained further, give another')
+    cfg = _packed_config(cfg)
+    original = Config({**cfg.to_dict(), 'model': cfg.model.model})
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        model, dataset_meta = _load_float(original, checkpoint)
+        try:
+            packed = pack(model)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        layers = packed.packed_layers
+        unpacked = [layer for layer in layers if layer.problem is not None]
+        if len(unpacked) == len(layers):
+            raise UserError(f'none of the {len(layers)} binary layers can be packed ({_listing(unpacked)})')
+        if strict and unpacked:
+            raise UserError(
+                f'--strict: {len(unpacked)} of {len(layers)} binary layers stay float ({_listing(unpacked)})'
+            )
+        # Whoever loads the file builds the model anew: it has to have the same tensors.
+        fresh = MMENGINE_MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
+        check_state_dict(fresh, packed.state_dict(), str(out))
+    save_packed(packed, cfg, out, dataset_meta)
+    return layers
+
+
+def describe_layers(layers: list[PackedLayer]) -> str:
+    """A table of what became of the binary layers, with a line of totals."""
+    rows = [
+        (layer.name, layer.problem or 'packed', f'{layer.bytes_before:,}', f'{layer.bytes_after:,}') for layer in layers
+    ]
+    packed = sum(layer.problem is None for layer in layers)
+    before, after = (sum(getattr(layer, name) for layer in layers) for name in ('bytes_before', 'bytes_after'))
+    rows = [
+        ('layer', 'result', 'bytes before', 'bytes after'),
+        *rows,
+        ('total', f'{packed} of {len(layers)} packed', f'{before:,}', f'{after:,}'),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return '\n'.join(
+        f'{name:<{widths[0]}}  {result:<{widths[1]}}  {before:>{widths[2]}}  {after:>{widths[3]}}'
+        for name, result, before, after in rows
+    )
