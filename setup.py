@@ -11,7 +11,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 # What MIM and `Config.fromfile('mmgroupnet::...')` style tools look for inside an installed OpenMMLab package.
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
-EXTRAS = ('mim', 'mmdet', 'mmseg', 'mmpretrain', 'demo', 'tests')
+EXTRAS = ('mim', 'mmdet', 'mmseg', 'mmpretrain', 'demo', 'tests', 'benchmark')
 
 
 class BuildWithMim(build_py):

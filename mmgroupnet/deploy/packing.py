@@ -74,7 +74,8 @@ def pack(model: nn.Module) -> nn.Module:
         after = before if problem else len(conv.weight) * -(-conv.weight[0].numel() // 8)
         layers.append(PackedLayer(name, problem, before, after))
     packed.packed_layers = layers
-    return packed
+    # Packed layers read and write channels_last: the float ones between them need not turn their maps around.
+    return packed.to(memory_format=torch.channels_last)
 
 
 def _pack_module(module: nn.Module, name: str, problems: dict[str, str]) -> nn.Module:

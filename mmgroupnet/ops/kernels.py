@@ -31,10 +31,7 @@ class Unit(Structure):
             ).split()
         ),
         ('dilations', POINTER(c_int32)),
-        *(
-            (name, c_void_p)
-            for name in 'weights scale bias norm_scale norm_shift sign_scale sign_shift'.split()
-        ),
+        *((name, c_void_p) for name in 'weights scale bias norm_scale norm_shift sign_scale sign_shift'.split()),
     ]
 
 
@@ -94,9 +91,7 @@ def library() -> ctypes.CDLL | None:
     wanted = os.environ.get(ENVIRONMENT_VARIABLE, '')
     if loaded.mmg_select_kernels(wanted.encode()) != 0:
         names = loaded.mmg_available_kernels().decode().split()
-        raise RuntimeError(
-            f'{ENVIRONMENT_VARIABLE}={wanted}: this machine has the kernels {", ".join(names)}'
-        )
+        raise RuntimeError(f'{ENVIRONMENT_VARIABLE}={wanted}: this machine has the kernels {", ".join(names)}')
     return loaded
 
 

@@ -270,7 +270,8 @@ class TestReport:
         assert problems == {'RealWeight has no signs: its weights are real-valued'}
         assert all(layer.bytes_after == layer.bytes_before for layer in packed.packed_layers)
         with torch.no_grad():
-            assert_close(packed(pictures())[0], model.eval()(pictures())[0])
+            # Float convs of another memory format add up in another order.
+            assert_close(packed(pictures())[0], model.eval()(pictures())[0], rtol=1e-4, atol=1e-4)
 
     def test_a_model_without_binary_layers_is_refused(self):
         with pytest.raises(ValueError, match='no binary layers'):
