@@ -1,6 +1,6 @@
-"""Packing of trained models, and the files that hold packed ones."""
+"""Packing of trained models."""
 
-from mmgroupnet.deploy.packed_checkpoint import build_packed, pack_checkpoint, read_packed, save_packed
+from mmgroupnet.deploy.packed_model import PACKED_TYPE, build_packed, with_data_preprocessor
 from mmgroupnet.deploy.packing import PackedLayer, pack
 
-__all__ = ['PackedLayer', 'build_packed', 'pack', 'pack_checkpoint', 'read_packed', 'save_packed']
+__all__ = ['PACKED_TYPE', 'PackedLayer', 'build_packed', 'pack', 'with_data_preprocessor']

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmgroupnet.deploy.packed_checkpoint import adopt_packed, check_device
 from mmgroupnet.engine.checkpoint import check_state_dict, read_checkpoint
 from mmgroupnet.engine.errors import UserError
+from mmgroupnet.engine.packed_checkpoint import adopt_packed, check_device
 
 _SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 

@@ -7,11 +7,11 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
-from mmgroupnet.deploy.packed_checkpoint import adopt_packed, check_device
 from mmgroupnet.engine.checkpoint import is_local
 from mmgroupnet.engine.data import check_data
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.launch import build_runner
+from mmgroupnet.engine.packed_checkpoint import adopt_packed, check_device
 
 _VISUALIZATION_HOOKS = dict(
     mmdet='mmdet.DetVisualizationHook', mmseg='mmseg.SegVisualizationHook', mmpretrain='mmpretrain.VisualizationHook'

@@ -8,11 +8,11 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmgroupnet.deploy.packed_checkpoint import is_packed_config
 from mmgroupnet.engine.checkpoint import check_state_dict, find_resumable, is_local, is_packed, read_checkpoint
 from mmgroupnet.engine.data import check_data
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.launch import build_runner
+from mmgroupnet.engine.packed_checkpoint import is_packed_config
 
 
 def read_trainable(path: str) -> dict:

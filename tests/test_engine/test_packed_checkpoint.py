@@ -17,13 +17,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
-import mmgroupnet.deploy.packed_checkpoint as packed_checkpoint
-from mmgroupnet.deploy import pack, pack_checkpoint, read_packed, save_packed
-from mmgroupnet.deploy.packed_checkpoint import with_data_preprocessor
+import mmgroupnet.engine.packed_checkpoint as packed_checkpoint
+from mmgroupnet.deploy import pack, with_data_preprocessor
 from mmgroupnet.deploy.packed_layers import PackedUnit
 from mmgroupnet.engine.checkpoint import is_packed, read_checkpoint
 from mmgroupnet.engine.configs import check_arguments
 from mmgroupnet.engine.errors import UserError
+from mmgroupnet.engine.packed_checkpoint import pack_checkpoint, read_packed, save_packed
 from mmgroupnet.engine.prediction import draw_on_pictures
 from mmgroupnet.engine.testing import run_test
 from mmgroupnet.engine.training import run_training

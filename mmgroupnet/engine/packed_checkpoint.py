@@ -1,7 +1,6 @@
 """Files of packed models: written, read and checked; the format is in docs/packed_checkpoint.md."""
 
 import contextlib
-import copy
 import hashlib
 import os
 import zipfile
@@ -17,80 +16,25 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from mmgroupnet.deploy.packed_layers import PackedUnit
-from mmgroupnet.deploy.packing import PackedLayer, pack
+from mmgroupnet.deploy import PACKED_TYPE, PackedLayer, pack, with_data_preprocessor
 from mmgroupnet.engine.checkpoint import check_state_dict, is_packed, read_checkpoint
 from mmgroupnet.engine.errors import UserError
-from mmgroupnet.registry import MODELS
 
 VERSION = 1
-_TYPE = 'mmgroupnet.Packed'
 # How many layers an error lists before it only counts them.
 _LISTED_LAYERS = 3
 
 
-def _refuse_other_weights(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *unused: object) -> None:
-    """Stops where weights that are not those of this packed model are loaded: mmengine would only log what is missing,
-    and go on with random ones."""
-    for name, unit in model.named_modules():
-        if not isinstance(unit, PackedUnit):
-            continue
-        key = f'{prefix}{name}.bits' if name else f'{prefix}bits'
-        if key not in state_dict:
-            raise UserError(
-                f'{key} is missing: a packed model takes the weights of a packed checkpoint alone '
-                '(tools/deploy/pack.py makes them)'
-            )
-        if state_dict[key].shape != unit.bits.shape:
-            raise UserError(
-                f'{key} is {tuple(state_dict[key].shape)} instead of {tuple(unit.bits.shape)}: the packed checkpoint '
-                'is of another architecture than the model'
-            )
-
-
-def with_data_preprocessor(model: Mapping, data_preprocessor: Mapping | None) -> dict:
-    """The config of a model with the data preprocessor that stands beside it, as mmengine's Runner puts it in, where it
-    has none of its own."""
-    model = copy.deepcopy(dict(model))  # Detectors write into the configs of their parts.
-    if data_preprocessor is not None:
-        model.setdefault('data_preprocessor', data_preprocessor)
-    return model
-
-
-@MODELS.register_module(name='Packed')
-def build_packed(
-    model: dict, data_preprocessor: dict | None = None, pretrained: None = None, train_cfg: None = None
-) -> nn.Module:
-    """Builds a model and packs it, so that the weights of a packed checkpoint can be loaded.
-
-    Args:
-        model: Config of any model with binary layers of mmgroupnet, built in the current default scope.
-        data_preprocessor: Config of the model's data preprocessor, where ``model`` has none: mmengine's Runner puts it
-            into the outermost dict. Default: None.
-        pretrained: Always None, as mmseg's ``init_model`` sets it. Default: None.
-        train_cfg: As ``pretrained``. Default: None.
-
-    Returns:
-        The packed model. It refuses other weights than those of its packed checkpoints.
-
-    Raises:
-        ValueError: If the model has no binary layers, or one of its parts refuses its arguments.
-    """
-    packed = pack(MMENGINE_MODELS.build(with_data_preprocessor(model, data_preprocessor)))
-    packed.register_load_state_dict_pre_hook(_refuse_other_weights)
-    return packed
-
-
 def is_packed_config(cfg: Config) -> bool:
     """Whether the config's model is packed, ``dict(type='mmgroupnet.Packed', model=...)``."""
-    return cfg.model.get('type') == _TYPE
+    return cfg.model.get('type') == PACKED_TYPE
 
 
 def _packed_config(cfg: Config) -> Config:
     """A copy of a config whose model is packed."""
     cfg = Config(cfg.to_dict())
     if not is_packed_config(cfg):
-        cfg.model = ConfigDict(type=_TYPE, model=cfg.model)
+        cfg.model = ConfigDict(type=PACKED_TYPE, model=cfg.model)
     return cfg
 
 
@@ -222,7 +166,7 @@ def adopt_packed(cfg: Config, path: str | Path) -> bool:
         return False
     read_packed(path)
     if not is_packed_config(cfg):
-        cfg.model = ConfigDict(type=_TYPE, model=cfg.model)
+        cfg.model = ConfigDict(type=PACKED_TYPE, model=cfg.model)
     return True
 
 
