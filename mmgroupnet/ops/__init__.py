@@ -41,11 +41,11 @@ PARAMETERS_PER_UNIT = 7
 def _check(x: Tensor, *parameters: Tensor | None) -> None:
     if x.dim() != 4:
         raise ValueError(f'input of shape {tuple(x.shape)}: packed ops take (N, C, H, W)')
+    if x.dtype != torch.float32:
+        raise ValueError(f'input of {x.dtype}: packed ops compute in float32')
     for tensor in (x, *parameters):
         if tensor is not None and tensor.device.type not in ('cpu', 'meta'):
             raise RuntimeError(f'a tensor is on {tensor.device}: packed ops run on the CPU alone')
-        if tensor is not None and tensor.dtype not in (torch.float32, torch.uint8, torch.int64):
-            raise ValueError(f'a tensor is {tensor.dtype}: packed ops compute in float32')
 
 
 def _folded_channels(x: Tensor, channels: int, branches: Sequence[int]) -> int:
@@ -117,14 +117,16 @@ def convolve(x: Tensor, bits: Tensor, geometry: Sequence[int]) -> Tensor:
     """
     (unit,) = UnitGeometry.decode(tuple(geometry))
     _check(x, bits)
+    parameters = [bits, *[None] * (PARAMETERS_PER_UNIT - 1)]
     given = _folded_channels(x, unit.in_channels, [1, unit.num_bases])
-    library = kernels.library()
-    if library is None:
-        return _nhwc(simulation.convolve(unit, simulation.signs(x), bits).to(torch.int32))
     batch, _, height, width = x.shape
     branches = given if unit.shares_weights else unit.num_bases
     out = _empty(batch, branches * unit.out_channels, *unit.output_size(height, width), like=x).to(torch.int32)
-    described = kernels.describe_unit(unit, [bits, *[None] * 6])
+    library = kernels.library()
+    if library is None:
+        kernels.check_parameters(unit, parameters)
+        return _nhwc(simulation.convolve(unit, simulation.signs(x), bits).to(torch.int32))
+    described = kernels.describe_unit(unit, parameters)
     words = sign_pack(x, given)
     library.mmg_convolve(
         described, batch, height, width, words.data_ptr(), given, out.data_ptr(), torch.get_num_threads()
@@ -154,6 +156,8 @@ def connect(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor
         ``(N, K*C, H, W)``, or ``(N, C, H, W)`` without a gate; channels_last.
     """
     _check(x, merge_scales, gate)
+    kernels.check_tensor('merge_scales', merge_scales, (num_bases,))
+    kernels.check_tensor('gate', gate, (num_bases,))
     channels = x.shape[1] // num_bases
     _folded_channels(x, channels, [num_bases])
     library = kernels.library()
@@ -183,6 +187,8 @@ def _(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor | Non
 
 def _units(geometry: Sequence[int], parameters: Sequence[Tensor | None]) -> list[tuple[UnitGeometry, list]]:
     parameters = list(parameters)
+    if len(parameters) != PARAMETERS_PER_UNIT * len(UnitGeometry.decode(tuple(geometry))):
+        raise ValueError(f'{len(parameters)} parameters: give {PARAMETERS_PER_UNIT} for each unit, or None')
     return [
         (unit, parameters[i * PARAMETERS_PER_UNIT : (i + 1) * PARAMETERS_PER_UNIT])
         for i, unit in enumerate(UnitGeometry.decode(tuple(geometry)))
@@ -223,11 +229,23 @@ def run_block(
     """
     units = _units(geometry, parameters)
     _check(x, merge_scales, gate, shortcut_map, *parameters)
+    kernels.check_tensor('merge_scales', merge_scales, (num_bases,))
+    kernels.check_tensor('gate', gate, (num_bases,))
+    if (gate is None) == (connection == Connection.GATED):
+        raise ValueError(f'gate={gate}: a gated connection has one, others have none')
+    shape = _block_shape(
+        tuple(x.shape),
+        connection,
+        num_bases,
+        tuple(unit for unit, _ in units),
+        has_shortcut,
+        None if shortcut_map is None else tuple(shortcut_map.shape),
+    )
     shortcut = units.pop(0) if has_shortcut else None
-    first = units[0][0]
-    _folded_channels(x, first.in_channels, [1 if connection == Connection.BROADCAST or first.merges else num_bases])
     library = kernels.library()
     if library is None:
+        for unit, tensors in units if shortcut is None else [shortcut, *units]:
+            kernels.check_parameters(unit, tensors)
         return _nhwc(
             simulation.run_block(
                 x, Connection(connection), num_bases, merge_scales, gate, units, shortcut, shortcut_map
@@ -250,7 +268,6 @@ def run_block(
         (kernels.Unit * len(described))(*described),
         len(described),
     )
-    shape = _block_shape(tuple(x.shape), connection, num_bases, tuple(unit for unit, _ in units))
     out = _empty(*shape, like=x)
     library.mmg_run_block(block, x.data_ptr(), out.data_ptr(), torch.get_num_threads())
     return out
@@ -258,16 +275,63 @@ def run_block(
 
 @lru_cache(maxsize=4096)
 def _block_shape(
-    shape: tuple[int, int, int, int], connection: int, num_bases: int, units: tuple[UnitGeometry, ...]
+    shape: tuple[int, int, int, int],
+    connection: int,
+    num_bases: int,
+    units: tuple[UnitGeometry, ...],
+    has_shortcut: bool,
+    shortcut_shape: tuple[int, int, int, int] | None,
 ) -> tuple[int, int, int, int]:
-    batch, _, *size = shape
+    """Shape of a block's output.
+
+    Raises:
+        ValueError: If the maps of a chain do not fit each other.
+    """
+    batch, folded, height, width = shape
+    shortcut, chain = (units[0], units[1:]) if has_shortcut else (None, units)
+    given = 1 if connection == Connection.BROADCAST else num_bases
+    if folded != given * chain[0].in_channels:
+        raise ValueError(f'input of shape {shape}: the op takes (N, {given} * {chain[0].in_channels}, H, W)')
     branches = 1 if connection in (Connection.BROADCAST, Connection.MERGED) else num_bases
-    for unit in units:
-        branches, size = unit.output_branches(branches), unit.output_size(*size)
-    return (batch, branches * units[-1].out_channels, *size)
+    connected = (branches, chain[0].in_channels, height, width)
+
+    def run(unit: UnitGeometry, given: tuple[int, int, int, int], is_first: bool) -> tuple[int, int, int, int]:
+        """Branches, channels, height and width of a unit's output."""
+        branches, channels, height, width = given
+        read = unit.input_branches(branches)
+        # The first unit may give each of its branches the same map; those behind it read what the one before wrote.
+        if channels != unit.in_channels or not (read == branches or (is_first and branches == 1)):
+            raise ValueError(
+                f'{branches} branches of {channels} channels for a unit that reads {read} of {unit.in_channels}'
+            )
+        if unit.shares_weights and not is_first:
+            raise ValueError('shares_weights=True: only the shortcut and the first unit can share their weights')
+        return (unit.output_branches(branches), unit.out_channels, *unit.output_size(height, width))
+
+    if shortcut is not None:
+        shortcut_map = run(shortcut, connected, True)
+    elif shortcut_shape is not None:
+        shortcut_map = (num_bases, shortcut_shape[1] // num_bases, *shortcut_shape[2:])
+        if shortcut_shape[0] != batch or shortcut_shape[1] % num_bases:
+            raise ValueError(f'shortcut_map of shape {shortcut_shape} for an input of shape {shape}')
+    else:
+        shortcut_map = connected
+    current = connected
+    for index, unit in enumerate(chain):
+        out = run(unit, current, index == 0)
+        for kind, residual in ((Residual.INPUT, current), (Residual.SHORTCUT, shortcut_map)):
+            if unit.residual == kind and (residual[1:] != out[1:] or residual[0] not in (1, out[0])):
+                raise ValueError(
+                    f'residual={kind.name}: {residual} (branches, channels, height, width) cannot be added to {out}'
+                )
+        current = out
+    branches, channels, height, width = current
+    return (batch, branches * channels, height, width)
 
 
 @run_block.register_fake
 def _(x, connection, num_bases, merge_scales, gate, geometry, parameters, has_shortcut, shortcut_map) -> Tensor:
-    units = UnitGeometry.decode(tuple(geometry))[has_shortcut:]
-    return _empty(*_block_shape.__wrapped__(tuple(x.shape), connection, num_bases, units), like=x)
+    units = UnitGeometry.decode(tuple(geometry))
+    shortcut_shape = None if shortcut_map is None else tuple(shortcut_map.shape)
+    shape = _block_shape.__wrapped__(tuple(x.shape), connection, num_bases, units, has_shortcut, shortcut_shape)
+    return _empty(*shape, like=x)

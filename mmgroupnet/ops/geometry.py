@@ -72,12 +72,26 @@ class UnitGeometry:
         return tuple(rate * (size - 1) // 2 for size in self.kernel_size)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the output for those of the input."""
-        pad, rate = self.pad_of(0), self.dilations[0]
-        return tuple(
-            (size + 2 * pad[i] - rate * (self.kernel_size[i] - 1) - 1) // self.stride[i] + 1
-            for i, size in enumerate((height, width))
-        )
+        """Height and width of the output for those of the input.
+
+        Raises:
+            ValueError: If the map is smaller than the kernel, or the branches would differ in size.
+        """
+        # What the size of the input does not enter: it may be a symbol.
+        margins = {
+            tuple(2 * pad - rate * (kernel - 1) for pad, kernel in zip(self.pad_of(k), self.kernel_size, strict=True))
+            for k, rate in enumerate(self.dilations)
+        }
+        if len(margins) > 1:
+            raise ValueError(f'dilations={self.dilations} differ: padding={self.padding} gives maps of different size')
+        (margin,) = margins
+        size = tuple((given + margin[i] - 1) // self.stride[i] + 1 for i, given in enumerate((height, width)))
+        if size[0] < 1 or size[1] < 1:
+            raise ValueError(
+                f'a map of {height}x{width} is smaller than the kernel: kernel_size={self.kernel_size}, '
+                f'dilations={self.dilations}, padding={self.padding}'
+            )
+        return size
 
     def input_branches(self, given: int) -> int:
         """Branches that the unit reads of a map of so many (1: all read the same)."""

@@ -123,6 +123,49 @@ def pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def check_parameters(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -> None:
+    """Checks the tensors of a unit, of which the kernels see nothing but addresses.
+
+    Raises:
+        ValueError: If one is missing, of another size or dtype than the geometry asks for, or not contiguous.
+    """
+    g = geometry
+    outputs = g.out_channels if g.merges else g.weight_rows
+    inputs = g.in_channels * (1 if g.merges or g.shares_weights else g.num_bases)
+    shapes = dict(
+        bits=(g.weight_rows, -(-g.row_bits // 8)),
+        scale=(g.weight_rows,),
+        bias=(outputs,),
+        norm_scale=(outputs,),
+        norm_shift=(outputs,),
+        sign_scale=(inputs,),
+        sign_shift=(inputs,),
+    )
+    given = dict(zip(shapes, parameters, strict=True))
+    for name, shape in shapes.items():
+        dtype = torch.uint8 if name == 'bits' else torch.float32
+        check_tensor(name, given[name], shape, dtype)
+    if given['bits'] is None:
+        raise ValueError('bits=None: a unit has weights')
+    if (given['norm_scale'] is None) != (given['norm_shift'] is None):
+        raise ValueError('norm_scale and norm_shift: give both or neither')
+
+
+def check_tensor(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+    """Checks an optional tensor that kernels will read.
+
+    Raises:
+        ValueError: If it is of another shape or dtype, or not contiguous.
+    """
+    if tensor is None:
+        return
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype or not tensor.is_contiguous():
+        raise ValueError(
+            f'{name} is {tuple(tensor.shape)}, {tensor.dtype}, strides {tensor.stride()}: '
+            f'give {shape}, {dtype}, contiguous'
+        )
+
+
 def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -> Unit:
     """The struct of a unit, with its weights in the order that the kernels in use want.
 
@@ -134,13 +177,15 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
             float32 or None. They must outlive the struct.
 
     Raises:
-        ValueError: If a sum of the unit does not fit.
+        ValueError: If a tensor is not what the geometry asks for, or a sum of the unit does not fit.
     """
     bits, *rest = parameters
-    key = (selected_kernels(), bits._version, geometry, *map(pointer, rest))
+    version = None if bits.is_inference() else bits._version  # tensors of inference mode are not counted
+    key = (selected_kernels(), bits.data_ptr(), version, geometry, *map(pointer, rest))
     kept = getattr(bits, '_mmgroupnet_unit', None)
     if kept is not None and kept[0] == key:
         return kept[1]
+    check_parameters(geometry, parameters)
     height, width = geometry.padding or (-1, -1)
     unit = Unit(
         geometry.num_bases,
@@ -161,9 +206,11 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
         *map(pointer, rest),
     )
     # Pyramid levels share weights but not norms: the arranged weights may be those of another unit's struct.
-    arranged = kept[2] if kept is not None and kept[0][:3] == key[:3] else _arrange_weights(geometry, unit, bits)
-    unit.weights = arranged.data_ptr()
-    bits._mmgroupnet_unit = (key, unit, arranged)
+    is_arranged = kept is not None and kept[0][:4] == key[:4]
+    # The struct holds what it points to: another thread may replace it beside `bits` while this one still uses it.
+    unit.arranged = kept[1].arranged if is_arranged else _arrange_weights(geometry, unit, bits)
+    unit.weights = unit.arranged.data_ptr()
+    bits._mmgroupnet_unit = (key, unit)
     return unit
 
 

@@ -10,10 +10,11 @@ def pack_bits(negative: Tensor) -> Tensor:
     """Packs rows of booleans into bytes, least significant bit first, ``(R, B)`` to ``(R, ceil(B / 8))`` uint8; unused
     bits are 0."""
     rows, bits = negative.shape
-    padded = torch.zeros(rows, -(-bits // 8) * 8, dtype=torch.uint8, device=negative.device)
+    num_bytes = -(-bits // 8)
+    padded = torch.zeros(rows, num_bytes * 8, dtype=torch.uint8, device=negative.device)
     padded[:, :bits] = negative
     values = torch.tensor(_BIT_VALUES, dtype=torch.uint8, device=negative.device)
-    return (padded.view(rows, -1, 8) * values).sum(dim=2, dtype=torch.uint8)
+    return (padded.view(rows, num_bytes, 8) * values).sum(dim=2, dtype=torch.uint8)
 
 
 def unpack_bits(packed: Tensor, bits: int) -> Tensor:

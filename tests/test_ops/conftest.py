@@ -1,0 +1,42 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from mmgroupnet import ops
+from mmgroupnet.ops import kernels
+
+
+@pytest.fixture(autouse=True)
+def seed_and_threads() -> Iterator[None]:
+    """Tests that change the number of threads leave no trace."""
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def compiled() -> list[str]:
+    """The kernel sets of this machine; the test is skipped where there are none."""
+    names = ops.available_kernels()
+    if not names:
+        pytest.skip('the kernels were not compiled')
+    return names
+
+
+@pytest.fixture(params=['portable', 'avx2', 'avx512', 'simulated'])
+def kernel_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Runs the test with each set of kernels, and with what runs where they were not compiled."""
+    name = request.param
+    if name == 'simulated':
+        monkeypatch.setattr(kernels, 'library', lambda: None)
+        yield name
+        return
+    available = ops.available_kernels()
+    if name not in available:
+        pytest.skip(f'no {name} kernels here, only {", ".join(available) or "none"}')
+    before = ops.selected_kernels()
+    ops.select_kernels(name)
+    yield name
+    ops.select_kernels(before)

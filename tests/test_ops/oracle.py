@@ -1,0 +1,215 @@
+"""Packed units and blocks written down branch by branch: what the ops must give, without their folding and bits."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmgroupnet import ops
+from mmgroupnet.ops import Connection, Residual, UnitGeometry
+
+# In front of, at and behind the sign's jump; the zeros count as +1.
+SIGN_VALUES = torch.tensor([-2.0, -1.0, -0.125, -0.0, 0.0, 0.125, 1.0, 2.0])
+PARAMETERS = ('scale', 'bias', 'norm_scale', 'norm_shift', 'sign_scale', 'sign_shift')
+
+
+def signs(x: Tensor) -> Tensor:
+    """+1 and -1; zeros are +1, not-a-number is -1."""
+    return (x >= 0).to(x.dtype) * 2 - 1
+
+
+def geometry(**overrides) -> UnitGeometry:
+    """A 3x3 unit of two branches, changed by ``overrides``; one dilation stands for all branches."""
+    settings = dict(
+        num_bases=2,
+        in_channels=16,
+        out_channels=16,
+        groups=1,
+        kernel_size=(3, 3),
+        stride=(1, 1),
+        padding=(1, 1),
+        padding_value=1,
+        dilations=1,
+    )
+    settings |= overrides
+    if isinstance(settings['dilations'], int):
+        settings['dilations'] = (settings['dilations'],) * settings['num_bases']
+    return UnitGeometry(**settings)
+
+
+@dataclass
+class Unit:
+    """A unit with float weights, ``(rows, in_channels / groups, kh, kw)``, of which the signs count."""
+
+    geometry: UnitGeometry
+    weight: Tensor
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> list[int]:
+        return self.geometry.encode()
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """What the op takes: bits and parameters in its order."""
+        return [ops.pack_weight(self.weight), *(self.parameters.get(name) for name in PARAMETERS)]
+
+    def parameter(self, name: str, branch: int, channels: int) -> Tensor | None:
+        """Part of one branch of a parameter, to be broadcast; one part may serve all branches."""
+        value = self.parameters.get(name)
+        if value is None:
+            return None
+        parts = value.split(channels)
+        return parts[branch if len(parts) > 1 else 0].view(-1, 1, 1)
+
+
+def dyadic(*shape: int, smallest: int = -16, largest: int = 16) -> Tensor:
+    """Random multiples of 1/8, zeros and negative zeros included: sums and products of a few of them are exact."""
+    values = torch.randint(smallest, largest + 1, shape) / 8
+    return torch.where(torch.rand(shape) < 0.1, SIGN_VALUES[3:5][torch.randint(2, shape)], values)
+
+
+def random_signs(*shape: int) -> Tensor:
+    return SIGN_VALUES[torch.randint(len(SIGN_VALUES), shape)]
+
+
+def random_unit(numbers: UnitGeometry, names: tuple[str, ...] = (), exact: bool = True) -> Unit:
+    """A unit with random weights and the parameters ``names``, dyadic where ``exact``."""
+    draw = dyadic if exact else torch.randn
+    parameters = {}
+    for name in names:
+        if name.startswith('sign'):
+            size = numbers.in_channels * (1 if numbers.merges or numbers.shares_weights else numbers.num_bases)
+        elif name == 'scale':
+            size = numbers.weight_rows
+        else:
+            size = numbers.out_channels * (1 if numbers.merges or numbers.shares_weights else numbers.num_bases)
+        parameters[name] = draw(size)
+    weight = random_signs(numbers.weight_rows, numbers.in_channels // numbers.groups, *numbers.kernel_size)
+    return Unit(numbers, weight, parameters)
+
+
+def convolve_branch(unit: Unit, x: Tensor, base: int) -> Tensor:
+    """Convolves the signs of one branch with the weights of one base."""
+    g = unit.geometry
+    rate = g.dilations[base]
+    padding = g.padding
+    if padding is None:
+        padding = [rate * (size - 1) // 2 for size in g.kernel_size]
+    x = F.pad(signs(x), (padding[1], padding[1], padding[0], padding[0]), value=g.padding_value)
+    weight = signs(unit.weight)[base * g.out_channels : (base + 1) * g.out_channels]
+    return F.conv2d(x, weight, stride=g.stride, dilation=rate, groups=g.groups)
+
+
+def convolve(unit: Unit, x: Tensor) -> Tensor:
+    """The bare integers, as :func:`mmgroupnet.ops.convolve` gives them."""
+    g = unit.geometry
+    inputs = x.split(g.in_channels, dim=1)
+    if g.shares_weights:
+        outs = [convolve_branch(unit, branch, 0) for branch in inputs]
+    else:
+        outs = [convolve_branch(unit, inputs[k if len(inputs) > 1 else 0], k) for k in range(g.num_bases)]
+    return torch.cat(outs, dim=1).to(torch.int32)
+
+
+def run_unit(unit: Unit, inputs: list[Tensor], shortcut: list[Tensor] | None, near: list[float]) -> list[Tensor]:
+    """Runs a unit on its branches. ``near`` takes how near to the sign's jump its inputs came."""
+    g = unit.geometry
+
+    def before_sign(x: Tensor, branch: int) -> Tensor:
+        scale = unit.parameter('sign_scale', branch, g.in_channels)
+        shift = unit.parameter('sign_shift', branch, g.in_channels)
+        x = x if scale is None else x * scale
+        x = x if shift is None else x + shift
+        near.append(x.abs().min().item())
+        return x
+
+    def scaled(x: Tensor, base: int) -> Tensor:
+        scale = unit.parameter('scale', base, g.out_channels)
+        return x if scale is None else x * scale
+
+    if g.merges:
+        x = before_sign(inputs[0], 0)
+        sums = [sum(scaled(convolve_branch(unit, x, base), base) for base in range(g.num_bases))]
+    elif g.shares_weights:
+        sums = [scaled(convolve_branch(unit, before_sign(x, 0), 0), 0) for x in inputs]
+    else:
+        sums = [
+            scaled(convolve_branch(unit, before_sign(inputs[k if len(inputs) > 1 else 0], k), k), k)
+            for k in range(g.num_bases)
+        ]
+    outs = []
+    for k, out in enumerate(sums):
+        bias = unit.parameter('bias', k, g.out_channels)
+        out = out if bias is None else out + bias
+        out = out.clamp(min=0) if g.relu else out
+        scale, shift = (unit.parameter(name, k, g.out_channels) for name in ('norm_scale', 'norm_shift'))
+        out = out if scale is None else out * scale
+        out = out if shift is None else out + shift
+        added = {Residual.NONE: None, Residual.INPUT: inputs, Residual.SHORTCUT: shortcut}[g.residual]
+        outs.append(out if added is None else out + added[k if len(added) > 1 else 0])
+    return outs
+
+
+@dataclass
+class Block:
+    """Everything that :func:`mmgroupnet.ops.run_block` takes but the input."""
+
+    connection: Connection
+    num_bases: int
+    units: list[Unit]
+    merge_scales: Tensor | None = None
+    gate: Tensor | None = None
+    shortcut: Unit | None = None
+    shortcut_map: Tensor | None = None
+
+    def run_op(self, x: Tensor) -> Tensor:
+        return ops.run_block(x, *self.arguments)
+
+    @property
+    def arguments(self) -> tuple:
+        units = [*([] if self.shortcut is None else [self.shortcut]), *self.units]
+        return (
+            int(self.connection),
+            self.num_bases,
+            self.merge_scales,
+            self.gate,
+            [number for unit in units for number in unit.numbers],
+            [tensor for unit in units for tensor in unit.tensors],
+            self.shortcut is not None,
+            self.shortcut_map,
+        )
+
+    def run_simulation(self, x: Tensor) -> Tensor:
+        pairs = [(unit.geometry, unit.tensors) for unit in self.units]
+        shortcut = None if self.shortcut is None else (self.shortcut.geometry, self.shortcut.tensors)
+        return ops.simulation.run_block(
+            x, self.connection, self.num_bases, self.merge_scales, self.gate, pairs, shortcut, self.shortcut_map
+        )
+
+    def run_oracle(self, x: Tensor) -> tuple[Tensor, float]:
+        """The output, and how near to its jump any sign came."""
+        near: list[float] = []
+        branches = list(x.split(self.units[0].geometry.in_channels, dim=1))
+        if self.connection in (Connection.MERGED, Connection.GATED):
+            branches = connect(branches, self.merge_scales, self.gate if self.connection == Connection.GATED else None)
+        if self.shortcut is not None:
+            shortcut = run_unit(self.shortcut, branches, None, near)
+        elif self.shortcut_map is not None:
+            shortcut = list(self.shortcut_map.split(self.units[-1].geometry.out_channels, dim=1))
+        else:
+            shortcut = branches
+        for unit in self.units:
+            branches = run_unit(unit, branches, shortcut, near)
+        return torch.cat(branches, dim=1), min(near)
+
+
+def connect(branches: list[Tensor], merge_scales: Tensor | None, gate: Tensor | None) -> list[Tensor]:
+    """The merged branch alone, or with a gate all of them, each with its share of the merged one."""
+    if merge_scales is None:
+        merge_scales = torch.full((len(branches),), 1 / len(branches))
+    merged = sum(scale * branch for scale, branch in zip(merge_scales, branches, strict=True))
+    if gate is None:
+        return [merged]
+    return [share * branch + (1 - share) * merged for share, branch in zip(gate, branches, strict=True)]

@@ -1,0 +1,310 @@
+"""How the kernels are found, chosen, described and run by several threads."""
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import weakref
+from ast import Assign, Name, literal_eval, parse
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mmgroupnet import ops
+from mmgroupnet.ops import Connection, Residual, kernels
+from tests.test_ops import oracle
+from tests.test_ops.oracle import PARAMETERS, Block, geometry, random_signs, random_unit
+
+ROOT = Path(__file__).parents[2]
+needs_compiler = pytest.mark.skipif(shutil.which('g++') is None, reason='there is no g++')
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, '-c', code], env=os.environ | environment, cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def example(seed: int, size: int = 9) -> tuple[Block, Tensor, Tensor]:
+    """A block of two units, an input and the output that the oracle gives."""
+    torch.manual_seed(seed)
+    numbers = [geometry(in_channels=70, out_channels=70, relu=True, residual=Residual(kind)) for kind in (2, 1)]
+    block = Block(Connection.SEPARATE, 2, [random_unit(unit, PARAMETERS) for unit in numbers])
+    x = oracle.dyadic(1, 140, size, size)
+    return block, x, block.run_oracle(x)[0]
+
+
+class TestSelection:
+    def test_best_is_the_default(self, compiled):
+        if kernels.ENVIRONMENT_VARIABLE in os.environ:
+            pytest.skip(f'{kernels.ENVIRONMENT_VARIABLE} is set')
+        assert compiled == [name for name in ('portable', 'avx2', 'avx512') if name in compiled]
+        assert compiled[0] == 'portable'
+        assert ops.selected_kernels() == compiled[-1]
+
+    def test_each_can_be_selected(self, kernel_set):
+        if kernel_set != 'simulated':
+            assert ops.selected_kernels() == kernel_set
+
+    def test_unknown_name(self, compiled):
+        before = ops.selected_kernels()
+        with pytest.raises(ValueError, match=f"name='sse9': this machine has the kernels {', '.join(compiled)}"):
+            ops.select_kernels('sse9')
+        assert ops.selected_kernels() == before
+
+    def test_other_kernels_take_weights_arranged_anew(self, compiled):
+        unit = random_unit(geometry(in_channels=70))
+        x, bits = random_signs(1, 140, 5, 5), ops.pack_weight(unit.weight)
+        before = ops.selected_kernels()
+        try:
+            for name in compiled + compiled[::-1]:
+                ops.select_kernels(name)
+                assert torch.equal(ops.convolve(x, bits, unit.numbers), oracle.convolve(unit, x)), name
+        finally:
+            ops.select_kernels(before)
+
+    def test_environment_variable(self, compiled):
+        code = 'from mmgroupnet import ops; print(ops.selected_kernels())'
+        done = run_python(code, MMGROUPNET_KERNEL='portable')
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == ['portable']
+
+    def test_wrong_environment_variable(self, compiled):
+        done = run_python('from mmgroupnet import ops; ops.selected_kernels()', MMGROUPNET_KERNEL='sse9')
+        assert done.returncode != 0
+        assert f'MMGROUPNET_KERNEL=sse9: this machine has the kernels {", ".join(compiled)}' in done.stderr
+
+
+class TestWithoutKernels:
+    @pytest.fixture(autouse=True)
+    def nothing_compiled(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(kernels, '__file__', str(tmp_path / 'kernels.py'))
+        kernels.library.cache_clear()
+        kernels.selected_kernels.cache_clear()
+        yield
+        # The library is loaded again: its choice of kernels is the one that it had.
+        monkeypatch.undo()
+        kernels.library.cache_clear()
+        kernels.selected_kernels.cache_clear()
+
+    @pytest.fixture
+    def warnings(self, monkeypatch) -> list[str]:
+        """What was logged as a warning."""
+        seen = []
+
+        def print_log(message: str, logger: str, level: int) -> None:
+            assert level == logging.WARNING
+            seen.append(message)
+
+        monkeypatch.setattr(kernels, 'print_log', print_log)
+        return seen
+
+    def test_same_results_and_one_warning(self, warnings):
+        assert ops.available_kernels() == []
+        assert ops.selected_kernels() == 'simulated'
+        for seed in range(3):
+            block, x, expected = example(seed)
+            assert torch.equal(block.run_op(x), expected)
+            assert torch.equal(
+                ops.connect(x, 2, None, None), torch.cat(oracle.connect(x.split(70, dim=1), None, None), dim=1)
+            )
+            unit = block.units[0]
+            out = ops.convolve(x, ops.pack_weight(unit.weight), unit.numbers)
+            assert torch.equal(out, oracle.convolve(unit, x))
+            assert ops.sign_pack(x, 2).shape == (1, 9, 9, 2, 2)
+        assert len(warnings) == 1
+        assert re.search('not compiled.*simulated.*python setup.py build_ext --inplace', warnings[0])
+
+    def test_none_can_be_selected(self, warnings):
+        with pytest.raises(ValueError, match="name='portable': this machine has the kernels none"):
+            ops.select_kernels('portable')
+
+
+class TestDescribedUnits:
+    """The struct of a unit is kept with its weights, but only for as long as nothing changes."""
+
+    def test_weights_changed_in_place(self, kernel_set):
+        unit, other = (random_unit(geometry()) for _ in range(2))
+        x, bits = random_signs(1, 32, 5, 5), ops.pack_weight(unit.weight)
+        assert torch.equal(ops.convolve(x, bits, unit.numbers), oracle.convolve(unit, x))
+        bits.copy_(ops.pack_weight(other.weight))
+        assert torch.equal(ops.convolve(x, bits, unit.numbers), oracle.convolve(other, x))
+
+    def test_same_weights_in_units_of_other_norms_and_geometry(self, kernel_set):
+        """As on the levels of a pyramid."""
+        first = random_unit(geometry(padding_value=0), PARAMETERS)
+        bits = ops.pack_weight(first.weight)
+        x = oracle.dyadic(1, 32, 7, 6)
+        for overrides in (dict(padding_value=0), dict(padding_value=-1), dict(stride=(2, 1)), dict(dilations=2)) * 2:
+            unit = random_unit(geometry(**overrides), PARAMETERS)
+            unit.weight = first.weight
+            block = Block(Connection.SEPARATE, 2, [unit])
+            arguments = list(block.arguments)
+            arguments[5][0] = bits
+            assert torch.equal(ops.run_block(x, *arguments), block.run_oracle(x)[0]), overrides
+
+    def test_other_parameters_in_the_same_place(self, kernel_set):
+        block, x, _ = example(0)
+        arguments = block.arguments
+        ops.run_block(x, *arguments)
+        for tensor in arguments[5]:
+            if tensor.dtype == torch.float32:
+                tensor.mul_(-1)  # those of the oracle, too
+        assert torch.equal(ops.run_block(x, *arguments), block.run_oracle(x)[0])
+
+    def test_too_long_a_sum(self, compiled):
+        numbers = geometry(num_bases=1, in_channels=2**21, out_channels=1)
+        bits = torch.zeros(1, numbers.row_bits // 8, dtype=torch.uint8)
+        x = torch.ones(1, 1, 1, 1).expand(1, 2**21, 1, 1)
+        with pytest.raises(ValueError, match=r'in_channels=2097152: 18874368 products in one sum, at most 2\*\*24'):
+            ops.convolve(x, bits, numbers.encode())
+
+    def test_weights_made_in_inference_mode(self, kernel_set):
+        unit = random_unit(geometry())
+        x = random_signs(1, 32, 5, 5)
+        with torch.inference_mode():
+            out = ops.convolve(x, ops.pack_weight(unit.weight), unit.numbers)
+        assert torch.equal(out, oracle.convolve(unit, x))
+
+    def test_struct_keeps_its_weights(self, compiled, monkeypatch):
+        """A thread may still use a struct that another thread, which came there at the same time, has replaced."""
+        freed = []
+        arrange = kernels._arrange_weights
+
+        def watched(*args) -> Tensor:
+            arranged = arrange(*args)
+            weakref.finalize(arranged, freed.append, True)
+            return arranged
+
+        monkeypatch.setattr(kernels, '_arrange_weights', watched)
+        unit = random_unit(geometry())
+        bits = ops.pack_weight(unit.weight)
+        used = kernels.describe_unit(unit.geometry, [bits, *[None] * 6])
+        bits.add_(0)  # arranged again
+        kernels.describe_unit(unit.geometry, [bits, *[None] * 6])
+        assert used.weights and not freed
+
+
+class Outputs(Dataset):
+    """Runs the op in a worker process, with two threads."""
+
+    def __init__(self, block: Block, x: Tensor) -> None:
+        self.arguments, self.x = block.arguments, x
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        torch.set_num_threads(2)
+        return ops.run_block(self.x, *self.arguments)[0]
+
+
+class TestThreads:
+    def test_any_number_gives_the_same(self, kernel_set):
+        block, x, expected = example(0, size=25)
+        signs = ops.sign_pack(x, 2)
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            assert torch.equal(block.run_op(x), expected)
+            assert torch.equal(ops.sign_pack(x, 2), signs)
+
+    def test_forked_workers(self, compiled):
+        """A forked process has none of its parent's threads, and must not wait for them."""
+        # Small enough for torch not to use threads of its own, which do not outlive a fork.
+        block, x, expected = example(0, size=13)
+        assert x.numel() < 32768
+        torch.set_num_threads(2)
+        assert torch.equal(block.run_op(x), expected)
+        loader = DataLoader(Outputs(block, x), batch_size=1, num_workers=2, multiprocessing_context='fork', timeout=120)
+        outs = list(loader)
+        assert len(outs) == 4
+        for out in outs:
+            assert torch.equal(out, expected)
+        assert torch.equal(block.run_op(x), expected)
+
+    def test_calls_from_several_threads(self, compiled):
+        torch.set_num_threads(2)
+        examples = [example(seed, size=8 + 4 * seed) for seed in range(4)]
+
+        def run(index: int) -> bool:
+            torch.set_num_threads(2)
+            block, x, expected = examples[index % 4]
+            arguments = block.arguments
+            return all(torch.equal(ops.run_block(x, *arguments), expected) for _ in range(5))
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(run, range(16)))
+
+    def test_first_calls_at_the_same_time(self, compiled):
+        """All of them arrange the same weights."""
+        unit = random_unit(geometry(in_channels=256, out_channels=256))
+        x = random_signs(1, 512, 4, 4)
+        expected = oracle.convolve(unit, x)
+        together = threading.Barrier(4)
+
+        def run(bits: Tensor) -> bool:
+            together.wait()
+            return torch.equal(ops.convolve(x, bits, unit.numbers), expected)
+
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(5):
+                assert all(pool.map(run, [ops.pack_weight(unit.weight)] * 4))
+
+
+def flags_of_build() -> tuple[list[str], dict[str, list[str]]]:
+    """Flags of all kernels and of single files, from setup.py, which cannot be imported."""
+    values = {
+        statement.targets[0].id: statement.value
+        for statement in parse((ROOT / 'setup.py').read_text(encoding='utf-8')).body
+        if isinstance(statement, Assign) and isinstance(statement.targets[0], Name)
+    }
+    return literal_eval(values['KERNEL_FLAGS']), literal_eval(values['INSTRUCTION_SET_FLAGS'])
+
+
+def compile_fuzzer(folder: Path, sanitizers: str) -> Path:
+    """Compiles csrc/ and the fuzzer into one program, file by file as setup.py does, with sanitizers."""
+    common, by_file = flags_of_build()
+    common = [flag for flag in common if not flag.startswith('-O')]
+    common += ['-O1', '-g', f'-fsanitize={sanitizers}', '-fno-sanitize-recover=all', f'-I{ROOT / "csrc"}']
+    x86 = os.uname().machine in ('x86_64', 'amd64')
+    objects = []
+    for source in [*sorted((ROOT / 'csrc').glob('*.cpp')), ROOT / 'tests' / 'csrc' / 'fuzz_kernels.cpp']:
+        objects.append(folder / f'{source.stem}.o')
+        flags = [*common, *(by_file.get(source.name, []) if x86 else [])]
+        subprocess.run(['g++', *flags, '-c', source, '-o', objects[-1]], check=True)
+    program = folder / 'fuzz_kernels'
+    subprocess.run(['g++', f'-fsanitize={sanitizers}', '-pthread', *objects, '-o', program], check=True)
+    return program
+
+
+def assert_runs(program: Path, rounds: int, seed: int, names: list[str]) -> None:
+    done = subprocess.run([program, str(rounds), str(seed)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip() == f'{rounds} rounds with the kernels {" ".join(names)}'
+
+
+@needs_compiler
+class TestFuzzer:
+    """csrc/ by itself, with buffers of exactly the size that its header says; see tests/csrc/fuzz_kernels.cpp."""
+
+    def test_the_compiled_library(self, compiled, tmp_path):
+        library = next(Path(kernels.__file__).parent.glob('_kernels*.so'))
+        program = tmp_path / 'fuzz_kernels'
+        source = ROOT / 'tests' / 'csrc' / 'fuzz_kernels.cpp'
+        command = ['g++', '-std=c++17', '-O1', '-Wall', '-Wextra', '-Werror', f'-I{ROOT / "csrc"}', source, library]
+        subprocess.run([*command, f'-Wl,-rpath,{library.parent}', '-o', program], check=True)
+        assert_runs(program, 100, 0, compiled)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize('sanitizers', ['address,undefined', 'thread'])
+    def test_with_sanitizers(self, compiled, tmp_path, sanitizers):
+        program = compile_fuzzer(tmp_path, sanitizers)
+        for seed in range(3):
+            assert_runs(program, 100, seed, compiled)
