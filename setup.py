@@ -38,7 +38,7 @@ class BuildWithMim(build_py):
 
 
 # The packed kernels (csrc/). Contraction would make floats differ from one instruction set to another.
-KERNEL_FLAGS = ['-std=c++17', '-O3', '-g0', '-Wall', '-ffp-contract=off', '-fvisibility=hidden', '-pthread']
+KERNEL_FLAGS = ['-std=c++17', '-O3', '-g0', '-Wall', '-ffp-contract=off', '-fvisibility=hidden', '-fopenmp']
 # One file an instruction set, which one is used is decided when it is loaded.
 INSTRUCTION_SET_FLAGS = {
     'avx2.cpp': ['-mavx2'],
@@ -62,7 +62,7 @@ class BuildKernels(build_ext):
             flags = INSTRUCTION_SET_FLAGS.get(Path(source).name, []) if is_x86 else []
             objects += self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=KERNEL_FLAGS + flags,
                                              depends=ext.depends)
-        self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), extra_postargs=['-pthread'],
+        self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), extra_postargs=['-fopenmp'],
                                          target_lang='c++')
 
 

@@ -58,23 +58,31 @@ struct alignas(64) Table {
 };
 const Table table;
 
-void expand(const uint64_t* const* pixels, int channels, uint8_t* activations) {
+// The 16 steps of a word of two pixels.
+inline __m256i expand_word(const uint64_t* first, const uint64_t* second) {
   const __m128i low_nibbles = _mm_set1_epi8(0x0f);
-  for (int first = 0; first < channels; first += kWordBits) {
-    const __m128i a = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(pixels[0] + first / kWordBits));
-    const __m128i b = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(pixels[1] + first / kWordBits));
-    // Steps 0, 2, ... are the low nibbles of the bytes, steps 1, 3, ... the high ones.
-    const __m128i even = _mm_or_si128(_mm_and_si128(a, low_nibbles), _mm_slli_epi16(_mm_and_si128(b, low_nibbles), 4));
-    const __m128i odd = _mm_or_si128(_mm_and_si128(_mm_srli_epi16(a, 4), low_nibbles), _mm_andnot_si128(low_nibbles, b));
-    const __m256i steps = _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(even, odd)), 1);
-    const int count = ceil_div(channels - first, kStepChannels);
-    if (count >= 16) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(activations), steps);
-      activations += 16 * kStepBytes;
-    } else {
-      alignas(32) uint8_t rest[32];
-      _mm256_store_si256(reinterpret_cast<__m256i*>(rest), steps);
-      std::memcpy(activations, rest, count * kStepBytes);
+  const __m128i a = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(first));
+  const __m128i b = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(second));
+  // Steps 0, 2, ... are the low nibbles of the bytes, steps 1, 3, ... the high ones.
+  const __m128i even = _mm_or_si128(_mm_and_si128(a, low_nibbles), _mm_slli_epi16(_mm_and_si128(b, low_nibbles), 4));
+  const __m128i odd = _mm_or_si128(_mm_and_si128(_mm_srli_epi16(a, 4), low_nibbles), _mm_andnot_si128(low_nibbles, b));
+  return _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(even, odd)), 1);
+}
+
+void expand(const uint64_t* const* pixels, const ptrdiff_t* strides, int columns, int channels, uint8_t* activations) {
+  constexpr int kWordBytes = kWordBits / kStepChannels * kStepBytes;
+  const int words = channels / kWordBits;
+  const int rest_bytes = ceil_div(channels % kWordBits, kStepChannels) * kStepBytes;
+  const uint64_t *first = pixels[0], *second = pixels[1];
+  for (int i = 0; i < columns; ++i, first += strides[0], second += strides[1]) {
+    for (int word = 0; word < words; ++word, activations += kWordBytes) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(activations), expand_word(first + word, second + word));
+    }
+    if (rest_bytes != 0) {
+      alignas(32) uint8_t rest[kWordBytes];
+      _mm256_store_si256(reinterpret_cast<__m256i*>(rest), expand_word(first + words, second + words));
+      std::memcpy(activations, rest, rest_bytes);
+      activations += rest_bytes;
     }
   }
 }
@@ -144,8 +152,8 @@ class Sums {
   bool drained_ = false;
 };
 
-// With counts A and B of a column's pixels, `both` is the sum of A + 16 * B modulo 256 and `second` that of B. The sum of
-// A, below 256, is then both - 16 * second modulo 256.
+// With counts A and B of a column's pixels, `both` is the sum of A + 16 * B modulo 256 and `second` that of B. The sum
+// of A, below 256, is then both - 16 * second modulo 256.
 template <int kColumns, int kVectors>
 struct Bytes {
   __m256i both[kColumns][kVectors], second[kColumns][kVectors];

@@ -31,8 +31,9 @@ struct Vector {
   static uint64_t negative(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NGE_UQ); }
 };
 
-void expand(const uint64_t* const* pixels, int channels, uint8_t* activations) {
-  std::memcpy(activations, pixels[0], kStepBytes * ceil_div(channels, kStepChannels));
+void expand(const uint64_t* const* pixels, const ptrdiff_t* strides, int columns, int channels, uint8_t* activations) {
+  const size_t bytes = static_cast<size_t>(kStepBytes) * ceil_div(channels, kStepChannels);
+  for (int i = 0; i < columns; ++i) std::memcpy(activations + i * bytes, pixels[0] + i * strides[0], bytes);
 }
 
 void arrange(const uint64_t* words, ptrdiff_t stride, int channels, uint8_t* weights) {
@@ -113,9 +114,9 @@ const Kernels* avx512_kernels() {
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512vpopcntdq")) {
     return nullptr;
   }
-  static const Kernels kernels = {"avx512",     kTileColumns, 1,       kStepChannels, kStepBytes,     kLanes * kStepBytes,
-                                  pack<Vector>, expand,       arrange, count,         finish<Vector>, merge,
-                                  gate,         ceiling};
+  static const Kernels kernels = {"avx512",      kTileColumns, 1,      kStepChannels, kStepBytes, kLanes * kStepBytes,
+                                  pack<Vector>,  expand,       arrange, count,
+                                  finish<Vector>, merge,       gate,    ceiling};
   return &kernels;
 }
 

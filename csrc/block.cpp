@@ -13,8 +13,8 @@ namespace {
 // Jobs of elementwise passes: this many pixels each.
 constexpr int64_t kPixelsPerJob = 256;
 
-// Memory that calls use again: what malloc returns to the system costs a page fault per 4 KiB on the next call, more than
-// the arithmetic on it. Each calling thread keeps its own, up to kKeptBytes.
+// Memory that calls use again: what malloc returns to the system costs a page fault per 4 KiB on the next call, more
+// than the arithmetic on it. Each calling thread keeps its own, up to kKeptBytes.
 class Workspace {
  public:
   static constexpr size_t kKeptBytes = size_t{64} << 20;
@@ -102,8 +102,8 @@ class Block {
       : kernels_(kernels), block_(block), size_{block.height, block.width}, threads_(threads) {}
 
   // Maps of the output's shape are made in `out`, one over the other, as far as nobody wants the former one any more: a
-  // sum of a unit and its residual may take the residual's place, since units read signs, which lie elsewhere. What does
-  // not have to be fetched is worth more here than arithmetic.
+  // sum of a unit and its residual may take the residual's place, since units read signs, which lie elsewhere. What
+  // does not have to be fetched is worth more here than arithmetic.
   void run(const float* x, float* out) {
     out_ = out;
     find_output();

@@ -88,13 +88,15 @@ class Convolution {
         layout_(kernels, unit),
         in_(in),
         out_(output_size(unit, in)),
+        grid_(layout_.taps == 1 ? Size{unit.stride_height, unit.stride_width} : Size{1, 1}),
+        step_{unit.stride_height / grid_.height, unit.stride_width / grid_.width},
         signs_(signs),
         destination_(destination),
         branches_(unit.merges ? 1 : output_branches(unit, signs.branches)) {}
 
   std::vector<Job> jobs(int batch, int threads) const {
     // Bands of rows whose activations fit the scratch memory, but enough of them to keep all threads busy.
-    const int row_bytes = std::max(1, padded_width(dilation(unit_, 0)) * layout_.pixel_bytes * unit_.stride_height);
+    const int row_bytes = std::max(1, padded_width(dilation(unit_, 0)) * layout_.pixel_bytes * step_.height);
     const int64_t output_bytes = int64_t{4} * out_.width * branches_ * unit_.out_channels;
     int rows = static_cast<int>(
         std::clamp<int64_t>(std::min(kScratchBytes / row_bytes, kOutputBytes / output_bytes), 1, out_.height));
@@ -147,14 +149,13 @@ class Convolution {
   }
 
  private:
-  int padded_width(int rate) const { return (out_.width - 1) * unit_.stride_width + rate * (unit_.kernel_width - 1) + 1; }
+  int padded_width(int rate) const { return (out_.width - 1) * step_.width + rate * (unit_.kernel_width - 1) + 1; }
 
   // Padded activations of all pixels that the job's rows see.
   const uint8_t* expand(const Job& job, int rate, int width, Buffer& buffer) const {
     const int bytes = layout_.pixel_bytes;
     const int row_groups = ceil_div(job.last_row - job.first_row, kernels_.rows);
-    const int rows =
-        (row_groups - 1) * kernels_.rows * unit_.stride_height + rate * (unit_.kernel_height - 1) + 1;
+    const int rows = (row_groups - 1) * kernels_.rows * step_.height + rate * (unit_.kernel_height - 1) + 1;
     const Size pad = padding(unit_, unit_.shares_weights ? 0 : job.branch);
     const int first_row = job.first_row * unit_.stride_height - pad.height;
     const int words = ceil_div(signs_.channels, kWordBits);
@@ -163,35 +164,39 @@ class Convolution {
 
     const int group_words = ceil_div(layout_.in_channels, kWordBits);
     const std::vector<uint64_t> pad_value(words, unit_.pad_value < 0 ? ~uint64_t{0} : 0);
-    std::vector<uint64_t> pad_pixel(group_words), group(kMaxRows * group_words);
+    std::vector<uint64_t> pad_pixel(group_words), row_of_group(kMaxRows * static_cast<size_t>(in_.width) * group_words);
     copy_bits(pad_value.data(), 0, layout_.in_channels, pad_pixel.data());
 
+    // Columns [0, left), [left, right) and [right, width) of a row are padded, inside and padded.
+    const int left = std::min(ceil_div(pad.width, grid_.width), width);
+    const int right = std::clamp(ceil_div(pad.width + in_.width, grid_.width), left, width);
     const int branch = signs_.branches == 1 ? 0 : job.branch;
     uint8_t* to = scratch;
     for (int r = 0; r < rows; ++r) {
-      const uint64_t* input_rows[kMaxRows];  // null where padded
+      const uint64_t* padded[kMaxRows];
+      const uint64_t* inside[kMaxRows];
+      ptrdiff_t no_strides[kMaxRows] = {}, strides[kMaxRows] = {};
       for (int j = 0; j < kernels_.rows; ++j) {
-        const int y = first_row + r + j * unit_.stride_height;
-        const int64_t row = static_cast<int64_t>(job.image) * in_.height + y;
-        input_rows[j] = y < 0 || y >= in_.height
-                            ? nullptr
-                            : signs_.words + row * in_.width * signs_.pixel_words() + branch * words;
-      }
-      for (int i = 0; i < width; ++i, to += bytes) {
-        const int x = i - pad.width;
-        const uint64_t* pixels[kMaxRows];
-        for (int j = 0; j < kernels_.rows; ++j) {
-          pixels[j] = pad_pixel.data();
-          if (input_rows[j] == nullptr || x < 0 || x >= in_.width) continue;
-          pixels[j] = input_rows[j] + static_cast<int64_t>(x) * signs_.pixel_words();
-          if (unit_.groups > 1) {
-            uint64_t* bits = group.data() + j * group_words;
-            copy_bits(pixels[j], first_bit, layout_.in_channels, bits);
-            pixels[j] = bits;
+        const int y = first_row + r * grid_.height + j * unit_.stride_height;
+        padded[j] = inside[j] = pad_pixel.data();
+        if (y < 0 || y >= in_.height || left == right) continue;
+        const int x = left * grid_.width - pad.width;
+        const int64_t pixel = (static_cast<int64_t>(job.image) * in_.height + y) * in_.width + x;
+        inside[j] = signs_.words + pixel * signs_.pixel_words() + branch * words;
+        strides[j] = static_cast<ptrdiff_t>(grid_.width) * signs_.pixel_words();
+        if (unit_.groups > 1) {
+          uint64_t* bits = row_of_group.data() + static_cast<size_t>(j) * in_.width * group_words;
+          for (int i = 0; i < right - left; ++i) {
+            copy_bits(inside[j] + i * strides[j], first_bit, layout_.in_channels, bits + i * group_words);
           }
+          inside[j] = bits;
+          strides[j] = group_words;
         }
-        kernels_.expand(pixels, layout_.in_channels, to);
       }
+      kernels_.expand(padded, no_strides, left, layout_.in_channels, to);
+      kernels_.expand(inside, strides, right - left, layout_.in_channels, to + left * bytes);
+      kernels_.expand(padded, no_strides, width - right, layout_.in_channels, to + right * bytes);
+      to += static_cast<ptrdiff_t>(width) * bytes;
     }
     return scratch;
   }
@@ -238,9 +243,9 @@ class Convolution {
     std::vector<Column> columns;
     columns.reserve(static_cast<size_t>(ceil_div(job.last_row - job.first_row, kernels_.rows)) * out_.width);
     for (int y = job.first_row; y < job.last_row; y += kernels_.rows) {
-      const ptrdiff_t row = static_cast<ptrdiff_t>(y - job.first_row) * unit_.stride_height * width;
+      const ptrdiff_t row = static_cast<ptrdiff_t>(y - job.first_row) * step_.height * width;
       for (int x = 0; x < out_.width; ++x) {
-        columns.push_back({(row + x * unit_.stride_width) * layout_.pixel_bytes, y, x,
+        columns.push_back({(row + x * step_.width) * layout_.pixel_bytes, y, x,
                            std::min(kernels_.rows, job.last_row - y)});
       }
     }
@@ -377,6 +382,9 @@ class Convolution {
   const mmg_unit& unit_;
   const Layout layout_;
   const Size in_, out_;
+  // Activations are kept of every grid-th pixel: a 1x1 conv never sees those between. Outputs are so many steps of it
+  // apart.
+  const Size grid_, step_;
   const Signs signs_;
   const Destination& destination_;
   const int branches_;  // of the output

@@ -1,8 +1,8 @@
 // The elementwise part of all kernels, written once for vectors of any width.
 //
 // `Vector` has kLanes floats and the static functions load, store, convert (of int32), set, add, multiply, maximum and
-// negative (a bit per lane: not greater or equal to zero). All widths give the same floats: no sum is reordered, and the
-// build turns off contraction to fused multiply-adds.
+// negative (a bit per lane: not greater or equal to zero). All widths give the same floats: no sum is reordered, and
+// the build turns off contraction to fused multiply-adds.
 #ifndef MMGROUPNET_ELEMENTWISE_H_
 #define MMGROUPNET_ELEMENTWISE_H_
 
@@ -70,11 +70,13 @@ typename Vector::Type scaled_sum(const int32_t* different, const Epilogue& e, in
   return e.bias == nullptr ? sum : Vector::add(sum, Vector::load(e.bias + c));
 }
 
-// `kPlain`: there is one base, and neither scale, bias, excess nor sign parameters, as in the units of a Group-Net block,
-// whose scales are part of their norms. What remains are a handful of instructions, to which tests would add as many.
+// `kPlain`: there is one base, and neither scale, bias, excess nor sign parameters, as in the units of a Group-Net
+// block, whose scales are part of their norms. What remains are a handful of instructions, to which tests would add as
+// many.
 template <typename Vector, bool kPlain>
 uint64_t finish_range(const int32_t* different, const Epilogue& epilogue, int first, int last) {
-  // A copy and a word of its own: vector stores may alias whatever has an address, and all would be read again each time.
+  // A copy and a word of its own: vector stores may alias whatever has an address, and all would be read again each
+  // time.
   const Epilogue e = epilogue;
   uint64_t word = 0;
   const auto low = Vector::set(e.low);

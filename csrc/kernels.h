@@ -60,8 +60,10 @@ struct Kernels {
 
   // Signs of `channels` floats, sign(scale * x + shift); `scale` and `shift` may be null, alone or both.
   void (*pack)(const float* x, const float* scale, const float* shift, int channels, uint64_t* words);
-  // Brings the signs of one column, a pixel of each row, in the order of the steps.
-  void (*expand)(const uint64_t* const* pixels, int channels, uint8_t* activations);
+  // Brings the signs of columns side by side, a pixel of each row, in the order of the steps. The next column's pixel
+  // of row j lies `strides[j]` words behind.
+  void (*expand)(const uint64_t* const* pixels, const ptrdiff_t* strides, int columns, int channels,
+                 uint8_t* activations);
   // Brings the signs of 64 output channels at one tap in the order of the steps; channel c at words[c * stride].
   void (*arrange)(const uint64_t* words, ptrdiff_t stride, int channels, uint8_t* weights);
   // Number of different bits between activations and weights, (columns, rows, 64).

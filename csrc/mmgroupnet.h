@@ -1,7 +1,8 @@
 // C interface of the packed kernels: binary convolutions on bits, with everything around them fused in.
 //
-// Maps are float, NHWC, with K folded branches along the channels: (N, H, W, K * C). A map of signs holds bits, 0 for +1
-// and 1 for -1, in 64-bit words; every branch starts at a word of its own: (N, H, W, K, ceil(C / 64)), unused bits zero.
+// Maps are float, NHWC, with K folded branches along the channels: (N, H, W, K * C). A map of signs holds bits, 0 for
+// +1 and 1 for -1, in 64-bit words; every branch starts at a word of its own: (N, H, W, K, ceil(C / 64)), unused bits
+// zero.
 #ifndef MMGROUPNET_H_
 #define MMGROUPNET_H_
 
@@ -75,8 +76,9 @@ typedef struct {
 
 // Bytes of the arranged weights of a unit, 0 where the selected kernels cannot take it.
 MMG_API size_t mmg_arranged_bytes(const mmg_unit* unit);
-// Brings weights in the order of the selected kernels. `bits`: row by row ceil(kh * kw * in_channels / groups / 8) bytes,
-// least significant bit first, in the order (kh, kw, channel); rows are K * out_channels, or out_channels where shared.
+// Brings weights in the order of the selected kernels. `bits`: row by row ceil(kh * kw * in_channels / groups / 8)
+// bytes, least significant bit first, in the order (kh, kw, channel); rows are K * out_channels, or out_channels where
+// shared.
 MMG_API void mmg_arrange_weights(const mmg_unit* unit, const uint8_t* bits, uint8_t* arranged);
 
 // Signs of a float map with `branches` * `channels` channels. `nchw`: the map is (N, C, H, W), else NHWC.

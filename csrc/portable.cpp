@@ -7,8 +7,9 @@
 namespace mmgroupnet {
 namespace {
 
-void expand(const uint64_t* const* pixels, int channels, uint8_t* activations) {
-  std::memcpy(activations, pixels[0], sizeof(uint64_t) * ceil_div(channels, kWordBits));
+void expand(const uint64_t* const* pixels, const ptrdiff_t* strides, int columns, int channels, uint8_t* activations) {
+  const size_t bytes = sizeof(uint64_t) * ceil_div(channels, kWordBits);
+  for (int i = 0; i < columns; ++i) std::memcpy(activations + i * bytes, pixels[0] + i * strides[0], bytes);
 }
 
 void arrange(const uint64_t* words, ptrdiff_t stride, int channels, uint8_t* weights) {
@@ -56,9 +57,10 @@ double ceiling(int64_t rounds) {
 }  // namespace
 
 const Kernels* portable_kernels() {
-  static const Kernels kernels = {"portable",   4,       1,     kWordBits,      sizeof(uint64_t), kLanes * sizeof(uint64_t),
-                                  pack<Scalar>, expand,  arrange, count,        finish<Scalar>,   merge,
-                                  gate,         ceiling};
+  static const Kernels kernels = {"portable",     4,      1,       kWordBits, sizeof(uint64_t),
+                                  kLanes * sizeof(uint64_t),
+                                  pack<Scalar>,   expand, arrange, count,
+                                  finish<Scalar>, merge,  gate,    ceiling};
   return &kernels;
 }
 
