@@ -14,7 +14,9 @@ constexpr int kMaxTileColumns = 8;
 constexpr int kMaxRows = 2;
 constexpr int kWordBits = 64;
 
-constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+// Static, as everything that files of an instruction set share: the linker keeps one copy of an inline function, and it
+// might be the one with instructions that the processor lacks.
+static constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // Steps of a tile whose activations lie one behind the other, at `offset` bytes from a column's first one.
 struct Run {
@@ -33,7 +35,8 @@ struct Tile {
 };
 
 // What is made of the sums of one pixel and up to 64 channels:
-//   out = norm_scale * max(sum_over_bases(scale * (length - 2 * different + excess)) + bias, low) + norm_shift + residual
+//   sum = sum_over_bases(scale * (length - 2 * different + excess))
+//   out = norm_scale * max(sum + bias, low) + norm_shift + residual
 // and its signs. Any pointer but `out` may be null; `norm_scale` and `norm_shift` are null together.
 struct Epilogue {
   int channels;
