@@ -6,10 +6,11 @@ They hold what :func:`mmgroupnet.ops.run_block` takes and call it; nothing here 
 from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgroupnet import ops
-from mmgroupnet.layers import share
+from mmgroupnet.layers import broadcast
 from mmgroupnet.ops import Connection, UnitGeometry
 
 # Parameters of a unit in the order of the op; each is a buffer or None.
@@ -52,7 +53,8 @@ class PackedUnit(PackedModule):
         return list(self._buffers.values())  # in the order in which they were registered
 
     def forward(self, x: Tensor) -> Tensor:
-        branches = 1 if self.geometry.merges else self.geometry.num_bases
+        given = x.shape[1] // self.geometry.in_channels
+        branches = self.geometry.input_branches(given)
         return PackedChain.run(x, Connection.SEPARATE, branches, [self])
 
     def extra_repr(self) -> str:
@@ -83,6 +85,30 @@ class PackedMerge(PackedModule):
         return ops.connect(branches, self.num_bases, self.scales, None)
 
 
+class FloatShortcut(PackedModule):
+    """Full-precision 1x1 conv with its norm, which all branches share, as one matrix product: in channels_last the
+    branches of all pixels are its rows, as they lie.
+
+    Args:
+        weight: ``(out_channels, in_channels)``, with the norm's scale in it.
+        bias: ``(out_channels,)``, the norm's shift.
+        stride: (height, width).
+
+    Shape: ``(N, K*in_channels, H, W)`` to ``(N, K*out_channels, H', W')``, for any K.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, stride: tuple[int, int]) -> None:
+        super().__init__()
+        self.stride = stride
+        self.register_buffer('weight', weight.detach().clone())
+        self.register_buffer('bias', bias.detach().clone())
+
+    def forward(self, branches: Tensor) -> Tensor:
+        pixels = branches[:, :, :: self.stride[0], :: self.stride[1]].permute(0, 2, 3, 1)
+        out = F.linear(pixels.reshape(-1, self.weight.shape[1]), self.weight, self.bias)
+        return out.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
+
+
 class PackedChain(PackedModule):
     """Units one behind the other behind a connection, in one call.
 
@@ -91,7 +117,7 @@ class PackedChain(PackedModule):
         num_bases: Number K of branches.
         units: The units.
         gate: ``(K,)``, in (0, 1), of a gated connection. Default: None.
-        shortcut: A unit that makes the shortcut, or a float module that all branches share. Default: None.
+        shortcut: A unit that makes the shortcut, or a module that takes all branches at once. Default: None.
     """
 
     def __init__(
@@ -146,15 +172,14 @@ class PackedChain(PackedModule):
         scales = None if last_merge is None else last_merge.scales
         if self.shortcut is None or isinstance(self.shortcut, PackedUnit):
             return self.run(branches, self.connection, self.num_bases, self.units, scales, self.gate, self.shortcut)
-        # A full-precision shortcut is torch's: it needs the connected map.
+        # Torch has its part in this shortcut: it needs the connected map.
         connection = self.connection
         if connection in (Connection.GATED, Connection.MERGED):
             branches = ops.connect(branches, self.num_bases, scales, self.gate)
             connection = Connection.SEPARATE if connection == Connection.GATED else Connection.BROADCAST
+        shortcut_map = self.shortcut(branches)
         if connection == Connection.BROADCAST:
-            shortcut_map = self.shortcut(branches).repeat(1, self.num_bases, 1, 1)
-        else:
-            shortcut_map = share(self.shortcut, branches, self.num_bases)
+            shortcut_map = broadcast(shortcut_map, self.num_bases)
         return self.run(branches, connection, self.num_bases, self.units, shortcut_map=shortcut_map)
 
 

@@ -8,7 +8,14 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmgroupnet.deploy.packed_layers import PackedBlock, PackedChain, PackedMerge, PackedTower, PackedUnit
+from mmgroupnet.deploy.packed_layers import (
+    FloatShortcut,
+    PackedBlock,
+    PackedChain,
+    PackedMerge,
+    PackedTower,
+    PackedUnit,
+)
 from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d, Merge, ScaledMerge, SoftGate
 from mmgroupnet.models.backbones.groupnet_resnet import (
     BasicBlock,
@@ -176,6 +183,18 @@ def _pack_merge(merge: Merge) -> PackedMerge:
     return PackedMerge(merge.num_bases, merge.scales if isinstance(merge, ScaledMerge) else None)
 
 
+def _pack_shortcut(shortcut: nn.Sequential) -> nn.Module:
+    """The twin of a (pooling,) conv and norm that all branches share; it takes the branches folded, as they are."""
+    *pooling, conv, norm = shortcut
+    if isinstance(conv, BinaryConv2d):
+        twin = pack_unit(conv, norm, is_shared=True)
+    else:
+        folded = _fold_norm(norm)
+        weight = conv.weight.flatten(1) * folded['norm_scale'].unsqueeze(1)
+        twin = FloatShortcut(weight, folded['norm_shift'], conv.stride)
+    return nn.Sequential(*pooling, twin) if pooling else twin
+
+
 def _pack_block(block: GroupNetBlock) -> PackedBlock:
     num_bases = block.merge.num_bases
     gate = None
@@ -198,11 +217,7 @@ def _pack_block(block: GroupNetBlock) -> PackedBlock:
         pack_unit(unit.conv, unit.norm, relu=True, residual=residual)
         for unit, residual in zip(block.units, residuals, strict=True)
     ]
-    shortcut = block.shortcut
-    if isinstance(shortcut, nn.Sequential) and len(shortcut) == 2 and isinstance(shortcut[0], BinaryConv2d):
-        shortcut = pack_unit(shortcut[0], shortcut[1], is_shared=True)
-    elif shortcut is not None and any(isinstance(module, BinaryConv2d) for module in shortcut.modules()):
-        shortcut = _pack_module(shortcut, '', {})  # behind an average pooling
+    shortcut = None if block.shortcut is None else _pack_shortcut(block.shortcut)
     return PackedBlock(
         merge=_pack_merge(block.merge), connection=kind, num_bases=num_bases, units=units, gate=gate, shortcut=shortcut
     )
