@@ -3,7 +3,11 @@
 import builtins
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from benchmarks import packed_model
 from benchmarks.packed_model import GroupNetClassifier, Subject, as_trained, difference, layer_times, megabytes
 from mmgroupnet.deploy import pack
 
+ROOT = Path(__file__).parents[2]
 ENGINES = {'onnx', 'onnxscript', 'onnxruntime', 'openvino', 'nncf'}
 SMALL = dict(num_classes=5, base_channels=16)
 
@@ -106,17 +111,26 @@ def test_the_channels_last_twin_leaves_the_other_contiguous(no_engines, tmp_path
     assert not channels_last[3].weight.is_contiguous()
 
 
-@pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ENGINES),
-    reason='requirements/benchmark.txt is not installed',
-)
-def test_other_engines_agree(tmp_path):
-    contestants, skipped = packed_model.prepare(SUBJECT, 1, tmp_path)
+def compare_engines(folder: Path) -> None:
+    contestants, skipped = packed_model.prepare(SUBJECT, 1, folder)
     assert skipped == {}
     for name in ('ONNX Runtime float32', 'OpenVINO float32'):
         assert contestants[name].difference < 1e-5
     assert 1e-5 < contestants['OpenVINO int8'].difference < 0.3  # it did quantize
     assert [output.shape for output in contestants['OpenVINO int8'].run()] == [(1, 64)]
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ENGINES),
+    reason='requirements/benchmark.txt is not installed',
+)
+def test_other_engines_agree(tmp_path):
+    # In a process of its own: with these engines in it, a process that forks later (workers of a data loader) crashes.
+    code = 'import sys, pathlib; from tests.test_benchmarks import test_packed_model as test; '
+    code += 'test.compare_engines(pathlib.Path(sys.argv[1]))'
+    environ = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run([sys.executable, '-c', code, tmp_path], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_engine_that_computes_something_else_is_refused(no_engines, tmp_path, monkeypatch):
