@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import torch
 from mmcv.cnn import ConvModule
@@ -27,10 +28,10 @@ from mmgroupnet.models.backbones.groupnet_resnet import (
 from mmgroupnet.ops import Connection, Residual, UnitGeometry, pack_weight
 from mmgroupnet.quantizers import ShiftedSign, SignActivation, SignWeight
 
-try:
+if find_spec('mmdet') is not None:
     from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
     from mmgroupnet.models.necks.binary_fpn import RealValuedSkip
-except ImportError:  # without mmdet there are no towers and no pyramids
+else:  # There are neither towers nor pyramids.
     BinaryTower = RealValuedSkip = ()
 
 
@@ -56,7 +57,8 @@ class NotPackable(Exception):
 
 
 def pack(model: nn.Module) -> nn.Module:
-    """Packs a model: a copy of it, in evaluation mode, whose binary layers are packed twins; the rest is as it was.
+    """Packs a model: a copy of it, in evaluation mode, whose binary layers are packed twins; the rest stays torch's, in
+    channels_last.
 
     Args:
         model: A trained model with binary layers of mmgroupnet. It is left as it is.
