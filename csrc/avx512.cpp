@@ -1,5 +1,14 @@
 // Kernels for AVX-512 with VPOPCNTDQ: 16 output channels in the 32-bit lanes of a vector, activations broadcast from
-// memory, so that no sum crosses lanes. A step is 32 channels.
+// memory, so that no sum crosses lanes.
+//
+// A step is 64 channels, two halves of 32 with x = a xor v and y = b xor w (activations a, b and weights v, w). Their
+// bits are added to those of a register `ones` by a full adder, whose carries alone are counted, twice as much each:
+//   ones' = ones xor x xor y = ones xor (a xor b) xor (v xor w)
+//   carry = majority(ones, x, y) = ones where ones and x are equal, else y, which then is not ones', since
+//           ones xor x = 1 there
+//   popcount(x) + popcount(y) = 2 * popcount(carry) + popcount(ones') - popcount(ones)
+// With a xor b and v xor w made beforehand these are five instructions, an xor, two of three operands, a popcount and an
+// add; xor, popcount and add of each half would be six.
 #include "kernels.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VPOPCNTDQ__)
@@ -13,9 +22,10 @@
 namespace mmgroupnet {
 namespace {
 
-constexpr int kStepChannels = 32;
-constexpr int kStepBytes = 4;
-constexpr int kTileColumns = 6;  // of one row; times four vectors of sums, with four of weights: 28 of 32 registers
+constexpr int kStepChannels = 64;
+constexpr int kStepBytes = 8;
+constexpr int kTileColumns = 8;     // of one row
+constexpr int kCountedColumns = 2;  // at once; times four vectors times two sums: 16 of 32 registers
 constexpr int kVectorLanes = 16;
 
 struct Vector {
@@ -31,61 +41,78 @@ struct Vector {
   static uint64_t negative(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NGE_UQ); }
 };
 
-void expand(const uint64_t* const* pixels, const ptrdiff_t* strides, int columns, int channels, uint8_t* activations) {
-  const size_t bytes = static_cast<size_t>(kStepBytes) * ceil_div(channels, kStepChannels);
-  for (int i = 0; i < columns; ++i) std::memcpy(activations + i * bytes, pixels[0] + i * strides[0], bytes);
-}
+// Of the halves a (low) and b: a and a xor b.
+uint64_t pair_halves(uint64_t word) { return word ^ word << 32; }
 
-void arrange(const uint64_t* words, ptrdiff_t stride, int channels, uint8_t* weights) {
-  for (int step = 0; step < ceil_div(channels, kStepChannels); ++step) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const uint64_t word = words[lane * stride + step / 2];
-      const uint32_t bits = static_cast<uint32_t>(word >> (step % 2 * kStepChannels));
-      std::memcpy(weights, &bits, sizeof bits);
-      weights += sizeof bits;
+void expand(const uint64_t* const* pixels, const ptrdiff_t* strides, int columns, int channels, uint8_t* activations) {
+  const int words = ceil_div(channels, kWordBits);
+  const uint64_t* pixel = pixels[0];
+  for (int i = 0; i < columns; ++i, pixel += strides[0]) {
+    for (int step = 0; step < words; ++step) {
+      const uint64_t paired = pair_halves(pixel[step]);
+      std::memcpy(activations, &paired, sizeof paired);
+      activations += sizeof paired;
     }
   }
 }
 
+void arrange(const uint64_t* words, ptrdiff_t stride, int channels, uint8_t* weights) {
+  for (int step = 0; step < ceil_div(channels, kStepChannels); ++step, weights += kLanes * kStepBytes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const uint64_t paired = pair_halves(words[lane * stride + step]);
+      const uint32_t halves[] = {static_cast<uint32_t>(paired), static_cast<uint32_t>(paired >> 32)};
+      std::memcpy(weights + lane * sizeof halves[0], &halves[0], sizeof halves[0]);
+      std::memcpy(weights + (kLanes + lane) * sizeof halves[0], &halves[1], sizeof halves[1]);
+    }
+  }
+}
+
+// Of (ones, a xor b, v xor w) and of (ones, x, ones').
+constexpr int kXor = 0x96, kCarry = 0xd4;
+
+// Different bits of `kColumns` columns of a tile, the first of them `first_column`.
 template <int kColumns, int kVectors>
-void count_tile(const Tile& tile, int32_t* different) {
-  __m512i sums[kColumns][kVectors];
+void count_tile(const Tile& tile, int first_column, int32_t* different) {
+  __m512i ones[kColumns][kVectors], twos[kColumns][kVectors];
   for (int p = 0; p < kColumns; ++p) {
-    for (int v = 0; v < kVectors; ++v) sums[p][v] = _mm512_setzero_si512();
+    for (int v = 0; v < kVectors; ++v) ones[p][v] = twos[p][v] = _mm512_setzero_si512();
   }
   const uint8_t* weights = tile.weights;
   for (int r = 0; r < tile.num_runs; ++r) {
     const uint8_t* activations[kColumns];
-    for (int p = 0; p < kColumns; ++p) activations[p] = tile.activations[p] + tile.runs[r].offset;
+    for (int p = 0; p < kColumns; ++p) activations[p] = tile.activations[first_column + p] + tile.runs[r].offset;
     for (int step = 0; step < tile.runs[r].steps; ++step) {
-      __m512i w[kVectors];
-      for (int v = 0; v < kVectors; ++v) w[v] = _mm512_load_si512(weights + v * 64);
-      weights += kLanes * kStepBytes;
       for (int p = 0; p < kColumns; ++p) {
-        int32_t a;
-        std::memcpy(&a, activations[p] + step * kStepBytes, sizeof a);
-        const __m512i broadcast = _mm512_set1_epi32(a);
+        int32_t a[2];
+        std::memcpy(a, activations[p] + step * kStepBytes, sizeof a);
+        const __m512i first = _mm512_set1_epi32(a[0]), both = _mm512_set1_epi32(a[1]);
         for (int v = 0; v < kVectors; ++v) {
-          sums[p][v] = _mm512_add_epi32(sums[p][v], _mm512_popcnt_epi32(_mm512_xor_si512(broadcast, w[v])));
+          const __m512i x = _mm512_xor_si512(first, _mm512_load_si512(weights + v * 64));
+          const __m512i both_weights = _mm512_load_si512(weights + (kLanes / kVectorLanes + v) * 64);
+          const __m512i sum = _mm512_ternarylogic_epi32(ones[p][v], both, both_weights, kXor);
+          const __m512i carry = _mm512_ternarylogic_epi32(ones[p][v], x, sum, kCarry);
+          twos[p][v] = _mm512_add_epi32(twos[p][v], _mm512_popcnt_epi32(carry));
+          ones[p][v] = sum;
         }
       }
+      weights += kLanes * kStepBytes;
     }
   }
   for (int p = 0; p < kColumns; ++p) {
-    for (int v = 0; v < kVectors; ++v) _mm512_storeu_si512(different + p * kLanes + v * kVectorLanes, sums[p][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(twos[p][v], 1), _mm512_popcnt_epi32(ones[p][v]));
+      _mm512_storeu_si512(different + (first_column + p) * kLanes + v * kVectorLanes, sum);
+    }
   }
 }
 
 template <int kVectors>
 void count_columns(const Tile& tile, int32_t* different) {
-  switch (tile.columns) {
-    case 1: return count_tile<1, kVectors>(tile, different);
-    case 2: return count_tile<2, kVectors>(tile, different);
-    case 3: return count_tile<3, kVectors>(tile, different);
-    case 4: return count_tile<4, kVectors>(tile, different);
-    case 5: return count_tile<5, kVectors>(tile, different);
-    default: return count_tile<kTileColumns, kVectors>(tile, different);
+  int first = 0;
+  for (; first + kCountedColumns <= tile.columns; first += kCountedColumns) {
+    count_tile<kCountedColumns, kVectors>(tile, first, different);
   }
+  if (first < tile.columns) count_tile<1, kVectors>(tile, first, different);
 }
 
 void count(const Tile& tile, int32_t* different) {

@@ -1,5 +1,8 @@
 // Chains of units with the connection in front of them: a Group-Net block in one call.
+#include <algorithm>
 #include <cstddef>
+#include <deque>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -12,6 +15,8 @@ namespace {
 
 // Jobs of elementwise passes: this many pixels each.
 constexpr int64_t kPixelsPerJob = 256;
+// Of a band of a block's output, per thread. Two or three such bands are in use at a time.
+constexpr int64_t kBandBytes = 256 << 10;
 
 // Memory that calls use again: what malloc returns to the system costs a page fault per 4 KiB on the next call, more
 // than the arithmetic on it. Each calling thread keeps its own, up to kKeptBytes.
@@ -72,11 +77,10 @@ class Array {
   std::vector<uint64_t> piece_;
 };
 
-void for_pixels(int64_t pixels, int threads, const std::function<void(int64_t, int64_t)>& job) {
-  const int jobs = static_cast<int>((pixels + kPixelsPerJob - 1) / kPixelsPerJob);
+void for_pixels(int64_t first, int64_t last, int threads, const std::function<void(int64_t, int64_t)>& job) {
+  const int jobs = static_cast<int>((last - first + kPixelsPerJob - 1) / kPixelsPerJob);
   parallel_for(jobs, threads, [&](int i) {
-    const int64_t last = (i + 1) * kPixelsPerJob;
-    job(i * kPixelsPerJob, last < pixels ? last : pixels);
+    job(first + i * kPixelsPerJob, std::min(first + (i + 1) * kPixelsPerJob, last));
   });
 }
 
@@ -96,58 +100,108 @@ struct SignMap {
 
 bool has_sign_parameters(const mmg_unit& unit) { return unit.sign_scale != nullptr || unit.sign_shift != nullptr; }
 
+// Merges and gates branches; makes the signs of the result, too, where `signs` is not null.
+void connect_pixels(const Kernels& kernels, const float* x, int64_t pixels, int branches, int channels,
+                    const float* scales, const float* gate, float* out, uint64_t* signs) {
+  const std::vector<float> mean(branches, 1.0f / branches);
+  if (scales == nullptr) scales = mean.data();
+  const int words = ceil_div(channels, kWordBits);
+  std::vector<float> merged(channels);
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    const float* from = x + pixel * branches * channels;
+    if (gate == nullptr) {
+      kernels.merge(from, scales, branches, channels, out + pixel * channels);
+      if (signs != nullptr) kernels.pack(out + pixel * channels, nullptr, nullptr, channels, signs + pixel * words);
+      continue;
+    }
+    kernels.merge(from, scales, branches, channels, merged.data());
+    for (int k = 0; k < branches; ++k) {
+      float* to = out + (pixel * branches + k) * channels;
+      kernels.gate(from + k * channels, merged.data(), gate[k], channels, to);
+      if (signs != nullptr) kernels.pack(to, nullptr, nullptr, channels, signs + (pixel * branches + k) * words);
+    }
+  }
+}
+
 class Block {
  public:
-  Block(const Kernels& kernels, const mmg_block& block, int threads)
-      : kernels_(kernels), block_(block), size_{block.height, block.width}, threads_(threads) {}
-
-  // Maps of the output's shape are made in `out`, one over the other, as far as nobody wants the former one any more: a
-  // sum of a unit and its residual may take the residual's place, since units read signs, which lie elsewhere. What
-  // does not have to be fetched is worth more here than arithmetic.
-  void run(const float* x, float* out) {
-    out_ = out;
+  Block(const Kernels& kernels, const mmg_block& block, const float* x, float* out, int threads)
+      : kernels_(kernels), block_(block), size_{block.height, block.width}, x_(x), out_(out), threads_(threads) {
     find_output();
-    connect(x, block_.units[0].in_channels);
-    SignMap signs = has_sign_parameters(block_.units[0]) ? pack(connected_, block_.units[0]) : plain_signs();
-    const Map shortcut = make_shortcut(signs);
+    const int connect = add_connection();
+    const mmg_unit& first = block_.units[0];
+    int signs = has_sign_parameters(first) || plain_.words.get() == nullptr ? add_packing(first, connect) : connect;
+    const Signs first_signs = signs == connect ? plain_.view() : sign_maps_.back().view();
+    shortcut_ = connected_;
+    int shortcut = connect;
+    if (block_.shortcut_map != nullptr) {
+      shortcut_ = {block_.shortcut_map, block_.num_bases, block_.units[block_.num_units - 1].out_channels};
+      shortcut = kNoStep;
+    } else if (block_.shortcut != nullptr) {
+      shortcut = add_shortcut(connect, signs, first_signs);
+    }
+    add_units(connect, signs, first_signs, shortcut);
+  }
 
-    Map map = connected_;
-    Size size = size_;
-    Array<float> values;  // of `map`, where it is not in `out`
-    for (int i = 0; i < block_.num_units; ++i) {
-      const mmg_unit& unit = block_.units[i];
-      const Size out_size = output_size(unit, size);
-      const int branches = output_branches(unit, signs.branches), folded = branches * unit.out_channels;
-      Destination destination;
-      if (unit.residual == MMG_RESIDUAL_INPUT) destination.residual = map;
-      if (unit.residual == MMG_RESIDUAL_SHORTCUT) destination.residual = shortcut;
-      Array<float> next_values;
-      if (i >= last_shortcut_ && has_output_shape(folded, out_size)) {
-        destination.values = out;
-      } else if (destination.residual.data != nullptr && destination.residual.data == values.get()) {
-        next_values = std::move(values);
-        destination.values = next_values.get();
-      } else {
-        next_values = Array<float>(count_pixels(out_size) * folded);
-        destination.values = next_values.get();
+  // Makes the output band by band: all steps of a band follow each other, so that what one writes, the next one finds
+  // in the cache.
+  void run() {
+    const int64_t row_bytes = int64_t{4} * out_size_.width * out_folded_;
+    const int64_t rows = std::max<int64_t>(1, kBandBytes * threads_ / row_bytes);
+    const int images = static_cast<int>(std::clamp<int64_t>(rows / out_size_.height, 1, block_.batch));
+    for (int image = 0; image < block_.batch; image += images) {
+      for (Step& step : steps_) step.done = 0;
+      for (int last = 0; last < out_size_.height;) {
+        last = static_cast<int>(std::min<int64_t>(last + rows, out_size_.height));
+        advance(static_cast<int>(steps_.size()) - 1, image, std::min(image + images, block_.batch), last);
       }
-      SignMap next_signs;
-      if (i + 1 < block_.num_units) {
-        next_signs = SignMap(count_pixels(out_size), branches, unit.out_channels);
-        destination.signs = next_signs.words.get();
-        destination.sign_scale = block_.units[i + 1].sign_scale;
-        destination.sign_shift = block_.units[i + 1].sign_shift;
-      }
-      convolve(kernels_, unit, block_.batch, size, signs.view(), destination, threads_);
-      map = {destination.values, branches, unit.out_channels};
-      signs = std::move(next_signs);
-      values = std::move(next_values);
-      size = out_size;
     }
   }
 
  private:
+  static constexpr int kNoStep = -1;
+
+  // What a step reads of another one: the rows that a unit sees, or, where that is null, those that it makes itself.
+  struct Input {
+    int step;  // kNoStep: nothing has to be made
+    const mmg_unit* unit;
+  };
+
+  // Makes a map from the top down. Steps that read a map pixel by pixel may write theirs over it.
+  struct Step {
+    Size size;  // of the map
+    std::vector<Input> inputs;
+    std::function<void(const Rows&)> run;
+    int done = 0;  // rows
+  };
+
+  // Makes the rows before `last` of a step's map, and before that what it needs.
+  void advance(int index, int first_image, int last_image, int last) {
+    Step& step = steps_[index];
+    if (step.done >= last) return;
+    for (const Input& input : step.inputs) {
+      if (input.step == kNoStep) continue;
+      const Size size = steps_[input.step].size;
+      const int needed = input.unit == nullptr ? last : last_input_row(*input.unit, size, last);
+      advance(input.step, first_image, last_image, needed);
+    }
+    step.run({first_image, last_image, step.done, last});
+    step.done = last;
+  }
+
+  int add(Size size, std::vector<Input> inputs, std::function<void(const Rows&)> run) {
+    steps_.push_back({size, std::move(inputs), std::move(run)});
+    return static_cast<int>(steps_.size()) - 1;
+  }
+
   int64_t count_pixels(Size size) const { return static_cast<int64_t>(block_.batch) * size.height * size.width; }
+
+  void for_rows(const Rows& rows, Size size, const std::function<void(int64_t, int64_t)>& job) const {
+    for (int image = rows.first_image; image < rows.last_image; ++image) {
+      const int64_t start = static_cast<int64_t>(image) * size.height;
+      for_pixels((start + rows.first) * size.width, (start + rows.last) * size.width, threads_, job);
+    }
+  }
 
   bool has_output_shape(int folded, Size size) const {
     return folded == out_folded_ && size.height == out_size_.height && size.width == out_size_.width;
@@ -166,126 +220,160 @@ class Block {
     }
   }
 
+  float* new_map(int64_t size) {
+    maps_.emplace_back(size);
+    return maps_.back().get();
+  }
+
+  Signs new_signs(Size size, int branches, int channels) {
+    sign_maps_.emplace_back(count_pixels(size), branches, channels);
+    return sign_maps_.back().view();
+  }
+
   // Makes the input of the units; of a gated or merged one its signs, too, while it is in the cache.
-  void connect(const float* x, int channels) {
-    const int K = block_.num_bases;
+  int add_connection() {
+    const int K = block_.num_bases, channels = block_.units[0].in_channels;
     if (block_.connection == MMG_SEPARATE || block_.connection == MMG_BROADCAST) {
-      connected_ = {x, block_.connection == MMG_SEPARATE ? K : 1, channels};
-      return;
+      connected_ = {x_, block_.connection == MMG_SEPARATE ? K : 1, channels};
+      return kNoStep;
     }
-    const int branches = block_.connection == MMG_GATED ? K : 1;
-    const int64_t pixels = count_pixels(size_);
-    float* values = out_;
-    if (!has_output_shape(branches * channels, size_)) {
-      connected_values_ = Array<float>(pixels * branches * channels);
-      values = connected_values_.get();
-    }
+    const int branches = block_.connection == MMG_GATED ? K : 1, folded = branches * channels;
+    float* values = has_output_shape(folded, size_) ? out_ : new_map(count_pixels(size_) * folded);
     connected_ = {values, branches, channels};
-    plain_ = SignMap(pixels, branches, channels);
-    mmgroupnet::connect(kernels_, x, pixels, K, channels, block_.merge_scales,
-                        block_.connection == MMG_GATED ? block_.gate : nullptr, values, plain_.words.get(),
-                        threads_);
-  }
-
-  // Signs of the connected map without a unit's own scale and shift.
-  SignMap plain_signs() {
-    if (plain_.words.get() != nullptr) return std::move(plain_);
-    mmg_unit plain = block_.units[0];
-    plain.sign_scale = plain.sign_shift = nullptr;
-    return pack(connected_, plain);
-  }
-
-  // Signs of a map for a unit. Where each branch has a shift of its own, one map gives K different ones.
-  SignMap pack(const Map& map, const mmg_unit& unit) const {
-    const bool differ = has_sign_parameters(unit) && !unit.shares_weights && !unit.merges;
-    SignMap signs(count_pixels(size_), differ ? unit.num_bases : map.branches, map.channels);
-    const int words = ceil_div(map.channels, kWordBits);
-    for_pixels(count_pixels(size_), threads_, [&](int64_t first, int64_t last) {
-      for (int64_t pixel = first; pixel < last; ++pixel) {
-        for (int k = 0; k < signs.branches; ++k) {
-          const float* from = map.data + (pixel * map.branches + (map.branches == 1 ? 0 : k)) * map.channels;
-          const int parameter = differ ? k * map.channels : 0;
-          kernels_.pack(from, unit.sign_scale == nullptr ? nullptr : unit.sign_scale + parameter,
-                        unit.sign_shift == nullptr ? nullptr : unit.sign_shift + parameter, map.channels,
-                        signs.words.get() + (pixel * signs.branches + k) * words);
-        }
-      }
+    plain_ = SignMap(count_pixels(size_), branches, channels);
+    return add(size_, {}, [=](const Rows& rows) {
+      const int64_t words = plain_.view().pixel_words();
+      for_rows(rows, size_, [&](int64_t first, int64_t last) {
+        connect_pixels(kernels_, x_ + first * K * channels, last - first, K, channels, block_.merge_scales,
+                       block_.connection == MMG_GATED ? block_.gate : nullptr, values + first * folded,
+                       plain_.words.get() + first * words);
+      });
     });
-    return signs;
   }
 
-  // The map that units add as shortcut.
-  Map make_shortcut(const SignMap& first_signs) {
-    if (block_.shortcut_map != nullptr) {
-      return {block_.shortcut_map, block_.num_bases, block_.units[block_.num_units - 1].out_channels};
-    }
-    if (block_.shortcut == nullptr) return connected_;
+  // Packs the signs of the connected map for a unit. Where each branch has a shift of its own, one map gives K ones.
+  int add_packing(const mmg_unit& unit, int connect) {
+    const bool has_parameters = has_sign_parameters(unit);
+    const bool differ = has_parameters && !unit.shares_weights && !unit.merges;
+    const Map map = connected_;
+    const int branches = differ ? unit.num_bases : map.branches, words = ceil_div(map.channels, kWordBits);
+    uint64_t* const signs = const_cast<uint64_t*>(new_signs(size_, branches, map.channels).words);
+    const float *scale = unit.sign_scale, *shift = unit.sign_shift;
+    return add(size_, {{connect, nullptr}}, [=](const Rows& rows) {
+      for_rows(rows, size_, [&](int64_t first, int64_t last) {
+        for (int64_t pixel = first; pixel < last; ++pixel) {
+          for (int k = 0; k < branches; ++k) {
+            const float* from = map.data + (pixel * map.branches + (map.branches == 1 ? 0 : k)) * map.channels;
+            const int parameter = differ ? k * map.channels : 0;
+            kernels_.pack(from, scale == nullptr ? nullptr : scale + parameter,
+                          shift == nullptr ? nullptr : shift + parameter, map.channels,
+                          signs + (pixel * branches + k) * words);
+          }
+        }
+      });
+    });
+  }
+
+  // The map that units add as shortcut, where a unit makes it.
+  int add_shortcut(int connect, int signs, Signs from) {
     const mmg_unit& unit = *block_.shortcut;
-    SignMap own;
-    const SignMap* signs = &first_signs;
     if (has_sign_parameters(unit) || has_sign_parameters(block_.units[0])) {
-      own = pack(connected_, unit);
-      signs = &own;
+      signs = add_packing(unit, connect);
+      from = sign_maps_.back().view();
     }
     const Size size = output_size(unit, size_);
-    const int branches = output_branches(unit, signs->branches), folded = branches * unit.out_channels;
+    const int branches = output_branches(unit, from.branches), folded = branches * unit.out_channels;
     Destination destination;
-    destination.values = out_;
     // The connected map may be in `out` as well, where a unit wants it as its own input.
-    if (!has_output_shape(folded, size) || connected_.data == out_) {
-      shortcut_values_ = Array<float>(count_pixels(size) * folded);
-      destination.values = shortcut_values_.get();
+    destination.values = has_output_shape(folded, size) && connected_.data != out_ ? out_
+                                                                                   : new_map(count_pixels(size) * folded);
+    shortcut_ = {destination.values, branches, unit.out_channels};
+    return add_unit(unit, size_, signs, from, destination, {});
+  }
+
+  int add_unit(const mmg_unit& unit, Size size, int signs, Signs from, const Destination& destination,
+               std::vector<Input> others) {
+    others.push_back({signs, &unit});
+    return add(output_size(unit, size), std::move(others), [=, &unit](const Rows& rows) {
+      convolve(kernels_, unit, rows, size, from, destination, threads_);
+    });
+  }
+
+  // Maps of the output's shape are made in `out`, one over the other, as far as nobody wants the former one any more: a
+  // sum of a unit and its residual may take the residual's place, since units read signs, which lie elsewhere. What
+  // does not have to be fetched is worth more here than arithmetic.
+  void add_units(int connect, int signs, Signs from, int shortcut) {
+    Map map = connected_;
+    Size size = size_;
+    int last = connect;
+    for (int i = 0; i < block_.num_units; ++i) {
+      const mmg_unit& unit = block_.units[i];
+      const Size out_size = output_size(unit, size);
+      const int branches = output_branches(unit, from.branches), folded = branches * unit.out_channels;
+      Destination destination;
+      std::vector<Input> others;
+      if (unit.residual == MMG_RESIDUAL_INPUT) {
+        destination.residual = map;
+        others.push_back({last, nullptr});
+      } else if (unit.residual == MMG_RESIDUAL_SHORTCUT) {
+        destination.residual = shortcut_;
+        others.push_back({shortcut, nullptr});
+      }
+      const bool is_own_input = i > 0 && destination.residual.data != nullptr && destination.residual.data == map.data;
+      if (i >= last_shortcut_ && has_output_shape(folded, out_size)) {
+        destination.values = out_;
+      } else if (is_own_input) {
+        destination.values = const_cast<float*>(map.data);
+      } else {
+        destination.values = new_map(count_pixels(out_size) * folded);
+      }
+      if (i + 1 < block_.num_units) {
+        const Signs next = new_signs(out_size, branches, unit.out_channels);
+        destination.signs = const_cast<uint64_t*>(next.words);
+        destination.sign_scale = block_.units[i + 1].sign_scale;
+        destination.sign_shift = block_.units[i + 1].sign_shift;
+      }
+      last = signs = add_unit(unit, size, signs, from, destination, std::move(others));
+      map = {destination.values, branches, unit.out_channels};
+      from = {destination.signs, branches, unit.out_channels};
+      size = out_size;
     }
-    convolve(kernels_, unit, block_.batch, size_, signs->view(), destination, threads_);
-    return {destination.values, branches, unit.out_channels};
   }
 
   const Kernels& kernels_;
   const mmg_block& block_;
   const Size size_;
+  const float* const x_;
+  float* const out_;
   const int threads_;
-  float* out_ = nullptr;
   Size out_size_ = {0, 0};
   int out_folded_ = 0, last_shortcut_ = -1;
-  Map connected_ = {nullptr, 1, 0};
-  Array<float> connected_values_, shortcut_values_;  // where they are not in `out`
-  SignMap plain_;  // signs of the connected map, where connecting made them
+  Map connected_ = {nullptr, 1, 0}, shortcut_ = {nullptr, 1, 0};
+  SignMap plain_;                   // signs of the connected map, where connecting makes them
+  std::deque<Array<float>> maps_;   // that are not in `out`
+  std::deque<SignMap> sign_maps_;
+  std::vector<Step> steps_;         // each behind its inputs
 };
 
 }  // namespace
 
 void run_block(const Kernels& kernels, const mmg_block& block, const float* x, float* out, int threads) {
-  Block(kernels, block, threads).run(x, out);
+  Block(kernels, block, x, out, threads).run();
 }
 
 void connect(const Kernels& kernels, const float* x, int64_t pixels, int branches, int channels, const float* scales,
-             const float* gate, float* out, uint64_t* signs, int threads) {
-  const std::vector<float> mean(branches, 1.0f / branches);
-  if (scales == nullptr) scales = mean.data();
-  const int words = ceil_div(channels, kWordBits);
-  for_pixels(pixels, threads, [&](int64_t first, int64_t last) {
-    std::vector<float> merged(channels);
-    for (int64_t pixel = first; pixel < last; ++pixel) {
-      const float* from = x + pixel * branches * channels;
-      if (gate == nullptr) {
-        kernels.merge(from, scales, branches, channels, out + pixel * channels);
-        if (signs != nullptr) kernels.pack(out + pixel * channels, nullptr, nullptr, channels, signs + pixel * words);
-        continue;
-      }
-      kernels.merge(from, scales, branches, channels, merged.data());
-      for (int k = 0; k < branches; ++k) {
-        float* to = out + (pixel * branches + k) * channels;
-        kernels.gate(from + k * channels, merged.data(), gate[k], channels, to);
-        if (signs != nullptr) kernels.pack(to, nullptr, nullptr, channels, signs + (pixel * branches + k) * words);
-      }
-    }
+             const float* gate, float* out, int threads) {
+  const int out_channels = channels * (gate == nullptr ? 1 : branches);
+  for_pixels(0, pixels, threads, [&](int64_t first, int64_t last) {
+    connect_pixels(kernels, x + first * branches * channels, last - first, branches, channels, scales, gate,
+                   out + first * out_channels, nullptr);
   });
 }
 
 void sign_pack(const Kernels& kernels, const float* x, bool nchw, int batch, int64_t pixels, int branches, int channels,
                uint64_t* signs, int threads) {
   const int words = ceil_div(channels, kWordBits);
-  for_pixels(batch * pixels, threads, [&](int64_t first, int64_t last) {
+  for_pixels(0, batch * pixels, threads, [&](int64_t first, int64_t last) {
     std::vector<float> gathered(channels);
     for (int64_t i = first; i < last; ++i) {
       for (int k = 0; k < branches; ++k) {

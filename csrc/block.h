@@ -11,9 +11,8 @@ namespace mmgroupnet {
 
 // See the functions of these names in mmgroupnet.h.
 void run_block(const Kernels& kernels, const mmg_block& block, const float* x, float* out, int threads);
-// `signs` may be null.
 void connect(const Kernels& kernels, const float* x, int64_t pixels, int branches, int channels, const float* scales,
-             const float* gate, float* out, uint64_t* signs, int threads);
+             const float* gate, float* out, int threads);
 void sign_pack(const Kernels& kernels, const float* x, bool nchw, int batch, int64_t pixels, int branches, int channels,
                uint64_t* signs, int threads);
 

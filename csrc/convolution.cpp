@@ -94,30 +94,31 @@ class Convolution {
         destination_(destination),
         branches_(unit.merges ? 1 : output_branches(unit, signs.branches)) {}
 
-  std::vector<Job> jobs(int batch, int threads) const {
+  std::vector<Job> jobs(const Rows& wanted_rows, int threads) const {
+    const int height = wanted_rows.last - wanted_rows.first;
     // Bands of rows whose activations fit the scratch memory, but enough of them to keep all threads busy.
     const int row_bytes = std::max(1, padded_width(dilation(unit_, 0)) * layout_.pixel_bytes * step_.height);
     const int64_t output_bytes = int64_t{4} * out_.width * branches_ * unit_.out_channels;
     int rows = static_cast<int>(
-        std::clamp<int64_t>(std::min(kScratchBytes / row_bytes, kOutputBytes / output_bytes), 1, out_.height));
+        std::clamp<int64_t>(std::min(kScratchBytes / row_bytes, kOutputBytes / output_bytes), 1, height));
     const auto whole_columns = [this](int rows) { return ceil_div(rows, kernels_.rows) * kernels_.rows; };
     rows = whole_columns(rows);
     int blocks = layout_.blocks;
     const int wanted = threads == 1 ? 1 : 4 * threads;
-    const int others = batch * branches_ * unit_.groups;
-    while (others * ceil_div(out_.height, rows) < wanted && rows > 4) {
+    const int others = (wanted_rows.last_image - wanted_rows.first_image) * branches_ * unit_.groups;
+    while (others * ceil_div(height, rows) < wanted && rows > 4) {
       rows = whole_columns(ceil_div(rows, 2));
     }
-    while (others * ceil_div(out_.height, rows) * ceil_div(layout_.blocks, blocks) < wanted && blocks > 1) {
+    while (others * ceil_div(height, rows) * ceil_div(layout_.blocks, blocks) < wanted && blocks > 1) {
       blocks = ceil_div(blocks, 2);
     }
     std::vector<Job> found;
-    for (int image = 0; image < batch; ++image) {
-      for (int row = 0; row < out_.height; row += rows) {
+    for (int image = wanted_rows.first_image; image < wanted_rows.last_image; ++image) {
+      for (int row = wanted_rows.first; row < wanted_rows.last; row += rows) {
         for (int branch = 0; branch < branches_; ++branch) {
           for (int group = 0; group < unit_.groups; ++group) {
             for (int block = 0; block < layout_.blocks; block += blocks) {
-              found.push_back({image, branch, group, row, std::min(row + rows, out_.height), block,
+              found.push_back({image, branch, group, row, std::min(row + rows, wanted_rows.last), block,
                                std::min(block + blocks, layout_.blocks)});
             }
           }
@@ -135,13 +136,12 @@ class Convolution {
     const std::vector<Run> runs = find_runs(rate, width);
     const std::vector<Column> columns = find_columns(job, width);
     const int num_columns = static_cast<int>(columns.size());
-    // Tiles of nearly equal size: a last one of a single column would cost as much as a full one.
     const int tiles = ceil_div(num_columns, kernels_.tile_columns);
     std::vector<int32_t> different;
     for (int block = job.first_block; block < job.last_block; ++block) {
       for (int tile = 0; tile < tiles; ++tile) {
-        const int first = static_cast<int>(static_cast<int64_t>(num_columns) * tile / tiles);
-        const int last = static_cast<int>(static_cast<int64_t>(num_columns) * (tile + 1) / tiles);
+        const int first = tile * kernels_.tile_columns;
+        const int last = std::min(first + kernels_.tile_columns, num_columns);
         prefetch_weights(job, block + 1, tile, tiles);
         run_tile(job, rate, activations, runs, columns.data() + first, last - first, block, different);
       }
@@ -221,12 +221,15 @@ class Convolution {
   void prefetch_weights(const Job& job, int block, int tile, int tiles) const {
     constexpr int64_t kLineBytes = 64;
     if (block == layout_.blocks || tiles > kFewTiles) return;
-    const uint8_t* weights = weights_of(unit_.merges || unit_.shares_weights ? 0 : job.branch, job.group, block);
+    const uint8_t* weights = weights_of(weight_branch(job), job.group, block);
     const int64_t last = layout_.block_bytes * (tile + 1) / tiles;
     for (int64_t i = layout_.block_bytes * tile / tiles; i < last; i += kLineBytes) {
       __builtin_prefetch(weights + i, 0, 2);
     }
   }
+
+  // Branch of the weights; the first one of merged bases.
+  int weight_branch(const Job& job) const { return unit_.merges || unit_.shares_weights ? 0 : job.branch; }
 
   const uint8_t* weights_of(int branch, int group, int block) const {
     return unit_.weights + (static_cast<int64_t>(branch) * unit_.groups + group) * layout_.group_bytes() +
@@ -266,33 +269,34 @@ class Convolution {
 
     // Merged bases read the same activations; else there is one.
     const int bases = unit_.merges ? unit_.num_bases : 1;
-    const int weight_branch = unit_.merges || unit_.shares_weights ? 0 : job.branch;
     const int stride = tile.columns * kernels_.rows * kLanes;
     if (different_buffer.size() < static_cast<size_t>(bases) * stride) different_buffer.resize(bases * stride);
     int32_t* different = different_buffer.data();
     for (int base = 0; base < bases; ++base) {
-      tile.weights = weights_of(weight_branch + base, job.group, block);
+      tile.weights = weights_of(weight_branch(job) + base, job.group, block);
       kernels_.count(tile, different + base * stride);
     }
 
-    Epilogue epilogue = describe_epilogue(channel(weight_branch, job.group, first_channel), tile.channels);
+    Epilogue epilogue = describe_epilogue(channel(weight_branch(job), job.group, first_channel), tile.channels);
     epilogue.bases = bases;
     epilogue.different_stride = stride;
     std::vector<int32_t> excess(unit_.pad_value == 0 ? static_cast<size_t>(bases) * kLanes : 0);
-    for (int i = 0; i < num_columns; ++i) {
-      for (int j = 0; j < columns[i].rows; ++j) {
-        const int y = columns[i].y + j, x = columns[i].x;
+    for (int j = 0; j < kernels_.rows; ++j) {
+      // Pixels that follow each other are finished together; a padded zero gives each its own excess.
+      for (int i = 0, last; i < num_columns; i = last) {
+        last = i + 1;
+        if (j >= columns[i].rows) continue;
+        const int64_t first_pixel = pixel(job, columns[i].y + j, columns[i].x);
         if (unit_.pad_value == 0) {
-          std::fill(excess.begin(), excess.end(), 0);
-          bool is_border = false;
-          for (int base = 0; base < bases; ++base) {
-            const auto* tap_sums = reinterpret_cast<const int32_t*>(
-                weights_of(weight_branch + base, job.group, block) + layout_.weights_bytes);
-            is_border = find_excess(job, rate, y, x, tap_sums, excess.data() + base * kLanes);
+          find_excess(job, rate, columns[i].y + j, columns[i].x, block, bases, &excess, &epilogue);
+        } else {
+          while (last < num_columns && j < columns[last].rows &&
+                 pixel(job, columns[last].y + j, columns[last].x) == first_pixel + last - i) {
+            ++last;
           }
-          epilogue.excess = is_border ? excess.data() : nullptr;
         }
-        finish(job, pixel(job, y, x), next, different + (i * kernels_.rows + j) * kLanes, epilogue);
+        epilogue.pixels = last - i;
+        finish(job, first_pixel, next, different + (i * kernels_.rows + j) * kLanes, epilogue);
       }
     }
   }
@@ -323,21 +327,26 @@ class Convolution {
     return branch * unit_.out_channels + group * layout_.out_channels + channel_of_group;
   }
 
-  // A padded zero was counted as +1: takes away the sums of the taps that saw one. Returns whether there were any.
-  bool find_excess(const Job& job, int rate, int out_y, int out_x, const int32_t* tap_sums, int32_t* excess) const {
+  // A padded zero was counted as +1: takes away the sums of the taps that saw one.
+  void find_excess(const Job& job, int rate, int out_y, int out_x, int block, int bases, std::vector<int32_t>* excess,
+                   Epilogue* epilogue) const {
     const Size pad = padding(unit_, unit_.shares_weights ? 0 : job.branch);
     const int top = out_y * unit_.stride_height - pad.height, left = out_x * unit_.stride_width - pad.width;
-    bool found = false;
+    std::fill(excess->begin(), excess->end(), 0);
+    epilogue->excess = nullptr;
     for (int ky = 0; ky < unit_.kernel_height; ++ky) {
       for (int kx = 0; kx < unit_.kernel_width; ++kx) {
         const int y = top + ky * rate, x = left + kx * rate;
         if (y >= 0 && y < in_.height && x >= 0 && x < in_.width) continue;
-        found = true;
-        const int32_t* sums = tap_sums + (ky * unit_.kernel_width + kx) * kLanes;
-        for (int c = 0; c < kLanes; ++c) excess[c] -= sums[c];
+        epilogue->excess = excess->data();
+        for (int base = 0; base < bases; ++base) {
+          const auto* tap_sums = reinterpret_cast<const int32_t*>(weights_of(weight_branch(job) + base, job.group, block) +
+                                                                  layout_.weights_bytes) +
+                                 (ky * unit_.kernel_width + kx) * kLanes;
+          for (int c = 0; c < kLanes; ++c) (*excess)[base * kLanes + c] -= tap_sums[c];
+        }
       }
     }
-    return found;
   }
 
   // What all pixels of a tile have in common; `parameter` is the tile's first channel among the unit's parameters.
@@ -358,18 +367,30 @@ class Convolution {
   }
 
   void finish(const Job& job, int64_t pixel, int next, const int32_t* different, Epilogue& epilogue) const {
-    const int64_t at = pixel * branches_ * unit_.out_channels + next;
+    const int folded = branches_ * unit_.out_channels;
+    const int64_t at = pixel * folded + next;
+    epilogue.different_step = kernels_.rows * kLanes;
+    epilogue.out_step = folded;
     if (destination_.integers != nullptr) {
-      float values[kLanes];
+      float values[kMaxTileColumns * kLanes];
       epilogue.out = values;
+      epilogue.out_step = kLanes;
       kernels_.finish(different, epilogue);
-      for (int c = 0; c < epilogue.channels; ++c) destination_.integers[at + c] = static_cast<int32_t>(values[c]);
+      for (int i = 0; i < epilogue.pixels; ++i) {
+        for (int c = 0; c < epilogue.channels; ++c) {
+          destination_.integers[at + i * folded + c] = static_cast<int32_t>(values[i * kLanes + c]);
+        }
+      }
       return;
     }
-    if (destination_.residual.data != nullptr) epilogue.residual = residual(job, pixel, next);
+    if (destination_.residual.data != nullptr) {
+      epilogue.residual = residual(job, pixel, next);
+      epilogue.residual_step = destination_.residual.folded();
+    }
     epilogue.out = destination_.values + at;
     if (destination_.signs != nullptr) {
       const int words = ceil_div(unit_.out_channels, kWordBits);
+      epilogue.word_step = branches_ * words;
       epilogue.word = destination_.signs + (pixel * branches_ + job.branch) * words +
                       (next - job.branch * unit_.out_channels) / kWordBits;
       if (destination_.sign_scale != nullptr) epilogue.sign_scale = destination_.sign_scale + next;
@@ -397,6 +418,15 @@ Size output_size(const mmg_unit& unit, Size input) {
   const int rate = dilation(unit, 0);
   return {(input.height + 2 * pad.height - rate * (unit.kernel_height - 1) - 1) / unit.stride_height + 1,
           (input.width + 2 * pad.width - rate * (unit.kernel_width - 1) - 1) / unit.stride_width + 1};
+}
+
+int last_input_row(const mmg_unit& unit, Size input, int last_row) {
+  int last = 0;
+  for (int branch = 0; branch < (unit.shares_weights ? 1 : unit.num_bases); ++branch) {
+    const int seen = dilation(unit, branch) * (unit.kernel_height - 1) + 1;
+    last = std::max(last, (last_row - 1) * unit.stride_height - padding(unit, branch).height + seen);
+  }
+  return std::clamp(last, 0, input.height);
 }
 
 int output_branches(const mmg_unit& unit, int input_branches) {
@@ -444,25 +474,28 @@ void arrange_weights(const Kernels& kernels, const mmg_unit& unit, const uint8_t
   }
 }
 
-void convolve(const Kernels& kernels, const mmg_unit& unit, int batch, Size size, Signs signs, Destination destination,
-              int threads) {
+void convolve(const Kernels& kernels, const mmg_unit& unit, const Rows& rows, Size size, Signs signs,
+              Destination destination, int threads) {
   uint64_t* const next_signs = destination.signs;
   // Groups of whole words write their signs as they finish; others share words, which are made afterwards.
   const bool packs_later = next_signs != nullptr && unit.groups > 1 && unit.out_channels / unit.groups % kWordBits != 0;
   if (packs_later) destination.signs = nullptr;
   const Convolution convolution(kernels, unit, size, signs, destination);
-  const std::vector<Job> jobs = convolution.jobs(batch, threads);
+  const std::vector<Job> jobs = convolution.jobs(rows, threads);
   parallel_for(static_cast<int>(jobs.size()), threads, [&](int i) { convolution.run(jobs[i]); });
   if (packs_later) {
     const Size out = output_size(unit, size);
     const int branches = output_branches(unit, signs.branches), words = ceil_div(unit.out_channels, kWordBits);
-    const int64_t pixels = static_cast<int64_t>(batch) * out.height * out.width;
-    for (int64_t i = 0; i < pixels * branches; ++i) {
-      const int64_t next = i % branches * unit.out_channels;
-      kernels.pack(destination.values + i * unit.out_channels,
-                   destination.sign_scale == nullptr ? nullptr : destination.sign_scale + next,
-                   destination.sign_shift == nullptr ? nullptr : destination.sign_shift + next, unit.out_channels,
-                   next_signs + i * words);
+    for (int image = rows.first_image; image < rows.last_image; ++image) {
+      const int64_t first = (static_cast<int64_t>(image) * out.height + rows.first) * out.width * branches;
+      const int64_t last = first + static_cast<int64_t>(rows.last - rows.first) * out.width * branches;
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t next = i % branches * unit.out_channels;
+        kernels.pack(destination.values + i * unit.out_channels,
+                     destination.sign_scale == nullptr ? nullptr : destination.sign_scale + next,
+                     destination.sign_shift == nullptr ? nullptr : destination.sign_shift + next, unit.out_channels,
+                     next_signs + i * words);
+      }
     }
   }
 }

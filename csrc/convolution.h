@@ -14,6 +14,12 @@ struct Size {
   int height, width;
 };
 
+// Rows [first, last) of each of some images.
+struct Rows {
+  int first_image, last_image;
+  int first, last;
+};
+
 // Float map, NHWC, with its branches along the channels.
 struct Map {
   const float* data;
@@ -41,13 +47,16 @@ struct Destination {
 };
 
 Size output_size(const mmg_unit& unit, Size input);
+// The input's rows that the output's rows before `last_row` see end before this one.
+int last_input_row(const mmg_unit& unit, Size input, int last_row);
 // Branches of a unit's output for an input of so many; 1 where they are merged.
 int output_branches(const mmg_unit& unit, int input_branches);
 
 size_t arranged_bytes(const Kernels& kernels, const mmg_unit& unit);
 void arrange_weights(const Kernels& kernels, const mmg_unit& unit, const uint8_t* bits, uint8_t* arranged);
-void convolve(const Kernels& kernels, const mmg_unit& unit, int batch, Size size, Signs signs, Destination destination,
-              int threads);
+// Makes some rows of the output of a map of this size.
+void convolve(const Kernels& kernels, const mmg_unit& unit, const Rows& rows, Size size, Signs signs,
+              Destination destination, int threads);
 
 }  // namespace mmgroupnet
 

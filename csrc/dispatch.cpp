@@ -81,8 +81,9 @@ void mmg_convolve(const mmg_unit* unit, int32_t batch, int32_t height, int32_t w
   bare.merges = 0;
   mmgroupnet::Destination destination;
   destination.integers = out;
-  mmgroupnet::convolve(kernels(), bare, batch, {height, width}, {signs, in_branches, unit->in_channels}, destination,
-                       threads);
+  const mmgroupnet::Size size = {height, width};
+  mmgroupnet::convolve(kernels(), bare, {0, batch, 0, mmgroupnet::output_size(bare, size).height}, size,
+                       {signs, in_branches, unit->in_channels}, destination, threads);
 }
 
 void mmg_run_block(const mmg_block* block, const float* x, float* out, int32_t threads) {
@@ -91,7 +92,7 @@ void mmg_run_block(const mmg_block* block, const float* x, float* out, int32_t t
 
 void mmg_connect(const float* x, int64_t pixels, int32_t branches, int32_t channels, const float* scales,
                  const float* gate, float* out, int32_t threads) {
-  mmgroupnet::connect(kernels(), x, pixels, branches, channels, scales, gate, out, nullptr, threads);
+  mmgroupnet::connect(kernels(), x, pixels, branches, channels, scales, gate, out, threads);
 }
 
 double mmg_ceiling(double seconds) {

@@ -74,10 +74,7 @@ typename Vector::Type scaled_sum(const int32_t* different, const Epilogue& e, in
 // block, whose scales are part of their norms. What remains are a handful of instructions, to which tests would add as
 // many.
 template <typename Vector, bool kPlain>
-uint64_t finish_range(const int32_t* different, const Epilogue& epilogue, int first, int last) {
-  // A copy and a word of its own: vector stores may alias whatever has an address, and all would be read again each
-  // time.
-  const Epilogue e = epilogue;
+uint64_t finish_range(const int32_t* different, const Epilogue& e, int first, int last) {
   uint64_t word = 0;
   const auto low = Vector::set(e.low);
   for (int c = first; c < last; c += Vector::kLanes) {
@@ -94,15 +91,29 @@ uint64_t finish_range(const int32_t* different, const Epilogue& epilogue, int fi
   return word;
 }
 
+template <typename Vector, bool kPlain>
+void finish_pixels(const int32_t* different, const Epilogue& epilogue) {
+  // A copy: vector stores may alias whatever others know the address of, and all would be read again each time.
+  Epilogue e = epilogue;
+  const int whole = e.channels - e.channels % Vector::kLanes;
+  for (int pixel = 0; pixel < e.pixels; ++pixel) {
+    uint64_t word = finish_range<Vector, kPlain>(different, e, 0, whole);
+    if (whole != e.channels) word |= finish_range<Scalar, false>(different, e, whole, e.channels);
+    if (e.word != nullptr) {
+      *e.word = word;
+      e.word += e.word_step;
+    }
+    different += e.different_step;
+    e.out += e.out_step;
+    if (e.residual != nullptr) e.residual += e.residual_step;
+  }
+}
+
 template <typename Vector>
 void finish(const int32_t* different, const Epilogue& e) {
   const bool is_plain = e.bases == 1 && e.scale == nullptr && e.bias == nullptr && e.excess == nullptr &&
                         e.sign_scale == nullptr && e.sign_shift == nullptr;
-  const int whole = e.channels - e.channels % Vector::kLanes;
-  const uint64_t word = is_plain ? finish_range<Vector, true>(different, e, 0, whole)
-                                 : finish_range<Vector, false>(different, e, 0, whole);
-  const uint64_t rest = finish_range<Scalar, false>(different, e, whole, e.channels);
-  if (e.word != nullptr) *e.word = word | rest;
+  return is_plain ? finish_pixels<Vector, true>(different, e) : finish_pixels<Vector, false>(different, e);
 }
 
 void merge(const float* __restrict x, const float* __restrict scales, int branches, int channels,

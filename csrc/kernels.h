@@ -34,17 +34,19 @@ struct Tile {
   int channels;            // at most 64; the lanes beyond may be left out
 };
 
-// What is made of the sums of one pixel and up to 64 channels:
+// What is made of the sums of some pixels that follow each other, and up to 64 channels of each:
 //   sum = sum_over_bases(scale * (length - 2 * different + excess))
 //   out = norm_scale * max(sum + bias, low) + norm_shift + residual
 // and its signs. Any pointer but `out` may be null; `norm_scale` and `norm_shift` are null together.
 struct Epilogue {
+  int pixels;
+  int64_t different_step, out_step, residual_step, word_step;  // from one pixel to the next
   int channels;
   float length;           // products in one sum
   int bases;              // that are merged, 1 where none are
   int different_stride;   // from one base to the next
   int64_t scale_stride;   // the same
-  const int32_t* excess;  // (bases, 64)
+  const int32_t* excess;  // (bases, 64), of all pixels
   const float *scale, *bias, *norm_scale, *norm_shift, *residual;
   float low;
   float* out;

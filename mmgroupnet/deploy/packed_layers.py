@@ -170,12 +170,15 @@ class PackedChain(PackedModule):
         Returns: Outputs of the branches, ``(N, K*C', H', W')``, unmerged.
         """
         scales = None if last_merge is None else last_merge.scales
+        connection, gate = self.connection, self.gate
+        if self.num_bases == 1 and scales is None:
+            # The map of one branch is its own mean: x + gate * (x - x) = x.
+            connection, gate = Connection.SEPARATE, None
         if self.shortcut is None or isinstance(self.shortcut, PackedUnit):
-            return self.run(branches, self.connection, self.num_bases, self.units, scales, self.gate, self.shortcut)
+            return self.run(branches, connection, self.num_bases, self.units, scales, gate, self.shortcut)
         # Torch has its part in this shortcut: it needs the connected map.
-        connection = self.connection
         if connection in (Connection.GATED, Connection.MERGED):
-            branches = ops.connect(branches, self.num_bases, scales, self.gate)
+            branches = ops.connect(branches, self.num_bases, scales, gate)
             connection = Connection.SEPARATE if connection == Connection.GATED else Connection.BROADCAST
         shortcut_map = self.shortcut(branches)
         if connection == Connection.BROADCAST:

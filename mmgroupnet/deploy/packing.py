@@ -210,8 +210,6 @@ def _pack_block(block: GroupNetBlock) -> PackedBlock:
             BroadcastConnection: Connection.BROADCAST,
             MergedConnection: Connection.MERGED,
         }[type(connection)]
-    if num_bases == 1 and kind == Connection.BROADCAST:
-        kind = Connection.SEPARATE
     residuals = [Residual.INPUT if unit.skip else Residual.NONE for unit in block.units]
     # Where the shortcut is added: behind the first conv of a basic block, behind the last one of a bottleneck.
     residuals[0 if isinstance(block, BasicBlock) else -1] = Residual.SHORTCUT
@@ -235,8 +233,7 @@ def _pack_tower(tower: 'BinaryTower') -> PackedTower:
             units.append(pack_unit(conv, norms[level], True, residual))
             if level > 0:
                 units[-1].bits = levels[0].units[len(units) - 1].bits  # one tensor, stored once
-        kind = Connection.BROADCAST if num_bases > 1 else Connection.SEPARATE
-        levels.append(PackedChain(kind, num_bases, units))
+        levels.append(PackedChain(Connection.BROADCAST, num_bases, units))
     return PackedTower(tower.input_norms, levels, _pack_merge(tower.merge))
 
 

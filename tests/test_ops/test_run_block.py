@@ -140,6 +140,16 @@ def test_blocks(kernel_set, name, connection, parameters):
         assert_exact(block, input_of(block))
 
 
+@pytest.mark.parametrize('connection', [Connection.GATED, Connection.BROADCAST], ids=['gated', 'broadcast'])
+@pytest.mark.parametrize('name', BLOCKS)
+def test_large_maps(kernel_set, name, connection):
+    """Maps of a MiB and more are made band by band; each band needs rows of those before and behind it."""
+    block = make_block(**BLOCKS[name], connection=connection)
+    width = 60
+    row_bytes = 4 * block.run_oracle(input_of(block, batch=1, height=7, width=width))[0][0, :, 0].numel()
+    assert_exact(block, input_of(block, height=min(160, 2**20 // row_bytes), width=width))
+
+
 @pytest.mark.parametrize('parameter', ['scale', 'bias', 'sign_scale', 'sign_shift'])
 @pytest.mark.parametrize('name', ['basic', 'tower'])
 def test_each_parameter_alone(kernel_set, name, parameter):
