@@ -41,6 +41,7 @@ struct Vector {
   static __m256 add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
   static __m256 multiply(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
   static __m256 maximum(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+  static __m256 minus_twice(__m256 a, __m256 b) { return _mm256_sub_ps(a, _mm256_add_ps(b, b)); }
   static uint64_t negative(__m256 x) {
     return static_cast<uint64_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NGE_UQ)));
   }

@@ -38,6 +38,8 @@ struct Vector {
   static __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
   static __m512 multiply(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
   static __m512 maximum(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+  // Fused or not, it is exact.
+  static __m512 minus_twice(__m512 a, __m512 b) { return _mm512_fnmadd_ps(_mm512_set1_ps(2.0f), b, a); }
   static uint64_t negative(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NGE_UQ); }
 };
 

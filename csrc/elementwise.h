@@ -1,8 +1,8 @@
 // The elementwise part of all kernels, written once for vectors of any width.
 //
-// `Vector` has kLanes floats and the static functions load, store, convert (of int32), set, add, multiply, maximum and
-// negative (a bit per lane: not greater or equal to zero). All widths give the same floats: no sum is reordered, and
-// the build turns off contraction to fused multiply-adds.
+// `Vector` has kLanes floats and the static functions load, store, convert (of int32), set, add, multiply, maximum,
+// minus_twice (a - 2 * b, of integers) and negative (a bit per lane: not greater or equal to zero). All widths give the
+// same floats: no sum is reordered, and the build turns off contraction to fused multiply-adds.
 #ifndef MMGROUPNET_ELEMENTWISE_H_
 #define MMGROUPNET_ELEMENTWISE_H_
 
@@ -21,6 +21,7 @@ struct Scalar {
   static float add(float a, float b) { return a + b; }
   static float multiply(float a, float b) { return a * b; }
   static float maximum(float a, float b) { return a > b ? a : b; }
+  static float minus_twice(float a, float b) { return a - 2.0f * b; }
   // Zero, negative zero included, is +1; not-a-number is -1, as x >= 0 is false.
   static uint64_t negative(float x) { return !(x >= 0); }
 };
@@ -55,7 +56,7 @@ void pack(const float* x, const float* scale, const float* shift, int channels, 
 // |a.b| <= n < 2^24 (checked where weights are arranged), so that it is exact as a float, and so is the way to it.
 template <typename Vector>
 typename Vector::Type dot(const int32_t* different, float length, int c) {
-  return Vector::add(Vector::set(length), Vector::multiply(Vector::set(-2.0f), Vector::convert(different + c)));
+  return Vector::minus_twice(Vector::set(length), Vector::convert(different + c));
 }
 
 template <typename Vector>
