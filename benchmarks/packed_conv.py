@@ -2,8 +2,9 @@
 
 In one process, in turns, with one number of threads:
 
-- the ceiling: a loop of xor, popcount and add on registers alone, in the instruction set that the kernels use. AVX2 has
-  no popcount; there the kernels look up the counts of two pixels at once, and may be faster than that loop;
+- the ceiling: a loop of xor, popcount and add on registers alone, in the instruction set that the kernels use. Those of
+  AVX2 (a table of counts) and AVX-512 (a full adder) need fewer instructions a product, and may be faster than that
+  loop;
 - our convolution of K branches as it runs inside a block, with norm, ReLU, residual and the packing of the signs that
   the next convolution reads. A chain of LONG units and one of SHORT are timed in the same round, and the difference is
   divided: the packing of the first input and the call itself are in both. Each unit has weights of its own, so that
