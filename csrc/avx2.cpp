@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "elementwise.h"
+#include "training.h"
 
 namespace mmgroupnet {
 namespace {
@@ -276,7 +277,9 @@ const Kernels* avx2_kernels() {
   if (!__builtin_cpu_supports("avx2")) return nullptr;
   static const Kernels kernels = {"avx2",       kTileColumns, kRows,   kStepChannels, kStepBytes,     kLanes,
                                   pack<Vector>, expand,       arrange, count,         finish<Vector>, merge,
-                                  gate,         ceiling};
+                                  gate,
+                                  relu_sums,      relu_affine, gradient_sums, affine_gradient, padded_signs, sign_gradient,
+                                  connect_gradient, ceiling};
   return &kernels;
 }
 

@@ -18,6 +18,7 @@
 #include <cstring>
 
 #include "elementwise.h"
+#include "training.h"
 
 namespace mmgroupnet {
 namespace {
@@ -145,7 +146,9 @@ const Kernels* avx512_kernels() {
   }
   static const Kernels kernels = {"avx512",      kTileColumns, 1,      kStepChannels, kStepBytes, kLanes * kStepBytes,
                                   pack<Vector>,  expand,       arrange, count,
-                                  finish<Vector>, merge,       gate,    ceiling};
+                                  finish<Vector>, merge,       gate,
+                                  relu_sums,      relu_affine, gradient_sums, affine_gradient, padded_signs, sign_gradient,
+                                  connect_gradient, ceiling};
   return &kernels;
 }
 

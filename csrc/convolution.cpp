@@ -1,6 +1,7 @@
 #include "convolution.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -349,6 +350,8 @@ class Convolution {
     }
   }
 
+  bool has_bare_sums() const { return destination_.integers != nullptr || destination_.shorts != nullptr; }
+
   // What all pixels of a tile have in common; `parameter` is the tile's first channel among the unit's parameters.
   Epilogue describe_epilogue(int parameter, int channels) const {
     const auto offset = [parameter](const float* values) { return values == nullptr ? nullptr : values + parameter; };
@@ -356,7 +359,7 @@ class Convolution {
     epilogue.channels = channels;
     epilogue.length = static_cast<float>(layout_.taps * layout_.in_channels);
     epilogue.low = -std::numeric_limits<float>::infinity();
-    if (destination_.integers != nullptr) return epilogue;
+    if (has_bare_sums()) return epilogue;
     epilogue.scale = offset(unit_.scale);
     epilogue.scale_stride = unit_.out_channels;
     epilogue.bias = offset(unit_.bias);
@@ -371,14 +374,17 @@ class Convolution {
     const int64_t at = pixel * folded + next;
     epilogue.different_step = kernels_.rows * kLanes;
     epilogue.out_step = folded;
-    if (destination_.integers != nullptr) {
+    if (has_bare_sums()) {
       float values[kMaxTileColumns * kLanes];
       epilogue.out = values;
       epilogue.out_step = kLanes;
       kernels_.finish(different, epilogue);
       for (int i = 0; i < epilogue.pixels; ++i) {
+        const float* from = values + i * kLanes;
+        const int64_t to = at + static_cast<int64_t>(i) * folded;
         for (int c = 0; c < epilogue.channels; ++c) {
-          destination_.integers[at + i * folded + c] = static_cast<int32_t>(values[i * kLanes + c]);
+          if (destination_.shorts != nullptr) destination_.shorts[to + c] = static_cast<int16_t>(from[c]);
+          else destination_.integers[to + c] = static_cast<int32_t>(from[c]);
         }
       }
       return;
@@ -457,6 +463,10 @@ void arrange_weights(const Kernels& kernels, const mmg_unit& unit, const uint8_t
         for (int lane = 0; lane < std::min(kLanes, layout.out_channels - block * kLanes); ++lane) {
           const int64_t row = static_cast<int64_t>(group) * layout.out_channels + block * kLanes + lane;
           const uint8_t* from = bits + row * row_bytes;
+          if (layout.in_channels % 8 == 0) {  // whole bytes
+            std::memcpy(&words[lane * tap_words], from + tap * layout.in_channels / 8, layout.in_channels / 8);
+            continue;
+          }
           for (int c = 0; c < layout.in_channels; ++c) {
             const int bit = tap * layout.in_channels + c;
             words[lane * tap_words + c / kWordBits] |= uint64_t{(from[bit / 8] >> bit % 8) & 1u} << (c % kWordBits);

@@ -35,15 +35,16 @@ const Kernels* select(const char* name) {
   return found;
 }
 
-const Kernels& kernels() {
+}  // namespace
+
+const Kernels& selected_kernels() {
   const Kernels* found = selected.load();
   return found != nullptr ? *found : *select("");
 }
 
-}  // namespace
 }  // namespace mmgroupnet
 
-using mmgroupnet::kernels;
+using mmgroupnet::selected_kernels;
 
 int32_t mmg_abi_version(void) { return MMG_ABI_VERSION; }
 
@@ -61,38 +62,39 @@ const char* mmg_available_kernels(void) {
 
 int32_t mmg_select_kernels(const char* name) { return mmgroupnet::select(name) == nullptr ? -1 : 0; }
 
-const char* mmg_selected_kernels(void) { return kernels().name; }
+const char* mmg_selected_kernels(void) { return selected_kernels().name; }
 
-size_t mmg_arranged_bytes(const mmg_unit* unit) { return mmgroupnet::arranged_bytes(kernels(), *unit); }
+size_t mmg_arranged_bytes(const mmg_unit* unit) { return mmgroupnet::arranged_bytes(selected_kernels(), *unit); }
 
 void mmg_arrange_weights(const mmg_unit* unit, const uint8_t* bits, uint8_t* arranged) {
-  mmgroupnet::arrange_weights(kernels(), *unit, bits, arranged);
+  mmgroupnet::arrange_weights(selected_kernels(), *unit, bits, arranged);
 }
 
 void mmg_sign_pack(const float* x, int32_t nchw, int32_t batch, int64_t pixels, int32_t branches, int32_t channels,
                    uint64_t* signs, int32_t threads) {
-  mmgroupnet::sign_pack(kernels(), x, nchw != 0, batch, pixels, branches, channels, signs, threads);
+  mmgroupnet::sign_pack(selected_kernels(), x, nchw != 0, batch, pixels, branches, channels, signs, threads);
 }
 
 void mmg_convolve(const mmg_unit* unit, int32_t batch, int32_t height, int32_t width, const uint64_t* signs,
-                  int32_t in_branches, int32_t* out, int32_t threads) {
+                  int32_t in_branches, int32_t is_short, void* out, int32_t threads) {
   mmg_unit bare = *unit;
   bare.scale = nullptr;
   bare.merges = 0;
   mmgroupnet::Destination destination;
-  destination.integers = out;
+  if (is_short != 0) destination.shorts = static_cast<int16_t*>(out);
+  else destination.integers = static_cast<int32_t*>(out);
   const mmgroupnet::Size size = {height, width};
-  mmgroupnet::convolve(kernels(), bare, {0, batch, 0, mmgroupnet::output_size(bare, size).height}, size,
+  mmgroupnet::convolve(selected_kernels(), bare, {0, batch, 0, mmgroupnet::output_size(bare, size).height}, size,
                        {signs, in_branches, unit->in_channels}, destination, threads);
 }
 
 void mmg_run_block(const mmg_block* block, const float* x, float* out, int32_t threads) {
-  mmgroupnet::run_block(kernels(), *block, x, out, threads);
+  mmgroupnet::run_block(selected_kernels(), *block, x, out, threads);
 }
 
 void mmg_connect(const float* x, int64_t pixels, int32_t branches, int32_t channels, const float* scales,
                  const float* gate, float* out, int32_t threads) {
-  mmgroupnet::connect(kernels(), x, pixels, branches, channels, scales, gate, out, threads);
+  mmgroupnet::connect(selected_kernels(), x, pixels, branches, channels, scales, gate, out, threads);
 }
 
 double mmg_ceiling(double seconds) {
@@ -100,7 +102,7 @@ double mmg_ceiling(double seconds) {
   const auto began = Clock::now();
   double operations = 0, elapsed = 0;
   do {
-    operations += kernels().ceiling(100000);
+    operations += selected_kernels().ceiling(100000);
     elapsed = std::chrono::duration<double>(Clock::now() - began).count();
   } while (elapsed < seconds);
   return operations / elapsed;

@@ -78,9 +78,25 @@ struct Kernels {
   void (*merge)(const float* x, const float* scales, int branches, int channels, float* merged);
   // out = merged + gate * (x - merged).
   void (*gate)(const float* x, const float* merged, float gate, int channels, float* out);
+  // Passes of training, see training.h.
+  void (*relu_sums)(const int16_t* y, int low, int64_t pixels, int channels, float* sums);
+  void (*relu_affine)(const int16_t* y, int low, const float* scale, const float* shift, const float* residual,
+                      int64_t pixels, int channels, float* out);
+  void (*gradient_sums)(const float* g, const int16_t* y, int low, int64_t pixels, int channels, float* sums);
+  void (*affine_gradient)(const float* g, const int16_t* y, int low, const float* p, const float* q, const float* s,
+                          int64_t pixels, int branches, int channels, int64_t branch_step, float* out);
+  void (*padded_signs)(const float* x, float padding_value, int64_t pixels, int branches, int channels,
+                       int64_t branch_step, float* out);
+  void (*sign_gradient)(const float* const* g, int64_t first, const float* x, const float* residual, int64_t pixels,
+                        int branches, int channels, float* out);
+  void (*connect_gradient)(const float* g, const float* x, const float* gate, const float* scales, int64_t pixels,
+                           int branches, int channels, float* scratch, float* out, float* sums);
   // Binary MACs of `rounds` rounds of the ceiling loop, which it runs.
   double (*ceiling)(int64_t rounds);
 };
+
+// Those in use.
+const Kernels& selected_kernels();
 
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();    // null where not compiled in or not available on this processor

@@ -16,7 +16,7 @@ extern "C" {
 #define MMG_API __attribute__((visibility("default")))
 
 // What a caller must know to speak to this library; raised with every change of the structs below.
-enum { MMG_ABI_VERSION = 1 };
+enum { MMG_ABI_VERSION = 2 };
 MMG_API int32_t mmg_abi_version(void);
 
 // Instruction sets that this processor has and this library was built for, as "portable avx2 avx512".
@@ -85,15 +85,45 @@ MMG_API void mmg_arrange_weights(const mmg_unit* unit, const uint8_t* bits, uint
 MMG_API void mmg_sign_pack(const float* x, int32_t nchw, int32_t batch, int64_t pixels, int32_t branches,
                            int32_t channels, uint64_t* signs, int32_t threads);
 // The exact integers of the convolution alone, NHWC; `in_branches` is K, or 1 where all branches read the same signs.
-// Scales and all that follows are left out, and so is merging.
+// Scales and all that follows are left out, and so is merging. `out` is int16_t where `is_short`, which must not overflow,
+// else int32_t.
 MMG_API void mmg_convolve(const mmg_unit* unit, int32_t batch, int32_t height, int32_t width, const uint64_t* signs,
-                          int32_t in_branches, int32_t* out, int32_t threads);
+                          int32_t in_branches, int32_t is_short, void* out, int32_t threads);
 // Runs a block, `x` to `out`, both NHWC.
 MMG_API void mmg_run_block(const mmg_block* block, const float* x, float* out, int32_t threads);
 // Connects K branches: gate[k] * branch + (1 - gate[k]) * merged, (pixels, K * C) to the same; the merged map alone,
 // (pixels, C), where `gate` is NULL. `scales` NULL: the mean.
 MMG_API void mmg_connect(const float* x, int64_t pixels, int32_t branches, int32_t channels, const float* scales,
                          const float* gate, float* out, int32_t threads);
+
+// Training. `y` are the integers of a convolution, NHWC; r = max(y, low), where low = 0 is a ReLU and MMG_NO_RELU none.
+enum { MMG_NO_RELU = -32768 };
+// Bits of latent weights (rows, channels, taps), in the order that mmg_arrange_weights takes.
+MMG_API void mmg_pack_weights(const float* weights, int64_t rows, int32_t channels, int32_t taps, uint8_t* bits,
+                              int32_t threads);
+// Of each channel the sums of r and of r * r, (2, channels).
+MMG_API void mmg_relu_sums(const int16_t* y, int32_t low, int64_t pixels, int32_t channels, double* sums,
+                           int32_t threads);
+// scale * r + shift + residual, of which the last may be NULL.
+MMG_API void mmg_relu_affine(const int16_t* y, int32_t low, const float* scale, const float* shift,
+                             const float* residual, int64_t pixels, int32_t channels, float* out, int32_t threads);
+// Of each channel the sums of the gradient and of gradient * r, (2, channels).
+MMG_API void mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int64_t pixels, int32_t channels,
+                               double* sums, int32_t threads);
+// p * gradient + q * y + s where y > low, else 0, branch by branch: (K, pixels, channels).
+MMG_API void mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p, const float* q,
+                                 const float* s, int64_t pixels, int32_t branches, int32_t channels, float* out,
+                                 int32_t threads);
+// Signs minus `padding_value`, branch by branch.
+MMG_API void mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t branches, int32_t channels,
+                              float* out, int32_t threads);
+// max(0, 2 - 2 * |x|) * gradient + residual, with K gradients (pixels, channels); `residual` may be NULL.
+MMG_API void mmg_sign_gradient(const float* const* gradients, const float* x, const float* residual, int64_t pixels,
+                               int32_t branches, int32_t channels, float* out, int32_t threads);
+// Gradients of mmg_connect's input, and of its gates and scales, (2, K).
+MMG_API void mmg_connect_gradient(const float* gradient, const float* x, const float* gate, const float* scales,
+                                  int64_t pixels, int32_t branches, int32_t channels, float* out, double* sums,
+                                  int32_t threads);
 
 // Binary MACs per second of a loop of xor, popcount and add on registers alone: the ceiling of this machine for the
 // selected kernels. One thread, for about `seconds`.

@@ -3,6 +3,7 @@
 
 #include "elementwise.h"
 #include "kernels.h"
+#include "training.h"
 
 namespace mmgroupnet {
 namespace {
@@ -60,7 +61,9 @@ const Kernels* portable_kernels() {
   static const Kernels kernels = {"portable",     4,      1,       kWordBits, sizeof(uint64_t),
                                   kLanes * sizeof(uint64_t),
                                   pack<Scalar>,   expand, arrange, count,
-                                  finish<Scalar>, merge,  gate,    ceiling};
+                                  finish<Scalar>, merge,  gate,
+                                  relu_sums,      relu_affine, gradient_sums, affine_gradient, padded_signs, sign_gradient,
+                                  connect_gradient, ceiling};
   return &kernels;
 }
 

@@ -17,15 +17,14 @@ from mmgroupnet.deploy.packed_layers import (
     PackedTower,
     PackedUnit,
 )
-from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d, Merge, ScaledMerge, SoftGate
+from mmgroupnet.layers import BinaryConv2d, Merge, ScaledMerge, SoftGate
 from mmgroupnet.models.backbones.groupnet_resnet import (
-    BasicBlock,
     BroadcastConnection,
     GroupNetBlock,
     MergedConnection,
     SeparateConnection,
 )
-from mmgroupnet.ops import Connection, Residual, UnitGeometry, pack_weight
+from mmgroupnet.ops import Connection, Residual, pack_weight
 from mmgroupnet.quantizers import ShiftedSign, SignActivation, SignWeight
 
 if find_spec('mmdet') is not None:
@@ -148,33 +147,17 @@ def pack_unit(
     quantizer = conv.weight_quantizer
     if not isinstance(quantizer, SignWeight):
         raise NotPackable(f'{type(quantizer).__name__} has no signs: its weights are real-valued')
-    merges = isinstance(conv, LayerwiseBinaryConv2d)
-    branches = conv.weight.detach().unflatten(0, (conv.num_bases, -1))
-    scale = quantizer.scale(branches).expand(conv.num_bases, conv.out_channels, 1, 1, 1).flatten()
-    if merges:
+    _, scale = quantizer.signs(conv.weight.detach(), conv.num_bases)
+    if conv.is_merged:
         scales = torch.full((conv.num_bases,), 1 / conv.num_bases)
         if isinstance(conv.merge, ScaledMerge):
             scales = conv.merge.scales.detach()
         scale = scale * scales.repeat_interleave(conv.out_channels)
-    geometry = UnitGeometry(
-        conv.num_bases,
-        conv.in_channels,
-        conv.out_channels,
-        conv.groups,
-        conv.kernel_size,
-        conv.stride,
-        None if conv.padding == 'same' else conv.padding,
-        conv.padding_value,
-        (conv.dilation,) * conv.num_bases if isinstance(conv.dilation, int) else conv.dilation,
-        shares_weights=is_shared and not merges,
-        merges=merges,
-        relu=relu,
-        residual=residual,
-    )
+    geometry = conv.geometry(is_shared, relu, residual)
     parameters = dict(bits=pack_weight(conv.weight.detach()), scale=scale, bias=conv.bias, **_sign_parameters(conv))
     if norm is not None:
         parameters.update(_fold_norm(norm))
-        if conv.bias is None and not merges and bool((scale >= 0).all()):
+        if conv.bias is None and not conv.is_merged and bool((scale >= 0).all()):
             # norm(relu(scale * x)) = (norm_scale * scale) * relu(x) + norm_shift where no scale is negative.
             parameters['norm_scale'] = parameters['norm_scale'] * scale
             del parameters['scale']
@@ -210,13 +193,7 @@ def _pack_block(block: GroupNetBlock) -> PackedBlock:
             BroadcastConnection: Connection.BROADCAST,
             MergedConnection: Connection.MERGED,
         }[type(connection)]
-    residuals = [Residual.INPUT if unit.skip else Residual.NONE for unit in block.units]
-    # Where the shortcut is added: behind the first conv of a basic block, behind the last one of a bottleneck.
-    residuals[0 if isinstance(block, BasicBlock) else -1] = Residual.SHORTCUT
-    units = [
-        pack_unit(unit.conv, unit.norm, relu=True, residual=residual)
-        for unit, residual in zip(block.units, residuals, strict=True)
-    ]
+    units = [pack_unit(unit.conv, unit.norm, relu=True, residual=unit.residual) for unit in block.units]
     shortcut = None if block.shortcut is None else _pack_shortcut(block.shortcut)
     return PackedBlock(
         merge=_pack_merge(block.merge), connection=kind, num_bases=num_bases, units=units, gate=gate, shortcut=shortcut

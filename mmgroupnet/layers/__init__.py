@@ -12,6 +12,7 @@ from mmgroupnet.layers.branches import (
     soft_connect,
     split,
 )
+from mmgroupnet.layers.lean import Chain, ChainUnit, run_chain, supports_chain
 
 __all__ = [
     'BinaryConv2d',
@@ -23,6 +24,10 @@ __all__ = [
     'raise_packed',
     'SoftGate',
     'broadcast',
+    'Chain',
+    'ChainUnit',
+    'run_chain',
+    'supports_chain',
     'share',
     'soft_connect',
     'split',

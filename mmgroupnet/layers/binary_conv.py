@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
+from mmgroupnet.layers import lean
 from mmgroupnet.layers.branches import build_merge, split
-from mmgroupnet.quantizers import build_activation
+from mmgroupnet.ops import Residual, UnitGeometry
+from mmgroupnet.quantizers import SignWeight, build_activation
 from mmgroupnet.registry import MODELS
 
 
@@ -55,6 +57,9 @@ class BinaryConv2d(nn.Module):
         weight: Config of the weight quantizer. Default: ``TensorScaleWeight``, one scale per branch.
         input_norm: Config of a norm in front of the sign, over all ``K*C_in`` channels (the order of XNOR-Net).
             Default: None.
+        memory_efficient: Keeps nothing but its input for the backward pass, and derives signs and binarised weights
+            anew; blocks and towers of such convs keep still less, see :mod:`mmgroupnet.layers.lean`. The gradients are
+            the same. False leaves all of it to autograd, for debugging. Default: True.
 
     Shape: ``(N, K*in_channels, H, W)`` to ``(N, K*out_channels, H', W')``. The latent ``weight`` is ``(K*out_channels,
     in_channels/groups, kh, kw)``.
@@ -78,6 +83,7 @@ class BinaryConv2d(nn.Module):
         activation: dict = dict(type='mmgroupnet.PolynomialSign'),
         weight: dict = dict(type='mmgroupnet.TensorScaleWeight'),
         input_norm: dict | None = None,
+        memory_efficient: bool = True,
     ) -> None:
         super().__init__()
         if num_bases < 1:
@@ -95,8 +101,9 @@ class BinaryConv2d(nn.Module):
         self.groups = groups
         self.num_bases = num_bases
         self.padding_value = padding_value
+        self.memory_efficient = memory_efficient
         self.dilation = dilation if isinstance(dilation, int) else tuple(dilation)
-        rates = self._branch_dilations()
+        rates = self.branch_dilations()
         if padding == 'same':
             if any(size % 2 == 0 for size in self.kernel_size):
                 raise ValueError(f"padding='same' needs odd kernels, kernel_size={self.kernel_size}")
@@ -122,10 +129,13 @@ class BinaryConv2d(nn.Module):
         self.bias = nn.Parameter(torch.empty(branches * out_channels)) if bias else None
         self.reset_parameters()
 
+    # Whether the K bases read one map and are added up.
+    is_merged = False
+
     @property
     def num_folded(self) -> int:
         """Number of branches that are folded into the channels of input and output."""
-        return self.num_bases
+        return 1 if self.is_merged else self.num_bases
 
     def reset_parameters(self) -> None:
         """Kaiming-normal latent weights (fan out, one branch) and zero bias."""
@@ -148,7 +158,8 @@ class BinaryConv2d(nn.Module):
             raise_packed(prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
-    def _branch_dilations(self) -> tuple[int, ...]:
+    def branch_dilations(self) -> tuple[int, ...]:
+        """Dilation of each base."""
         rates = (self.dilation,) * self.num_bases if isinstance(self.dilation, int) else self.dilation
         if len(rates) != self.num_bases:
             raise ValueError(
@@ -159,18 +170,60 @@ class BinaryConv2d(nn.Module):
             raise ValueError(f'dilation={self.dilation}: rates are ints >= 1')
         return rates
 
+    def padding_of(self, dilation: int) -> tuple[int, int]:
+        """Rows and columns that are padded on each side of a branch of this dilation."""
+        if self.padding == 'same':
+            return tuple(dilation * (size - 1) // 2 for size in self.kernel_size)
+        return self.padding
+
+    def geometry(
+        self, is_shared: bool = False, relu: bool = False, residual: Residual = Residual.NONE
+    ) -> UnitGeometry:
+        """What packed kernels want to know.
+
+        Args:
+            is_shared: The branches of the input share this conv.
+            relu, residual: What follows it, see :class:`UnitGeometry`.
+        """
+        return UnitGeometry(
+            self.num_bases,
+            self.in_channels,
+            self.out_channels,
+            self.groups,
+            self.kernel_size,
+            self.stride,
+            None if self.padding == 'same' else self.padding,
+            self.padding_value,
+            self.branch_dilations(),
+            shares_weights=is_shared and not self.is_merged,
+            merges=self.is_merged,
+            relu=relu,
+            residual=residual,
+        )
+
+    def effective_weight(self) -> Tensor:
+        """Weights as signs are convolved with them, ``(K*C_out, C_in/groups, kh, kw)``."""
+        return self.weight_quantizer(self.weight, self.num_bases)
+
+    def convolve(self, signs: Tensor, weight: Tensor) -> Tensor:
+        """Convolves the signs of all branches with their weights, ``(N, K*C_in, H, W)`` to ``(N, K*C_out, H', W')``."""
+        parts = zip(
+            split(signs, self.num_folded), weight.chunk(self.num_folded), self.branch_dilations(), strict=False
+        )
+        # One conv per branch: on CPU it trains faster than one conv with K times the groups, and branches may differ in
+        # dilation.
+        outs = [self._convolve(*part) for part in parts]
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+
     def _convolve(self, signs: Tensor, weight: Tensor, dilation: int) -> Tensor:
         """Pads and convolves one branch, ``(N, C_in, H, W)`` to ``(N, C_out, H', W')``."""
-        if self.padding == 'same':
-            height, width = (dilation * (size - 1) // 2 for size in self.kernel_size)
-        else:
-            height, width = self.padding
+        height, width = self.padding_of(dilation)
         if self.padding_value and (height or width):
             signs = F.pad(signs, (width, width, height, height), value=float(self.padding_value))
             height = width = 0
         return F.conv2d(signs, weight, None, self.stride, (height, width), dilation, self.groups)
 
-    def _signs(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.num_folded * self.in_channels:
             raise ValueError(
                 f'input of shape {tuple(x.shape)}: {type(self).__name__} takes '
@@ -178,18 +231,14 @@ class BinaryConv2d(nn.Module):
             )
         if self.input_norm is not None:
             x = self.input_norm(x)
-        return self.activation(x)
-
-    def _add_bias(self, x: Tensor) -> Tensor:
-        return x if self.bias is None else x + self.bias.view(-1, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        signs = split(self._signs(x), self.num_bases)
-        weights = self.weight_quantizer(self.weight, self.num_bases).chunk(self.num_bases)
-        # One conv per branch: on CPU it trains faster than one conv with K times the groups, and branches may differ in
-        # dilation.
-        outs = [self._convolve(*branch) for branch in zip(signs, weights, self._branch_dilations(), strict=True)]
-        return self._add_bias(outs[0] if self.num_bases == 1 else torch.cat(outs, dim=1))
+        if lean.supports_conv(self):
+            out = lean.convolve(self, x)
+        elif isinstance(self.weight_quantizer, SignWeight) and not self.is_merged:
+            weight, scale = self.weight_quantizer.signs(self.weight, self.num_bases)
+            out = self.convolve(self.activation(x), weight) * scale.view(-1, 1, 1)
+        else:
+            out = self.convolve(self.activation(x), self.effective_weight())
+        return out if self.bias is None else out + self.bias.view(-1, 1, 1)
 
     def extra_repr(self) -> str:
         return (
@@ -233,11 +282,9 @@ class LayerwiseBinaryConv2d(BinaryConv2d):
             )
         self.merge = build_merge(self.num_bases, learned_scales)
 
-    @property
-    def num_folded(self) -> int:
-        return 1
+    is_merged = True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def effective_weight(self) -> Tensor:
+        """The merged weights, ``(C_out, C_in/groups, kh, kw)``."""
         # The leading axis stands where merging expects the batch.
-        weight = self.merge(self.weight_quantizer(self.weight, self.num_bases).unsqueeze(0)).squeeze(0)
-        return self._add_bias(self._convolve(self._signs(x), weight, self.dilation))
+        return self.merge(super().effective_weight().unsqueeze(0)).squeeze(0)

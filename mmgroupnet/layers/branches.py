@@ -52,6 +52,10 @@ class Merge(nn.Module, ABC):
     @abstractmethod
     def forward(self, branches: Tensor) -> Tensor: ...
 
+    @abstractmethod
+    def weights(self, like: Tensor) -> Tensor:
+        """What each branch is multiplied with, ``(K,)``, with dtype and device of ``like``."""
+
 
 class MeanMerge(Merge):
     """Plain average of the branches (journal version of Group-Net), see :class:`Merge`."""
@@ -60,6 +64,9 @@ class MeanMerge(Merge):
         if self.num_bases == 1:
             return branches
         return branches.unflatten(1, (self.num_bases, -1)).mean(dim=1)
+
+    def weights(self, like: Tensor) -> Tensor:
+        return like.new_full((self.num_bases,), 1 / self.num_bases)
 
 
 class ScaledMerge(Merge):
@@ -76,6 +83,9 @@ class ScaledMerge(Merge):
     def forward(self, branches: Tensor) -> Tensor:
         scales = self.scales.view(-1, *[1] * (branches.dim() - 1))
         return (branches.unflatten(1, (self.num_bases, -1)) * scales).sum(dim=1)
+
+    def weights(self, like: Tensor) -> Tensor:
+        return self.scales.to(like)
 
 
 def build_merge(num_bases: int, learned_scales: bool) -> Merge:
@@ -114,3 +124,8 @@ class SoftGate(nn.Module):
 
     def forward(self, branches: Tensor, merge: Merge) -> Tensor:
         return soft_connect(branches, self.theta, merge)
+
+    def gate_and_scales(self, branches: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
+        """The gates of all branches and the scales of the merge, ``(K,)`` both, see :func:`run_chain`."""
+        gate = self.theta.sigmoid().to(branches)
+        return gate.repeat(merge.num_bases // len(gate)), merge.weights(branches)

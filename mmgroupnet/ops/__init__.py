@@ -129,7 +129,7 @@ def convolve(x: Tensor, bits: Tensor, geometry: Sequence[int]) -> Tensor:
     described = kernels.describe_unit(unit, parameters)
     words = sign_pack(x, given)
     library.mmg_convolve(
-        described, batch, height, width, words.data_ptr(), given, out.data_ptr(), torch.get_num_threads()
+        described, batch, height, width, words.data_ptr(), given, False, out.data_ptr(), torch.get_num_threads()
     )
     return out
 

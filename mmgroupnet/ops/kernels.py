@@ -4,7 +4,7 @@ import ctypes
 import logging
 import os
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_char_p, c_double, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmgroupnet.ops.geometry import UnitGeometry
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 # Chooses the instruction set: portable, avx2 or avx512. Default: the best that the processor has.
 ENVIRONMENT_VARIABLE = 'MMGROUPNET_KERNEL'
 
@@ -55,9 +55,26 @@ _SIGNATURES = {
     'mmg_arranged_bytes': (c_size_t, [POINTER(Unit)]),
     'mmg_arrange_weights': (None, [POINTER(Unit), c_void_p, c_void_p]),
     'mmg_sign_pack': (None, [c_void_p, c_int32, c_int32, c_int64, c_int32, c_int32, c_void_p, c_int32]),
-    'mmg_convolve': (None, [POINTER(Unit), c_int32, c_int32, c_int32, c_void_p, c_int32, c_void_p, c_int32]),
+    'mmg_convolve': (None, [POINTER(Unit), c_int32, c_int32, c_int32, c_void_p, c_int32, c_int32, c_void_p, c_int32]),
     'mmg_run_block': (None, [POINTER(Block), c_void_p, c_void_p, c_int32]),
     'mmg_connect': (None, [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_int32]),
+    'mmg_pack_weights': (None, [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_int32]),
+    'mmg_relu_sums': (None, [c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32]),
+    'mmg_relu_affine': (
+        None,
+        [c_void_p, c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_int32, c_void_p, c_int32],
+    ),
+    'mmg_gradient_sums': (None, [c_void_p, c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32]),
+    'mmg_affine_gradient': (
+        None,
+        [c_void_p, c_void_p, c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_int32],
+    ),
+    'mmg_padded_signs': (None, [c_void_p, c_float, c_int64, c_int32, c_int32, c_void_p, c_int32]),
+    'mmg_sign_gradient': (None, [c_void_p, c_void_p, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_int32]),
+    'mmg_connect_gradient': (
+        None,
+        [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_int32],
+    ),
     'mmg_ceiling': (c_double, [c_double]),
 }
 

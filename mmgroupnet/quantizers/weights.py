@@ -22,6 +22,21 @@ class _StraightThrough(torch.autograd.Function):
         return grad_output, None
 
 
+class _ScaledSigns(torch.autograd.Function):
+    """Signs of the weights forwards; backwards the gradient divided by the scale, see :meth:`SignWeight.signs`."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, latent: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return binary_sign(latent)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor, None]:
+        (scale,) = ctx.saved_tensors
+        # A scale of zero has a gradient of zero here.
+        return grad_output / scale.clamp(min=torch.finfo(scale.dtype).tiny), None
+
+
 class SignWeight(nn.Module, ABC):
     r"""Binarised weights :math:`\alpha \operatorname{sign}(w)`; the gradient passes to the latent weights as it is, and
     they are not clipped.
@@ -32,7 +47,19 @@ class SignWeight(nn.Module, ABC):
     @abstractmethod
     def scale(self, weight: Tensor) -> Tensor:
         r"""The scale :math:`\alpha` of latent weights ``(K, C_out, C_in/groups, kh, kw)``, in a shape that broadcasts
-        to theirs."""
+        to theirs. It is not negative, and the same for all inputs of an output channel."""
+
+    def signs(self, weight: Tensor, num_bases: int = 1) -> tuple[Tensor, Tensor]:
+        r"""Signs of the weights of ``num_bases`` branches, and their scale per folded output channel, ``(K*C_out,)``.
+
+        A convolution with :math:`\alpha b` whose products cancel gives what is left of rounding, which a ReLU behind it
+        takes for a sign. :math:`\alpha \operatorname{conv}(s, b)` is exactly zero there. Its gradient in b is
+        :math:`\alpha` times that in :math:`\alpha b`, which the latent weights get: it is divided.
+        """
+        with torch.no_grad():
+            branches = weight.unflatten(0, (num_bases, -1))
+            scale = self.scale(branches).expand(*branches.shape[:2], 1, 1, 1).flatten()
+        return _ScaledSigns.apply(weight, scale.view(-1, 1, 1, 1)), scale
 
     def forward(self, weight: Tensor, num_bases: int = 1) -> Tensor:
         """Binarises the weights of ``num_bases`` branches, folded into the first axis."""

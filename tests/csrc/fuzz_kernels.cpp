@@ -303,8 +303,13 @@ void fuzz_convolve(const std::vector<std::string>& names) {
         if (!packed.equals(signs)) fail("mmg_sign_pack, " + name, described.str());
       }
       Buffer<int32_t> out(expected.size());
-      mmg_convolve(&unit.numbers, batch, height, width, signs.data(), in_branches, out.data(), threads);
+      mmg_convolve(&unit.numbers, batch, height, width, signs.data(), in_branches, 0, out.data(), threads);
       if (!out.equals(expected)) fail("mmg_convolve, " + name, described.str());
+      Buffer<int16_t> shorts(expected.size());
+      mmg_convolve(&unit.numbers, batch, height, width, signs.data(), in_branches, 1, shorts.data(), threads);
+      for (size_t i = 0; i < expected.size(); ++i) {
+        if (shorts[i] != expected[i]) fail("mmg_convolve of 16 bits, " + name, described.str());
+      }
     }
   }
 }
@@ -448,7 +453,7 @@ void check_lengths(const std::vector<std::string>& names) {
     mmg_select_kernels(name.c_str());
     unit.arrange();
     Buffer<int32_t> out(count(1, 2, 2, numbers.out_channels));
-    mmg_convolve(&numbers, 1, 4, 4, signs.data(), 1, out.data(), 1);
+    mmg_convolve(&numbers, 1, 4, 4, signs.data(), 1, 0, out.data(), 1);
     for (size_t i = 0; i < out.size(); ++i) {
       if (out[i] != -9 * numbers.in_channels) fail("sum beyond 16 bits, " + name, unit.describe());
     }

@@ -3,13 +3,26 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmgroupnet.layers import Merge, SoftGate, broadcast, build_merge, raise_packed, share
+from mmgroupnet.layers import (
+    Chain,
+    ChainUnit,
+    Merge,
+    SoftGate,
+    broadcast,
+    build_merge,
+    raise_packed,
+    run_chain,
+    share,
+    supports_chain,
+)
+from mmgroupnet.ops import Residual
 from mmgroupnet.registry import MODELS
 
 
@@ -18,6 +31,11 @@ class MergedConnection(nn.Module):
 
     def forward(self, branches: Tensor, merge: Merge) -> Tensor:
         return broadcast(merge(branches), merge.num_bases)
+
+    def gate_and_scales(self, branches: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
+        """A gate that is shut, and the scales of the merge, ``(K,)`` both, see :func:`run_chain`."""
+        scales = merge.weights(branches)
+        return torch.zeros_like(scales), scales
 
 
 class BroadcastConnection(nn.Module):
@@ -30,6 +48,10 @@ class BroadcastConnection(nn.Module):
     def forward(self, x: Tensor, merge: Merge | None) -> Tensor:
         return broadcast(x, self.num_bases)
 
+    def gate_and_scales(self, branches: Tensor, merge: Merge | None) -> tuple[None, None]:
+        """There is neither gate nor merge."""
+        return None, None
+
 
 class SeparateConnection(nn.Module):
     """Connection inside the chains of GBD v2 and v3: each branch reads its own map."""
@@ -37,10 +59,13 @@ class SeparateConnection(nn.Module):
     def forward(self, branches: Tensor, merge: Merge) -> Tensor:
         return branches
 
+    def gate_and_scales(self, branches: Tensor, merge: Merge) -> tuple[None, None]:
+        """There is neither gate nor merge."""
+        return None, None
+
 
 class BinaryUnit(nn.Module):
-    """Sign, binary conv, ReLU, norm (no sign sees a non-negative map), plus the input where the shapes allow a
-    real-valued skip.
+    """Sign, binary conv, ReLU, norm (no sign sees a non-negative map), plus a residual.
 
     Args:
         in_channels: Input channels of one branch.
@@ -51,7 +76,8 @@ class BinaryUnit(nn.Module):
         norm_cfg: Config of the norm.
         stride: Stride of the conv. Default: 1.
         dilation: Dilation of the conv, for all or for each of the branches. Default: 1.
-        skip: Adds the input to the output. Default: False.
+        residual: What is added: the input, where the shapes allow a real-valued skip, or the shortcut of the block.
+            Default: nothing.
     """
 
     def __init__(
@@ -64,7 +90,7 @@ class BinaryUnit(nn.Module):
         norm_cfg: dict,
         stride: int = 1,
         dilation: int | Sequence[int] = 1,
-        skip: bool = False,
+        residual: Residual = Residual.NONE,
     ) -> None:
         super().__init__()
         self.conv = build_conv_layer(
@@ -72,7 +98,7 @@ class BinaryUnit(nn.Module):
         )
         self.relu = nn.ReLU(inplace=True)
         self.norm = build_norm_layer(norm_cfg, num_branches * out_channels)[1]
-        self.skip = skip
+        self.residual = residual
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
         # A packed unit is one layer: its bits have no conv of their own, which would refuse them.
@@ -80,20 +106,24 @@ class BinaryUnit(nn.Module):
             raise_packed(prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Runs the unit; ``shortcut`` is that of the block, where it is the residual."""
         out = self.norm(self.relu(self.conv(x)))
-        return out + x if self.skip else out
+        residual = {Residual.NONE: None, Residual.INPUT: x, Residual.SHORTCUT: shortcut}[self.residual]
+        return out if residual is None else out + residual
 
 
 class GroupNetBlock(nn.Module, ABC):
     """K residual blocks side by side: connect, then (sign, conv, ReLU, norm, add) conv by conv.
+
+    Unless its convs say otherwise, it trains lean, see :func:`run_chain`.
 
     Args:
         connection: Makes the inputs of this block's branches from the outputs of the last one's.
         units: The convs of the branches.
         shortcut: Module that all branches share, for the skip around the block; None for the identity.
         merge: Merges the branches of this block, wherever a merged map is asked for.
-        with_cp: Recomputes the block in the backward pass to save memory.
+        with_cp: Recomputes the block in the backward pass to save memory; a lean block then recomputes its convs, too.
     """
 
     def __init__(
@@ -114,9 +144,25 @@ class GroupNetBlock(nn.Module, ABC):
     def _shortcut(self, x: Tensor) -> Tensor:
         return x if self.shortcut is None else share(self.shortcut, x, self.merge.num_bases)
 
+    @staticmethod
     @abstractmethod
-    def _residual(self, x: Tensor) -> Tensor:
-        """Runs connected branches, ``(N, K*C, H, W)`` to ``(N, K*C', H', W')``."""
+    def build_units(
+        in_channels: int, channels: int, stride: int, dilation: int | Sequence[int], **kwargs
+    ) -> list[BinaryUnit]:
+        """Builds the units of a block of so many channels; ``kwargs`` as for :class:`BinaryUnit`."""
+
+    def _chain(self) -> Chain:
+        shortcut = None
+        if self.shortcut is not None:
+            *layers, norm = self.shortcut
+            conv = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+            shortcut = ChainUnit(conv, norm, relu=False)
+        return Chain(
+            tuple(ChainUnit(unit.conv, unit.norm, True, unit.residual) for unit in self.units),
+            self.merge.num_bases,
+            shortcut,
+            recompute=self.with_cp,
+        )
 
     def forward(self, branches: Tensor, last_merge: Merge | None) -> Tensor:
         """Connects and runs the branches.
@@ -128,8 +174,16 @@ class GroupNetBlock(nn.Module, ABC):
         Returns: Outputs of this block's branches, ``(N, K*C', H', W')``, unmerged.
         """
 
+        chain = self._chain()
+        if supports_chain(chain):
+            return run_chain(chain, branches, *self.connection.gate_and_scales(branches, last_merge))
+
         def run(branches: Tensor) -> Tensor:
-            return self._residual(self.connection(branches, last_merge))
+            x = self.connection(branches, last_merge)
+            shortcut = self._shortcut(x)
+            for unit in self.units:
+                x = unit(x, shortcut)
+            return x
 
         if self.with_cp and branches.requires_grad:
             return checkpoint(run, branches, use_reentrant=False)
@@ -146,13 +200,11 @@ class BasicBlock(GroupNetBlock):
         in_channels: int, channels: int, stride: int, dilation: int | Sequence[int], **kwargs
     ) -> list[BinaryUnit]:
         return [
-            BinaryUnit(in_channels, channels, 3, stride=stride, dilation=dilation, **kwargs),
-            BinaryUnit(channels, channels, 3, dilation=dilation, skip=True, **kwargs),
+            BinaryUnit(
+                in_channels, channels, 3, stride=stride, dilation=dilation, residual=Residual.SHORTCUT, **kwargs
+            ),
+            BinaryUnit(channels, channels, 3, dilation=dilation, residual=Residual.INPUT, **kwargs),
         ]
-
-    def _residual(self, x: Tensor) -> Tensor:
-        first, second = self.units
-        return second(first(x) + self._shortcut(x))
 
 
 class Bottleneck(GroupNetBlock):
@@ -164,17 +216,17 @@ class Bottleneck(GroupNetBlock):
     def build_units(
         in_channels: int, channels: int, stride: int, dilation: int | Sequence[int], **kwargs
     ) -> list[BinaryUnit]:
-        return [
-            BinaryUnit(in_channels, channels, 1, skip=in_channels == channels, **kwargs),
-            BinaryUnit(channels, channels, 3, stride=stride, dilation=dilation, skip=stride == 1, **kwargs),
-            BinaryUnit(channels, channels * Bottleneck.expansion, 1, **kwargs),
-        ]
+        def skip_where(fits: bool) -> Residual:
+            return Residual.INPUT if fits else Residual.NONE
 
-    def _residual(self, x: Tensor) -> Tensor:
-        out = x
-        for unit in self.units:
-            out = unit(out)
-        return out + self._shortcut(x)
+        out_channels = channels * Bottleneck.expansion
+        return [
+            BinaryUnit(in_channels, channels, 1, residual=skip_where(in_channels == channels), **kwargs),
+            BinaryUnit(
+                channels, channels, 3, stride=stride, dilation=dilation, residual=skip_where(stride == 1), **kwargs
+            ),
+            BinaryUnit(channels, out_channels, 1, residual=Residual.SHORTCUT, **kwargs),
+        ]
 
 
 @MODELS.register_module()

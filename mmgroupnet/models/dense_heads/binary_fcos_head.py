@@ -5,7 +5,8 @@ from mmdet.models.dense_heads import FCOSHead
 from mmdet.models.utils import multi_apply
 from torch import Tensor, nn
 
-from mmgroupnet.layers import BinaryConv2d, broadcast, build_merge
+from mmgroupnet.layers import BinaryConv2d, Chain, ChainUnit, broadcast, build_merge, run_chain, supports_chain
+from mmgroupnet.ops import Residual
 from mmgroupnet.registry import MODELS
 
 
@@ -56,11 +57,22 @@ class BinaryTower(nn.Module):
     def forward(self, feature_and_level: tuple[Tensor, int]) -> Tensor:
         """Maps ``((N, in_channels, H, W), level)`` to ``(N, channels, H, W)``."""
         x, level = feature_and_level
-        x = broadcast(self.input_norms[level](x), self.merge.num_bases)
-        for conv, norms in zip(self.convs, self.norms, strict=True):
-            out = norms[level](self.relu(conv(x)))
-            x = out + x if conv.in_channels == conv.out_channels else out
+        x = self.input_norms[level](x)
+        chain = self._chain(level)
+        if supports_chain(chain):
+            return self.merge(run_chain(chain, x))
+        x = broadcast(x, self.merge.num_bases)
+        for unit in chain.units:
+            out = unit.norm(self.relu(unit.conv(x)))
+            x = out + x if unit.residual == Residual.INPUT else out
         return self.merge(x)
+
+    def _chain(self, level: int) -> Chain:
+        units = []
+        for conv, norms in zip(self.convs, self.norms, strict=True):
+            residual = Residual.INPUT if conv.in_channels == conv.out_channels else Residual.NONE
+            units.append(ChainUnit(conv, norms[level], residual=residual))
+        return Chain(tuple(units), self.merge.num_bases)
 
 
 @MODELS.register_module()

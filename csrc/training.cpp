@@ -1,0 +1,151 @@
+// Passes of training over whole maps, see training.h, and the packing of latent weights.
+#include <algorithm>
+#include <vector>
+
+#include "kernels.h"
+#include "mmgroupnet.h"
+#include "threads.h"
+
+namespace mmgroupnet {
+namespace {
+
+constexpr int64_t kPixelsPerJob = 256;
+
+// Runs jobs of some pixels each, `job(first, pixels)`.
+void for_jobs(int64_t pixels, int threads, const std::function<void(int64_t, int64_t)>& job) {
+  const int jobs = static_cast<int>((pixels + kPixelsPerJob - 1) / kPixelsPerJob);
+  parallel_for(jobs, threads, [&](int i) {
+    const int64_t first = i * kPixelsPerJob;
+    job(first, std::min(kPixelsPerJob, pixels - first));
+  });
+}
+
+// Sums over jobs of `size` floats each, added up in double and in their order: they do not depend on the threads.
+void sum_jobs(int64_t pixels, int size, int threads, double* sums,
+              const std::function<void(int64_t, int64_t, float*)>& job) {
+  const int64_t jobs = (pixels + kPixelsPerJob - 1) / kPixelsPerJob;
+  std::vector<float> parts(jobs * size, 0.0f);
+  for_jobs(pixels, threads, [&](int64_t first, int64_t count) {
+    job(first, count, parts.data() + first / kPixelsPerJob * size);
+  });
+  std::fill(sums, sums + size, 0.0);
+  for (int64_t i = 0; i < jobs; ++i) {
+    for (int c = 0; c < size; ++c) sums[c] += parts[i * size + c];
+  }
+}
+
+// Signs of a row of weights (channels, taps), in the order (taps, channels). `negative` has channels * taps.
+void pack_row(const float* weights, int channels, int taps, uint8_t* negative, uint8_t* bits) {
+  const int size = channels * taps;
+  for (int i = 0; i < size; ++i) negative[i] = !(weights[i] >= 0);
+  for (int first = 0; first < size; first += 8) {
+    unsigned byte = 0;
+    for (int bit = 0; bit < 8 && first + bit < size; ++bit) {
+      const int i = first + bit;
+      byte |= static_cast<unsigned>(negative[i % channels * taps + i / channels]) << bit;
+    }
+    bits[first / 8] = static_cast<uint8_t>(byte);
+  }
+}
+
+// The same, eight channels at a time.
+void pack_row_by_bytes(const float* weights, int channels, int taps, uint8_t* negative, uint8_t* bits) {
+  for (int i = 0; i < channels * taps; ++i) negative[i] = !(weights[i] >= 0);
+  for (int tap = 0; tap < taps; ++tap) {
+    const uint8_t* from = negative + tap;
+    for (int c = 0; c < channels; c += 8, from += 8 * taps) {
+      *bits++ = static_cast<uint8_t>(from[0] | from[taps] << 1 | from[2 * taps] << 2 | from[3 * taps] << 3 |
+                                     from[4 * taps] << 4 | from[5 * taps] << 5 | from[6 * taps] << 6 |
+                                     from[7 * taps] << 7);
+    }
+  }
+}
+
+}  // namespace
+
+void pack_weights(const float* weights, int64_t rows, int channels, int taps, uint8_t* bits, int threads) {
+  constexpr int64_t kRowsPerJob = 16;
+  const int size = channels * taps;
+  const int jobs = static_cast<int>((rows + kRowsPerJob - 1) / kRowsPerJob);
+  parallel_for(jobs, threads, [&](int job) {
+    std::vector<uint8_t> negative(size);
+    for (int64_t row = job * kRowsPerJob; row < std::min((job + 1) * kRowsPerJob, rows); ++row) {
+      (channels % 8 == 0 ? pack_row_by_bytes : pack_row)(weights + row * size, channels, taps, negative.data(),
+                                                         bits + row * ceil_div(size, 8));
+    }
+  });
+}
+
+}  // namespace mmgroupnet
+
+using mmgroupnet::for_jobs;
+using mmgroupnet::selected_kernels;
+using mmgroupnet::sum_jobs;
+
+void mmg_pack_weights(const float* weights, int64_t rows, int32_t channels, int32_t taps, uint8_t* bits,
+                      int32_t threads) {
+  mmgroupnet::pack_weights(weights, rows, channels, taps, bits, threads);
+}
+
+void mmg_relu_sums(const int16_t* y, int32_t low, int64_t pixels, int32_t channels, double* sums, int32_t threads) {
+  sum_jobs(pixels, 2 * channels, threads, sums, [&](int64_t first, int64_t count, float* part) {
+    selected_kernels().relu_sums(y + first * channels, low, count, channels, part);
+  });
+}
+
+void mmg_relu_affine(const int16_t* y, int32_t low, const float* scale, const float* shift, const float* residual,
+                     int64_t pixels, int32_t channels, float* out, int32_t threads) {
+  for_jobs(pixels, threads, [&](int64_t first, int64_t count) {
+    const int64_t at = first * channels;
+    selected_kernels().relu_affine(y + at, low, scale, shift, residual == nullptr ? nullptr : residual + at, count,
+                                   channels, out + at);
+  });
+}
+
+void mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int64_t pixels, int32_t channels,
+                       double* sums, int32_t threads) {
+  sum_jobs(pixels, 2 * channels, threads, sums, [&](int64_t first, int64_t count, float* part) {
+    selected_kernels().gradient_sums(gradient + first * channels, y + first * channels, low, count, channels, part);
+  });
+}
+
+void mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p, const float* q,
+                         const float* s, int64_t pixels, int32_t branches, int32_t channels, float* out,
+                         int32_t threads) {
+  for_jobs(pixels, threads, [&](int64_t first, int64_t count) {
+    const int64_t at = first * branches * channels;
+    selected_kernels().affine_gradient(gradient + at, y + at, low, p, q, s, count, branches, channels,
+                                       pixels * channels, out + first * channels);
+  });
+}
+
+void mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t branches, int32_t channels,
+                      float* out, int32_t threads) {
+  for_jobs(pixels, threads, [&](int64_t first, int64_t count) {
+    selected_kernels().padded_signs(x + first * branches * channels, padding_value, count, branches, channels,
+                                    pixels * channels, out + first * channels);
+  });
+}
+
+void mmg_sign_gradient(const float* const* gradients, const float* x, const float* residual, int64_t pixels,
+                       int32_t branches, int32_t channels, float* out, int32_t threads) {
+  for_jobs(pixels, threads, [&](int64_t first, int64_t count) {
+    const int64_t at = first * branches * channels;
+    selected_kernels().sign_gradient(gradients, first, x + at, residual == nullptr ? nullptr : residual + at, count,
+                                     branches, channels, out + at);
+  });
+}
+
+void mmg_connect_gradient(const float* gradient, const float* x, const float* gate, const float* scales, int64_t pixels,
+                          int32_t branches, int32_t channels, float* out, double* sums, int32_t threads) {
+  const int64_t folded = static_cast<int64_t>(branches) * channels;
+  std::vector<double> by_channel(2 * folded);
+  sum_jobs(pixels, static_cast<int>(2 * folded), threads, by_channel.data(),
+           [&](int64_t first, int64_t count, float* part) {
+             std::vector<float> scratch(2 * channels);
+             selected_kernels().connect_gradient(gradient + first * folded, x + first * folded, gate, scales, count,
+                                                 branches, channels, scratch.data(), out + first * folded, part);
+           });
+  std::fill(sums, sums + 2 * branches, 0.0);
+  for (int64_t i = 0; i < 2 * folded; ++i) sums[i / channels] += by_channel[i];
+}
