@@ -110,16 +110,17 @@ MMG_API void mmg_relu_affine(const int16_t* y, int32_t low, const float* scale, 
 // Of each channel the sums of the gradient and of gradient * r, (2, channels).
 MMG_API void mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int64_t pixels, int32_t channels,
                                double* sums, int32_t threads);
-// p * gradient + q * y + s where y > low, else 0, branch by branch: (K, pixels, channels).
+// Of one branch, `channels` from the folded channel `first` on: p * gradient + q * y + s where y > low, else 0, (pixels,
+// channels).
 MMG_API void mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p, const float* q,
-                                 const float* s, int64_t pixels, int32_t branches, int32_t channels, float* out,
-                                 int32_t threads);
-// Signs minus `padding_value`, branch by branch.
-MMG_API void mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t branches, int32_t channels,
-                              float* out, int32_t threads);
-// max(0, 2 - 2 * |x|) * gradient + residual, with K gradients (pixels, channels); `residual` may be NULL.
-MMG_API void mmg_sign_gradient(const float* const* gradients, const float* x, const float* residual, int64_t pixels,
-                               int32_t branches, int32_t channels, float* out, int32_t threads);
+                                 const float* s, int64_t pixels, int32_t folded, int32_t first, int32_t channels,
+                                 float* out, int32_t threads);
+// Signs of one branch minus `padding_value`, (pixels, channels).
+MMG_API void mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t folded, int32_t first,
+                              int32_t channels, float* out, int32_t threads);
+// One branch of max(0, 2 - 2 * |x|) * gradient + residual, with the gradient (pixels, channels); `residual` may be NULL.
+MMG_API void mmg_sign_gradient(const float* gradient, const float* x, const float* residual, int64_t pixels,
+                               int32_t folded, int32_t first, int32_t channels, float* out, int32_t threads);
 // Gradients of mmg_connect's input, and of its gates and scales, (2, K).
 MMG_API void mmg_connect_gradient(const float* gradient, const float* x, const float* gate, const float* scales,
                                   int64_t pixels, int32_t branches, int32_t channels, float* out, double* sums,

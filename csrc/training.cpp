@@ -110,29 +110,29 @@ void mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int
 }
 
 void mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p, const float* q,
-                         const float* s, int64_t pixels, int32_t branches, int32_t channels, float* out,
+                         const float* s, int64_t pixels, int32_t folded, int32_t first, int32_t channels, float* out,
                          int32_t threads) {
-  for_jobs(pixels, threads, [&](int64_t first, int64_t count) {
-    const int64_t at = first * branches * channels;
-    selected_kernels().affine_gradient(gradient + at, y + at, low, p, q, s, count, branches, channels,
-                                       pixels * channels, out + first * channels);
+  for_jobs(pixels, threads, [&](int64_t pixel, int64_t count) {
+    const int64_t at = pixel * folded + first;
+    selected_kernels().affine_gradient(gradient + at, y + at, low, p + first, q + first, s + first, count, folded,
+                                       channels, out + pixel * channels);
   });
 }
 
-void mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t branches, int32_t channels,
-                      float* out, int32_t threads) {
-  for_jobs(pixels, threads, [&](int64_t first, int64_t count) {
-    selected_kernels().padded_signs(x + first * branches * channels, padding_value, count, branches, channels,
-                                    pixels * channels, out + first * channels);
+void mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t folded, int32_t first,
+                      int32_t channels, float* out, int32_t threads) {
+  for_jobs(pixels, threads, [&](int64_t pixel, int64_t count) {
+    selected_kernels().padded_signs(x + pixel * folded + first, padding_value, count, folded, channels,
+                                    out + pixel * channels);
   });
 }
 
-void mmg_sign_gradient(const float* const* gradients, const float* x, const float* residual, int64_t pixels,
-                       int32_t branches, int32_t channels, float* out, int32_t threads) {
-  for_jobs(pixels, threads, [&](int64_t first, int64_t count) {
-    const int64_t at = first * branches * channels;
-    selected_kernels().sign_gradient(gradients, first, x + at, residual == nullptr ? nullptr : residual + at, count,
-                                     branches, channels, out + at);
+void mmg_sign_gradient(const float* gradient, const float* x, const float* residual, int64_t pixels, int32_t folded,
+                       int32_t first, int32_t channels, float* out, int32_t threads) {
+  for_jobs(pixels, threads, [&](int64_t pixel, int64_t count) {
+    const int64_t at = pixel * folded + first;
+    selected_kernels().sign_gradient(gradient + pixel * channels, x + at, residual == nullptr ? nullptr : residual + at,
+                                     count, folded, channels, out + at);
   });
 }
 

@@ -1,6 +1,6 @@
 // The elementwise passes of training, written once; every instruction set compiles them for itself. Maps are NHWC, with
-// K folded branches along the channels; "branch by branch" means that each branch is a map of its own, (K, pixels, C),
-// `branch_step` elements apart. With r = max(y, low) a ReLU is low = 0; kNoRelu stands for none.
+// K folded branches along the channels. Passes over one branch of a folded map start at its first channel and step by
+// `folded` channels. With r = max(y, low) a ReLU is low = 0.
 #ifndef MMGROUPNET_TRAINING_H_
 #define MMGROUPNET_TRAINING_H_
 
@@ -48,48 +48,36 @@ void gradient_sums(const float* __restrict g, const int16_t* __restrict y, int l
   }
 }
 
-// out = p * g + q * r + s where y > low, else 0, branch by branch.
+// out = p * g + q * r + s where y > low, else 0, of one branch.
 void affine_gradient(const float* __restrict g, const int16_t* __restrict y, int low, const float* __restrict p,
-                     const float* __restrict q, const float* __restrict s, int64_t pixels, int branches, int channels,
-                     int64_t branch_step, float* __restrict out) {
-  for (int64_t i = 0; i < pixels; ++i) {
-    for (int k = 0; k < branches; ++k) {
-      const int64_t from = (i * branches + k) * channels;
-      float* __restrict to = out + k * branch_step + i * channels;
-      const int64_t at = static_cast<int64_t>(k) * channels;
-      for (int c = 0; c < channels; ++c) {
-        const float value = p[at + c] * g[from + c] + q[at + c] * static_cast<float>(y[from + c]) + s[at + c];
-        to[c] = y[from + c] > low ? value : 0.0f;
-      }
+                     const float* __restrict q, const float* __restrict s, int64_t pixels, int folded, int channels,
+                     float* __restrict out) {
+  for (int64_t i = 0; i < pixels; ++i, g += folded, y += folded, out += channels) {
+    for (int c = 0; c < channels; ++c) {
+      const float value = p[c] * g[c] + q[c] * static_cast<float>(y[c]) + s[c];
+      out[c] = y[c] > low ? value : 0.0f;
     }
   }
 }
 
-// Signs minus the padded value, branch by branch: beside them the padding is zero.
-void padded_signs(const float* __restrict x, float padding_value, int64_t pixels, int branches, int channels,
-                  int64_t branch_step, float* __restrict out) {
-  for (int64_t i = 0; i < pixels; ++i) {
-    for (int k = 0; k < branches; ++k) {
-      const float* __restrict from = x + (i * branches + k) * channels;
-      float* __restrict to = out + k * branch_step + i * channels;
-      for (int c = 0; c < channels; ++c) to[c] = (from[c] >= 0 ? 1.0f : -1.0f) - padding_value;
-    }
+// Signs of one branch minus the padded value: beside them the padding is zero.
+void padded_signs(const float* __restrict x, float padding_value, int64_t pixels, int folded, int channels,
+                  float* __restrict out) {
+  for (int64_t i = 0; i < pixels; ++i, x += folded, out += channels) {
+    for (int c = 0; c < channels; ++c) out[c] = (x[c] >= 0 ? 1.0f : -1.0f) - padding_value;
   }
 }
 
-// out = max(0, 2 - 2 * |x|) * g (+ residual), with `first` pixels in front of each branch's g.
-void sign_gradient(const float* const* g, int64_t first, const float* __restrict x, const float* __restrict residual,
-                   int64_t pixels, int branches, int channels, float* __restrict out) {
-  for (int64_t i = 0; i < pixels; ++i) {
-    for (int k = 0; k < branches; ++k) {
-      const int64_t at = (i * branches + k) * channels;
-      const float* __restrict from = g[k] + (first + i) * channels;
-      for (int c = 0; c < channels; ++c) {
-        const float surrogate = 2.0f - 2.0f * std::fabs(x[at + c]);
-        const float value = (surrogate > 0.0f ? surrogate : 0.0f) * from[c];
-        out[at + c] = residual == nullptr ? value : value + residual[at + c];
-      }
+// out = max(0, 2 - 2 * |x|) * g (+ residual) of one branch; all but g are folded.
+void sign_gradient(const float* __restrict g, const float* __restrict x, const float* __restrict residual,
+                   int64_t pixels, int folded, int channels, float* __restrict out) {
+  for (int64_t i = 0; i < pixels; ++i, g += channels, x += folded, out += folded) {
+    for (int c = 0; c < channels; ++c) {
+      const float surrogate = 2.0f - 2.0f * std::fabs(x[c]);
+      const float value = (surrogate > 0.0f ? surrogate : 0.0f) * g[c];
+      out[c] = residual == nullptr ? value : value + residual[c];
     }
+    if (residual != nullptr) residual += folded;
   }
 }
 

@@ -43,12 +43,19 @@ def reference_conv(
     sign: Callable[[Tensor], Tensor] = reference_sign,
     quantize: Callable[[Tensor], Tensor] = reference_weight,
 ) -> Tensor:
-    """One binary conv of one branch: sign, explicit border of ``padding_value``, ``F.conv2d`` without padding."""
+    """One binary conv of one branch: sign, explicit border of ``padding_value``, ``F.conv2d`` without padding.
+
+    Products that cancel are exactly zero, as in integers: what is left of rounding would pass a ReLU or not.
+    """
     signs = sign(x)
     (height, width), (rows, columns) = x.shape[2:], padding
     padded = signs.new_full((*x.shape[:2], height + 2 * rows, width + 2 * columns), padding_value)
     padded[:, :, rows : rows + height, columns : columns + width] = signs
-    return F.conv2d(padded, quantize(weight), stride=stride, dilation=dilation, groups=groups)
+    options = dict(stride=stride, dilation=dilation, groups=groups)
+    quantized = quantize(weight)
+    out = F.conv2d(padded, quantized, **options)
+    integers = F.conv2d(padded.detach(), quantized.detach().sign(), **options)
+    return with_gradient_of(out.detach().masked_fill(integers == 0, 0), out)
 
 
 def assert_same_gradients(out: Tensor, expected: Tensor, leaves: Sequence[Tensor], **tolerances: float) -> None:

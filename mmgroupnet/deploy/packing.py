@@ -147,7 +147,7 @@ def pack_unit(
     quantizer = conv.weight_quantizer
     if not isinstance(quantizer, SignWeight):
         raise NotPackable(f'{type(quantizer).__name__} has no signs: its weights are real-valued')
-    _, scale = quantizer.signs(conv.weight.detach(), conv.num_bases)
+    scale = quantizer.scales(conv.weight, conv.num_bases)
     if conv.is_merged:
         scales = torch.full((conv.num_bases,), 1 / conv.num_bases)
         if isinstance(conv.merge, ScaledMerge):
@@ -193,7 +193,7 @@ def _pack_block(block: GroupNetBlock) -> PackedBlock:
             BroadcastConnection: Connection.BROADCAST,
             MergedConnection: Connection.MERGED,
         }[type(connection)]
-    units = [pack_unit(unit.conv, unit.norm, relu=True, residual=unit.residual) for unit in block.units]
+    units = [pack_unit(*unit) for unit in block.chain().units]
     shortcut = None if block.shortcut is None else _pack_shortcut(block.shortcut)
     return PackedBlock(
         merge=_pack_merge(block.merge), connection=kind, num_bases=num_bases, units=units, gate=gate, shortcut=shortcut
@@ -204,12 +204,9 @@ def _pack_tower(tower: 'BinaryTower') -> PackedTower:
     num_bases = tower.merge.num_bases
     levels = []
     for level in range(len(tower.input_norms)):
-        units = []
-        for conv, norms in zip(tower.convs, tower.norms, strict=True):
-            residual = Residual.INPUT if conv.in_channels == conv.out_channels else Residual.NONE
-            units.append(pack_unit(conv, norms[level], True, residual))
-            if level > 0:
-                units[-1].bits = levels[0].units[len(units) - 1].bits  # one tensor, stored once
+        units = [pack_unit(*unit) for unit in tower.chain(level).units]
+        for unit, first in zip(units, levels[0].units if levels else (), strict=False):
+            unit.bits = first.bits  # one tensor, stored once
         levels.append(PackedChain(Connection.BROADCAST, num_bases, units))
     return PackedTower(tower.input_norms, levels, _pack_merge(tower.merge))
 

@@ -235,7 +235,8 @@ class BinaryConv2d(nn.Module):
             out = lean.convolve(self, x)
         elif isinstance(self.weight_quantizer, SignWeight) and not self.is_merged:
             weight, scale = self.weight_quantizer.signs(self.weight, self.num_bases)
-            out = self.convolve(self.activation(x), weight) * scale.view(-1, 1, 1)
+            out = self.convolve(self.activation(x), weight)
+            out = out * scale.to(out.dtype).view(-1, 1, 1)
         else:
             out = self.convolve(self.activation(x), self.effective_weight())
         return out if self.bias is None else out + self.bias.view(-1, 1, 1)

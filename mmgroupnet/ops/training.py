@@ -4,9 +4,6 @@ Integers ``y`` are int16 ``(N, K*C, H, W)``; torch takes floats as well. With ``
 scales and shifts are per folded channel. Nothing here is seen by autograd.
 """
 
-import ctypes
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -99,7 +96,7 @@ def relu_affine(y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None
         out = torch.addcmul(_channels(shift, like), _rectified(y, like.dtype, relu), _channels(scale, like))
         return out if residual is None else out.add_(residual)
     scale, shift = scale.float(), shift.float()
-    residual = None if residual is None else _nhwc(residual)
+    residual = None if residual is None else _nhwc(residual.float())
     out = torch.empty_like(y, dtype=torch.float32)
     kernels.library().mmg_relu_affine(
         y.data_ptr(),
@@ -134,68 +131,101 @@ def gradient_sums(gradient: Tensor, y: Tensor, relu: bool) -> Tensor:
     return sums
 
 
-def affine_gradient(
-    gradient: Tensor, y: Tensor, p: Tensor, q: Tensor, s: Tensor, branches: int, relu: bool
-) -> tuple[Tensor, ...]:
-    """``p * gradient + q * r + s`` where y > 0 (everywhere without ReLU), branch by branch: K maps ``(N, C, H, W)``."""
-    channels = y.shape[1] // branches
-    if not (_is_integer(y) and gradient.dtype == torch.float32):
-        out = _channels(p, gradient) * gradient
-        out = out.addcmul_(y.to(gradient.dtype), _channels(q, gradient)).add_(_channels(s, gradient))
-        return (out.mul_(y > 0) if relu else out).chunk(branches, dim=1)
-    gradient = _nhwc(gradient)
-    p, q, s = p.float(), q.float(), s.float()
-    batch, _, height, width = y.shape
-    out = torch.empty(branches, batch, height, width, channels)
-    kernels.library().mmg_affine_gradient(
-        gradient.data_ptr(),
-        y.data_ptr(),
-        _low(relu),
-        p.data_ptr(),
-        q.data_ptr(),
-        s.data_ptr(),
-        _pixels(y),
-        branches,
+class AffineGradient:
+    """``p * gradient + q * r + s`` where y > 0 (everywhere without ReLU), one branch at a time.
+
+    Args:
+        gradient: ``(N, K*C, H, W)``.
+        y: The same.
+        p, q, s: Per folded channel.
+        branches: Number K.
+        relu: Whether r is y after a ReLU.
+    """
+
+    def __init__(
+        self, gradient: Tensor, y: Tensor, p: Tensor, q: Tensor, s: Tensor, branches: int, relu: bool
+    ) -> None:
+        self.uses_kernels = _is_integer(y) and gradient.device.type == 'cpu' and gradient.dtype == torch.float32
+        self.gradient = _nhwc(gradient) if self.uses_kernels else gradient
+        self.y, self.relu = y, relu
+        self.channels = y.shape[1] // branches
+        self.vectors = [vector.to(gradient.dtype).contiguous() for vector in (p, q, s)]
+
+    def branch(self, k: int, out: Tensor | None = None) -> Tensor:
+        """That of a branch, ``(N, C, H, W)``; ``out``, a contiguous ``(N, H, W, C)``, takes it where kernels run."""
+        first = k * self.channels
+        if not self.uses_kernels:
+            g, y = (value.narrow(1, first, self.channels) for value in (self.gradient, self.y))
+            p, q, s = (_channels(vector.narrow(0, first, self.channels), g) for vector in self.vectors)
+            out = (p * g).addcmul_(y.to(g.dtype), q).add_(s)
+            return out.mul_(y > 0) if self.relu else out
+        out = _empty_branch(self.y, self.channels) if out is None else out
+        kernels.library().mmg_affine_gradient(
+            self.gradient.data_ptr(),
+            self.y.data_ptr(),
+            _low(self.relu),
+            *(vector.data_ptr() for vector in self.vectors),
+            _pixels(self.y),
+            self.y.shape[1],
+            first,
+            self.channels,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out.permute(0, 3, 1, 2)
+
+
+def _empty_branch(like: Tensor, channels: int) -> Tensor:
+    batch, _, height, width = like.shape
+    return torch.empty(batch, height, width, channels)
+
+
+def padded_signs(x: Tensor, padding_value: int, k: int, branches: int, out: Tensor | None = None) -> Tensor:
+    """Signs of a branch minus ``padding_value``, ``(N, C, H, W)``: where the signs are padded with it, these are padded
+    with 0; ``out`` as for :class:`AffineGradient`."""
+    channels = x.shape[1] // branches
+    if not uses_kernels(x):
+        x = x.narrow(1, k * channels, channels)
+        return torch.where(x >= 0, 1.0 - padding_value, -1.0 - padding_value).to(x.dtype)
+    x = _nhwc(x)
+    out = _empty_branch(x, channels) if out is None else out
+    kernels.library().mmg_padded_signs(
+        x.data_ptr(),
+        padding_value,
+        _pixels(x),
+        x.shape[1],
+        k * channels,
         channels,
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    return out.permute(0, 1, 4, 2, 3).unbind()
+    return out.permute(0, 3, 1, 2)
 
 
-def padded_signs(x: Tensor, padding_value: int, branches: int) -> tuple[Tensor, ...]:
-    """Signs minus ``padding_value``, branch by branch: where the signs are padded with it, these are padded with 0."""
-    if not uses_kernels(x):
-        return (torch.where(x >= 0, 1.0, -1.0).to(x.dtype) - padding_value).chunk(branches, dim=1)
-    x = _nhwc(x)
-    batch, folded, height, width = x.shape
-    channels = folded // branches
-    out = torch.empty(branches, batch, height, width, channels)
-    kernels.library().mmg_padded_signs(
-        x.data_ptr(), padding_value, _pixels(x), branches, channels, out.data_ptr(), torch.get_num_threads()
-    )
-    return out.permute(0, 1, 4, 2, 3).unbind()
+def add_polynomial_sign_gradient(
+    gradient: Tensor, x: Tensor, residual: Tensor | None, k: int, branches: int, out: Tensor
+) -> None:
+    """Writes ``max(0, 2 - 2|x|) * gradient + residual`` of a branch into ``out``.
 
-
-def polynomial_sign_gradient(gradients: Sequence[Tensor], x: Tensor, residual: Tensor | None) -> Tensor:
-    """``max(0, 2 - 2|x|) * gradient + residual`` of all branches, with the gradient branch by branch."""
-    gradients = [_nhwc(gradient) for gradient in gradients]
-    branches, channels = len(gradients), gradients[0].shape[1]
-    pointers = (ctypes.c_void_p * branches)(*(gradient.data_ptr() for gradient in gradients))
-    x = _nhwc(x)
-    residual = None if residual is None else _nhwc(residual)
-    out = torch.empty_like(x)
+    Args:
+        gradient: Of the signs of the branch, ``(N, C, H, W)``.
+        x, residual, out: Of all branches, ``(N, K*C, H, W)``, float32, channels_last.
+        k: The branch.
+        branches: Number K.
+    """
+    gradient = _nhwc(gradient.float())
+    channels = x.shape[1] // branches
     kernels.library().mmg_sign_gradient(
-        pointers,
+        gradient.data_ptr(),
         x.data_ptr(),
         kernels.pointer(residual),
         _pixels(x),
-        branches,
+        x.shape[1],
+        k * channels,
         channels,
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    return out
 
 
 def connect(x: Tensor, gate: Tensor, scales: Tensor) -> Tensor:
@@ -231,7 +261,7 @@ def connect_gradient(gradient: Tensor, x: Tensor, gate: Tensor, scales: Tensor) 
         out = (gates * g + lambdas * merged_gradient).flatten(1, 2)
         dims = (0, 2, 3, 4)
         return out, (g * (branches - merged)).sum(dims), (merged_gradient * branches).sum(dims)
-    gradient, x = _nhwc(gradient), _nhwc(x)
+    gradient, x = _nhwc(gradient.float()), _nhwc(x)
     out = torch.empty_like(x)
     sums = torch.empty(2, num_bases, dtype=torch.float64)
     kernels.library().mmg_connect_gradient(

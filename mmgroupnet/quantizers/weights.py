@@ -49,16 +49,20 @@ class SignWeight(nn.Module, ABC):
         r"""The scale :math:`\alpha` of latent weights ``(K, C_out, C_in/groups, kh, kw)``, in a shape that broadcasts
         to theirs. It is not negative, and the same for all inputs of an output channel."""
 
+    @torch.no_grad()
+    def scales(self, weight: Tensor, num_bases: int = 1) -> Tensor:
+        """The scale of the weights of ``num_bases`` branches per folded output channel, ``(K*C_out,)``."""
+        branches = weight.unflatten(0, (num_bases, -1))
+        return self.scale(branches).expand(*branches.shape[:2], 1, 1, 1).flatten()
+
     def signs(self, weight: Tensor, num_bases: int = 1) -> tuple[Tensor, Tensor]:
-        r"""Signs of the weights of ``num_bases`` branches, and their scale per folded output channel, ``(K*C_out,)``.
+        r"""Signs of the weights of ``num_bases`` branches, and their :meth:`scales`.
 
         A convolution with :math:`\alpha b` whose products cancel gives what is left of rounding, which a ReLU behind it
         takes for a sign. :math:`\alpha \operatorname{conv}(s, b)` is exactly zero there. Its gradient in b is
         :math:`\alpha` times that in :math:`\alpha b`, which the latent weights get: it is divided.
         """
-        with torch.no_grad():
-            branches = weight.unflatten(0, (num_bases, -1))
-            scale = self.scale(branches).expand(*branches.shape[:2], 1, 1, 1).flatten()
+        scale = self.scales(weight, num_bases)
         return _ScaledSigns.apply(weight, scale.view(-1, 1, 1, 1)), scale
 
     def forward(self, weight: Tensor, num_bases: int = 1) -> Tensor:

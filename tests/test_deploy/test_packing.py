@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 from mmgroupnet.deploy import pack
-from mmgroupnet.deploy.packed_layers import PackedModule, PackedUnit
+from mmgroupnet.deploy.packed_layers import PackedChain, PackedModule, PackedUnit
 from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d
 from mmgroupnet.models.backbones.groupnet_resnet import BinaryUnit
-from mmgroupnet.ops import Residual
+from mmgroupnet.ops import Connection
 from tests.liveness import estimate_statistics, real_pictures
 from tests.test_models.test_combinations import BACKBONES, HEADS, NECKS
 from tests.test_models.test_combinations import build as build_detector
@@ -144,18 +144,17 @@ def test_single_units_give_the_exact_signs():
     units = {name: unit for name, unit in backbone.named_modules() if isinstance(unit, BinaryUnit)}
     seen = {}
     for name, unit in units.items():
-        unit.register_forward_hook(lambda module, inputs, out, name=name: seen.update({name: (inputs[0], out)}))
+        unit.register_forward_hook(lambda module, inputs, out, name=name: seen.update({name: (*inputs, out)}))
     with torch.no_grad():
         backbone(pictures())
     packed = pack(backbone)
     assert len(units) == len(seen) == 16
-    for name, (x, expected) in seen.items():
+    for name, (x, shortcut, expected) in seen.items():
         block, _, index = name.rpartition('.units.')
-        unit = copy.deepcopy(packed.get_submodule(block).units[int(index)])
-        if index == '0':  # its shortcut is added outside of the simulated unit
-            unit = PackedUnit(type(unit.geometry)(**{**vars(unit.geometry), 'residual': Residual.NONE}), unit._buffers)
-        assert_agrees(name, unit(x), expected)
-        assert_signs_agree(name, unit(x), expected)
+        unit = packed.get_submodule(block).units[int(index)]
+        out = PackedChain.run(x, Connection.SEPARATE, unit.geometry.num_bases, [unit], shortcut_map=shortcut)
+        assert_agrees(name, out, expected)
+        assert_signs_agree(name, out, expected)
 
 
 def test_dyadic_blocks_are_exactly_equal():

@@ -283,7 +283,7 @@ class TestLayerwiseBinaryConv2d:
         layerwise, plain = LayerwiseBinaryConv2d(3, 2, 3, bias=True), BinaryConv2d(3, 2, 3, bias=True)
         plain.load_state_dict(layerwise.state_dict())
         x = torch.randn(2, 3, 5, 6)
-        assert torch.equal(layerwise(x), plain(x))
+        assert_close(layerwise(x), plain(x))
 
     def test_bias_norm_and_shift_are_those_of_one_layer(self):
         conv = LayerwiseBinaryConv2d(

@@ -151,7 +151,8 @@ class GroupNetBlock(nn.Module, ABC):
     ) -> list[BinaryUnit]:
         """Builds the units of a block of so many channels; ``kwargs`` as for :class:`BinaryUnit`."""
 
-    def _chain(self) -> Chain:
+    def chain(self) -> Chain:
+        """The units and the shortcut."""
         shortcut = None
         if self.shortcut is not None:
             *layers, norm = self.shortcut
@@ -174,7 +175,7 @@ class GroupNetBlock(nn.Module, ABC):
         Returns: Outputs of this block's branches, ``(N, K*C', H', W')``, unmerged.
         """
 
-        chain = self._chain()
+        chain = self.chain()
         if supports_chain(chain):
             return run_chain(chain, branches, *self.connection.gate_and_scales(branches, last_merge))
 

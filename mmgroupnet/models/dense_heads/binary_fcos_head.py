@@ -58,7 +58,7 @@ class BinaryTower(nn.Module):
         """Maps ``((N, in_channels, H, W), level)`` to ``(N, channels, H, W)``."""
         x, level = feature_and_level
         x = self.input_norms[level](x)
-        chain = self._chain(level)
+        chain = self.chain(level)
         if supports_chain(chain):
             return self.merge(run_chain(chain, x))
         x = broadcast(x, self.merge.num_bases)
@@ -67,7 +67,8 @@ class BinaryTower(nn.Module):
             x = out + x if unit.residual == Residual.INPUT else out
         return self.merge(x)
 
-    def _chain(self, level: int) -> Chain:
+    def chain(self, level: int) -> Chain:
+        """The units of a pyramid level."""
         units = []
         for conv, norms in zip(self.convs, self.norms, strict=True):
             residual = Residual.INPUT if conv.in_channels == conv.out_channels else Residual.NONE
