@@ -101,6 +101,9 @@ enum { MMG_NO_RELU = -32768 };
 // Bits of latent weights (rows, channels, taps), in the order that mmg_arrange_weights takes.
 MMG_API void mmg_pack_weights(const float* weights, int64_t rows, int32_t channels, int32_t taps, uint8_t* bits,
                               int32_t threads);
+// Signs of latent weights (rows, size) times a scale a row.
+MMG_API void mmg_scaled_signs(const float* weights, const float* scales, int64_t rows, int64_t size, float* out,
+                              int32_t threads);
 // Of each channel the sums of r and of r * r, (2, channels).
 MMG_API void mmg_relu_sums(const int16_t* y, int32_t low, int64_t pixels, int32_t channels, double* sums,
                            int32_t threads);

@@ -87,6 +87,16 @@ void mmg_pack_weights(const float* weights, int64_t rows, int32_t channels, int3
   mmgroupnet::pack_weights(weights, rows, channels, taps, bits, threads);
 }
 
+void mmg_scaled_signs(const float* weights, const float* scales, int64_t rows, int64_t size, float* out,
+                      int32_t threads) {
+  mmgroupnet::parallel_for(static_cast<int>(rows), threads, [&](int row) {
+    const float positive = scales[row], negative = -positive;
+    const float* from = weights + row * size;
+    float* to = out + row * size;
+    for (int64_t i = 0; i < size; ++i) to[i] = from[i] >= 0 ? positive : negative;
+  });
+}
+
 void mmg_relu_sums(const int16_t* y, int32_t low, int64_t pixels, int32_t channels, double* sums, int32_t threads) {
   sum_jobs(pixels, 2 * channels, threads, sums, [&](int64_t first, int64_t count, float* part) {
     selected_kernels().relu_sums(y + first * channels, low, count, channels, part);

@@ -52,10 +52,12 @@ void gradient_sums(const float* __restrict g, const int16_t* __restrict y, int l
 void affine_gradient(const float* __restrict g, const int16_t* __restrict y, int low, const float* __restrict p,
                      const float* __restrict q, const float* __restrict s, int64_t pixels, int folded, int channels,
                      float* __restrict out) {
+  const float lowest = static_cast<float>(low);
   for (int64_t i = 0; i < pixels; ++i, g += folded, y += folded, out += channels) {
     for (int c = 0; c < channels; ++c) {
-      const float value = p[c] * g[c] + q[c] * static_cast<float>(y[c]) + s[c];
-      out[c] = y[c] > low ? value : 0.0f;
+      const float integer = static_cast<float>(y[c]);
+      const float value = p[c] * g[c] + q[c] * integer + s[c];
+      out[c] = integer > lowest ? value : 0.0f;
     }
   }
 }

@@ -116,7 +116,7 @@ class _SignConv:
 
     def backward(
         self,
-        gradient_of: Callable[[int], Tensor],
+        gradient_of: Callable[[int, bool], Tensor],
         x: Tensor,
         scale: Tensor,
         residual: Tensor | None,
@@ -127,7 +127,8 @@ class _SignConv:
         what is derived anew is never there for all of them.
 
         Args:
-            gradient_of: Gives the gradient of a branch of the scaled output, ``(N, C_out, H', W')``.
+            gradient_of: Gives the gradient of a branch of the scaled output, ``(N, C_out, H', W')``; it may lie where
+                the last one lay, if the second argument is true.
             x: The input.
             scale: The scale of the integers, see :meth:`scale`.
             residual: Added to the gradient of the input.
@@ -150,14 +151,14 @@ class _SignConv:
         for k in range(1 if self.is_shared else self.branches):
             at = slice(k * rows, (k + 1) * rows)
             if merged is None:
-                weight = torch.where(latent[at] >= 0, scale[at].view(-1, 1, 1, 1), -scale[at].view(-1, 1, 1, 1))
+                weight = training.scaled_signs(latent[at], scale[at])
             else:
                 weight = merged.detach()
             if shared is None:
-                gradient = gradient_of(k)
+                gradient = gradient_of(k, True)
                 signs = training.padded_signs(z, conv.padding_value, k, self.branches)
             else:  # The branches are batch.
-                gradient = torch.cat([gradient_of(branch) for branch in shared])
+                gradient = torch.cat([gradient_of(branch, False) for branch in shared])
                 signs = torch.cat(
                     [training.padded_signs(z, conv.padding_value, branch, self.branches) for branch in shared]
                 )
@@ -165,8 +166,8 @@ class _SignConv:
                 gradient, signs.to(gradient.dtype), weight.to(gradient.dtype), dilations[k], needs_x, needs_weight
             )
             if needs_weight:
-                of_padding = conv.padding_value * gradient.sum((0, 2, 3), dtype=torch.float64).view(-1, 1, 1, 1)
-                torch.add(of_weight, of_padding.to(of_weight.dtype), out=weight_gradient[at])
+                of_padding = gradient.sum((0, 2, 3)).view(-1, 1, 1, 1)
+                torch.add(of_weight, of_padding, alpha=conv.padding_value, out=weight_gradient[at])
             if needs_x:
                 for branch, part in enumerate(of_signs.chunk(self.branches)) if self.is_shared else ((k, of_signs),):
                     sign_gradient.add(branch, part)
@@ -283,7 +284,7 @@ class _ConvFunction(torch.autograd.Function):
         _, needs_x, needs_weight, *others = ctx.needs_input_grad
         branches = split(gradient, ctx.sign_conv.branches)
         x_gradient, parameter_gradients = ctx.sign_conv.backward(
-            branches.__getitem__, x, scale, None, needs_weight or any(others), needs_x or any(others)
+            lambda k, _: branches[k], x, scale, None, needs_weight or any(others), needs_x or any(others)
         )
         return None, x_gradient, *_only_needed(parameter_gradients, ctx.needs_input_grad[2:])
 
@@ -503,7 +504,7 @@ class _Unit:
             needs_weight = any(needed[:of_conv])
             needs_x = needs_x or any(needed[1:of_conv])
             x_gradient, gradients = self.conv.backward(
-                lambda k: branches.branch(k).to(dtype), x, scale, residual, needs_weight, needs_x
+                lambda k, reuse: branches.branch(k, reuse).to(dtype), x, scale, residual, needs_weight, needs_x
             )
         if len(self.parameters) > of_conv:
             dtype = self.unit.norm.weight.dtype
@@ -630,8 +631,10 @@ def _connect(chain: Chain, x: Tensor, gate: Tensor | None, scales: Tensor | None
     x = x.detach()
     if gate is not None:
         return training.connect(x, gate, scales)
+    if training.uses_kernels(x):
+        x = x.contiguous(memory_format=torch.channels_last)  # now, before there are K of them
     channels = chain.units[0].conv.in_channels
-    return x if x.shape[1] == chain.num_bases * channels else x.repeat(1, chain.num_bases, 1, 1)
+    return x if x.shape[1] == chain.num_bases * channels else torch.cat([x] * chain.num_bases, dim=1)
 
 
 def _connect_gradient(

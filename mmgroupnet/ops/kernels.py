@@ -59,6 +59,7 @@ _SIGNATURES = {
     'mmg_run_block': (None, [POINTER(Block), c_void_p, c_void_p, c_int32]),
     'mmg_connect': (None, [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_int32]),
     'mmg_pack_weights': (None, [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_int32]),
+    'mmg_scaled_signs': (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int32]),
     'mmg_relu_sums': (None, [c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32]),
     'mmg_relu_affine': (
         None,

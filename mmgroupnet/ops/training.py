@@ -78,6 +78,24 @@ def convolve(x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
     return out
 
 
+def scaled_signs(weight: Tensor, scale: Tensor) -> Tensor:
+    """Signs of latent weights ``(C_out, C_in/groups, kh, kw)`` times a scale for each output channel, ``(C_out,)``."""
+    if not (uses_kernels(weight) and weight.is_contiguous()):
+        scale = scale.to(weight.dtype).view(-1, 1, 1, 1)
+        return torch.where(weight >= 0, scale, -scale)
+    scale = scale.float().contiguous()
+    out = torch.empty_like(weight)
+    kernels.library().mmg_scaled_signs(
+        weight.data_ptr(),
+        scale.data_ptr(),
+        len(weight),
+        weight[0].numel(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
 def relu_sums(y: Tensor, relu: bool) -> Tensor:
     """Sums of r and of r * r over all pixels, ``(2, K*C)`` float64."""
     if not _is_integer(y):
@@ -150,16 +168,18 @@ class AffineGradient:
         self.y, self.relu = y, relu
         self.channels = y.shape[1] // branches
         self.vectors = [vector.to(gradient.dtype).contiguous() for vector in (p, q, s)]
+        self.out: Tensor | None = None
 
-    def branch(self, k: int, out: Tensor | None = None) -> Tensor:
-        """That of a branch, ``(N, C, H, W)``; ``out``, a contiguous ``(N, H, W, C)``, takes it where kernels run."""
+    def branch(self, k: int, reuse: bool = False) -> Tensor:
+        """That of a branch, ``(N, C, H, W)``; with ``reuse`` it may lie where the last branch's lay."""
         first = k * self.channels
         if not self.uses_kernels:
             g, y = (value.narrow(1, first, self.channels) for value in (self.gradient, self.y))
             p, q, s = (_channels(vector.narrow(0, first, self.channels), g) for vector in self.vectors)
             out = (p * g).addcmul_(y.to(g.dtype), q).add_(s)
             return out.mul_(y > 0) if self.relu else out
-        out = _empty_branch(self.y, self.channels) if out is None else out
+        out = self.out if reuse and self.out is not None else _empty_branch(self.y, self.channels)
+        self.out = out
         kernels.library().mmg_affine_gradient(
             self.gradient.data_ptr(),
             self.y.data_ptr(),
@@ -180,15 +200,15 @@ def _empty_branch(like: Tensor, channels: int) -> Tensor:
     return torch.empty(batch, height, width, channels)
 
 
-def padded_signs(x: Tensor, padding_value: int, k: int, branches: int, out: Tensor | None = None) -> Tensor:
+def padded_signs(x: Tensor, padding_value: int, k: int, branches: int) -> Tensor:
     """Signs of a branch minus ``padding_value``, ``(N, C, H, W)``: where the signs are padded with it, these are padded
-    with 0; ``out`` as for :class:`AffineGradient`."""
+    with 0."""
     channels = x.shape[1] // branches
     if not uses_kernels(x):
         x = x.narrow(1, k * channels, channels)
         return torch.where(x >= 0, 1.0 - padding_value, -1.0 - padding_value).to(x.dtype)
     x = _nhwc(x)
-    out = _empty_branch(x, channels) if out is None else out
+    out = _empty_branch(x, channels)
     kernels.library().mmg_padded_signs(
         x.data_ptr(),
         padding_value,
