@@ -9,16 +9,18 @@ Contestants, in one run, for Group-Net ResNets with soft gates, merged by the me
 
 A step is forward, backward and the clearing of gradients, without an optimizer. Measured are
 
-- the bytes saved for backward: all tensors that autograd's graph holds at the end of the forward pass, each storage once,
-  without parameters, buffers and the image. Checkpoints and custom functions are not left out, since what they keep
-  passes through the same hooks, or, of checkpoints, is their input, which is counted by its storage;
-- the resident memory of a step above that of the process before it, sampled while it runs, in a process of its own;
+- the bytes saved for backward: all tensors that autograd's graph holds at the end of the forward pass, each storage
+  once, without parameters, buffers and the image. Custom functions save theirs through the same hooks; of checkpoints
+  their inputs are counted;
+- the resident memory of a step, gradients of the weights included, above that of the process before it, sampled while
+  it runs, in a process of its own;
 - milliseconds, in turns.
 
 Each contestant has the same latent weights. Prints a table a setting, and writes benchmarks/results/train_step.json.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import subprocess
@@ -134,7 +136,9 @@ class PlainBranch(nn.Module):
 class PlainBlock(nn.Module):
     """A soft-gated block, branch by branch; arguments as for :class:`PlainBranch`."""
 
-    def __init__(self, depth: int, in_channels: int, channels: int, stride: int, num_bases: int, is_first: bool) -> None:
+    def __init__(
+        self, depth: int, in_channels: int, channels: int, stride: int, num_bases: int, is_first: bool
+    ) -> None:
         super().__init__()
         out_channels = channels * (1 if depth < 50 else 4)
         self.theta = None if is_first else nn.Parameter(torch.rand(1))
@@ -223,7 +227,7 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
         loss = model(x).square().mean()
-    # A checkpoint replaces what is saved inside it by nothing; what it keeps are its inputs, which nobody else may save.
+    # What is saved inside a checkpoint does not last; what lasts are its inputs, which nobody else may save.
     for block in model.modules():
         for value in getattr(block, 'kept_inputs', ()):
             note(value)
@@ -246,11 +250,12 @@ def resident_bytes() -> int:
 
 
 def peak_of_a_step(contestant: str, setting: Setting, threads: int) -> int:
-    """Resident bytes of a step above those of the process before it: the model is built, and ran once on a tiny image."""
+    """Resident bytes of a step above those of the process before it, which ran one step on a tiny image."""
     torch.set_num_threads(threads)
     model, x = build(contestant, setting), images(setting)
     step(model, x[:1, :, :64, :64].repeat(2, 1, 1, 1))
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed: a resting process does not need it
     resting = peak = resident_bytes()
     is_over = threading.Event()
 
