@@ -114,10 +114,10 @@ MMG_API void mmg_relu_affine(const int16_t* y, int32_t low, const float* scale, 
 MMG_API void mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int64_t pixels, int32_t channels,
                                double* sums, int32_t threads);
 // Of one branch, `channels` from the folded channel `first` on: p * gradient + q * y + s where y > low, else 0, (pixels,
-// channels).
+// channels), and of each channel the sum of that.
 MMG_API void mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p, const float* q,
                                  const float* s, int64_t pixels, int32_t folded, int32_t first, int32_t channels,
-                                 float* out, int32_t threads);
+                                 float* out, double* sums, int32_t threads);
 // Signs of one branch minus `padding_value`, (pixels, channels).
 MMG_API void mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t folded, int32_t first,
                               int32_t channels, float* out, int32_t threads);

@@ -121,11 +121,11 @@ void mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int
 
 void mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p, const float* q,
                          const float* s, int64_t pixels, int32_t folded, int32_t first, int32_t channels, float* out,
-                         int32_t threads) {
-  for_jobs(pixels, threads, [&](int64_t pixel, int64_t count) {
+                         double* sums, int32_t threads) {
+  sum_jobs(pixels, channels, threads, sums, [&](int64_t pixel, int64_t count, float* part) {
     const int64_t at = pixel * folded + first;
     selected_kernels().affine_gradient(gradient + at, y + at, low, p + first, q + first, s + first, count, folded,
-                                       channels, out + pixel * channels);
+                                       channels, out + pixel * channels, part);
   });
 }
 

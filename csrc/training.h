@@ -48,16 +48,17 @@ void gradient_sums(const float* __restrict g, const int16_t* __restrict y, int l
   }
 }
 
-// out = p * g + q * r + s where y > low, else 0, of one branch.
+// out = p * g + q * r + s where y > low, else 0, of one branch; sums[c] += out.
 void affine_gradient(const float* __restrict g, const int16_t* __restrict y, int low, const float* __restrict p,
                      const float* __restrict q, const float* __restrict s, int64_t pixels, int folded, int channels,
-                     float* __restrict out) {
+                     float* __restrict out, float* __restrict sums) {
   const float lowest = static_cast<float>(low);
   for (int64_t i = 0; i < pixels; ++i, g += folded, y += folded, out += channels) {
     for (int c = 0; c < channels; ++c) {
       const float integer = static_cast<float>(y[c]);
       const float value = p[c] * g[c] + q[c] * integer + s[c];
       out[c] = integer > lowest ? value : 0.0f;
+      sums[c] += out[c];
     }
   }
 }

@@ -116,7 +116,7 @@ class _SignConv:
 
     def backward(
         self,
-        gradient_of: Callable[[int, bool], Tensor],
+        gradient_of: Callable[[int, bool], tuple[Tensor, Tensor]],
         x: Tensor,
         scale: Tensor,
         residual: Tensor | None,
@@ -127,8 +127,8 @@ class _SignConv:
         what is derived anew is never there for all of them.
 
         Args:
-            gradient_of: Gives the gradient of a branch of the scaled output, ``(N, C_out, H', W')``; it may lie where
-                the last one lay, if the second argument is true.
+            gradient_of: Gives the gradient of a branch of the scaled output, ``(N, C_out, H', W')``, and its sum over
+                all pixels, ``(C_out,)``; it may lie where the last one lay, if the second argument is true.
             x: The input.
             scale: The scale of the integers, see :meth:`scale`.
             residual: Added to the gradient of the input.
@@ -155,10 +155,11 @@ class _SignConv:
             else:
                 weight = merged.detach()
             if shared is None:
-                gradient = gradient_of(k, True)
+                gradient, total = gradient_of(k, True)
                 signs = training.padded_signs(z, conv.padding_value, k, self.branches)
             else:  # The branches are batch.
-                gradient = torch.cat([gradient_of(branch, False) for branch in shared])
+                gradients, totals = zip(*(gradient_of(branch, False) for branch in shared), strict=True)
+                gradient, total = torch.cat(gradients), sum(totals)
                 signs = torch.cat(
                     [training.padded_signs(z, conv.padding_value, branch, self.branches) for branch in shared]
                 )
@@ -166,7 +167,7 @@ class _SignConv:
                 gradient, signs.to(gradient.dtype), weight.to(gradient.dtype), dilations[k], needs_x, needs_weight
             )
             if needs_weight:
-                of_padding = gradient.sum((0, 2, 3)).view(-1, 1, 1, 1)
+                of_padding = total.to(of_weight.dtype).view(-1, 1, 1, 1)
                 torch.add(of_weight, of_padding, alpha=conv.padding_value, out=weight_gradient[at])
             if needs_x:
                 for branch, part in enumerate(of_signs.chunk(self.branches)) if self.is_shared else ((k, of_signs),):
@@ -283,9 +284,12 @@ class _ConvFunction(torch.autograd.Function):
         x, scale, *_ = ctx.saved_tensors
         _, needs_x, needs_weight, *others = ctx.needs_input_grad
         branches = split(gradient, ctx.sign_conv.branches)
-        x_gradient, parameter_gradients = ctx.sign_conv.backward(
-            lambda k, _: branches[k], x, scale, None, needs_weight or any(others), needs_x or any(others)
-        )
+
+        def gradient_of(k: int, reuse: bool) -> tuple[Tensor, Tensor]:
+            return branches[k], branches[k].sum((0, 2, 3))
+
+        needs_weight, needs_x = needs_weight or any(others), needs_x or any(others)
+        x_gradient, parameter_gradients = ctx.sign_conv.backward(gradient_of, x, scale, None, needs_weight, needs_x)
         return None, x_gradient, *_only_needed(parameter_gradients, ctx.needs_input_grad[2:])
 
 
@@ -293,6 +297,8 @@ def _only_needed(gradients: Sequence[Tensor | None], needed: Sequence[bool]) -> 
     return [gradient if is_needed else None for gradient, is_needed in zip(gradients, needed, strict=True)]
 
 
+# torch.compile runs it as it is: its kernels take addresses, which tensors that are traced do not have.
+@torch.compiler.disable
 def convolve(conv: nn.Module, x: Tensor) -> Tensor:
     """A binary conv without its bias, lean; see :func:`supports_conv`."""
     return _ConvFunction.apply(conv, x, *_SignConv(conv, conv.num_folded).parameters)
@@ -387,7 +393,7 @@ class _Norm:
         sums = self._reduced(sums)
         count = torch.full_like(sums[:1, :1], pixels * self.branches)
         values = self._all_reduce(torch.cat([sums.flatten(), count.flatten()]))
-        sums, count = values[:-1].view(2, -1), values[-1]
+        sums, count = values[:-1].view(2, -1), values[-1].clone()  # a view would keep all of them
         mean = scale * sums[0] / count
         variance = (scale.square() * (sums[1] / count) - mean.square()).clamp(min=0)
         if norm.training and norm.track_running_stats and norm.running_mean is not None:
@@ -491,7 +497,7 @@ class _Unit:
         weight_gradient, bias_gradient, (p, q, s) = self.norm.backward(sums, *statistics, scale)
         of_conv = self.num_conv_parameters
         if self.conv is None:
-            g = training.AffineGradient(gradient, y, p, q, s, 1, self.unit.relu).branch(0)
+            g, _ = training.AffineGradient(gradient, y, p, q, s, 1, self.unit.relu).branch(0)
             wanted = [x, *(value for value in self.parameters[:of_conv] if value.requires_grad)]
             x_gradient, *found = torch.autograd.grad(out, wanted, g.to(out.dtype))
             found = iter(found)
@@ -501,10 +507,15 @@ class _Unit:
             branches = training.AffineGradient(gradient, y, p, q, s, self.branches, self.unit.relu)
             # As autocast convolved.
             dtype = y.dtype if y.dtype in (torch.float16, torch.bfloat16) else gradient.dtype
+
+            def gradient_of(k: int, reuse: bool) -> tuple[Tensor, Tensor]:
+                branch, total = branches.branch(k, reuse)
+                return branch.to(dtype), total
+
             needs_weight = any(needed[:of_conv])
             needs_x = needs_x or any(needed[1:of_conv])
             x_gradient, gradients = self.conv.backward(
-                lambda k, reuse: branches.branch(k, reuse).to(dtype), x, scale, residual, needs_weight, needs_x
+                gradient_of, x, scale, residual, needs_weight, needs_x
             )
         if len(self.parameters) > of_conv:
             dtype = self.unit.norm.weight.dtype
@@ -532,7 +543,7 @@ class _ChainFunction(torch.autograd.Function):
         def run(unit: _Unit, given: Tensor, residual: Tensor | None) -> Tensor:
             y, scale = unit.convolve(given), unit.scale(given)
             statistics = unit.statistics(y, scale)
-            kept.extend([None if chain.recompute or unit.conv is None else y, scale, *statistics])
+            kept.extend([None if chain.recompute else y, scale, *statistics])
             return unit.output(y, scale, *statistics[:2], residual, given)
 
         shortcut_map = connected if shortcut is None else run(shortcut, connected, None)
@@ -564,6 +575,9 @@ class _ChainFunction(torch.autograd.Function):
         units, shortcut = _build(chain)
         _, needs_x, needs_gate, needs_scales, *needed = ctx.needs_input_grad
         needs_connected = needs_x or needs_gate or needs_scales
+
+        if training.uses_kernels(gradient):
+            gradient = gradient.contiguous(memory_format=torch.channels_last)  # once for all passes
 
         # The inputs of all units once more.
         connected = _connect(chain, x, gate, scales)
@@ -647,6 +661,7 @@ def _connect_gradient(
     return gradient, None, None
 
 
+@torch.compiler.disable
 def run_chain(chain: Chain, x: Tensor, gate: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
     """Connects branches and runs a chain on them, lean; see :func:`supports_chain`.
 

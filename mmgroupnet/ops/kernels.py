@@ -68,7 +68,7 @@ _SIGNATURES = {
     'mmg_gradient_sums': (None, [c_void_p, c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32]),
     'mmg_affine_gradient': (
         None,
-        [c_void_p, c_void_p, c_int32, *[c_void_p] * 3, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32],
+        [c_void_p, c_void_p, c_int32, *[c_void_p] * 3, c_int64, *[c_int32] * 3, c_void_p, c_void_p, c_int32],
     ),
     'mmg_padded_signs': (None, [c_void_p, c_float, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32]),
     'mmg_sign_gradient': (None, [*[c_void_p] * 3, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32]),

@@ -170,16 +170,19 @@ class AffineGradient:
         self.vectors = [vector.to(gradient.dtype).contiguous() for vector in (p, q, s)]
         self.out: Tensor | None = None
 
-    def branch(self, k: int, reuse: bool = False) -> Tensor:
-        """That of a branch, ``(N, C, H, W)``; with ``reuse`` it may lie where the last branch's lay."""
+    def branch(self, k: int, reuse: bool = False) -> tuple[Tensor, Tensor]:
+        """That of a branch, ``(N, C, H, W)``, and its sum over all pixels, ``(C,)``; with ``reuse`` it may lie where
+        that of the last branch lay."""
         first = k * self.channels
         if not self.uses_kernels:
             g, y = (value.narrow(1, first, self.channels) for value in (self.gradient, self.y))
             p, q, s = (_channels(vector.narrow(0, first, self.channels), g) for vector in self.vectors)
             out = (p * g).addcmul_(y.to(g.dtype), q).add_(s)
-            return out.mul_(y > 0) if self.relu else out
+            out = out.mul_(y > 0) if self.relu else out
+            return out, out.sum((0, 2, 3))
         out = self.out if reuse and self.out is not None else _empty_branch(self.y, self.channels)
         self.out = out
+        sums = torch.empty(self.channels, dtype=torch.float64)
         kernels.library().mmg_affine_gradient(
             self.gradient.data_ptr(),
             self.y.data_ptr(),
@@ -190,9 +193,10 @@ class AffineGradient:
             first,
             self.channels,
             out.data_ptr(),
+            sums.data_ptr(),
             torch.get_num_threads(),
         )
-        return out.permute(0, 3, 1, 2)
+        return out.permute(0, 3, 1, 2), sums.float()
 
 
 def _empty_branch(like: Tensor, channels: int) -> Tensor:

@@ -1,0 +1,461 @@
+"""Lean training against plain autograd: the same outputs, gradients and running statistics, and what it keeps."""
+
+import copy
+import socket
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, multiprocessing, nn
+from torch.testing import assert_close
+
+from mmgroupnet.layers import BinaryConv2d, Chain, ChainUnit, LayerwiseBinaryConv2d, run_chain, supports_chain
+from mmgroupnet.models import BinaryFPN, GroupNetResNet
+from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
+from mmgroupnet.ops import Residual
+from mmgroupnet.quantizers import ShiftedSign
+from tests.strategies import seeds
+
+ACTIVATIONS = ('PolynomialSign', 'ClippedIdentitySign', 'ShiftedSign')
+WEIGHTS = ('TensorScaleWeight', 'ChannelScaleWeight', 'UnscaledWeight')
+# Largest distance of gradients, relative to their norm.
+WHOLE_NETWORK, SINGLE_BLOCK = 1e-9, 1e-5
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Gives batch norms scales and shifts that keep sums from being exactly zero, where rounding would decide on a
+    sign."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    return model
+
+
+def set_lean(model: nn.Module, is_lean: bool) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, BinaryConv2d):
+            module.memory_efficient = is_lean
+    return model
+
+
+def relative(value: Tensor, expected: Tensor) -> float:
+    """Distance of a gradient, relative to its norm; sums that cancel are compared as if they were of norm 1."""
+    return (value - expected).norm().item() / max(expected.norm().item(), 1.0)
+
+
+Run = Callable[..., Sequence[Tensor]]
+
+
+def outputs_and_gradients(model: nn.Module, inputs: Sequence[Tensor], run: Run) -> dict[str, Tensor]:
+    """Outputs, gradients of inputs and parameters for one random gradient of the outputs, and buffers."""
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    outs = run(model, *inputs)
+    generator = torch.Generator().manual_seed(3)
+    sum((out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum() for out in outs).backward()
+    found = {f'output {index}': out.detach() for index, out in enumerate(outs)}
+    found |= {f'input {index}': x.grad for index, x in enumerate(inputs)}
+    found |= {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return found | {name: buffer.double() for name, buffer in model.named_buffers()}
+
+
+def call(model: nn.Module, *inputs: Tensor) -> Sequence[Tensor]:
+    return model(*inputs)
+
+
+def assert_lean_is_plain(model: nn.Module, inputs: Sequence[Tensor], tolerance: float, run: Run = call) -> None:
+    lean, plain = set_lean(copy.deepcopy(model), True), set_lean(copy.deepcopy(model), False)
+    found, expected = (outputs_and_gradients(each, inputs, run) for each in (lean, plain))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if value is None:
+            assert found[name] is None or not found[name].any(), name
+        elif name.endswith('running_mean'):  # may be next to zero
+            assert_close(found[name], value, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: name + text)
+        else:
+            assert relative(found[name], value) <= tolerance, (name, relative(found[name], value))
+
+
+class PlainChain(nn.Module):
+    """A chain as an ordinary module: lean where it can be, else written down unit by unit."""
+
+    def __init__(self, chain: Chain, gate: Tensor | None = None, scales: Tensor | None = None) -> None:
+        super().__init__()
+        self.chain_of = chain
+        units = (*chain.units, *([] if chain.shortcut is None else [chain.shortcut]))
+        self.convs = nn.ModuleList(unit.conv for unit in units)
+        self.norms = nn.ModuleList(unit.norm for unit in units)
+        self.gate = None if gate is None else nn.Parameter(gate)
+        self.scales = None if scales is None else nn.Parameter(scales)
+
+    def chain(self) -> Chain:
+        units = [
+            unit._replace(conv=conv, norm=norm)
+            for unit, conv, norm in zip(
+                (*self.chain_of.units, self.chain_of.shortcut), self.convs, self.norms, strict=False
+            )
+        ]
+        count = len(self.chain_of.units)
+        shortcut = None if self.chain_of.shortcut is None else units[count]
+        return self.chain_of._replace(units=tuple(units[:count]), shortcut=shortcut)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        chain = self.chain()
+        if supports_chain(chain):
+            return (run_chain(chain, x, self.gate, self.scales),)
+        num_bases = chain.num_bases
+        branches = list(x.chunk(num_bases, dim=1))
+        if self.gate is not None:
+            merged = sum(scale * branch for scale, branch in zip(self.scales, branches, strict=True))
+            branches = [gate * x + (1 - gate) * merged for gate, x in zip(self.gate, branches, strict=True)]
+        connected = torch.cat(branches, dim=1)
+        shortcut = connected
+        if chain.shortcut is not None:
+            rows = torch.cat(connected.chunk(num_bases, dim=1))
+            shortcut = torch.cat(chain.shortcut.norm(chain.shortcut.conv(rows)).chunk(num_bases), dim=1)
+        current = connected
+        for unit in chain.units:
+            out = unit.norm(unit.conv(current).relu())
+            if unit.residual == Residual.INPUT:
+                out = out + current
+            elif unit.residual == Residual.SHORTCUT:
+                out = out + shortcut
+            current = out
+        return (current,)
+
+
+@st.composite
+def chains(draw) -> PlainChain:
+    """Random chains of one or two units, in double precision."""
+    torch.manual_seed(draw(seeds()))
+    num_bases, channels = draw(st.integers(1, 3)), draw(st.sampled_from([2, 4, 9]))
+    options = dict(
+        num_bases=num_bases,
+        activation=dict(type='mmgroupnet.' + draw(st.sampled_from(ACTIVATIONS))),
+        weight=dict(type='mmgroupnet.' + draw(st.sampled_from(WEIGHTS))),
+        padding_value=draw(st.sampled_from([-1, 0, 1])),
+    )
+    stride, kernel = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 3]))
+    out_channels = draw(st.sampled_from([channels, 6]))
+    dilation = draw(st.sampled_from([1, list(range(1, num_bases + 1))]))
+    first = BinaryConv2d(channels, out_channels, kernel, stride, 'same', dilation, **options)
+    groups = 2 if out_channels % 2 == 0 and draw(st.booleans()) else 1
+    second = BinaryConv2d(out_channels, out_channels, 3, 1, 'same', groups=groups, **options)
+
+    def norm(size: int) -> nn.Module:
+        return randomise(nn.BatchNorm2d(size, affine=draw(st.booleans()), momentum=draw(st.sampled_from([0.1, None]))))
+
+    shortcut, residual = None, Residual.NONE
+    keeps_shape = stride == 1 and out_channels == channels
+    kinds = ['none', 'binary', 'float'] + (['identity', 'input'] if keeps_shape else [])
+    kind = draw(st.sampled_from(kinds))
+    if kind == 'input':
+        residual = Residual.INPUT
+    elif kind != 'none':
+        residual = Residual.SHORTCUT
+        if kind == 'binary':
+            conv = BinaryConv2d(channels, out_channels, 1, stride, **dict(options, num_bases=1))
+            shortcut = ChainUnit(conv, norm(out_channels), relu=False)
+        elif kind == 'float':
+            conv = nn.Conv2d(channels, out_channels, 1, stride, bias=False)
+            shortcut = ChainUnit(conv, norm(out_channels), relu=False)
+    units = [ChainUnit(first, norm(num_bases * out_channels), residual=residual)]
+    if draw(st.booleans()):
+        units.append(ChainUnit(second, norm(num_bases * out_channels), residual=Residual.INPUT))
+    gate = scales = None
+    if draw(st.booleans()):
+        gate, scales = torch.rand(num_bases), torch.rand(num_bases)
+    chain = Chain(tuple(units), num_bases, shortcut, recompute=draw(st.booleans()))
+    model = PlainChain(chain, gate, scales).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and draw(st.integers(0, 4)) == 0:
+            module.eval()
+    return model
+
+
+def input_of(model: PlainChain, seed: int, batch: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    chain = model.chain_of
+    return torch.randn(
+        batch, chain.num_bases * chain.units[0].conv.in_channels, 6, 5, generator=generator, dtype=torch.float64
+    )
+
+
+def margin_of_signs(model: nn.Module, x: Tensor) -> float:
+    """The smallest magnitude that a sign sees in plain training."""
+    plain = set_lean(copy.deepcopy(model), False)
+    seen: list[float] = []
+
+    def note(activation: nn.Module, inputs: tuple[Tensor]) -> None:
+        (z,) = inputs
+        if isinstance(activation, ShiftedSign):
+            z = z + activation.shift.view(-1, 1, 1)
+        seen.append(z.abs().min().item())
+
+    for module in plain.modules():
+        if isinstance(module, BinaryConv2d):
+            module.activation.register_forward_pre_hook(note)
+    plain(x)
+    return min(seen)
+
+
+class TestChains:
+    @settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+    @given(chains(), seeds())
+    def test_double_precision(self, model, seed):
+        x = input_of(model, seed)
+        assume(margin_of_signs(model, x) > 1e-9)
+        assert_lean_is_plain(model, [x], WHOLE_NETWORK)
+
+    @settings(
+        deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    )
+    @given(chains(), seeds())
+    def test_single_precision_on_equal_signs(self, model, seed):
+        """To 1e-5, or, where sums cancel, to twice the distance of plain training from double precision."""
+        model, x = model.float(), input_of(model, seed).float()
+        assume(margin_of_signs(model, x) > 1e-4)
+        lean, plain = set_lean(copy.deepcopy(model), True), set_lean(copy.deepcopy(model), False)
+        found, expected = (outputs_and_gradients(each, [x], call) for each in (lean, plain))
+        exact = outputs_and_gradients(set_lean(copy.deepcopy(model).double(), False), [x.double()], call)
+        for name, value in expected.items():
+            if value is not None:
+                rounding = (value.double() - exact[name]).norm().item()
+                allowed = max(SINGLE_BLOCK * value.norm().item(), 2 * rounding, 1e-6)
+                assert (found[name] - value).norm().item() <= allowed, name
+
+    @settings(deadline=None, max_examples=40)
+    @given(chains(), seeds())
+    def test_channels_last_is_the_same(self, model, seed):
+        x = input_of(model, seed).float()
+        model = model.float()
+        found = [
+            outputs_and_gradients(copy.deepcopy(model), [x.contiguous(memory_format=layout)], call)
+            for layout in (torch.contiguous_format, torch.channels_last)
+        ]
+        for name, value in found[0].items():
+            if value is not None:
+                assert_close(found[1][name], value, msg=lambda text, name=name: name + text)
+
+
+DECOMPOSITIONS = ('soft_gate', 'gbd_v1', 'gbd_v2', 'gbd_v3', 'lbd')
+NETWORKS = {
+    **{name: dict(decomposition=name) for name in DECOMPOSITIONS},
+    **{f'{name}, learned scales': dict(decomposition=name, learned_scales=True) for name in ('gbd_v1', 'lbd')},
+    'gate per branch': dict(gate_per_branch=True, learned_scales=True),
+    'BPAC': dict(strides=(1, 2, 1, 1), dilations=(1, 1, (2, 3, 4), (6, 7, 8))),
+    'full-precision downsampling': dict(binary_downsample=False),
+    'average downsampling': dict(binary_downsample=False, avg_down=True),
+    'bottlenecks': dict(depth=50, base_channels=4),
+    'one base': dict(num_bases=1),
+    'frozen': dict(frozen_stages=2),
+    'norm_eval': dict(norm_eval=True),
+    'quantizers': dict(
+        binary_cfg=dict(
+            activation=dict(type='mmgroupnet.ShiftedSign'), weight=dict(type='mmgroupnet.ChannelScaleWeight')
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_whole_networks(name):
+    torch.manual_seed(0)
+    network = randomise(GroupNetResNet(**dict(depth=18, num_bases=3, base_channels=8) | NETWORKS[name])).double()
+    assert_lean_is_plain(network.train(), [torch.randn(2, 3, 64, 48).double()], WHOLE_NETWORK)
+
+
+def test_pyramid():
+    torch.manual_seed(0)
+    neck = randomise(BinaryFPN([8, 16, 32], 8, 5, num_bases=3, add_extra_convs='on_output')).double()
+    maps = [torch.randn(2, channels, *size).double() for channels, size in ((8, (17, 12)), (16, (9, 6)), (32, (5, 3)))]
+    assert_lean_is_plain(neck.train(), maps, WHOLE_NETWORK, lambda m, *maps: m(maps))
+
+
+@pytest.mark.parametrize('in_channels', [8, 6])
+def test_tower_whose_levels_share_convs(in_channels):
+    torch.manual_seed(0)
+    tower = randomise(BinaryTower(in_channels, 8, 3, 2, 3, True, dict(type='BN'), {})).double()
+    maps = [torch.randn(2, in_channels, *size).double() for size in ((9, 12), (5, 6))]
+
+    def run(tower: nn.Module, *maps: Tensor) -> list[Tensor]:
+        return [tower((x, level)) for level, x in enumerate(maps)]
+
+    assert_lean_is_plain(tower.train(), maps, WHOLE_NETWORK, run)
+
+
+def block_of(network: GroupNetResNet, stage: int) -> nn.Module:
+    return network.stages[stage][1]
+
+
+def small_network(**options) -> GroupNetResNet:
+    torch.manual_seed(0)
+    return randomise(GroupNetResNet(**dict(depth=18, num_bases=2, base_channels=8) | options)).train()
+
+
+class TestWhatIsKept:
+    def saved_bytes(self, run) -> int:
+        """Bytes that the graph of ``run`` keeps, beside parameters."""
+        storages: dict[int, int] = {}
+
+        def note(value: Tensor) -> Tensor:
+            if not isinstance(value, nn.Parameter):
+                storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+            out = run()
+        del out
+        return sum(storages.values())
+
+    @pytest.mark.parametrize('with_cp', [False, True])
+    def test_a_block_keeps_its_input_and_sixteen_bits_a_sum(self, with_cp):
+        network = small_network(with_cp=with_cp)
+        block, merge = block_of(network, 0), network.stages[0][0].merge
+        x = torch.randn(2, 16, 24, 20, requires_grad=True)
+        kept = self.saved_bytes(lambda: block(x, merge))
+        # Of a unit its scale, mean, deviation and count; then gates and scales of the merge.
+        vectors = 2 * (16 * 4 + 2 * 16 * 8 + 8) + 3 * 4 + 2 * 4
+        assert kept == x.numel() * (4 if with_cp else 4 + 2 * 2) + vectors
+
+    def test_a_conv_keeps_its_input(self):
+        for cls, channels in ((BinaryConv2d, 6), (LayerwiseBinaryConv2d, 3)):
+            conv = cls(3, 4, 3, padding=1, num_bases=2)
+            x = torch.randn(2, channels, 9, 8, requires_grad=True)
+            rows = 8 if cls is BinaryConv2d else 4
+            assert self.saved_bytes(lambda conv=conv, x=x: conv(x)) == 4 * x.numel() + 4 * rows
+
+
+class TestCircumstances:
+    def test_running_statistics_move_once_however_often_it_recomputes(self):
+        network = small_network(with_cp=True)
+        for out in network(torch.randn(2, 3, 32, 32)):
+            out.sum().backward(retain_graph=True)
+        for name, buffer in network.named_buffers():
+            if name.endswith('num_batches_tracked'):
+                assert buffer == 1, name
+
+    def test_backward_twice(self):
+        network = small_network()
+        out = network(torch.randn(2, 3, 32, 32))[-1].sum()
+        first = torch.autograd.grad(out, network.stem[0].weight, retain_graph=True)
+        assert_close(torch.autograd.grad(out, network.stem[0].weight), first)
+
+    def test_gradients_accumulate(self):
+        network, x = small_network(norm_eval=True), torch.randn(4, 3, 32, 32)
+        sum(out.sum() for out in network(x)).backward()
+        whole = {name: value.grad for name, value in network.named_parameters()}
+        network.zero_grad()
+        for part in x.split(2):
+            sum(out.sum() for out in network(part)).backward()
+        for name, value in network.named_parameters():
+            assert_close(value.grad, whole[name], rtol=1e-4, atol=1e-4 * whole[name].abs().max().item() + 1e-7)
+
+    def test_compiled_models_train(self):
+        network, x = small_network(), torch.randn(2, 3, 32, 32)
+        compiled = torch.compile(copy.deepcopy(network), backend='eager')
+        for each in (network, compiled):
+            each(x)[-1].sum().backward()
+        for value, expected in zip(compiled.parameters(), network.parameters(), strict=True):
+            assert_close(value.grad, expected.grad)
+
+    def test_deterministic(self):
+        grads = []
+        for _ in range(2):
+            network = small_network()
+            network(torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(1)))[-1].sum().backward()
+            grads.append([value.grad for value in network.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+    def test_whoever_listens_to_a_part_hears_it(self):
+        network = small_network()
+        signs: list[Tensor] = []
+        block = block_of(network, 1)
+        handle = block.units[0].conv.activation.register_forward_hook(lambda *call: signs.append(call[-1]))
+        network(torch.randn(2, 3, 32, 32))
+        assert len(signs) == 1 and set(signs[0].unique().tolist()) == {-1.0, 1.0}
+        handle.remove()
+        network(torch.randn(2, 3, 32, 32))
+        assert len(signs) == 1
+
+    def test_other_norms_and_real_values_train_plain(self):
+        for options in (dict(norm_cfg=dict(type='GN', num_groups=2)), dict(real_valued=True)):
+            network = small_network(**options)
+            assert not any(supports_chain(block.chain()) for blocks in network.stages for block in blocks)
+            network(torch.randn(2, 3, 32, 32))[-1].sum().backward()
+            assert network.stem[0].weight.grad.any()
+
+    def test_memory_efficient_false_trains_plain(self):
+        network = small_network(binary_cfg=dict(memory_efficient=False))
+        assert not any(supports_chain(block.chain()) for blocks in network.stages for block in blocks)
+
+    def test_evaluation_does_not_run_lean(self):
+        block = block_of(small_network(), 0)
+        assert supports_chain(block.chain())
+        with torch.no_grad():
+            assert not supports_chain(block.chain())
+
+    def test_one_value_per_channel(self):
+        with pytest.raises(ValueError, match='one value per channel: BatchNorm2d takes more than one in training'):
+            small_network(num_bases=1)(torch.randn(1, 3, 32, 32))
+
+    def test_weights_changed_in_between_are_noticed(self):
+        network = small_network()
+        out = network(torch.randn(2, 3, 32, 32))[-1].sum()
+        with torch.no_grad():
+            block_of(network, 0).units[0].conv.weight.add_(1)
+        with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+            out.backward()
+
+    def test_sums_beyond_sixteen_bits_stay_floats(self):
+        conv = BinaryConv2d(3700, 2, 3, padding=1)
+        x = torch.ones(1, 3700, 2, 2, requires_grad=True)
+        with torch.no_grad():
+            conv.weight.fill_(1)
+        chain = Chain((ChainUnit(conv, nn.BatchNorm2d(2).eval()),), 1)
+        assert_close(run_chain(chain, x), torch.full((1, 2, 2, 2), 33300.0), rtol=1e-4, atol=0)
+
+
+def _run_synchronised(rank: int, port: int, path: str) -> None:
+    torch.distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    model, x = _synchronised_example(nn.SyncBatchNorm)
+    out = model(x[rank : rank + 1].clone())[0]
+    (out * _weights_of(out, rank)).sum().backward()
+    for parameter in model.parameters():
+        torch.distributed.all_reduce(parameter.grad)
+    if rank == 0:
+        torch.save([*(value.grad for value in model.parameters()), *model.buffers()], path)
+    torch.distributed.destroy_process_group()
+
+
+def _synchronised_example(norm: type[nn.Module]) -> tuple[PlainChain, Tensor]:
+    torch.manual_seed(0)
+    conv = BinaryConv2d(4, 4, 3, padding='same', num_bases=2)
+    shortcut = BinaryConv2d(4, 4, 1)
+    chain = Chain(
+        (ChainUnit(conv, norm(8), residual=Residual.SHORTCUT),), 2, ChainUnit(shortcut, norm(4), relu=False)
+    )
+    model = PlainChain(chain, torch.tensor([0.3, 0.6]), torch.tensor([0.4, 0.7])).double()
+    return model, torch.randn(2, 8, 6, 5, dtype=torch.float64)
+
+
+def _weights_of(out: Tensor, first: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, *out.shape[1:], generator=generator, dtype=out.dtype)[first : first + len(out)]
+
+
+def test_synchronised_norms_are_norms_of_the_whole_batch(tmp_path):
+    """Two processes with an image each, and one with both."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    path = tmp_path / 'gradients.pth'
+    multiprocessing.spawn(_run_synchronised, (port, str(path)), nprocs=2)
+    model, x = _synchronised_example(nn.BatchNorm2d)
+    out = model(x)[0]
+    (out * _weights_of(out, 0)).sum().backward()
+    expected = [*(value.grad for value in model.parameters()), *model.buffers()]
+    for value, wanted in zip(torch.load(path, weights_only=True), expected, strict=True):
+        assert_close(value, wanted)

@@ -1,0 +1,148 @@
+"""Passes of training, for every set of kernels, against plain torch."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from mmgroupnet.ops import training
+from tests.test_ops import oracle
+from tests.test_ops.oracle import geometry, random_unit
+
+# Channels of a branch: fewer than a vector, whole vectors, whole ones and some.
+CHANNELS = (1, 7, 16, 70)
+NUM_BASES = 3
+
+
+def last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def maps(channels: int, count: int, num_bases: int = NUM_BASES) -> list[Tensor]:
+    return [last(torch.randn(2, num_bases * channels, 17, 19)) for _ in range(count)]
+
+
+def integers(channels: int) -> Tensor:
+    y = torch.randint(-9, 10, (2, NUM_BASES * channels, 17, 19), dtype=torch.int16)
+    y[0, 0, 0, :4] = torch.tensor([-32768, 32767, 0, -1], dtype=torch.int16)
+    return last(y)
+
+
+def vectors(channels: int, count: int) -> list[Tensor]:
+    return [torch.randn(NUM_BASES * channels) for _ in range(count)]
+
+
+def compare(kernel_set: str, function, *args, **tolerances) -> None:
+    """The kernels give what torch gives in double precision."""
+    doubled = [arg.double() if isinstance(arg, Tensor) and arg.dtype == torch.float32 else arg for arg in args]
+    found, expected = function(*args), function(*doubled)
+    found, expected = (value if isinstance(value, tuple) else (value,) for value in (found, expected))
+    for value, wanted in zip(found, expected, strict=True):
+        assert_close(value.double(), wanted.double(), **tolerances)
+
+
+@pytest.mark.parametrize('channels', CHANNELS)
+@pytest.mark.parametrize('relu', [False, True])
+class TestPassesOverIntegers:
+    def test_relu_sums(self, kernel_set, channels, relu):
+        y = integers(channels)
+        r = y.double().clamp(min=0) if relu else y.double()
+        expected = torch.stack([r.sum((0, 2, 3)), r.square().sum((0, 2, 3))])
+        assert_close(training.relu_sums(y, relu), expected)
+
+    @pytest.mark.parametrize('has_residual', [False, True])
+    def test_relu_affine(self, kernel_set, channels, relu, has_residual):
+        y, (like,), (scale, shift) = integers(channels), maps(channels, 1), vectors(channels, 2)
+        compare(kernel_set, training.relu_affine, y, scale, shift, like if has_residual else None, relu, like)
+
+    def test_gradient_sums(self, kernel_set, channels, relu):
+        (gradient,) = maps(channels, 1)
+        compare(kernel_set, training.gradient_sums, gradient, integers(channels), relu, rtol=1e-5, atol=1e-3)
+
+    def test_affine_gradient(self, kernel_set, channels, relu):
+        y, (gradient,), (p, q, s) = integers(channels), maps(channels, 1), vectors(channels, 3)
+        r = y.double()
+        whole = p.double().view(-1, 1, 1) * gradient + q.double().view(-1, 1, 1) * r + s.double().view(-1, 1, 1)
+        whole = (whole * (y > 0) if relu else whole).chunk(NUM_BASES, dim=1)
+        found = training.AffineGradient(gradient, y, p, q, s, NUM_BASES, relu)
+        for k in range(NUM_BASES):
+            branch, total = found.branch(k, reuse=True)
+            assert_close(branch.double(), whole[k], rtol=1e-5, atol=1e-5)
+            assert_close(total.double(), whole[k].sum((0, 2, 3)), rtol=1e-5, atol=1e-2)
+        kept = [found.branch(k)[0] for k in range(NUM_BASES)]
+        for value, wanted in zip(kept, whole, strict=True):
+            assert_close(value.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('channels', CHANNELS)
+class TestPassesOverMaps:
+    @pytest.mark.parametrize('padding_value', [-1, 0, 1])
+    def test_padded_signs(self, kernel_set, channels, padding_value):
+        (x,) = maps(channels, 1)
+        x[0, 0, 0, :2] = torch.tensor([0.0, -0.0])
+        for k, branch in enumerate(x.chunk(NUM_BASES, dim=1)):
+            expected = torch.where(branch >= 0, 1.0, -1.0) - padding_value
+            assert torch.equal(training.padded_signs(x, padding_value, k, NUM_BASES), expected)
+
+    @pytest.mark.parametrize('has_residual', [False, True])
+    def test_polynomial_sign_gradient(self, kernel_set, channels, has_residual):
+        if kernel_set == 'simulated':
+            pytest.skip('torch does this with the surrogate gradient itself')
+        x, gradient, residual = maps(channels, 3)
+        x[0, 0, 0, :3] = torch.tensor([-1.0, 1.0, 0.0])
+        out = torch.empty_like(x)
+        for k, part in enumerate(gradient.chunk(NUM_BASES, dim=1)):
+            training.add_polynomial_sign_gradient(part, x, residual if has_residual else None, k, NUM_BASES, out)
+        expected = (2 - 2 * x.abs()).clamp(min=0) * gradient
+        assert_close(out, expected + residual if has_residual else expected)
+
+    def test_connect_and_its_gradient(self, kernel_set, channels):
+        x, gradient = maps(channels, 2)
+        gate, scales = torch.rand(NUM_BASES), torch.rand(NUM_BASES)
+        leaves = [value.double().requires_grad_() for value in (x, gate, scales)]
+        branches = leaves[0].chunk(NUM_BASES, dim=1)
+        merged = sum(scale * branch for scale, branch in zip(leaves[2], branches, strict=True))
+        out = torch.cat([merged + c * (b - merged) for c, b in zip(leaves[1], branches, strict=True)], dim=1)
+        assert_close(training.connect(x, gate, scales).double(), out.detach(), rtol=1e-5, atol=1e-5)
+        expected = torch.autograd.grad(out, leaves, gradient.double())
+        for value, wanted in zip(training.connect_gradient(gradient, x, gate, scales), expected, strict=True):
+            assert_close(value.double(), wanted, rtol=1e-4, atol=1e-4)
+
+    def test_threads_do_not_matter(self, kernel_set, channels):
+        x, gradient = maps(channels, 2)
+        y, gate = integers(channels), torch.rand(NUM_BASES)
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads if kernel_set != 'simulated' else 1)
+            found.append((*training.connect_gradient(gradient, x, gate, gate), training.gradient_sums(x, y, True)))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+class TestWeights:
+    @pytest.mark.parametrize('shape', [(5, 3, 3, 3), (4, 8, 3, 3), (2, 70, 1, 1), (3, 64, 5, 5)])
+    def test_scaled_signs(self, kernel_set, shape):
+        weight, scale = torch.randn(shape), torch.rand(shape[0])
+        weight.view(-1)[:2] = torch.tensor([0.0, -0.0])
+        expected = torch.where(weight >= 0, 1.0, -1.0) * scale.view(-1, 1, 1, 1)
+        assert torch.equal(training.scaled_signs(weight, scale), expected)
+
+    @pytest.mark.parametrize(
+        'overrides',
+        [
+            dict(in_channels=3),
+            dict(in_channels=8),
+            dict(in_channels=64, groups=2),
+            dict(in_channels=70, stride=(2, 1)),
+            dict(in_channels=33, shares_weights=True, num_bases=1),
+        ],
+    )
+    def test_convolve(self, kernel_set, overrides):
+        if kernel_set == 'simulated':
+            pytest.skip('torch convolves in mmgroupnet/layers/lean.py')
+        unit = random_unit(geometry(**overrides))
+        branches = 2
+        x = oracle.dyadic(2, branches * unit.geometry.in_channels, 7, 6)
+        latent = unit.weight * torch.rand(unit.weight.shape).add(0.5)
+        out = training.convolve(x, latent, unit.geometry)
+        assert out.dtype == torch.int16
+        assert torch.equal(out.int(), oracle.convolve(unit, torch.where(x >= 0, 1.0, -1.0)).int())
