@@ -16,6 +16,8 @@ A step is forward, backward and the clearing of gradients, without an optimizer.
   it runs, in a process of its own;
 - milliseconds, in turns.
 
+At the end stand the bytes saved by the flagship detector at 800x1333, by count: its tensors have shapes but no memory.
+
 Each contestant has the same latent weights. Prints a table a setting, and writes benchmarks/results/train_step.json.
 """
 
@@ -46,6 +48,7 @@ from benchmarks.timing import Spread, describe_machine, format_table, interleave
 MIB = 2**20
 FLOAT, PLAIN, CHECKPOINTED = 'float twin', 'plain loop', 'plain loop, checkpointed'
 OURS, OURS_CP = 'ours', 'ours, with_cp'
+FLAGSHIP = 'configs/fcos_groupnet_r50_coco.py'
 CONTESTANTS = (FLOAT, PLAIN, CHECKPOINTED, OURS, OURS_CP)
 
 
@@ -74,7 +77,7 @@ class _Sign(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return torch.where(x >= 0, 1.0, -1.0)
+        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
@@ -87,7 +90,7 @@ class _Binarize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weight: Tensor) -> Tensor:
-        return weight.abs().mean() * torch.where(weight >= 0, 1.0, -1.0)
+        return weight.abs().mean() * torch.where(weight >= 0, 1.0, -1.0).to(weight.dtype)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
@@ -216,17 +219,18 @@ def step(model: nn.Module, x: Tensor) -> None:
 
 def saved_bytes(model: nn.Module, x: Tensor) -> int:
     """Bytes that the graph of one forward pass keeps for the backward pass, each storage once."""
-    known = {value.untyped_storage().data_ptr() for value in (*model.parameters(), *model.buffers(), x)}
+    known = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers(), x)}
     storages: dict[int, int] = {}
 
     def note(value: Tensor) -> Tensor:
         storage = value.untyped_storage()
-        if storage.data_ptr() not in known:
-            storages[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in known:
+            storages[storage._cdata] = storage.nbytes()
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
-        loss = model(x).square().mean()
+        outs = model(x)
+        loss = sum(out.square().mean() for out in ((outs,) if isinstance(outs, Tensor) else outs))
     # What is saved inside a checkpoint does not last; what lasts are its inputs, which nobody else may save.
     for block in model.modules():
         for value in getattr(block, 'kept_inputs', ()):
@@ -234,6 +238,42 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
     loss.backward()
     model.zero_grad(set_to_none=True)
     return sum(storages.values())
+
+
+class Maps(nn.Module):
+    """The head's maps of the flagship detector, up to the losses, which keep little.
+
+    Args:
+        memory_efficient: Of its binary convs.
+        with_cp: Of its backbone.
+    """
+
+    def __init__(self, memory_efficient: bool, with_cp: bool) -> None:
+        super().__init__()
+        from mmengine.config import Config
+        from mmengine.registry import MODELS, DefaultScope
+
+        cfg = Config.fromfile(ROOT / FLAGSHIP)
+        cfg.model.backbone.update(with_cp=with_cp, init_cfg=None)
+        for part in ('backbone', 'neck', 'bbox_head'):
+            options = cfg.model[part].get('binary_cfg') or {}
+            cfg.model[part].binary_cfg = dict(options, memory_efficient=memory_efficient)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            self.detector = MODELS.build(cfg.model)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [value for level in self.detector(x, mode='tensor') for value in level]
+
+
+def flagship_bytes() -> dict[str, int]:
+    """Saved bytes of the flagship detector at 800x1333, batch 1, by count: its tensors have shapes but no memory."""
+    contestants = {'plain autograd': (False, False), OURS: (True, False), OURS_CP: (True, True)}
+    found = {}
+    for name, options in contestants.items():
+        with torch.device('meta'):
+            model, x = Maps(*options).train(), torch.empty(1, 3, 800, 1344)
+        found[name] = saved_bytes(model, x)
+    return found
 
 
 def note_inputs_of_checkpoints(model: nn.Module) -> None:
@@ -374,6 +414,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = measure(setting, args.contestants, args.rounds, args.threads)
         print_table(setting, rows)
         results['settings'].append(dict(setting._asdict(), contestants=rows))
+        write_json(args.out, results)
+    if not args.setting:
+        results['flagship'] = flagship_bytes()
+        print(f'\n{FLAGSHIP}, 1 x 800x1333 (padded to 800x1344), saved by count\n')
+        cells = [[name, f'{value / 2**30:.2f}'] for name, value in results['flagship'].items()]
+        print(format_table(['', 'GiB'], cells))
         write_json(args.out, results)
 
 

@@ -35,8 +35,8 @@ from mmgroupnet.layers.branches import share, split
 from mmgroupnet.ops import Residual, training
 from mmgroupnet.quantizers import PolynomialSign, ShiftedSign, SignActivation, SignWeight
 
-# Their statistics and gradients are spelled out above.
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+# Of norms whose statistics and gradients are spelled out above; mmengine's own SyncBatchNorm has that of torch's.
+_NORM_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 
 
 def supports_conv(conv: nn.Module) -> bool:
@@ -274,9 +274,7 @@ class _ConvFunction(torch.autograd.Function):
         y = ctx.sign_conv.forward(x)
         if conv.is_merged:
             return y
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        return y.to(x.dtype).mul_(scale.view(-1, 1, 1)).to(dtype)
+        return y.to(x.dtype).mul_(scale.view(-1, 1, 1)).to(_autocast_dtype(x) or x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -291,6 +289,14 @@ class _ConvFunction(torch.autograd.Function):
         needs_weight, needs_x = needs_weight or any(others), needs_x or any(others)
         x_gradient, parameter_gradients = ctx.sign_conv.backward(gradient_of, x, scale, None, needs_weight, needs_x)
         return None, x_gradient, *_only_needed(parameter_gradients, ctx.needs_input_grad[2:])
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast would convolve in; None where it is not on."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
 
 
 def _only_needed(gradients: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:
@@ -341,7 +347,7 @@ def supports_chain(chain: Chain) -> bool:
     norms; nobody watches its parts."""
     units = chain.units if chain.shortcut is None else (*chain.units, chain.shortcut)
     for unit in units:
-        if type(unit.norm) not in _NORMS or _is_watched(unit.conv) or unit.norm._forward_hooks:
+        if type(unit.norm).forward not in _NORM_FORWARDS or _is_watched(unit.conv) or unit.norm._forward_hooks:
             return False
         if unit is chain.shortcut and not _is_binary(unit.conv):
             continue
@@ -553,16 +559,16 @@ class _ChainFunction(torch.autograd.Function):
             current = run(unit, current, residual[unit.unit.residual])
         ctx.chain, ctx.num_units, ctx.num_parameters = chain, len(all_units), len(parameters)
         ctx.save_for_backward(x, gate, scales, *parameters, *kept)
-        device = x.device.type
-        ctx.autocast = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        ctx.autocast_dtype = _autocast_dtype(x)
         return current
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        device, enabled, dtype = ctx.autocast
+        if ctx.autocast_dtype is None:
+            return _ChainFunction._backward(ctx, gradient)
         # What is convolved again is convolved as it was.
-        with torch.autocast(device, dtype, enabled):
+        with torch.autocast(gradient.device.type, ctx.autocast_dtype):
             return _ChainFunction._backward(ctx, gradient)
 
     @staticmethod

@@ -380,6 +380,11 @@ class TestCircumstances:
         network(torch.randn(2, 3, 32, 32))
         assert len(signs) == 1
 
+    @pytest.mark.parametrize('norm', ['BN', 'SyncBN'])
+    def test_norms_of_configs_train_lean(self, norm):
+        network = small_network(norm_cfg=dict(type=norm))
+        assert all(supports_chain(block.chain()) for blocks in network.stages for block in blocks)
+
     def test_other_norms_and_real_values_train_plain(self):
         for options in (dict(norm_cfg=dict(type='GN', num_groups=2)), dict(real_valued=True)):
             network = small_network(**options)

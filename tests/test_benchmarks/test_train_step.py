@@ -1,0 +1,89 @@
+"""The contestants of the training benchmark: the plain loop is the same network as ours."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from benchmarks import train_step
+from benchmarks.train_step import CHECKPOINTED, FLOAT, OURS, OURS_CP, PLAIN, Setting
+
+SETTING = Setting(18, 2, 64, 2)
+
+
+def copy_weights(plain: nn.Module, ours: nn.Module) -> None:
+    """Gives the plain loop the weights of ours."""
+    backbone = ours.backbone
+    plain.stem.load_state_dict(backbone.stem.state_dict())
+    plain.fc.load_state_dict(ours.fc.state_dict())
+    blocks = [block for stage in backbone.stages for block in stage]
+    with torch.no_grad():
+        for target, source in zip(plain.blocks, blocks, strict=True):
+            if target.theta is not None:
+                target.theta.copy_(source.connection.theta)
+            if source.shortcut is not None:
+                target.shortcut.load_state_dict(source.shortcut.state_dict())
+            for index, unit in enumerate(source.units):
+                for k, branch in enumerate(target.branches):
+                    branch.convs[index].weight.copy_(unit.conv.weight.chunk(plain.num_bases)[k])
+                    for name in ('weight', 'bias'):
+                        value = getattr(unit.norm, name).chunk(plain.num_bases)[k]
+                        getattr(branch.norms[index], name).copy_(value)
+
+
+@pytest.mark.parametrize('depth', [18, 50])
+@pytest.mark.parametrize('name', [PLAIN, CHECKPOINTED])
+def test_plain_loop_is_the_same_network(depth, name):
+    setting = SETTING._replace(depth=depth)
+    plain, ours = train_step.build(name, setting).double().eval(), train_step.build(OURS, setting).double().eval()
+    for module in ours.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias)  # no sum is exactly zero, where rounding would decide on a sign
+    copy_weights(plain, ours)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
+    found, expected = plain(x), ours(x)
+    assert_close(found, expected)
+    for value, wanted in zip(
+        torch.autograd.grad(found.sum(), [plain.stem[0].weight, plain.fc.weight]),
+        torch.autograd.grad(expected.sum(), [ours.backbone.stem[0].weight, ours.fc.weight]),
+        strict=True,
+    ):
+        # Where products cancel, a ReLU of the plain loop sees what is left of rounding, in about one of thirty.
+        assert (value - wanted).norm() < 0.5 * wanted.norm()
+
+
+def test_saved_bytes_are_counted_once():
+    layer = nn.Sequential(nn.Linear(3, 5), nn.Sigmoid())
+    x = torch.randn(7, 3)
+    # The sigmoid keeps its output, the square and its mean what they square; weights and the image do not count.
+    assert train_step.saved_bytes(layer, x) == 7 * 5 * 4
+
+
+def test_lean_keeps_less():
+    x = train_step.images(SETTING)
+    kept = {}
+    for name in (PLAIN, CHECKPOINTED, OURS, OURS_CP):
+        model = train_step.build(name, SETTING)
+        train_step.note_inputs_of_checkpoints(model)
+        kept[name] = train_step.saved_bytes(model, x)
+    assert kept[OURS] < kept[PLAIN] / 3
+    assert kept[OURS_CP] < kept[OURS]
+    assert kept[CHECKPOINTED] < kept[PLAIN] / 3
+
+
+def test_main_writes_and_prints_all_of_it(tmp_path, capsys):
+    path = tmp_path / 'results.json'
+    train_step.main(['18', '1', '64', '2', '--rounds', '1', '--contestants', FLOAT, PLAIN, OURS, '--out', str(path)])
+    printed = capsys.readouterr().out
+    assert 'ResNet-18, K = 1, 2 x 64x64' in printed and '| ours |' in printed
+    (setting,) = json.loads(path.read_text())['settings']
+    assert [row['name'] for row in setting['contestants']] == [FLOAT, PLAIN, OURS]
+    assert all(row['saved_bytes'] > 0 and row['ms'][3] == 1 for row in setting['contestants'])
+
+
+def test_incomplete_setting(capsys):
+    with pytest.raises(SystemExit):
+        train_step.main(['18', '5'])
+    assert 'setting: 2 numbers, give DEPTH K SIZE BATCH' in capsys.readouterr().err
