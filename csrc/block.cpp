@@ -13,8 +13,6 @@
 namespace mmgroupnet {
 namespace {
 
-// Jobs of elementwise passes: this many pixels each.
-constexpr int64_t kPixelsPerJob = 256;
 // Of a band of a block's output, per thread. Two or three such bands are in use at a time.
 constexpr int64_t kBandBytes = 256 << 10;
 
@@ -76,13 +74,6 @@ class Array {
  private:
   std::vector<uint64_t> piece_;
 };
-
-void for_pixels(int64_t first, int64_t last, int threads, const std::function<void(int64_t, int64_t)>& job) {
-  const int jobs = static_cast<int>((last - first + kPixelsPerJob - 1) / kPixelsPerJob);
-  parallel_for(jobs, threads, [&](int i) {
-    job(first + i * kPixelsPerJob, std::min(first + (i + 1) * kPixelsPerJob, last));
-  });
-}
 
 // Signs of a map as a unit reads them, with the memory that holds them.
 struct SignMap {

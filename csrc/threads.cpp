@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 
 namespace mmgroupnet {
@@ -25,6 +26,13 @@ void parallel_for(int num_jobs, int threads, const std::function<void(int)>& job
   }
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (int i = 0; i < num_jobs; ++i) job(i);
+}
+
+void for_pixels(int64_t first, int64_t last, int threads, const std::function<void(int64_t, int64_t)>& job) {
+  const int jobs = static_cast<int>((last - first + kPixelsPerJob - 1) / kPixelsPerJob);
+  parallel_for(jobs, threads, [&](int i) {
+    job(first + i * kPixelsPerJob, std::min(first + (i + 1) * kPixelsPerJob, last));
+  });
 }
 
 }  // namespace mmgroupnet

@@ -2,6 +2,7 @@
 #ifndef MMGROUPNET_THREADS_H_
 #define MMGROUPNET_THREADS_H_
 
+#include <cstdint>
 #include <functional>
 
 namespace mmgroupnet {
@@ -9,6 +10,12 @@ namespace mmgroupnet {
 // Runs job(0) ... job(num_jobs - 1), each once, on up to `threads` threads, the caller's among them, and returns when
 // all are done. In a forked child the caller works alone: the threads of its parent are not there.
 void parallel_for(int num_jobs, int threads, const std::function<void(int)>& job);
+
+// Passes over pixels run in jobs of so many.
+constexpr int64_t kPixelsPerJob = 256;
+
+// Calls `job(first, last)` for pieces of the pixels [first, last).
+void for_pixels(int64_t first, int64_t last, int threads, const std::function<void(int64_t, int64_t)>& job);
 
 }  // namespace mmgroupnet
 

@@ -9,24 +9,13 @@
 namespace mmgroupnet {
 namespace {
 
-constexpr int64_t kPixelsPerJob = 256;
-
-// Runs jobs of some pixels each, `job(first, pixels)`.
-void for_jobs(int64_t pixels, int threads, const std::function<void(int64_t, int64_t)>& job) {
-  const int jobs = static_cast<int>((pixels + kPixelsPerJob - 1) / kPixelsPerJob);
-  parallel_for(jobs, threads, [&](int i) {
-    const int64_t first = i * kPixelsPerJob;
-    job(first, std::min(kPixelsPerJob, pixels - first));
-  });
-}
-
 // Sums over jobs of `size` floats each, added up in double and in their order: they do not depend on the threads.
 void sum_jobs(int64_t pixels, int size, int threads, double* sums,
               const std::function<void(int64_t, int64_t, float*)>& job) {
   const int64_t jobs = (pixels + kPixelsPerJob - 1) / kPixelsPerJob;
   std::vector<float> parts(jobs * size, 0.0f);
-  for_jobs(pixels, threads, [&](int64_t first, int64_t count) {
-    job(first, count, parts.data() + first / kPixelsPerJob * size);
+  for_pixels(0, pixels, threads, [&](int64_t first, int64_t last) {
+    job(first, last - first, parts.data() + first / kPixelsPerJob * size);
   });
   std::fill(sums, sums + size, 0.0);
   for (int64_t i = 0; i < jobs; ++i) {
@@ -78,7 +67,7 @@ void pack_weights(const float* weights, int64_t rows, int channels, int taps, ui
 
 }  // namespace mmgroupnet
 
-using mmgroupnet::for_jobs;
+using mmgroupnet::for_pixels;
 using mmgroupnet::selected_kernels;
 using mmgroupnet::sum_jobs;
 
@@ -105,7 +94,8 @@ void mmg_relu_sums(const int16_t* y, int32_t low, int64_t pixels, int32_t channe
 
 void mmg_relu_affine(const int16_t* y, int32_t low, const float* scale, const float* shift, const float* residual,
                      int64_t pixels, int32_t channels, float* out, int32_t threads) {
-  for_jobs(pixels, threads, [&](int64_t first, int64_t count) {
+  for_pixels(0, pixels, threads, [&](int64_t first, int64_t last) {
+    const int64_t count = last - first;
     const int64_t at = first * channels;
     selected_kernels().relu_affine(y + at, low, scale, shift, residual == nullptr ? nullptr : residual + at, count,
                                    channels, out + at);
@@ -131,7 +121,8 @@ void mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, c
 
 void mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t folded, int32_t first,
                       int32_t channels, float* out, int32_t threads) {
-  for_jobs(pixels, threads, [&](int64_t pixel, int64_t count) {
+  for_pixels(0, pixels, threads, [&](int64_t pixel, int64_t last) {
+    const int64_t count = last - pixel;
     selected_kernels().padded_signs(x + pixel * folded + first, padding_value, count, folded, channels,
                                     out + pixel * channels);
   });
@@ -139,7 +130,8 @@ void mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32
 
 void mmg_sign_gradient(const float* gradient, const float* x, const float* residual, int64_t pixels, int32_t folded,
                        int32_t first, int32_t channels, float* out, int32_t threads) {
-  for_jobs(pixels, threads, [&](int64_t pixel, int64_t count) {
+  for_pixels(0, pixels, threads, [&](int64_t pixel, int64_t last) {
+    const int64_t count = last - pixel;
     const int64_t at = pixel * folded + first;
     selected_kernels().sign_gradient(gradient + pixel * channels, x + at, residual == nullptr ? nullptr : residual + at,
                                      count, folded, channels, out + at);
