@@ -111,8 +111,9 @@ class _SignConv:
         else:
             weight = torch.where(conv.weight.detach() >= 0, 1.0, -1.0).to(z.dtype)
         y = share(lambda part: conv.convolve(part, weight), signs, self.branches // conv.num_folded)
-        # Half precision is no larger, and not exact: what autocast rounded stays as it is.
-        return y.to(torch.int16) if fits and y.dtype in (torch.float32, torch.float64) else y
+        # Half precision is no larger, and not exact: what autocast rounded stays as it is. Convolutions by Winograd's
+        # transform are next to the integers.
+        return y.round_().to(torch.int16) if fits and y.dtype in (torch.float32, torch.float64) else y
 
     def backward(
         self,
