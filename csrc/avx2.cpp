@@ -278,8 +278,8 @@ const Kernels* avx2_kernels() {
   static const Kernels kernels = {"avx2",       kTileColumns, kRows,   kStepChannels, kStepBytes,     kLanes,
                                   pack<Vector>, expand,       arrange, count,         finish<Vector>, merge,
                                   gate,
-                                  relu_sums,      relu_affine, gradient_sums, affine_gradient, padded_signs, sign_gradient,
-                                  connect_gradient, ceiling};
+                                  relu_sums,     relu_affine,   gradient_sums, affine_gradient,
+                                  padded_signs,  sign_gradient, connect_gradient, ceiling};
   return &kernels;
 }
 

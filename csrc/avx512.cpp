@@ -7,8 +7,8 @@
 //   carry = majority(ones, x, y) = ones where ones and x are equal, else y, which then is not ones', since
 //           ones xor x = 1 there
 //   popcount(x) + popcount(y) = 2 * popcount(carry) + popcount(ones') - popcount(ones)
-// With a xor b and v xor w made beforehand these are five instructions, an xor, two of three operands, a popcount and an
-// add; xor, popcount and add of each half would be six.
+// With a xor b and v xor w made beforehand these are five instructions, an xor, two of three operands, a popcount and
+// an add; xor, popcount and add of each half would be six.
 #include "kernels.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VPOPCNTDQ__)
@@ -147,8 +147,8 @@ const Kernels* avx512_kernels() {
   static const Kernels kernels = {"avx512",      kTileColumns, 1,      kStepChannels, kStepBytes, kLanes * kStepBytes,
                                   pack<Vector>,  expand,       arrange, count,
                                   finish<Vector>, merge,       gate,
-                                  relu_sums,      relu_affine, gradient_sums, affine_gradient, padded_signs, sign_gradient,
-                                  connect_gradient, ceiling};
+                                  relu_sums,     relu_affine,   gradient_sums, affine_gradient,
+                                  padded_signs,  sign_gradient, connect_gradient, ceiling};
   return &kernels;
 }
 

@@ -276,8 +276,8 @@ class Block {
     const int branches = output_branches(unit, from.branches), folded = branches * unit.out_channels;
     Destination destination;
     // The connected map may be in `out` as well, where a unit wants it as its own input.
-    destination.values = has_output_shape(folded, size) && connected_.data != out_ ? out_
-                                                                                   : new_map(count_pixels(size) * folded);
+    const bool fits = has_output_shape(folded, size) && connected_.data != out_;
+    destination.values = fits ? out_ : new_map(count_pixels(size) * folded);
     shortcut_ = {destination.values, branches, unit.out_channels};
     return add_unit(unit, size_, signs, from, destination, {});
   }

@@ -341,9 +341,9 @@ class Convolution {
         if (y >= 0 && y < in_.height && x >= 0 && x < in_.width) continue;
         epilogue->excess = excess->data();
         for (int base = 0; base < bases; ++base) {
-          const auto* tap_sums = reinterpret_cast<const int32_t*>(weights_of(weight_branch(job) + base, job.group, block) +
-                                                                  layout_.weights_bytes) +
-                                 (ky * unit_.kernel_width + kx) * kLanes;
+          const uint8_t* weights = weights_of(weight_branch(job) + base, job.group, block);
+          const auto* tap_sums = reinterpret_cast<const int32_t*>(weights + layout_.weights_bytes);
+          tap_sums += (ky * unit_.kernel_width + kx) * kLanes;
           for (int c = 0; c < kLanes; ++c) (*excess)[base * kLanes + c] -= tap_sums[c];
         }
       }

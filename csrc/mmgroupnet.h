@@ -85,8 +85,8 @@ MMG_API void mmg_arrange_weights(const mmg_unit* unit, const uint8_t* bits, uint
 MMG_API void mmg_sign_pack(const float* x, int32_t nchw, int32_t batch, int64_t pixels, int32_t branches,
                            int32_t channels, uint64_t* signs, int32_t threads);
 // The exact integers of the convolution alone, NHWC; `in_branches` is K, or 1 where all branches read the same signs.
-// Scales and all that follows are left out, and so is merging. `out` is int16_t where `is_short`, which must not overflow,
-// else int32_t.
+// Scales and all that follows are left out, and so is merging. `out` is int16_t where `is_short`, which must not
+// overflow, else int32_t.
 MMG_API void mmg_convolve(const mmg_unit* unit, int32_t batch, int32_t height, int32_t width, const uint64_t* signs,
                           int32_t in_branches, int32_t is_short, void* out, int32_t threads);
 // Runs a block, `x` to `out`, both NHWC.
@@ -113,15 +113,16 @@ MMG_API void mmg_relu_affine(const int16_t* y, int32_t low, const float* scale, 
 // Of each channel the sums of the gradient and of gradient * r, (2, channels).
 MMG_API void mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int64_t pixels, int32_t channels,
                                double* sums, int32_t threads);
-// Of one branch, `channels` from the folded channel `first` on: p * gradient + q * y + s where y > low, else 0, (pixels,
-// channels), and of each channel the sum of that.
+// Of one branch, `channels` from the folded channel `first` on: p * gradient + q * y + s where y > low, else 0,
+// (pixels, channels), and of each channel the sum of that.
 MMG_API void mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p, const float* q,
                                  const float* s, int64_t pixels, int32_t folded, int32_t first, int32_t channels,
                                  float* out, double* sums, int32_t threads);
 // Signs of one branch minus `padding_value`, (pixels, channels).
 MMG_API void mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t folded, int32_t first,
                               int32_t channels, float* out, int32_t threads);
-// One branch of max(0, 2 - 2 * |x|) * gradient + residual, with the gradient (pixels, channels); `residual` may be NULL.
+// One branch of max(0, 2 - 2 * |x|) * gradient + residual, with the gradient (pixels, channels); `residual` may be
+// NULL.
 MMG_API void mmg_sign_gradient(const float* gradient, const float* x, const float* residual, int64_t pixels,
                                int32_t folded, int32_t first, int32_t channels, float* out, int32_t threads);
 // Gradients of mmg_connect's input, and of its gates and scales, (2, K).

@@ -62,8 +62,8 @@ const Kernels* portable_kernels() {
                                   kLanes * sizeof(uint64_t),
                                   pack<Scalar>,   expand, arrange, count,
                                   finish<Scalar>, merge,  gate,
-                                  relu_sums,      relu_affine, gradient_sums, affine_gradient, padded_signs, sign_gradient,
-                                  connect_gradient, ceiling};
+                                  relu_sums,     relu_affine,   gradient_sums, affine_gradient,
+                                  padded_signs,  sign_gradient, connect_gradient, ceiling};
   return &kernels;
 }
 

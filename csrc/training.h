@@ -86,8 +86,8 @@ void sign_gradient(const float* __restrict g, const float* __restrict x, const f
 
 // With m = sum_j scales[j] * x_j and out_i = m + gate[i] * (x_i - m): the gradient of x is
 //   gate[j] * g_j + scales[j] * h, h = sum_i (1 - gate[i]) * g_i,
-// that of gate[i] the sum of g_i * (x_i - m), that of scales[j] the sum of h * x_j; the latter two per channel, added to
-// `sums` (2, branches, channels). `scratch` has 2 * channels.
+// that of gate[i] the sum of g_i * (x_i - m), that of scales[j] the sum of h * x_j; the latter two per channel, added
+// to `sums` (2, branches, channels). `scratch` has 2 * channels.
 void connect_gradient(const float* __restrict g, const float* __restrict x, const float* __restrict gate,
                       const float* __restrict scales, int64_t pixels, int branches, int channels,
                       float* __restrict scratch, float* __restrict out, float* __restrict sums) {

@@ -12,7 +12,7 @@ from mmgroupnet.layers.branches import (
     soft_connect,
     split,
 )
-from mmgroupnet.layers.lean import Chain, ChainUnit, run_chain, supports_chain
+from mmgroupnet.layers.lean_chain import Chain, ChainUnit, run_chain, supports_chain
 
 __all__ = [
     'BinaryConv2d',

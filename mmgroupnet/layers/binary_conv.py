@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
-from mmgroupnet.layers import lean
+from mmgroupnet.layers import lean_conv
 from mmgroupnet.layers.branches import build_merge, split
 from mmgroupnet.ops import Residual, UnitGeometry
 from mmgroupnet.quantizers import SignWeight, build_activation
@@ -58,7 +58,7 @@ class BinaryConv2d(nn.Module):
         input_norm: Config of a norm in front of the sign, over all ``K*C_in`` channels (the order of XNOR-Net).
             Default: None.
         memory_efficient: Keeps nothing but its input for the backward pass, and derives signs and binarised weights
-            anew; blocks and towers of such convs keep still less, see :mod:`mmgroupnet.layers.lean`. The gradients are
+            anew; blocks and towers of such convs keep still less, see :mod:`mmgroupnet.layers.lean_chain`. Gradients are
             the same. False leaves all of it to autograd, for debugging. Default: True.
 
     Shape: ``(N, K*in_channels, H, W)`` to ``(N, K*out_channels, H', W')``. The latent ``weight`` is ``(K*out_channels,
@@ -231,8 +231,8 @@ class BinaryConv2d(nn.Module):
             )
         if self.input_norm is not None:
             x = self.input_norm(x)
-        if lean.supports_conv(self):
-            out = lean.convolve(self, x)
+        if lean_conv.supports_conv(self):
+            out = lean_conv.convolve(self, x)
         elif isinstance(self.weight_quantizer, SignWeight) and not self.is_merged:
             weight, scale = self.weight_quantizer.signs(self.weight, self.num_bases)
             out = self.convolve(self.activation(x), weight)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmgroupnet.ops import kernels, simulation
 from mmgroupnet.ops.geometry import Connection, Residual, UnitGeometry
-from mmgroupnet.ops.kernels import available_kernels, select_kernels, selected_kernels
+from mmgroupnet.ops.kernels import available_kernels, nhwc, select_kernels, selected_kernels
 from mmgroupnet.ops.packing import pack_bits, pack_weight, unpack_bits, unpack_weight
 
 __all__ = [
@@ -57,10 +57,6 @@ def _folded_channels(x: Tensor, channels: int, branches: Sequence[int]) -> int:
     return given
 
 
-def _nhwc(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 def _empty(batch: int, channels: int, height: int, width: int, like: Tensor) -> Tensor:
     return torch.empty(
         batch, channels, height, width, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
@@ -83,7 +79,7 @@ def sign_pack(x: Tensor, branches: int) -> Tensor:
     _folded_channels(x, channels, [branches])
     batch, _, height, width = x.shape
     nchw = x.is_contiguous()
-    x = x if nchw else _nhwc(x)
+    x = x if nchw else nhwc(x)
     words = x.new_empty(batch, height, width, branches, -(-channels // 64), dtype=torch.int64)
     library = kernels.library()
     if library is None:
@@ -125,7 +121,7 @@ def convolve(x: Tensor, bits: Tensor, geometry: Sequence[int]) -> Tensor:
     library = kernels.library()
     if library is None:
         kernels.check_parameters(unit, parameters)
-        return _nhwc(simulation.convolve(unit, simulation.signs(x), bits).to(torch.int32))
+        return nhwc(simulation.convolve(unit, simulation.signs(x), bits).to(torch.int32))
     described = kernels.describe_unit(unit, parameters)
     words = sign_pack(x, given)
     library.mmg_convolve(
@@ -162,9 +158,9 @@ def connect(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor
     _folded_channels(x, channels, [num_bases])
     library = kernels.library()
     if library is None:
-        return _nhwc(simulation.connect(x, num_bases, merge_scales, gate))
+        return nhwc(simulation.connect(x, num_bases, merge_scales, gate))
     batch, folded, height, width = x.shape
-    x = _nhwc(x)
+    x = nhwc(x)
     out = _empty(batch, folded if gate is not None else channels, height, width, like=x)
     library.mmg_connect(
         x.data_ptr(),
@@ -246,15 +242,15 @@ def run_block(
     if library is None:
         for unit, tensors in units if shortcut is None else [shortcut, *units]:
             kernels.check_parameters(unit, tensors)
-        return _nhwc(
+        return nhwc(
             simulation.run_block(
                 x, Connection(connection), num_bases, merge_scales, gate, units, shortcut, shortcut_map
             )
         )
     described = [kernels.describe_unit(unit, tensors) for unit, tensors in units]
     batch, _, height, width = x.shape
-    x = _nhwc(x)
-    shortcut_map = None if shortcut_map is None else _nhwc(shortcut_map)
+    x = nhwc(x)
+    shortcut_map = None if shortcut_map is None else nhwc(shortcut_map)
     block = kernels.Block(
         batch,
         height,

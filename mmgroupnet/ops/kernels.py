@@ -136,6 +136,11 @@ def select_kernels(name: str) -> None:
     selected_kernels.cache_clear()
 
 
+def nhwc(x: Tensor) -> Tensor:
+    """A map as kernels read it, channels_last; itself where it is so already."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def pointer(tensor: Tensor | None) -> int | None:
     """Address of a contiguous tensor's data."""
     return None if tensor is None else tensor.data_ptr()

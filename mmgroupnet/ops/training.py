@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmgroupnet.ops import kernels
 from mmgroupnet.ops.geometry import UnitGeometry
+from mmgroupnet.ops.kernels import nhwc
 
 _NO_RELU = -32768
 # Sums that fit 16 bits.
@@ -18,10 +19,6 @@ MAX_LENGTH = 32767
 def uses_kernels(x: Tensor) -> bool:
     """Whether kernels compute on such a tensor."""
     return x.device.type == 'cpu' and x.dtype == torch.float32 and kernels.library() is not None
-
-
-def _nhwc(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _channels(vector: Tensor, like: Tensor) -> Tensor:
@@ -64,7 +61,7 @@ def convolve(x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
     weight = weight.detach().contiguous()
     library.mmg_pack_weights(weight.data_ptr(), rows, channels, height * width, bits.data_ptr(), threads)
     unit = kernels.describe_unit(geometry, [bits, *[None] * 6])
-    x = _nhwc(x)
+    x = nhwc(x)
     batch, folded, height, width = x.shape
     given = folded // geometry.in_channels
     words = torch.empty(_pixels(x) * given * -(-geometry.in_channels // 64), dtype=torch.int64)
@@ -114,7 +111,7 @@ def relu_affine(y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None
         out = torch.addcmul(_channels(shift, like), _rectified(y, like.dtype, relu), _channels(scale, like))
         return out if residual is None else out.add_(residual)
     scale, shift = scale.float(), shift.float()
-    residual = None if residual is None else _nhwc(residual.float())
+    residual = None if residual is None else nhwc(residual.float())
     out = torch.empty_like(y, dtype=torch.float32)
     kernels.library().mmg_relu_affine(
         y.data_ptr(),
@@ -135,7 +132,7 @@ def gradient_sums(gradient: Tensor, y: Tensor, relu: bool) -> Tensor:
     if not (_is_integer(y) and gradient.dtype == torch.float32):
         product = gradient * _rectified(y, gradient.dtype, relu)
         return torch.stack([value.sum((0, 2, 3), dtype=torch.float64) for value in (gradient, product)])
-    gradient = _nhwc(gradient)
+    gradient = nhwc(gradient)
     sums = torch.empty(2, y.shape[1], dtype=torch.float64)
     kernels.library().mmg_gradient_sums(
         gradient.data_ptr(),
@@ -164,7 +161,7 @@ class AffineGradient:
         self, gradient: Tensor, y: Tensor, p: Tensor, q: Tensor, s: Tensor, branches: int, relu: bool
     ) -> None:
         self.uses_kernels = _is_integer(y) and gradient.device.type == 'cpu' and gradient.dtype == torch.float32
-        self.gradient = _nhwc(gradient) if self.uses_kernels else gradient
+        self.gradient = nhwc(gradient) if self.uses_kernels else gradient
         self.y, self.relu = y, relu
         self.channels = y.shape[1] // branches
         self.vectors = [vector.to(gradient.dtype).contiguous() for vector in (p, q, s)]
@@ -211,7 +208,7 @@ def padded_signs(x: Tensor, padding_value: int, k: int, branches: int) -> Tensor
     if not uses_kernels(x):
         x = x.narrow(1, k * channels, channels)
         return torch.where(x >= 0, 1.0 - padding_value, -1.0 - padding_value).to(x.dtype)
-    x = _nhwc(x)
+    x = nhwc(x)
     out = _empty_branch(x, channels)
     kernels.library().mmg_padded_signs(
         x.data_ptr(),
@@ -237,7 +234,7 @@ def add_polynomial_sign_gradient(
         k: The branch.
         branches: Number K.
     """
-    gradient = _nhwc(gradient.float())
+    gradient = nhwc(gradient.float())
     channels = x.shape[1] // branches
     kernels.library().mmg_sign_gradient(
         gradient.data_ptr(),
@@ -259,7 +256,7 @@ def connect(x: Tensor, gate: Tensor, scales: Tensor) -> Tensor:
         branches = x.unflatten(1, (num_bases, -1))
         merged = (branches * scales.view(-1, 1, 1, 1)).sum(dim=1, keepdim=True)
         return (merged + gate.view(-1, 1, 1, 1) * (branches - merged)).flatten(1, 2)
-    x = _nhwc(x)
+    x = nhwc(x)
     out = torch.empty_like(x)
     kernels.library().mmg_connect(
         x.data_ptr(),
@@ -285,7 +282,7 @@ def connect_gradient(gradient: Tensor, x: Tensor, gate: Tensor, scales: Tensor) 
         out = (gates * g + lambdas * merged_gradient).flatten(1, 2)
         dims = (0, 2, 3, 4)
         return out, (g * (branches - merged)).sum(dims), (merged_gradient * branches).sum(dims)
-    gradient, x = _nhwc(gradient.float()), _nhwc(x)
+    gradient, x = nhwc(gradient.float()), nhwc(x)
     out = torch.empty_like(x)
     sums = torch.empty(2, num_bases, dtype=torch.float64)
     kernels.library().mmg_connect_gradient(

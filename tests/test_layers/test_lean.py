@@ -103,7 +103,7 @@ class PlainChain(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         chain = self.chain()
-        if supports_chain(chain):
+        if supports_chain(chain, self):
             return (run_chain(chain, x, self.gate, self.scales),)
         num_bases = chain.num_bases
         branches = list(x.chunk(num_bases, dim=1))
@@ -248,6 +248,7 @@ NETWORKS = {
     'BPAC': dict(strides=(1, 2, 1, 1), dilations=(1, 1, (2, 3, 4), (6, 7, 8))),
     'full-precision downsampling': dict(binary_downsample=False),
     'average downsampling': dict(binary_downsample=False, avg_down=True),
+    'average in front of binary downsampling': dict(avg_down=True),
     'bottlenecks': dict(depth=50, base_channels=4),
     'one base': dict(num_bases=1),
     'frozen': dict(frozen_stages=2),
@@ -380,27 +381,37 @@ class TestCircumstances:
         network(torch.randn(2, 3, 32, 32))
         assert len(signs) == 1
 
+    @pytest.mark.parametrize(
+        'part', ['connection', 'units.1', 'units.0.norm', 'units.0.relu', 'shortcut', 'shortcut.1']
+    )
+    def test_every_part_of_a_block_can_be_listened_to(self, part):
+        network = small_network()
+        calls: list[int] = []
+        network.stages[1][0].get_submodule(part).register_forward_pre_hook(lambda *call: calls.append(1))
+        network(torch.randn(2, 3, 32, 32))
+        assert calls == [1]
+
     @pytest.mark.parametrize('norm', ['BN', 'SyncBN'])
     def test_norms_of_configs_train_lean(self, norm):
         network = small_network(norm_cfg=dict(type=norm))
-        assert all(supports_chain(block.chain()) for blocks in network.stages for block in blocks)
+        assert all(supports_chain(block.chain(), block) for blocks in network.stages for block in blocks)
 
     def test_other_norms_and_real_values_train_plain(self):
         for options in (dict(norm_cfg=dict(type='GN', num_groups=2)), dict(real_valued=True)):
             network = small_network(**options)
-            assert not any(supports_chain(block.chain()) for blocks in network.stages for block in blocks)
+            assert not any(supports_chain(block.chain(), block) for blocks in network.stages for block in blocks)
             network(torch.randn(2, 3, 32, 32))[-1].sum().backward()
             assert network.stem[0].weight.grad.any()
 
     def test_memory_efficient_false_trains_plain(self):
         network = small_network(binary_cfg=dict(memory_efficient=False))
-        assert not any(supports_chain(block.chain()) for blocks in network.stages for block in blocks)
+        assert not any(supports_chain(block.chain(), block) for blocks in network.stages for block in blocks)
 
     def test_evaluation_does_not_run_lean(self):
         block = block_of(small_network(), 0)
-        assert supports_chain(block.chain())
+        assert supports_chain(block.chain(), block)
         with torch.no_grad():
-            assert not supports_chain(block.chain())
+            assert not supports_chain(block.chain(), block)
 
     def test_one_value_per_channel(self):
         with pytest.raises(ValueError, match='one value per channel: BatchNorm2d takes more than one in training'):

@@ -137,7 +137,7 @@ class TestWeights:
     )
     def test_convolve(self, kernel_set, overrides):
         if kernel_set == 'simulated':
-            pytest.skip('torch convolves in mmgroupnet/layers/lean.py')
+            pytest.skip('torch convolves in mmgroupnet/layers/lean_conv.py')
         unit = random_unit(geometry(**overrides))
         branches = 2
         x = oracle.dyadic(2, branches * unit.geometry.in_channels, 7, 6)

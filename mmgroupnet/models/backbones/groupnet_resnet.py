@@ -155,9 +155,8 @@ class GroupNetBlock(nn.Module, ABC):
         """The units and the shortcut."""
         shortcut = None
         if self.shortcut is not None:
-            *layers, norm = self.shortcut
-            conv = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
-            shortcut = ChainUnit(conv, norm, relu=False)
+            layers, norm = self.shortcut[:-1], self.shortcut[-1]
+            shortcut = ChainUnit(layers[0] if len(layers) == 1 else layers, norm, relu=False)
         return Chain(
             tuple(ChainUnit(unit.conv, unit.norm, True, unit.residual) for unit in self.units),
             self.merge.num_bases,
@@ -176,7 +175,7 @@ class GroupNetBlock(nn.Module, ABC):
         """
 
         chain = self.chain()
-        if supports_chain(chain):
+        if supports_chain(chain, self):
             return run_chain(chain, branches, *self.connection.gate_and_scales(branches, last_merge))
 
         def run(branches: Tensor) -> Tensor:

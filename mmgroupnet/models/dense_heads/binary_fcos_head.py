@@ -59,7 +59,7 @@ class BinaryTower(nn.Module):
         x, level = feature_and_level
         x = self.input_norms[level](x)
         chain = self.chain(level)
-        if supports_chain(chain):
+        if supports_chain(chain, self):
             return self.merge(run_chain(chain, x))
         x = broadcast(x, self.merge.num_bases)
         for unit in chain.units:
