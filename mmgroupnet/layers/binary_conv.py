@@ -58,8 +58,8 @@ class BinaryConv2d(nn.Module):
         input_norm: Config of a norm in front of the sign, over all ``K*C_in`` channels (the order of XNOR-Net).
             Default: None.
         memory_efficient: Keeps nothing but its input for the backward pass, and derives signs and binarised weights
-            anew; blocks and towers of such convs keep still less, see :mod:`mmgroupnet.layers.lean_chain`. Gradients are
-            the same. False leaves all of it to autograd, for debugging. Default: True.
+            anew; blocks and towers of such convs keep still less, see :mod:`mmgroupnet.layers.lean_chain`. False leaves
+            all of it to autograd, for debugging, with the same gradients. Default: True.
 
     Shape: ``(N, K*in_channels, H, W)`` to ``(N, K*out_channels, H', W')``. The latent ``weight`` is ``(K*out_channels,
     in_channels/groups, kh, kw)``.
