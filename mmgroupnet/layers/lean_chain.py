@@ -270,7 +270,8 @@ class _Unit:
     def backward(
         self, gradient: Tensor, x: Tensor, kept: _Kept, residual: Tensor | None, needs_x: bool, needed: Sequence[bool]
     ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """Gradients of the input, plus ``residual``, and of the parameters; all but the residual's own part."""
+        """Gradients of the input, plus ``residual``, and of the parameters. That of what the unit adds at its end is
+        ``gradient`` itself, and the chain's matter."""
         y = self.conv.forward(x) if kept.y is None else kept.y
         sums = training.gradient_sums(gradient, y, self.relu)
         *of_norm, vectors = self.norm.backward(sums, kept.mean, kept.inverse_deviation, kept.count, kept.scale)
