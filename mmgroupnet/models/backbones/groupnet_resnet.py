@@ -233,10 +233,11 @@ class Bottleneck(GroupNetBlock):
 class GroupNetResNet(BaseModule):
     """ResNet of which every residual block is a group of K homogeneous binary branches (Group-Net).
 
-    The stem (7x7 conv, max pooling, norm) is full precision, everything else binary.
+    The stem is full precision, everything else binary.
 
     Args:
-        depth: 18, 34, 50 or 101.
+        depth: 18, 34, 50 or 101; or 20, 32, 44 or 56, the three-stage ResNets of CIFAR-10 (``stem='cifar'`` and
+            ``base_channels=16`` belong to these).
         num_bases: Number K of bases, at least 1.
         decomposition: What is decomposed into K binary bases (Group-Net, section 3). Default: 'soft_gate'.
 
@@ -249,11 +250,18 @@ class GroupNetResNet(BaseModule):
             Default: False.
         learned_scales: Merges with a learned scale per branch in place of the mean. Default: False.
         in_channels: Channels of the image. Default: 3.
+        stem: What leads to the first stage. Default: 'imagenet'.
+
+            - 'imagenet': 7x7 conv of stride 2, max pooling of stride 2, norm;
+            - 'cifar': 3x3 conv, norm, for images of about 32x32 pixels.
         base_channels: Channels of the stem and of the first stage. Default: 64.
         stage_blocks: Blocks of each stage in place of those of ``depth``. Default: None.
-        strides: Stride of the first block of each stage. Default: (1, 2, 2, 2).
-        dilations: Dilation of the 3x3 convs of each stage: an int, or K ints, one rate per branch. Default: 1 each.
-        out_indices: Stages whose merged maps are returned. Default: (0, 1, 2, 3).
+        strides: Stride of the first block of each stage; ``(1, 2, 1, 1)`` has output stride 8, ``(1, 2, 2, 1)`` 16.
+            Default: None, 1 for the first stage and 2 for the others.
+        dilations: Dilation of the 3x3 convs of each stage: an int; or K ints, one rate per branch; or 'bpac', the rates
+            of binary parallel atrous convolution for any K, 2 to K+1 in the third stage and 6 to K+5 in the fourth.
+            Default: None, 1 each.
+        out_indices: Stages whose merged maps are returned. Default: None, all.
         binary_downsample: Binary 1x1 convs in the shortcuts that change the shape; False is Group-Net**. Default: True.
         avg_down: Average pooling in front of these convs in place of their stride. Default: False.
         frozen_stages: Stages to freeze: -1 none, 0 the stem, i the stem and the first i stages. Default: -1.
@@ -276,11 +284,18 @@ class GroupNetResNet(BaseModule):
 
     arch_settings = {
         18: (BasicBlock, (2, 2, 2, 2)),
+        20: (BasicBlock, (3, 3, 3)),
+        32: (BasicBlock, (5, 5, 5)),
         34: (BasicBlock, (3, 4, 6, 3)),
+        44: (BasicBlock, (7, 7, 7)),
         50: (Bottleneck, (3, 4, 6, 3)),
+        56: (BasicBlock, (9, 9, 9)),
         101: (Bottleneck, (3, 4, 23, 3)),
     }
     decompositions = ('lbd', 'gbd_v1', 'gbd_v2', 'gbd_v3', 'soft_gate')
+    stems = ('imagenet', 'cifar')
+    # The smallest rate of BPAC by stage (counted from 0); branch i adds i to it.
+    bpac_first_rates = {2: 2, 3: 6}
 
     def __init__(
         self,
@@ -290,11 +305,12 @@ class GroupNetResNet(BaseModule):
         gate_per_branch: bool = False,
         learned_scales: bool = False,
         in_channels: int = 3,
+        stem: str = 'imagenet',
         base_channels: int = 64,
         stage_blocks: Sequence[int] | None = None,
-        strides: Sequence[int] = (1, 2, 2, 2),
-        dilations: Sequence[int | Sequence[int]] = (1, 1, 1, 1),
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        strides: Sequence[int] | None = None,
+        dilations: Sequence[int | str | Sequence[int]] | None = None,
+        out_indices: Sequence[int] | None = None,
         binary_downsample: bool = True,
         avg_down: bool = False,
         frozen_stages: int = -1,
@@ -318,20 +334,20 @@ class GroupNetResNet(BaseModule):
             raise ValueError(
                 f"gate_per_branch=True: decomposition={decomposition!r} has no gates, only 'soft_gate' has"
             )
+        if stem not in self.stems:
+            raise ValueError(f'stem={stem!r}: choose one of {", ".join(map(repr, self.stems))}')
         block, depth_blocks = self.arch_settings[depth]
         stage_blocks = depth_blocks if stage_blocks is None else stage_blocks
         num_stages = len(stage_blocks)
         if not all(num_blocks >= 1 for num_blocks in stage_blocks):
             raise ValueError(f'stage_blocks={tuple(stage_blocks)}: every stage has at least one block')
+        strides = (1,) + (2,) * (num_stages - 1) if strides is None else strides
+        dilations = (1,) * num_stages if dilations is None else dilations
+        out_indices = range(num_stages) if out_indices is None else out_indices
         for name, values in (('strides', strides), ('dilations', dilations)):
             if len(values) != num_stages:
                 raise ValueError(f'{name}={values} has {len(values)} entries for {num_stages} stages')
-        for stage, rates in enumerate(dilations):
-            if not isinstance(rates, int) and len(rates) != num_bases:
-                raise ValueError(
-                    f'dilations[{stage}] has {len(rates)} rates for num_bases={num_bases}: give one int for all '
-                    'branches or one rate per branch.'
-                )
+        dilations = [self._branch_rates(stage, rates, num_bases) for stage, rates in enumerate(dilations)]
         if not all(0 <= index < num_stages for index in out_indices):
             raise ValueError(f'out_indices={tuple(out_indices)}: there are the stages 0 to {num_stages - 1}')
         if not -1 <= frozen_stages <= num_stages:
@@ -364,11 +380,7 @@ class GroupNetResNet(BaseModule):
             shared_cfg = dict(type='mmgroupnet.BinaryConv2d', num_bases=1, **binary_cfg)
             conv_cfg = dict(shared_cfg, num_bases=num_bases)
 
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, base_channels, 7, stride=2, padding=3, bias=False),
-            nn.MaxPool2d(3, stride=2, padding=1),
-            build_norm_layer(norm_cfg, base_channels)[1],
-        )
+        self.stem = self._build_stem(stem, in_channels, base_channels, norm_cfg)
         self.stages = nn.ModuleList()
         channels_in = base_channels
         for stage, num_blocks in enumerate(stage_blocks):
@@ -409,6 +421,37 @@ class GroupNetResNet(BaseModule):
                 channels_in = channels_out
             self.stages.append(blocks)
         self._freeze_stages()
+
+    @classmethod
+    def _branch_rates(cls, stage: int, rates: int | str | Sequence[int], num_bases: int) -> int | tuple[int, ...]:
+        """The dilation of a stage, for all branches or one by one."""
+        if isinstance(rates, int):
+            return rates
+        if isinstance(rates, str):
+            first_rate = cls.bpac_first_rates.get(stage)
+            if rates != 'bpac' or first_rate is None:
+                raise ValueError(
+                    f"dilations[{stage}]={rates!r}: give an int, {num_bases} ints, or, in the third and the fourth "
+                    "stage, 'bpac'"
+                )
+            return tuple(range(first_rate, first_rate + num_bases))
+        if len(rates) != num_bases:
+            raise ValueError(
+                f'dilations[{stage}] has {len(rates)} rates for num_bases={num_bases}: give one int for all '
+                'branches or one rate per branch.'
+            )
+        return tuple(rates)
+
+    @staticmethod
+    def _build_stem(stem: str, in_channels: int, out_channels: int, norm_cfg: dict) -> nn.Sequential:
+        if stem == 'cifar':
+            layers = [nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)]
+        else:
+            layers = [
+                nn.Conv2d(in_channels, out_channels, 7, stride=2, padding=3, bias=False),
+                nn.MaxPool2d(3, stride=2, padding=1),
+            ]
+        return nn.Sequential(*layers, build_norm_layer(norm_cfg, out_channels)[1])
 
     def _build_connection(self, stage: int, index: int, gate_per_branch: bool) -> nn.Module:
         """The connection in front of a block: all that tells the decompositions apart."""

@@ -6,7 +6,7 @@ import torch
 from mmdet.registry import MODELS
 
 from mmgroupnet.layers import BinaryConv2d
-from tests.batteries import BackboneBattery, assert_finite_gradients
+from tests.batteries import BackboneBattery, assert_all_equal, assert_finite_gradients
 from tests.liveness import BALANCED, assert_alive, binary_layer_calls, estimate_statistics, real_pictures
 
 RESNET18 = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=2, base_channels=8)
@@ -84,19 +84,94 @@ class TestResNet50Atrous(BackboneBattery):
     """BPAC: output stride 8, a dilation rate per branch."""
 
     config = dict(
-        RESNET50, avg_down=True, binary_downsample=False, strides=(1, 2, 1, 1), dilations=(1, 1, (2, 3), (6, 7))
+        RESNET50, avg_down=True, binary_downsample=False, strides=(1, 2, 1, 1), dilations=(1, 1, 'bpac', 'bpac')
     )
     out_channels = (16, 32, 64, 128)
     out_strides = (4, 8, 8, 8)
 
 
-@pytest.mark.parametrize('depth, num_blocks', [(18, 8), (34, 16), (50, 16), (101, 33)])
+class TestResNet18OutputStride16(BackboneBattery):
+    config = dict(RESNET18, strides=(1, 2, 2, 1), dilations=(1, 1, 1, [2, 5]))
+    out_channels = (8, 16, 32, 64)
+    out_strides = (4, 8, 16, 16)
+
+
+class TestResNet20(BackboneBattery):
+    """The form for CIFAR-10."""
+
+    config = dict(type='mmgroupnet.GroupNetResNet', depth=20, num_bases=2, stem='cifar', base_channels=8)
+    input_shapes = ((3, 32, 32), (3, 17, 9), (3, 1, 2))
+    out_channels = (8, 16, 32)
+    out_strides = (1, 2, 4)
+
+    def test_out_indices(self):
+        every, last = self.build(), self.build(out_indices=(2,))
+        assert_all_equal(self.run(last, self.inputs()), self.run(every, self.inputs())[2:])
+
+    @pytest.mark.parametrize('frozen_stages', [-1, 0, 3])
+    def test_frozen_stages(self, frozen_stages):
+        super().test_frozen_stages(frozen_stages)
+
+
+@pytest.mark.parametrize('num_bases', [1, 2, 5])
+def test_bpac_by_name(num_bases):
+    # Stage 3 {2, ..., K+1}, stage 4 {6, ..., K+5}, in every block; K = 5 gives the published 2-6 and 6-10.
+    config = dict(RESNET18, num_bases=num_bases, strides=(1, 2, 1, 1), dilations=(1, 1, 'bpac', 'bpac'))
+    backbone = MODELS.build(config)
+    rates = [{unit.conv.branch_dilations() for block in stage for unit in block.units} for stage in backbone.stages]
+    ones = (1,) * num_bases
+    assert rates == [{ones}, {ones}, {tuple(range(2, num_bases + 2))}, {tuple(range(6, num_bases + 6))}]
+
+
+def test_every_branch_has_its_own_receptive_field():
+    """Each branch alone, in a backbone whose other branches are cut off: what a pixel of the last map depends on.
+
+    Norms are in eval mode, so that pixels meet in convs alone; tanh in place of the sign makes the gradient reach every
+    pixel that the forward pass does.
+    """
+    num_bases = 3
+    config = dict(
+        RESNET18,
+        num_bases=num_bases,
+        decomposition='gbd_v3',
+        real_valued=True,
+        stage_blocks=(1, 1, 1, 1),
+        strides=(1, 2, 1, 1),
+        dilations=(1, 1, 'bpac', 'bpac'),
+        out_indices=(3,),
+        learned_scales=True,
+    )
+    torch.manual_seed(0)
+    backbone = MODELS.build(config).double().eval()
+    merge = backbone.stages[-1][-1].merge
+    size = 65  # of the map that stages 3 and 4 keep
+    extents = []
+    for branch in range(num_bases):
+        merge.scales.data.copy_(torch.eye(num_bases, dtype=torch.float64)[branch])
+        x = torch.randn(1, num_bases * 16, size, size, dtype=torch.float64, requires_grad=True)
+        out, last_merge = x, backbone.stages[1][-1].merge
+        for block in (*backbone.stages[2], *backbone.stages[3]):
+            out = block(out, last_merge)
+            last_merge = block.merge
+        (gradient,) = torch.autograd.grad(last_merge(out)[0, :, size // 2, size // 2].sum(), x)
+        seen = gradient[0].abs().sum(0) > 0
+        rows, columns = seen.any(1).nonzero().flatten(), seen.any(0).nonzero().flatten()
+        assert rows.tolist() == columns.tolist()
+        extents.append(int(rows[-1] - rows[0]) + 1)
+    # Two 3x3 convs in each of the two blocks, which widen the field by twice their rate each.
+    assert extents == [1 + 2 * 2 * (2 + branch) + 2 * 2 * (6 + branch) for branch in range(num_bases)]
+
+
+@pytest.mark.parametrize(
+    'depth, num_blocks', [(18, 8), (34, 16), (50, 16), (101, 33), (20, 9), (32, 15), (44, 21), (56, 27)]
+)
 def test_blocks_of_each_depth(depth, num_blocks):
     backbone = MODELS.build(dict(RESNET18, depth=depth, num_bases=1, base_channels=2))
     assert sum(len(stage) for stage in backbone.stages) == num_blocks
-    shortcuts = 3 if depth < 50 else 4
+    is_bottleneck = depth in (50, 101)
+    shortcuts = len(backbone.stages) - (not is_bottleneck)
     convs = sum(isinstance(module, BinaryConv2d) for module in backbone.modules())
-    assert convs == num_blocks * (2 if depth < 50 else 3) + shortcuts
+    assert convs == num_blocks * (3 if is_bottleneck else 2) + shortcuts
 
 
 def test_published_number_of_parameters():
@@ -201,7 +276,10 @@ def test_segments_and_classifies():
 @pytest.mark.parametrize(
     'options, message',
     [
-        (dict(depth=20), 'depth=20.*18, 34, 50, 101'),
+        (dict(depth=19), 'depth=19.*18, 20, 32, 34, 44, 50, 56, 101'),
+        (dict(stem='deep'), "stem='deep'.*'imagenet', 'cifar'"),
+        (dict(dilations=(1, 'bpac', 2, 4)), r"dilations\[1\]='bpac'.*third and the fourth stage"),
+        (dict(dilations=(1, 1, 'aspp', 4)), r"dilations\[2\]='aspp'.*an int, 2 ints, or"),
         (dict(num_bases=0), 'num_bases=0'),
         (dict(decomposition='gbd_v4'), "decomposition='gbd_v4'.*'lbd'.*'gbd_v3'.*'soft_gate'"),
         (dict(decomposition='gbd_v1', gate_per_branch=True), 'gate_per_branch=True.*gbd_v1'),

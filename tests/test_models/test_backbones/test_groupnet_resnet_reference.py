@@ -512,7 +512,6 @@ class TestBadArguments:
                 dict(decomposition='lbd', gate_per_branch=True),
                 r"gate_per_branch=True: decomposition='lbd' has no",
             ),
-            (dict(stage_blocks=(1, 1)), r'strides=\(1, 2, 2, 2\) has 4 entries for 2 stages'),
             (dict(stage_blocks=(1, 0, 1, 1)), r'stage_blocks=\(1, 0, 1, 1\): every stage has at least one block'),
             (dict(strides=(1, 2, 2, 0)), r'stride=0: give an int >= 1'),
             (dict(dilations=(1, 1, 1)), r'dilations=\(1, 1, 1\) has 3 entries for 4 stages'),
