@@ -6,14 +6,14 @@ a line there are not run again. At the end the table is printed. Needs data/bccd
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
+
+from benchmarks.trainings import append_line, read_lines, train, training_seconds  # noqa: E402
 
 RESULTS = Path('benchmarks/results/bccd_detection.jsonl')
 CONFIGS = {
@@ -24,15 +24,6 @@ CONFIGS = {
 }
 
 
-def training_seconds(work_dir: Path) -> float:
-    """Seconds of all iterations together, over all runs of a resumed training; evaluation is not counted."""
-    seconds = {}
-    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        scalars = [json.loads(line) for line in log.read_text().splitlines()]
-        seconds.update({record['step']: record['time'] for record in scalars if 'loss' in record})
-    return sum(seconds.values()) / len(seconds) * max(seconds)
-
-
 def run(name: str) -> dict:
     """Trains one config and returns its line of results."""
     import torch
@@ -41,7 +32,7 @@ def run(name: str) -> dict:
     from mmgroupnet.analysis.training_curves import read_history
 
     config, work_dir = f'configs/detection/{name}.py', Path('work_dirs/bccd') / name
-    subprocess.run([sys.executable, 'tools/train.py', config, '--work-dir', str(work_dir), '--resume'], check=True)
+    train(config, work_dir)
     metrics = read_history(work_dir).metrics
     last_epoch = max(metrics['coco/bbox_mAP'])
     parameters, binary_parameters = count_parameters(config)
@@ -76,12 +67,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     os.chdir(ROOT)
-    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    lines = read_lines(RESULTS)
     for name in CONFIGS:
         if not any(Path(line['config']).stem == name for line in lines):
             lines.append(run(name))
-            with RESULTS.open('a') as file:
-                file.write(json.dumps(lines[-1]) + '\n')
+            append_line(RESULTS, lines[-1])
     print_table(lines)
 
 

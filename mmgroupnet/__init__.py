@@ -15,6 +15,9 @@ _EXPORTS = {
     'GroupNetResNet': 'mmgroupnet.models.backbones',
     'BinaryFPN': 'mmgroupnet.models.necks',
     'BinaryFCOSHead': 'mmgroupnet.models.dense_heads',
+    'BinaryASPPHead': 'mmgroupnet.models.decode_heads',
+    'BinaryFCNHead': 'mmgroupnet.models.decode_heads',
+    'FCNScoreHead': 'mmgroupnet.models.decode_heads',
 }
 
 __all__ = ['__version__', 'register_all_modules', *_EXPORTS]

@@ -374,3 +374,71 @@ class HeadBattery(PyramidBattery):
             assert (result.bboxes[:, 2] <= width).all() and (result.bboxes[:, 3] <= height).all()
             assert set(result.labels.tolist()) <= set(range(self.config['num_classes']))
             assert ((result.scores >= 0) & (result.scores <= 1)).all()
+
+
+class DecodeHeadBattery(PyramidBattery):
+    """What every decode head of mmseg must do: logits of the finest map that it reads.
+
+    ``input_shapes`` are the outputs of a backbone, ``config`` says by ``in_index`` which of them are read (and has
+    ``dropout_ratio=0``, so that calls can be compared).
+    """
+
+    stride = 8  # of the finest map that is read
+
+    @property
+    def indices(self) -> list[int]:
+        index = self.config['in_index']
+        return [index] if isinstance(index, int) else list(index)
+
+    def inputs(self, shapes=None, batch=2, seed=0):
+        # Maps that the head does not read would get no gradient.
+        every = super().inputs(shapes, batch, seed)
+        return [every[index] for index in self.indices]
+
+    def run(self, part, inputs):
+        maps = [None] * len(self.input_shapes)
+        for index, x in zip(self.indices, inputs, strict=True):
+            maps[index] = x
+        return [part(tuple(maps))]
+
+    def expected_shapes(self, shapes):
+        return [(self.config['num_classes'], *shapes[self.indices[0]][1:])]
+
+    def samples(self, batch: int, masks: Tensor | None = None) -> list:
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+
+        height, width = (self.stride * size - 3 for size in self.input_shapes[self.indices[0]][1:])
+        samples = []
+        for index in range(batch):
+            sample = SegDataSample(metainfo=dict(img_shape=(height, width), ori_shape=(height, width)))
+            mask = torch.full((1, height, width), index) if masks is None else masks[index]
+            sample.gt_sem_seg = PixelData(data=mask)
+            samples.append(sample)
+        return samples
+
+    def maps(self, batch: int = 2) -> tuple[Tensor, ...]:
+        return tuple(PyramidBattery.inputs(self, batch=batch))
+
+    def test_loss_is_that_of_the_upsampled_logits(self):
+        head = self.build()
+        samples = self.samples(2)
+        samples[0].gt_sem_seg.data[:, :5] = 255
+        losses = head.loss(self.maps(), samples, train_cfg=None)
+        (logits,) = self.run(head, self.inputs())
+        masks = torch.cat([sample.gt_sem_seg.data for sample in samples])
+        upsampled = nn.functional.interpolate(logits, size=masks.shape[1:], mode='bilinear', align_corners=False)
+        expected = nn.functional.cross_entropy(upsampled, masks, ignore_index=255, reduction='sum') / masks.numel()
+        assert_close(losses['loss_ce'], expected)
+        losses['loss_ce'].backward()
+        assert_finite_gradients(head)
+
+    def test_predictions_have_the_size_of_the_image(self):
+        head = self.build().eval()
+        samples = self.samples(2)
+        with torch.no_grad():
+            logits = head.predict(self.maps(), [sample.metainfo for sample in samples], test_cfg=None)
+        assert logits.shape == (2, self.config['num_classes'], *samples[0].img_shape)
+
+    def test_classifier_is_full_precision(self):
+        assert type(self.build().conv_seg) is nn.Conv2d

@@ -1,21 +1,26 @@
+import importlib
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from mmcv.transforms import Compose
-from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from mmgroupnet.layers import BinaryConv2d
 from tests.liveness import assert_alive, binary_layer_calls, estimate_statistics, real_pictures
 
 FOLDER = Path(__file__).parents[1] / 'configs'
 CONFIGS = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('*.py') if '_base_' not in path.parts)
-FLOAT_TWINS = {'demo/fcos_float_digits.py', 'detection/fcos_r18_bccd.py'}
+FLOAT_TWINS = {
+    'demo/fcos_float_digits.py',
+    'detection/fcos_r18_bccd.py',
+    'segmentation/fcn-32s_r18_camvid-240x180.py',
+}
 
 # Small, for the sake of time; the last of the five levels of the COCO configs still has 1x2 positions.
 HEIGHT, WIDTH = 96, 160
@@ -26,10 +31,25 @@ def load(name: str) -> Config:
     return Config.fromfile(FOLDER / name)
 
 
-@pytest.fixture(autouse=True, scope='module')
-def scope_of_the_configs():
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        yield
+@pytest.fixture
+def cfg(name: str) -> Iterator[Config]:
+    """The config of that name, in its scope."""
+    cfg = load(name)
+    register_all_modules = importlib.import_module(f'{cfg.default_scope}.utils').register_all_modules
+    register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        yield cfg
+
+
+def innermost(dataset: Config) -> list[Config]:
+    """The datasets inside wrappers."""
+    return [inner for part in dataset.datasets for inner in innermost(part)] if 'datasets' in dataset else [dataset]
+
+
+def numbers_of_classes(model: Config) -> set[int]:
+    """What the heads of a model say of their number of classes."""
+    heads = [model.get(name) for name in ('bbox_head', 'decode_head', 'auxiliary_head')]
+    return {head.num_classes for head in heads if head}
 
 
 def test_the_flagship_has_its_path():
@@ -42,23 +62,21 @@ def test_file_names_are_unique():
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_data_and_classes(name):
-    cfg = load(name)
-    assert cfg.default_scope == 'mmdet'
+def test_data_and_classes(name, cfg):
+    assert cfg.default_scope == ('mmseg' if 'segmentation' in name or '-seg' in name else 'mmdet')
     for split in ('train', 'val', 'test'):
-        dataset = cfg[f'{split}_dataloader'].dataset
-        Compose(dataset.pipeline)
-        # What the config says, or else what the dataset brings with it, as in training.
-        metainfo = DATASETS.get(dataset.type)._load_metainfo(dataset.get('metainfo'))
-        assert len(metainfo['classes']) == cfg.model.bbox_head.num_classes
+        for dataset in innermost(cfg[f'{split}_dataloader'].dataset):
+            Compose(dataset.pipeline)
+            # What the config says, or else what the dataset brings with it, as in training.
+            metainfo = DATASETS.get(dataset.type)._load_metainfo(dataset.get('metainfo'))
+            assert {len(metainfo['classes'])} == numbers_of_classes(cfg.model)
     assert cfg.auto_scale_lr.base_batch_size > 0 and not cfg.auto_scale_lr.enable
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_every_binary_layer_is_alive(name):
+def test_every_binary_layer_is_alive(name, cfg):
     """The config builds, its optimizer too; then, on two real pictures, every binary layer (at every pyramid level)
     tells the two apart and sees neither nearly all +1 nor nearly all -1."""
-    cfg = load(name)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
@@ -66,7 +84,10 @@ def test_every_binary_layer_is_alive(name):
     trained = sum(parameter.numel() for group in optim_wrapper.optimizer.param_groups for parameter in group['params'])
     assert trained == sum(parameter.numel() for parameter in model.parameters())
 
-    images = model.data_preprocessor(dict(inputs=list(real_pictures(HEIGHT, WIDTH)), data_samples=None))['inputs']
+    preprocessor = model.data_preprocessor
+    if cfg.default_scope == 'mmseg':
+        preprocessor.size = (HEIGHT, WIDTH)
+    images = preprocessor(dict(inputs=list(real_pictures(HEIGHT, WIDTH)), data_samples=None))['inputs']
     estimate_statistics(model, lambda: model(images.flip(3)))
     if name in FLOAT_TWINS:
         assert not any(isinstance(module, BinaryConv2d) for module in model.modules())

@@ -8,7 +8,7 @@ What an annotation means
       cannot hold the holes of 0, 6, 8 and 9); ``area`` is its pixel count.
     * ``bbox`` is the tight box around that mask.
     * Annotations of one image stand in drawing order: painting their masks one after the other gives the visible
-      extents, that is a map for segmentation.
+      extents. That is the map for segmentation: 0 is the background, 1 to 10 are the digits 0 to 9.
     * ``source`` (index into ``load_digits()``) and ``angle`` (degrees, counter-clockwise) are extra keys that COCO
       readers ignore.
 
@@ -31,7 +31,7 @@ from pycocotools import mask as coco_mask
 
 DIGIT_CLASSES = tuple('0123456789')
 
-GENERATOR_VERSION = 1  # raise it whenever the same parameters give another set
+GENERATOR_VERSION = 2  # raise it whenever the same parameters give another set
 STAMP_NAME = 'digits.json'
 
 DIGITS_PER_IMAGE = (3, 5)
@@ -109,11 +109,12 @@ def generate_digits(
     image_size: int = 160,
     seed: int = 0,
 ) -> Path:
-    """Write the digits detection set in COCO format.
+    """Write the digits set, for detection in COCO format and for segmentation as masks.
 
-    The layout is ``annotations/instances_{train,val}.json``, ``train/*.jpg``, ``val/*.jpg``. A complete set with the
-    same parameters is left as it is; a generated set with other parameters is replaced. The set is built in a temporary
-    folder beside ``out_dir`` and renamed at the end, so that an interrupted run leaves nothing half done.
+    The layout is ``annotations/instances_{train,val}.json``, ``{train,val}/*.jpg``, ``masks/{train,val}/*.png``. A
+    complete set with the same parameters is left as it is; a generated set with other parameters is replaced. The set
+    is built in a temporary folder beside ``out_dir`` and renamed at the end, so that an interrupted run leaves nothing
+    half done.
 
     Args:
         out_dir: Folder of the set; may be a link to a folder.
@@ -158,6 +159,7 @@ def _is_complete(folder: Path, parameters: DigitsParameters) -> bool:
     return stamp == asdict(parameters) and all(
         (folder / 'annotations' / f'instances_{split}.json').is_file()
         and sum(1 for _ in (folder / split).glob('*.jpg')) == number
+        and sum(1 for _ in (folder / 'masks' / split).glob('*.png')) == number
         for split, number in (('train', parameters.num_train), ('val', parameters.num_val))
     )
 
@@ -180,7 +182,7 @@ def _write_set(folder: Path, parameters: DigitsParameters) -> None:
         (2, 'val', val, parameters.num_val),
     ):
         rng = np.random.default_rng([parameters.seed, stream])
-        coco = _write_split(folder / split, number, parameters.image_size, sources, rng)
+        coco = _write_split(folder, split, number, parameters.image_size, sources, rng)
         (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
     # The stamp comes last: it says that everything before it is there.
     (folder / STAMP_NAME).write_text(json.dumps(asdict(parameters), indent=2) + '\n')
@@ -220,9 +222,12 @@ def _photo_part(photograph: np.ndarray, split: str) -> np.ndarray:
     return photograph[:, :border] if split == 'val' else photograph[:, border:]
 
 
-def _write_split(folder: Path, num_images: int, image_size: int, sources: Sources, rng: np.random.Generator) -> dict:
-    """Draw the images of one split into the new ``folder`` and return its COCO dictionary."""
-    folder.mkdir()
+def _write_split(
+    folder: Path, split: str, num_images: int, image_size: int, sources: Sources, rng: np.random.Generator
+) -> dict:
+    """Draw the images and masks of one split into new folders and return its COCO dictionary."""
+    (folder / split).mkdir()
+    (folder / 'masks' / split).mkdir(parents=True)
     low, high = DIGITS_PER_IMAGE
     counts = rng.integers(low, high + 1, num_images)
     digits = iter(_draw_digits(sources.samples, int(counts.sum()), rng))
@@ -233,8 +238,10 @@ def _write_split(folder: Path, num_images: int, image_size: int, sources: Source
         placements = _arrange(draw, image_size, rng)
 
         canvas = _background(sources.photographs[rng.integers(len(sources.photographs))], image_size, rng)
+        mask = np.zeros((image_size, image_size), dtype=np.uint8)
         for (label, sample, angle), placement in zip(chosen, placements, strict=True):
             _paint(canvas, placement, rng)
+            _region(mask, placement)[placement.glyph.mask] = label + 1
             annotations.append(
                 dict(
                     id=len(annotations) + 1,
@@ -249,7 +256,8 @@ def _write_split(folder: Path, num_images: int, image_size: int, sources: Source
         # Grain like a camera's: without it the enlarged crops would be smoother than any photograph.
         canvas += rng.normal(0, 2, canvas.shape)
         file_name = f'{image_id:06d}.jpg'
-        _write_image(folder / file_name, canvas.round().clip(0, 255).astype(np.uint8))
+        _write_image(folder / split / file_name, canvas.round().clip(0, 255).astype(np.uint8))
+        _write_image(folder / 'masks' / split / f'{image_id:06d}.png', mask)
         images.append(dict(id=image_id, file_name=file_name, width=image_size, height=image_size))
     return dict(
         info=dict(
@@ -359,17 +367,20 @@ def _background(photograph: np.ndarray, image_size: int, rng: np.random.Generato
 def _paint(canvas: np.ndarray, placement: Placement, rng: np.random.Generator) -> None:
     """Paint a glyph over the canvas in a bright, lightly tinted ink."""
     ink = rng.uniform(200, 255, 3)
-    alpha = placement.glyph.alpha[..., None]
-    height, width = alpha.shape[:2]
-    region = canvas[placement.y : placement.y + height, placement.x : placement.x + width]
-    region += alpha * (ink - region)
+    region = _region(canvas, placement)
+    region += placement.glyph.alpha[..., None] * (ink - region)
+
+
+def _region(canvas: np.ndarray, placement: Placement) -> np.ndarray:
+    """The part of an image that the crop of a placed glyph covers, a view."""
+    height, width = placement.glyph.mask.shape
+    return canvas[placement.y : placement.y + height, placement.x : placement.x + width]
 
 
 def _geometry(placement: Placement, image_size: int) -> dict:
     """The COCO keys ``bbox``, ``area`` and ``segmentation`` of a placed glyph."""
     mask = np.zeros((image_size, image_size), dtype=np.uint8, order='F')
-    height, width = placement.glyph.mask.shape
-    mask[placement.y : placement.y + height, placement.x : placement.x + width] = placement.glyph.mask
+    _region(mask, placement)[...] = placement.glyph.mask
     rle = coco_mask.encode(mask)
     return dict(
         bbox=list(placement.box),
@@ -379,5 +390,5 @@ def _geometry(placement: Placement, image_size: int) -> dict:
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
-    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == '.jpg' else []):
         raise OSError(f'could not write the image {str(path)!r}.')

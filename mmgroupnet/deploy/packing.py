@@ -17,7 +17,7 @@ from mmgroupnet.deploy.packed_layers import (
     PackedTower,
     PackedUnit,
 )
-from mmgroupnet.layers import BinaryConv2d, Merge, ScaledMerge, SoftGate
+from mmgroupnet.layers import BinaryConv2d, Merge, RealValuedSkip, ScaledMerge, SoftGate
 from mmgroupnet.models.backbones.groupnet_resnet import (
     BroadcastConnection,
     GroupNetBlock,
@@ -29,9 +29,8 @@ from mmgroupnet.quantizers import ShiftedSign, SignActivation, SignWeight
 
 if find_spec('mmdet') is not None:
     from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
-    from mmgroupnet.models.necks.binary_fpn import RealValuedSkip
-else:  # There are neither towers nor pyramids.
-    BinaryTower = RealValuedSkip = ()
+else:  # There are no towers.
+    BinaryTower = ()
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,7 @@ def _pack_conv_module(module: ConvModule) -> PackedUnit:
     return pack_unit(module.conv, module.norm if module.with_norm else None, relu=module.with_activation)
 
 
-def _pack_skip(skip: 'RealValuedSkip') -> PackedUnit:
+def _pack_skip(skip: RealValuedSkip) -> PackedUnit:
     if not isinstance(skip.module, ConvModule):
         raise NotPackable(f'it goes around a {type(skip.module).__name__}')
     unit = _pack_conv_module(skip.module)

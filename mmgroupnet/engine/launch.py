@@ -15,7 +15,12 @@ from torch import distributed, nn
 from mmgroupnet.engine.errors import UserError
 
 # Checked in every run, also of a stock config that knows nothing of them.
-_GUARDS = ('mmgroupnet.CheckpointMatchHook', 'mmgroupnet.InvalidLossHook', 'mmgroupnet.EpochSeedHook')
+_GUARDS = (
+    'mmgroupnet.CheckpointMatchHook',
+    'mmgroupnet.InvalidLossHook',
+    'mmgroupnet.LabelRangeHook',
+    'mmgroupnet.EpochSeedHook',
+)
 
 
 @MODEL_WRAPPERS.register_module()
@@ -79,7 +84,7 @@ def setup_distribution(cfg: Config) -> None:
 def add_guards(cfg: Config) -> None:
     """Adds to a config what keeps work from being lost.
 
-    These are hooks that check losses and checkpoints and make epochs repeatable, and checkpoints written whole.
+    These are hooks that check losses, masks and checkpoints and make epochs repeatable, and checkpoints written whole.
     """
     hooks = list(cfg.get('custom_hooks') or [])
     cfg.custom_hooks = hooks + [dict(type=guard) for guard in _GUARDS if guard not in [hook['type'] for hook in hooks]]

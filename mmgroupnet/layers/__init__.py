@@ -1,9 +1,16 @@
 """Binary convolutions and the functions that know how K branches are folded into the channels."""
 
-from mmgroupnet.layers.binary_conv import BinaryConv2d, LayerwiseBinaryConv2d, raise_packed
+from mmgroupnet.layers.binary_conv import (
+    BinaryConv2d,
+    LayerwiseBinaryConv2d,
+    layerwise_conv_cfg,
+    raise_packed,
+    refuse_options,
+)
 from mmgroupnet.layers.branches import (
     MeanMerge,
     Merge,
+    RealValuedSkip,
     ScaledMerge,
     SoftGate,
     broadcast,
@@ -22,6 +29,9 @@ __all__ = [
     'ScaledMerge',
     'build_merge',
     'raise_packed',
+    'layerwise_conv_cfg',
+    'refuse_options',
+    'RealValuedSkip',
     'SoftGate',
     'broadcast',
     'Chain',

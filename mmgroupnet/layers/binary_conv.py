@@ -289,3 +289,37 @@ class LayerwiseBinaryConv2d(BinaryConv2d):
         """The merged weights, ``(C_out, C_in/groups, kh, kw)``."""
         # The leading axis stands where merging expects the batch.
         return self.merge(super().effective_weight().unsqueeze(0)).squeeze(0)
+
+
+def refuse_options(part: nn.Module, names: Sequence[str], given: Mapping[str, object]) -> None:
+    """Refuses options of a stock part that its binary form has no use for.
+
+    Raises:
+        ValueError: If one of ``names`` is ``given``.
+    """
+    for name in names:
+        if name in given:
+            raise ValueError(
+                f'{name}={given[name]!r}: the convs of {type(part).__name__} are binary, leave it out (options of '
+                'these: binary_cfg)'
+            )
+
+
+def layerwise_conv_cfg(num_bases: int, learned_scales: bool, norm_cfg: dict, binary_cfg: dict | None) -> dict:
+    """The ``conv_cfg`` that makes a stock neck or head binary.
+
+    With it mmcv's ``ConvModule`` is norm, sign, layer-wise binary conv, followed by its own norm and activation: the
+    norm in front of the sign makes it safe behind whatever ends in a ReLU.
+
+    Args:
+        num_bases, learned_scales: As for :class:`LayerwiseBinaryConv2d`.
+        norm_cfg: Config of the norm in front of the sign.
+        binary_cfg: Further options of the conv, see :class:`BinaryConv2d`.
+    """
+    return dict(
+        type='mmgroupnet.LayerwiseBinaryConv2d',
+        num_bases=num_bases,
+        learned_scales=learned_scales,
+        input_norm=norm_cfg,
+        **(binary_cfg or {}),
+    )

@@ -129,3 +129,14 @@ class SoftGate(nn.Module):
         """The gates of all branches and the scales of the merge, ``(K,)`` both, see :func:`run_chain`."""
         gate = self.theta.sigmoid().to(branches)
         return gate.repeat(merge.num_bases // len(gate)), merge.weights(branches)
+
+
+class RealValuedSkip(nn.Module):
+    """A module plus its input, ``(N, C, H, W)`` to the same."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x) + x

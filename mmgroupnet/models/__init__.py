@@ -1,4 +1,4 @@
-"""Backbones, necks and heads. Necks and heads subclass mmdet's: without mmdet they are not there, the backbone is."""
+"""Backbones, necks and heads. Those that subclass a library's own are not there without it; the backbone always is."""
 
 from importlib.util import find_spec
 
@@ -11,3 +11,8 @@ if find_spec('mmdet') is not None:
     from mmgroupnet.models.necks import BinaryFPN
 
     __all__ += ['BinaryFPN', 'BinaryFCOSHead']
+
+if find_spec('mmseg') is not None:
+    from mmgroupnet.models.decode_heads import BinaryASPPHead, BinaryFCNHead, FCNScoreHead
+
+    __all__ += ['BinaryASPPHead', 'BinaryFCNHead', 'FCNScoreHead']

@@ -53,7 +53,8 @@ def test_more_processes_than_gpus(monkeypatch):
 
 
 class TestGuards:
-    names = ['mmgroupnet.CheckpointMatchHook', 'mmgroupnet.InvalidLossHook', 'mmgroupnet.EpochSeedHook']
+    guards = ('CheckpointMatchHook', 'InvalidLossHook', 'LabelRangeHook', 'EpochSeedHook')
+    names = [f'mmgroupnet.{guard}' for guard in guards]
 
     def test_they_are_added_once(self):
         cfg = Config(dict(custom_hooks=[dict(type='Other'), dict(type='mmgroupnet.InvalidLossHook', priority='LOW')]))

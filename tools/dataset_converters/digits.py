@@ -1,4 +1,4 @@
-"""Generate the digits detection set (real handwritten digits on photographs) from the data of scikit-learn."""
+"""Generate the digits set: real handwritten digits on photographs, with boxes and masks."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from mmgroupnet.datasets import generate_digits
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--out-dir', default='data/digits', help='folder of the set, COCO layout')
+    parser.add_argument('--out-dir', default='data/digits', help='folder of the set')
     parser.add_argument('--num-train', type=int, default=600, help='number of training images')
     parser.add_argument('--num-val', type=int, default=120, help='number of validation images')
     parser.add_argument('--image-size', type=int, default=160, help='side of the square images in pixels')

@@ -5,7 +5,16 @@ from mmdet.models.dense_heads import FCOSHead
 from mmdet.models.utils import multi_apply
 from torch import Tensor, nn
 
-from mmgroupnet.layers import BinaryConv2d, Chain, ChainUnit, broadcast, build_merge, run_chain, supports_chain
+from mmgroupnet.layers import (
+    BinaryConv2d,
+    Chain,
+    ChainUnit,
+    broadcast,
+    build_merge,
+    refuse_options,
+    run_chain,
+    supports_chain,
+)
 from mmgroupnet.ops import Residual
 from mmgroupnet.registry import MODELS
 
@@ -105,12 +114,7 @@ class BinaryFCOSHead(FCOSHead):
         binary_cfg: dict | None = None,
         **kwargs,
     ) -> None:
-        for name in ('conv_cfg', 'conv_bias', 'dcn_on_last_conv'):
-            if name in kwargs:
-                raise ValueError(
-                    f'{name}={kwargs[name]!r}: the towers of BinaryFCOSHead are binary convs, leave it out '
-                    '(options of these: binary_cfg)'
-                )
+        refuse_options(self, ('conv_cfg', 'conv_bias', 'dcn_on_last_conv'), kwargs)
         self.num_bases = num_bases
         self.learned_scales = learned_scales
         self.binary_cfg = binary_cfg or {}

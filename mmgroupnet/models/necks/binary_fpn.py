@@ -1,20 +1,9 @@
 """Feature pyramid network of binary convolutions."""
 
 from mmdet.models.necks import FPN
-from torch import Tensor, nn
 
+from mmgroupnet.layers import RealValuedSkip, layerwise_conv_cfg
 from mmgroupnet.registry import MODELS
-
-
-class RealValuedSkip(nn.Module):
-    """A module plus its input, ``(N, C, H, W)`` to the same."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module(x) + x
 
 
 @MODELS.register_module()
@@ -62,14 +51,7 @@ class BinaryFPN(FPN):
             end_level=end_level,
             add_extra_convs=add_extra_convs,
             relu_before_extra_convs=relu_before_extra_convs,
-            # mmcv's ConvModule with this conv is norm, sign, conv, norm.
-            conv_cfg=dict(
-                type='mmgroupnet.LayerwiseBinaryConv2d',
-                num_bases=num_bases,
-                learned_scales=learned_scales,
-                input_norm=norm_cfg,
-                **(binary_cfg or {}),
-            ),
+            conv_cfg=layerwise_conv_cfg(num_bases, learned_scales, norm_cfg, binary_cfg),
             norm_cfg=norm_cfg,
             act_cfg=None,
             upsample_cfg=upsample_cfg,

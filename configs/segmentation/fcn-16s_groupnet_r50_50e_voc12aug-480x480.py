@@ -1,0 +1,4 @@
+# FCN-16s on VOC 2012: Group-Net ResNet-50.
+_base_ = './fcn-16s_groupnet_r18_50e_voc12aug-480x480.py'
+
+model = dict(backbone=dict(depth=50, with_cp=True), decode_head=dict(in_channels=[1024, 2048]))

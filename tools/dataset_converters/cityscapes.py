@@ -1,0 +1,73 @@
+"""Cityscapes' label ids to the 19 classes that are evaluated: ``gtFine_labelIds.png`` to ``gtFine_labelTrainIds.png``.
+
+mmseg's own converter draws the masks from the polygons and needs cityscapesscripts; this one needs the masks alone,
+which come with the polygons in ``gtFine_trainvaltest.zip``.
+"""
+
+import argparse
+import os
+import sys
+from multiprocessing import Pool
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+# Label ids of the classes in the order of their training ids (Cordts et al., CVPR 2016); all other ids are ignored.
+TRAINED_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+NUM_IDS = 34
+IGNORED = 255
+SUFFIX, NEW_SUFFIX = '_gtFine_labelIds.png', '_gtFine_labelTrainIds.png'
+
+
+def train_ids(label_ids: np.ndarray) -> np.ndarray:
+    """Training ids of a mask of label ids, both uint8; 255 stays 255.
+
+    Raises:
+        ValueError: If the mask holds ids that Cityscapes does not have.
+    """
+    unknown = np.setdiff1d(label_ids, [*range(NUM_IDS), IGNORED])
+    if len(unknown):
+        raise ValueError(f'it holds the ids {unknown.tolist()}, Cityscapes has 0 to {NUM_IDS - 1} and {IGNORED}')
+    table = np.full(256, IGNORED, dtype=np.uint8)
+    table[list(TRAINED_IDS)] = range(len(TRAINED_IDS))
+    return table[label_ids]
+
+
+def convert(path: Path) -> str | None:
+    """Writes the converted mask beside a mask, and returns what is wrong with that one, or None."""
+    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if mask is None or mask.ndim != 2:
+        return f'{path} is no mask of one channel'
+    try:
+        converted = train_ids(mask)
+    except ValueError as error:
+        return f'{path}: {error}'
+    target = path.with_name(path.name.removesuffix(SUFFIX) + NEW_SUFFIX)
+    partial = target.with_name(f'.partial_{target.name}')  # A killed run leaves no half of a mask under its name.
+    cv2.imwrite(str(partial), converted)
+    os.replace(partial, target)
+    return None
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('root', nargs='?', type=Path, default='data/cityscapes', help='default: data/cityscapes')
+    parser.add_argument('--nproc', type=int, default=os.cpu_count(), help='processes (default: one per core)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    masks = sorted((args.root / 'gtFine').glob(f'*/*/*{SUFFIX}'))
+    if not masks:
+        sys.exit(f'error: there are no {args.root}/gtFine/SPLIT/CITY/*{SUFFIX}')
+    with Pool(args.nproc) as pool:
+        problems = [problem for problem in pool.imap_unordered(convert, masks, chunksize=16) if problem]
+    if problems:
+        sys.exit('error: ' + '\n'.join(sorted(problems)))
+    print(f'{len(masks)} masks converted in {args.root}/gtFine')
+
+
+if __name__ == '__main__':
+    main()
