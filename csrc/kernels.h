@@ -89,7 +89,7 @@ struct Kernels {
   void (*sign_gradient)(const float* g, const float* x, const float* residual, int64_t pixels, int folded, int channels,
                         float* out);
   void (*connect_gradient)(const float* g, const float* x, const float* gate, const float* scales, int64_t pixels,
-                           int branches, int channels, float* scratch, float* out, float* sums);
+                           int branches, int channels, float* out, float* sums);
   // Binary MACs of `rounds` rounds of the ceiling loop, which it runs.
   double (*ceiling)(int64_t rounds);
 };

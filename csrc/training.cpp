@@ -144,9 +144,8 @@ void mmg_connect_gradient(const float* gradient, const float* x, const float* ga
   std::vector<double> by_channel(2 * folded);
   sum_jobs(pixels, static_cast<int>(2 * folded), threads, by_channel.data(),
            [&](int64_t first, int64_t count, float* part) {
-             std::vector<float> scratch(2 * channels);
              selected_kernels().connect_gradient(gradient + first * folded, x + first * folded, gate, scales, count,
-                                                 branches, channels, scratch.data(), out + first * folded, part);
+                                                 branches, channels, out + first * folded, part);
            });
   std::fill(sums, sums + 2 * branches, 0.0);
   for (int64_t i = 0; i < 2 * folded; ++i) sums[i / channels] += by_channel[i];

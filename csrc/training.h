@@ -1,28 +1,90 @@
 // The elementwise passes of training, written once; every instruction set compiles them for itself. Maps are NHWC, with
 // K folded branches along the channels. Passes over one branch of a folded map start at its first channel and step by
 // `folded` channels. With r = max(y, low) a ReLU is low = 0.
+//
+// Passes with sums go through tiles of channels and, within a tile, through the pixels: what belongs to a channel
+// (factors, sums) stays in registers, be there 16 channels or 500. Sums are taken pixel by pixel, so that all widths of
+// vectors give the same floats.
 #ifndef MMGROUPNET_TRAINING_H_
 #define MMGROUPNET_TRAINING_H_
 
-#include <cmath>
+#include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 
 namespace mmgroupnet {
 namespace {
 
-// sums[c] += r and sums[channels + c] += r * r. In float, for so few pixels that rounding does not matter.
-void relu_sums(const int16_t* __restrict y, int low, int64_t pixels, int channels, float* __restrict sums) {
-  for (int64_t i = 0; i < pixels; ++i, y += channels) {
-    for (int c = 0; c < channels; ++c) {
-      const float r = static_cast<float>(y[c] > low ? y[c] : low);
-      sums[c] += r;
-      sums[channels + c] += r * r;
-    }
+// Compilers split vectors that are wider than a register.
+typedef float Floats __attribute__((vector_size(64)));
+typedef int16_t Shorts __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+
+// V is `Floats`, or `float` for the channels that fill no vector.
+template <typename V>
+constexpr int lanes() {
+  return sizeof(V) / sizeof(float);
+}
+
+template <typename V>
+inline V load(const float* x) {
+  V value;
+  std::memcpy(&value, x, sizeof(value));
+  return value;
+}
+
+template <typename V>
+inline V load(const int16_t* x) {
+  if constexpr (std::is_same_v<V, float>) {
+    return static_cast<float>(*x);
+  } else {
+    Shorts shorts;
+    std::memcpy(&shorts, x, sizeof(shorts));
+    return __builtin_convertvector(__builtin_convertvector(shorts, Ints), V);
   }
 }
 
-// out = scale * r + shift (+ residual).
+template <typename V>
+inline void store(float* x, V value) {
+  std::memcpy(x, &value, sizeof(value));
+}
+
+template <typename V>
+inline V maximum(V a, V b) {
+  return a > b ? a : b;
+}
+
+// Calls tile(V(), c, first, last) for tiles of lanes<V>() channels from channel c on and pixels [first, last), which make
+// up all of them. So many pixels of the widest maps that the lines of the next tile have been fetched beside this one's.
+template <typename Tile>
+inline void for_tiles(int64_t pixels, int channels, const Tile& tile) {
+  constexpr int64_t kPixels = 32;
+  for (int64_t first = 0; first < pixels; first += kPixels) {
+    const int64_t last = first + kPixels < pixels ? first + kPixels : pixels;
+    int c = 0;
+    for (; c + lanes<Floats>() <= channels; c += lanes<Floats>()) tile(Floats(), c, first, last);
+    for (; c < channels; ++c) tile(float(), c, first, last);
+  }
+}
+
+// sums[c] += r and sums[channels + c] += r * r. In float, for so few pixels that rounding does not matter.
+void relu_sums(const int16_t* y, int low, int64_t pixels, int channels, float* sums) {
+  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
+    using V = decltype(zero);
+    const V lowest = V() + static_cast<float>(low);
+    V sum = load<V>(sums + c), squares = load<V>(sums + channels + c);
+    for (int64_t i = first; i < last; ++i) {
+      const V r = maximum(load<V>(y + i * channels + c), lowest);
+      sum += r;
+      squares += r * r;
+    }
+    store(sums + c, sum);
+    store(sums + channels + c, squares);
+  });
+}
+
+// out = scale * r + shift (+ residual). It has no sums to keep, so that it is fastest straight through the map.
 void relu_affine(const int16_t* __restrict y, int low, const float* __restrict scale, const float* __restrict shift,
                  const float* __restrict residual, int64_t pixels, int channels, float* __restrict out) {
   for (int64_t i = 0; i < pixels; ++i, y += channels, out += channels) {
@@ -38,81 +100,93 @@ void relu_affine(const int16_t* __restrict y, int low, const float* __restrict s
 }
 
 // sums[c] += g and sums[channels + c] += g * r.
-void gradient_sums(const float* __restrict g, const int16_t* __restrict y, int low, int64_t pixels, int channels,
-                   float* __restrict sums) {
-  for (int64_t i = 0; i < pixels; ++i, g += channels, y += channels) {
-    for (int c = 0; c < channels; ++c) {
-      sums[c] += g[c];
-      sums[channels + c] += g[c] * static_cast<float>(y[c] > low ? y[c] : low);
+void gradient_sums(const float* g, const int16_t* y, int low, int64_t pixels, int channels, float* sums) {
+  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
+    using V = decltype(zero);
+    const V lowest = V() + static_cast<float>(low);
+    V sum = load<V>(sums + c), products = load<V>(sums + channels + c);
+    for (int64_t at = first * channels + c; at < last * channels; at += channels) {
+      const V gradient = load<V>(g + at);
+      sum += gradient;
+      products += gradient * maximum(load<V>(y + at), lowest);
     }
-  }
+    store(sums + c, sum);
+    store(sums + channels + c, products);
+  });
 }
 
 // out = p * g + q * r + s where y > low, else 0, of one branch; sums[c] += out.
-void affine_gradient(const float* __restrict g, const int16_t* __restrict y, int low, const float* __restrict p,
-                     const float* __restrict q, const float* __restrict s, int64_t pixels, int folded, int channels,
-                     float* __restrict out, float* __restrict sums) {
-  const float lowest = static_cast<float>(low);
-  for (int64_t i = 0; i < pixels; ++i, g += folded, y += folded, out += channels) {
-    for (int c = 0; c < channels; ++c) {
-      const float integer = static_cast<float>(y[c]);
-      const float value = p[c] * g[c] + q[c] * integer + s[c];
-      out[c] = integer > lowest ? value : 0.0f;
-      sums[c] += out[c];
+void affine_gradient(const float* g, const int16_t* y, int low, const float* p, const float* q, const float* s,
+                     int64_t pixels, int folded, int channels, float* out, float* sums) {
+  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
+    using V = decltype(zero);
+    const V lowest = V() + static_cast<float>(low);
+    const V of_gradient = load<V>(p + c), of_integer = load<V>(q + c), term = load<V>(s + c);
+    V sum = load<V>(sums + c);
+    for (int64_t i = first; i < last; ++i) {
+      const V integer = load<V>(y + i * folded + c);
+      const V value = of_gradient * load<V>(g + i * folded + c) + of_integer * integer + term;
+      const V kept = integer > lowest ? value : V();
+      store(out + i * channels + c, kept);
+      sum += kept;
     }
-  }
+    store(sums + c, sum);
+  });
 }
 
 // Signs of one branch minus the padded value: beside them the padding is zero.
-void padded_signs(const float* __restrict x, float padding_value, int64_t pixels, int folded, int channels,
-                  float* __restrict out) {
-  for (int64_t i = 0; i < pixels; ++i, x += folded, out += channels) {
-    for (int c = 0; c < channels; ++c) out[c] = (x[c] >= 0 ? 1.0f : -1.0f) - padding_value;
-  }
+void padded_signs(const float* x, float padding_value, int64_t pixels, int folded, int channels, float* out) {
+  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
+    using V = decltype(zero);
+    const V positive = V() + (1.0f - padding_value), negative = V() + (-1.0f - padding_value);
+    for (int64_t i = first; i < last; ++i) {
+      store(out + i * channels + c, load<V>(x + i * folded + c) >= 0.0f ? positive : negative);
+    }
+  });
 }
 
 // out = max(0, 2 - 2 * |x|) * g (+ residual) of one branch; all but g are folded.
-void sign_gradient(const float* __restrict g, const float* __restrict x, const float* __restrict residual,
-                   int64_t pixels, int folded, int channels, float* __restrict out) {
-  for (int64_t i = 0; i < pixels; ++i, g += channels, x += folded, out += folded) {
-    for (int c = 0; c < channels; ++c) {
-      const float surrogate = 2.0f - 2.0f * std::fabs(x[c]);
-      const float value = (surrogate > 0.0f ? surrogate : 0.0f) * g[c];
-      out[c] = residual == nullptr ? value : value + residual[c];
+void sign_gradient(const float* g, const float* x, const float* residual, int64_t pixels, int folded, int channels,
+                   float* out) {
+  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
+    using V = decltype(zero);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t at = i * folded + c;
+      const V value = load<V>(x + at);
+      const V surrogate = 2.0f - 2.0f * maximum(value, -value);
+      const V gradient = maximum(surrogate, V()) * load<V>(g + i * channels + c);
+      store(out + at, residual == nullptr ? gradient : gradient + load<V>(residual + at));
     }
-    if (residual != nullptr) residual += folded;
-  }
+  });
 }
 
 // With m = sum_j scales[j] * x_j and out_i = m + gate[i] * (x_i - m): the gradient of x is
 //   gate[j] * g_j + scales[j] * h, h = sum_i (1 - gate[i]) * g_i,
 // that of gate[i] the sum of g_i * (x_i - m), that of scales[j] the sum of h * x_j; the latter two per channel, added
-// to `sums` (2, branches, channels). `scratch` has 2 * channels.
-void connect_gradient(const float* __restrict g, const float* __restrict x, const float* __restrict gate,
-                      const float* __restrict scales, int64_t pixels, int branches, int channels,
-                      float* __restrict scratch, float* __restrict out, float* __restrict sums) {
-  float* __restrict m = scratch;
-  float* __restrict h = scratch + channels;
+// to `sums` (2, branches, channels).
+void connect_gradient(const float* g, const float* x, const float* gate, const float* scales, int64_t pixels,
+                      int branches, int channels, float* out, float* sums) {
   const int64_t folded = static_cast<int64_t>(branches) * channels;
-  for (int64_t i = 0; i < pixels; ++i, g += folded, x += folded, out += folded) {
-    for (int c = 0; c < channels; ++c) m[c] = h[c] = 0;
-    for (int k = 0; k < branches; ++k) {
-      for (int c = 0; c < channels; ++c) {
-        m[c] += scales[k] * x[k * channels + c];
-        h[c] += (1.0f - gate[k]) * g[k * channels + c];
+  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
+    using V = decltype(zero);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t pixel = i * folded + c;
+      V m = V(), h = V();
+      for (int k = 0; k < branches; ++k) {
+        m += scales[k] * load<V>(x + pixel + k * channels);
+        h += (1.0f - gate[k]) * load<V>(g + pixel + k * channels);
+      }
+      for (int k = 0; k < branches; ++k) {
+        const int64_t at = pixel + k * channels;
+        float* gate_sums = sums + k * channels + c;
+        float* scale_sums = gate_sums + folded;
+        const V value = load<V>(x + at), gradient = load<V>(g + at);
+        store(out + at, gate[k] * gradient + scales[k] * h);
+        store(gate_sums, load<V>(gate_sums) + gradient * (value - m));
+        store(scale_sums, load<V>(scale_sums) + h * value);
       }
     }
-    for (int k = 0; k < branches; ++k) {
-      float* __restrict gate_sums = sums + k * channels;
-      float* __restrict scale_sums = sums + folded + k * channels;
-      for (int c = 0; c < channels; ++c) {
-        const float value = x[k * channels + c], gradient = g[k * channels + c];
-        out[k * channels + c] = gate[k] * gradient + scales[k] * h[c];
-        gate_sums[c] += gradient * (value - m[c]);
-        scale_sums[c] += h[c] * value;
-      }
-    }
-  }
+  });
 }
 
 }  // namespace
