@@ -1,7 +1,8 @@
-# make demo    train a small binary detector on real data and evaluate it
-# make test    run the tests (ARGS="-m slow" for the slow ones, ARGS=tests/test_layers for some)
-# make lint    check the style
-# make env     only prepare the environment that the others need
+# make demo      train a small binary detector on real data and evaluate it
+# make demo-seg  the same with a segmentor
+# make test      run the tests (ARGS="-m slow" for the slow ones, ARGS=tests/test_layers for some)
+# make lint      check the style
+# make env       only prepare the environment that the others need
 #
 # VENV=/some/dir            puts the environment there (over 5 GB); clones may share one
 # PYTHON=/some/bin/python   uses that environment as it is and installs nothing
@@ -30,7 +31,7 @@ endif
 # The packed kernels of this checkout; without a compiler they are left out, and what needs them runs simulated.
 KERNELS := build/.kernels-built
 
-.PHONY: help env demo test lint
+.PHONY: help env demo demo-seg test lint
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -53,6 +54,9 @@ $(KERNELS): setup.py $(wildcard csrc/*) | env
 
 demo: env $(KERNELS)
 	"$(PY)" demo/run_demo.py $(ARGS)
+
+demo-seg: env $(KERNELS)
+	"$(PY)" demo/run_segmentation_demo.py $(ARGS)
 
 test: env $(KERNELS)
 	"$(PY)" -m pytest $(ARGS)

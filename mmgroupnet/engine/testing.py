@@ -67,9 +67,10 @@ def _default_tta(cfg: Config, library: str) -> tuple[dict, list]:
         pack = dict(type='mmdet.PackDetInputs', meta_keys=keys)
         flip = 'mmdet.RandomFlip'
     else:
-        model = dict(type='mmpretrain.AverageClsScoreTTA')
+        model = dict(type='mmseg.SegTTAModel' if library == 'mmseg' else 'mmpretrain.AverageClsScoreTTA')
         flip = 'RandomFlip'
-    flips = [dict(type=flip, prob=1.0), dict(type=flip, prob=0.0)]
+    # mmseg compares with the ground truth of the first one.
+    flips = [dict(type=flip, prob=0.0), dict(type=flip, prob=1.0)]
     return model, [*pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [pack]])]
 
 
@@ -80,13 +81,11 @@ def augment_test(cfg: Config) -> None:
         cfg: The config, changed in place.
 
     Raises:
-        UserError: If the config has none and its library has no default.
+        UserError: If the config is of another library.
     """
     library = _library(cfg, '--tta')
     if 'tta_model' in cfg and 'tta_pipeline' in cfg:
         model, pipeline = cfg.tta_model, cfg.tta_pipeline
-    elif library == 'mmseg':
-        raise UserError('--tta needs tta_model and tta_pipeline in a config of mmseg')
     else:
         model, pipeline = _default_tta(cfg, library)
     cfg.model = ConfigDict(**model, module=cfg.model)

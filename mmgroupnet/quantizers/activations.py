@@ -14,7 +14,9 @@ from mmgroupnet.registry import MODELS
 def binary_sign(x: Tensor) -> Tensor:
     """Sign of ``x`` in {-1, +1}: zero and negative zero give +1, since one bit cannot hold a third value. Shape and
     dtype are kept."""
-    return (x >= 0).to(x.dtype).mul_(2).sub_(1)
+    # Not in place: torch.compile of torch 2.11 loses the gradient of an autograd function that returns the result of an
+    # operation in place.
+    return (x >= 0).to(x.dtype) * 2 - 1
 
 
 class _SignFunction(torch.autograd.Function):

@@ -85,6 +85,17 @@ class TestAnnotations:
             for mask in masks:
                 assert picture[mask].mean() > background.mean() + 60
 
+    def test_masks_are_the_visible_extents(self, data_root, split, number):
+        coco = load(data_root, split)
+        for image in coco['images']:
+            expected = np.zeros((160, 160), dtype=np.uint8)
+            for annotation in coco['annotations']:
+                if annotation['image_id'] == image['id']:
+                    expected[coco_mask.decode(annotation['segmentation']) > 0] = annotation['category_id']
+            name = Path(image['file_name']).with_suffix('.png')
+            mask = cv2.imread(str(data_root / 'masks' / split / name), cv2.IMREAD_UNCHANGED)
+            assert np.array_equal(mask, expected)
+
     def test_overlap_is_there_but_small(self, data_root, split, number):
         coco = load(data_root, split)
         ious = []

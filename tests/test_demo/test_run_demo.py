@@ -1,6 +1,5 @@
-"""The driver of the demo, with stand-ins for the tools: what they do themselves is tested elsewhere."""
+"""The drivers of the demos, with stand-ins for the tools: what they do themselves is tested elsewhere."""
 
-import importlib.util
 import json
 import pickle
 from functools import partial
@@ -12,8 +11,7 @@ from PIL import Image
 
 import mmgroupnet.analysis.parameters
 import mmgroupnet.datasets
-
-SCRIPT = Path(__file__).parents[2] / 'demo' / 'run_demo.py'
+from demo import run_demo, run_segmentation_demo, steps
 
 # Each stand-in appends its arguments to calls.txt and leaves what the real tool would.
 TRAIN = """
@@ -39,17 +37,17 @@ run = Path(arguments[arguments.index('--work-dir') + 1]) / '20260101_000001'
 run.mkdir()
 ap = 0.4 if 'groupnet' in arguments[0] else 0.5
 metrics = {} if Path('blind').exists() else {'coco/bbox_mAP': ap, 'coco/bbox_mAP_50': ap + 0.4}
+if '-seg' in arguments[0]:
+    metrics = {'mIoU': 62.5, 'mAcc': 75.0, 'aAcc': 93.75}
+else:
+    shutil.copy('predictions.pkl', arguments[arguments.index('--out') + 1])
 (run / '20260101_000001.json').write_text(json.dumps({'time': 0.1, **metrics}))
-shutil.copy('predictions.pkl', arguments[arguments.index('--out') + 1])
 """
 
 
 @pytest.fixture
-def demo(tmp_path, monkeypatch):
-    """The driver as a module, in a checkout of stand-ins that is the current folder."""
-    spec = importlib.util.spec_from_file_location('run_demo', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def checkout(tmp_path, monkeypatch):
+    """A checkout of stand-ins, which is the current folder."""
     (tmp_path / 'tools').mkdir()
     (tmp_path / 'tools' / 'train.py').write_text(TRAIN)
     (tmp_path / 'tools' / 'test.py').write_text(TEST)
@@ -58,15 +56,21 @@ def demo(tmp_path, monkeypatch):
     results = [dict(img_id=image_id, pred_instances=nothing) for image_id in (1, 2)]
     (tmp_path / 'predictions.pkl').write_bytes(pickle.dumps(results))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, 'ROOT', tmp_path)
+    monkeypatch.setattr(steps, 'ROOT', tmp_path)
+    monkeypatch.setattr('sys.argv', ['demo'])
     monkeypatch.setattr(mmgroupnet.analysis.parameters, 'count_parameters', lambda config: (1000, 900))
     generate = partial(mmgroupnet.datasets.generate_digits, num_train=2, num_val=2)
     monkeypatch.setattr(mmgroupnet.datasets, 'generate_digits', generate)
-    return module
+    return tmp_path
 
 
-def test_all_steps(demo, tmp_path, capsys):
-    demo.run_demo(Path('work_dirs/demo'), ['train_cfg.max_epochs=1'])
+def run(demo=run_demo, work_dir='work_dirs/demo') -> None:
+    steps.run_demo('', Path(work_dir), demo.run)
+
+
+def test_all_steps(checkout, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['demo', '--cfg-options', 'train_cfg.max_epochs=1'])
+    run()
     calls = Path('calls.txt').read_text().splitlines()
     assert [call.split()[:2] for call in calls] == [
         ['train', 'configs/demo/fcos_groupnet_digits.py'],
@@ -93,57 +97,76 @@ def test_all_steps(demo, tmp_path, capsys):
     assert 'work_dirs/demo/contact_sheet.png' in printed
 
 
-def test_a_detector_that_finds_nothing_has_no_ap(demo):
+def test_all_steps_of_segmentation(checkout, monkeypatch, capsys):
+    config = Path(__file__).parents[2] / run_segmentation_demo.CONFIG
+    drawn = []
+
+    def draw(work_dir, checkpoint, miou):
+        drawn.append((str(work_dir), str(checkpoint), miou))
+
+    monkeypatch.setattr(run_segmentation_demo, 'draw_results', draw)
+    run(run_segmentation_demo, 'work_dirs/demo-seg')
+    calls = Path('calls.txt').read_text().splitlines()
+    assert [call.split()[:2] for call in calls] == [[tool, str(config.relative_to(config.parents[2]))] for tool in
+                                                    ('train', 'test')]  # fmt: skip
+    assert '--show-dir work_dirs/demo-seg/overlays' in calls[1]
+    assert drawn == [('work_dirs/demo-seg', 'work_dirs/demo-seg/epoch_1.pth', 62.5)]
+    summary = json.loads(Path('work_dirs/demo-seg/summary.json').read_text())
+    assert summary.pop('seconds') >= 0
+    assert summary == dict(mIoU=0.625, mAcc=0.75, aAcc=0.9375, checkpoint='work_dirs/demo-seg/epoch_1.pth')
+    assert 'all-binary DeepLabV3  0.625  0.750  0.938       1,000            90%' in capsys.readouterr().out
+
+
+def test_a_detector_that_finds_nothing_has_no_ap(checkout):
     Path('blind').touch()
-    demo.run_demo(Path('demo'), [])
+    run(work_dir='demo')
     assert json.loads(Path('demo/summary.json').read_text())['bbox_mAP_50'] == 0
 
 
-def test_a_failing_tool_stops_the_demo(demo, monkeypatch):
+def test_a_failing_tool_stops_the_demo(checkout):
     Path('fail').touch()
-    monkeypatch.setattr('sys.argv', ['run_demo.py'])
     with pytest.raises(SystemExit, match='tools/train.py ended with exit status 3'):
-        demo.main()
+        run()
     assert len(Path('calls.txt').read_text().splitlines()) == 1
     assert not Path('work_dirs/demo/summary.json').exists()
 
 
-def test_an_unfinished_demo_goes_on_and_a_finished_one_is_kept(demo):
+def test_an_unfinished_demo_goes_on_and_a_finished_one_is_kept(checkout):
     work_dir = Path('work_dirs/demo')
     work_dir.mkdir(parents=True)
     (work_dir / 'epoch_1.pth').write_bytes(b'unfinished')
-    demo.keep_finished_results(work_dir)
+    steps.keep_finished_results(work_dir)
     assert (work_dir / 'epoch_1.pth').exists()
 
     (work_dir / 'summary.json').write_text('first')
-    demo.keep_finished_results(work_dir)
+    steps.keep_finished_results(work_dir)
     assert not work_dir.exists()
     work_dir.mkdir()
     (work_dir / 'summary.json').write_text('second')
-    demo.keep_finished_results(work_dir)
+    steps.keep_finished_results(work_dir)
     assert [path.name for path in work_dir.parent.iterdir()] == ['demo_previous']
     assert [path.name for path in Path('work_dirs/demo_previous').iterdir()] == ['summary.json']
     assert Path('work_dirs/demo_previous/summary.json').read_text() == 'second'
 
 
-def test_time_is_counted_over_runs_and_failures(demo, tmp_path, monkeypatch, capsys):
+def test_time_is_counted_over_runs_and_failures(tmp_path, monkeypatch):
     clock = iter([0.0, 2.0, 10.0, 13.0])
-    monkeypatch.setattr(demo.time, 'monotonic', lambda: next(clock))
+    monkeypatch.setattr(steps.time, 'monotonic', lambda: next(clock))
     with pytest.raises(RuntimeError):
-        with demo.Stopwatch(tmp_path / 'seconds.json').step('train'):
+        with steps.Stopwatch(tmp_path / 'seconds.json', 2).step('train'):
             raise RuntimeError
-    again = demo.Stopwatch(tmp_path / 'seconds.json')
+    again = steps.Stopwatch(tmp_path / 'seconds.json', 2)
     with again.step('train'):
         pass
     assert again.seconds == {'train': 5.0} and again.total == 5.0
 
 
-def test_table(demo):
+def test_table():
     results = [
-        demo.Result('all-binary detector', 0.512, 0.8049, 1_234_567, 1_111_110, 240.4),
-        demo.Result('float twin', 0.55, 0.82, 987_654, 0, 61.0),
+        run_demo.Result('all-binary detector', 0.512, 0.8049, 1_234_567, 1_111_110, 240.4),
+        run_demo.Result('float twin', 0.55, 0.82, 987_654, 0, 61.0),
     ]
-    assert demo.format_table(results).splitlines() == [
+    assert run_demo.format_table(results).splitlines() == [
         'detector                AP   AP50  parameters  of them 1-bit  training',
         '-------------------  -----  -----  ----------  -------------  --------',
         'all-binary detector  0.512  0.805   1,234,567            90%     240 s',

@@ -19,6 +19,8 @@ from mmgroupnet.ops import Connection
 from tests.liveness import estimate_statistics, real_pictures
 from tests.test_models.test_combinations import BACKBONES, HEADS, NECKS
 from tests.test_models.test_combinations import build as build_detector
+from tests.test_models.test_segmentors import HEADS as SEGMENTATION_HEADS
+from tests.test_models.test_segmentors import build as build_segmentor
 
 # Of the standard deviation of a layer's output: what rounding may change, and how near to zero a sign may flip.
 TOLERANCE = 1e-5
@@ -197,6 +199,15 @@ def test_detectors(backbone, neck, head):
             pack(detector)
         return
     assert_twins_agree(detector, lambda model: model(x, mode='tensor'))
+
+
+@pytest.mark.parametrize('head', SEGMENTATION_HEADS)
+@pytest.mark.parametrize('backbone', ['binary', 'stock'])
+def test_segmentors(backbone, head):
+    segmentor, x = build_segmentor(backbone, head), pictures(96, 160)
+    estimate_statistics(segmentor, lambda: segmentor(x, mode='tensor'))
+    as_trained(segmentor)
+    assert_twins_agree(segmentor, lambda model: model(x, mode='tensor'))
 
 
 class TestConvModule:

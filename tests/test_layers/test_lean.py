@@ -362,6 +362,15 @@ class TestCircumstances:
         for value, expected in zip(compiled.parameters(), network.parameters(), strict=True):
             assert_close(value.grad, expected.grad)
 
+    @pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
+    def test_compiled_plain_models_have_the_same_gradients(self, backend):
+        network, x = small_network(binary_cfg=dict(memory_efficient=False)).double(), torch.randn(2, 3, 32, 32).double()
+        compiled = torch.compile(copy.deepcopy(network), backend=backend)
+        for each in (network, compiled):
+            each(x)[-1].sum().backward()
+        for value, expected in zip(compiled.parameters(), network.parameters(), strict=True):
+            assert_close(value.grad, expected.grad)
+
     def test_deterministic(self):
         grads = []
         for _ in range(2):
