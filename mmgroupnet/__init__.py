@@ -15,6 +15,7 @@ _EXPORTS = {
     'GroupNetResNet': 'mmgroupnet.models.backbones',
     'BinaryFPN': 'mmgroupnet.models.necks',
     'BinaryFCOSHead': 'mmgroupnet.models.dense_heads',
+    'convert_official': 'mmgroupnet.converters',
 }
 
 __all__ = ['__version__', 'register_all_modules', *_EXPORTS]

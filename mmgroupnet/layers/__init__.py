@@ -2,6 +2,7 @@
 
 from mmgroupnet.layers.binary_conv import BinaryConv2d, LayerwiseBinaryConv2d, raise_packed
 from mmgroupnet.layers.branches import (
+    InPlaceMerge,
     MeanMerge,
     Merge,
     ScaledMerge,
@@ -19,6 +20,7 @@ __all__ = [
     'LayerwiseBinaryConv2d',
     'Merge',
     'MeanMerge',
+    'InPlaceMerge',
     'ScaledMerge',
     'build_merge',
     'raise_packed',
