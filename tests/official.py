@@ -2,6 +2,7 @@
 by branch. Nothing here imports the package, and nothing is folded.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,44 +34,48 @@ FAMILIES = {
 def official_state_dict(
     family: Family, num_bases: int = 2, channels: int = 4, num_classes: int = 7, dtype: torch.dtype = torch.float64
 ) -> dict[str, Tensor]:
-    """A checkpoint with random weights, statistics, scales and gates."""
+    """A checkpoint with random weights, statistics, scales and gates, such that no map of it is of one sign alone."""
     generator = torch.Generator().manual_seed(0)
     state_dict = {}
 
-    def normal(name: str, *shape: int) -> None:
-        state_dict[name] = torch.randn(shape, generator=generator, dtype=dtype)
+    def normal(name: str, *shape: int, mean: float = 0.0, std: float = 1.0) -> None:
+        state_dict[name] = mean + std * torch.randn(shape, generator=generator, dtype=dtype)
 
-    def uniform(name: str, *shape: int) -> None:
-        state_dict[name] = 0.5 + torch.rand(shape, generator=generator, dtype=dtype)
+    def uniform(name: str, *shape: int, mean: float = 1.0) -> None:
+        state_dict[name] = mean * (0.5 + torch.rand(shape, generator=generator, dtype=dtype))
 
-    def norm(name: str, width: int) -> None:
+    def conv(name: str, *shape: int) -> None:
+        # A map of deviation one, for signs and normal images.
+        normal(name, *shape, std=math.prod(shape[1:]) ** -0.5)
+
+    def norm(name: str, width: int, mean: float) -> None:
         uniform(f'{name}.weight', width)
-        normal(f'{name}.bias', width)
-        normal(f'{name}.running_mean', width)
+        normal(f'{name}.bias', width, std=0.3)
+        normal(f'{name}.running_mean', width, mean=mean, std=0.2)
         uniform(f'{name}.running_var', width)
         state_dict[f'{name}.num_batches_tracked'] = torch.tensor(40)
 
-    normal('conv1.weight', channels, 3, 7, 7)
+    conv('conv1.weight', channels, 3, 7, 7)
     if family.stem_bias:
         normal('conv1.bias', channels)
-    norm('bn1', channels)
+    norm('bn1', channels, mean=1.2)
     width_in = channels
     for stage, count in enumerate(BLOCKS[family.depth]):
         width = channels * 2**stage
         for index in range(count):
             block = f'layer{stage + 1}.{index}'
             for i in range(num_bases):
-                normal(f'{block}.conv1.{i}.weight', width, width_in, 3, 3)
-                normal(f'{block}.conv2.{i}.weight', width, width, 3, 3)
-                norm(f'{block}.bn1.{i}', width)
-                norm(f'{block}.bn2.{i}', width)
+                conv(f'{block}.conv1.{i}.weight', width, width_in, 3, 3)
+                conv(f'{block}.conv2.{i}.weight', width, width, 3, 3)
+                norm(f'{block}.bn1.{i}', width, mean=0.4)
+                norm(f'{block}.bn2.{i}', width, mean=0.4)
                 if family.scales:
-                    uniform(f'{block}.scales.{i}', 1)
+                    uniform(f'{block}.scales.{i}', 1, mean=1 / num_bases)
             if family.gates and block != 'layer1.0':
                 normal(f'{block}.block_gate', 1)
             if width_in != width:
-                normal(f'{block}.downsample.conv.weight', width, width_in, 1, 1)
-                norm(f'{block}.downsample.batch_norm', width)
+                conv(f'{block}.downsample.conv.weight', width, width_in, 1, 1)
+                norm(f'{block}.downsample.batch_norm', width, mean=0.0)
             width_in = width
     normal('fc.weight', num_classes, width_in)
     normal('fc.bias', num_classes)
