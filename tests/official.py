@@ -1,5 +1,6 @@
-"""The checkpoints of Group-Net's authors as docs describe them: synthetic ones, and the network that they are of, branch
-by branch. Nothing here imports the package, and nothing is folded.
+"""The checkpoints of the authors of Group-Net: synthetic ones, and the network that they are of, branch by branch.
+
+Nothing here imports the package, and nothing is folded.
 """
 
 import math

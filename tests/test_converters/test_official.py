@@ -209,7 +209,8 @@ class TestErrors:
         assert all(name in found for name in gone)
 
     def test_another_network(self):
-        found = self.message({'conv1.weight': torch.zeros(4, 3, 7, 7), 'layer1.0.conv1.weight': torch.zeros(4, 4, 3, 3)})
+        names = ('conv1.weight', 'layer1.0.conv1.weight')
+        found = self.message({name: torch.zeros(4, 3, 3, 3) for name in names})
         assert 'no branches' in found and '2 unknown: conv1.weight, layer1.0.conv1.weight' in found
         assert '0 unknown' in self.message({})
 
@@ -223,4 +224,8 @@ def test_the_classifier_packs(family):
     x = images()
     expected = OfficialNetwork(state_dict, family, 3)(x)
     with torch.no_grad():
-        assert relative_error(packed(x.float(), mode='tensor'), expected) < 1e-4
+        out = packed(x.float(), mode='tensor')
+        assert relative_error(out, expected) < 1e-4
+        fresh = MODELS.build(dict(type='mmgroupnet.Packed', model=convert_official(state_dict)[0]))
+        fresh.load_state_dict(packed.state_dict(), strict=True)
+        assert torch.equal(fresh(x.float(), mode='tensor'), out)

@@ -33,7 +33,7 @@ test_cfg = dict()
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Convert a checkpoint of Group-Net's authors")
     parser.add_argument('src', metavar='SRC', help='the published file, .pth.tar')
-    parser.add_argument('dst', metavar='DST', help='the checkpoint to write, .pth; its config is written beside it, .py')
+    parser.add_argument('dst', metavar='DST', help='the checkpoint to write, .pth; its config is beside it, .py')
     return parser.parse_args()
 
 
