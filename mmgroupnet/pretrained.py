@@ -60,7 +60,7 @@ def check_pretrained(module: BaseModule) -> None:
         source, prefix = cfg['checkpoint'], cfg.get('prefix') or ''
         where = f'init_cfg of {type(module).__name__}: checkpoint {source}'
         try:
-            # Names and shapes alone: nothing of the file's data is read.
+            # Names and shapes are all that is kept of it.
             checkpoint = CheckpointLoader.load_checkpoint(source, map_location='meta', logger='silent')
         except FileNotFoundError as error:
             raise PretrainedError(f'{where} does not exist') from error

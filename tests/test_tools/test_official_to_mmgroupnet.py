@@ -14,10 +14,12 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 
 from mmgroupnet.converters import convert_official
+from mmgroupnet.engine.configs import check_arguments, load_config
+from mmgroupnet.engine.packed_checkpoint import pack_checkpoint
+from mmgroupnet.engine.testing import run_test
 from tests.official import FAMILIES, OfficialNetwork, official_state_dict
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / 'tools' / 'model_converters' / 'official_to_mmgroupnet.py'
+SCRIPT = Path(__file__).parents[2] / 'tools' / 'model_converters' / 'official_to_mmgroupnet.py'
 FAMILY = FAMILIES['r18-gates']
 
 
@@ -56,43 +58,44 @@ def convert(monkeypatch, capsys):
 
 
 def test_a_person_converts_and_tests(tmp_path, source, state_dict):
-    """By the command lines, on two classes of an ImageNet of four pictures."""
+    """Converts by the command line; tests and packs, on four pictures whose short side is 256 already."""
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    environment.pop('PYTHONPATH', None)
+    command = [sys.executable, str(SCRIPT), str(source), 'new/r18.pth']
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-2:] == ['new/r18.pth: the checkpoint', 'new/r18.py: its config']
+
     root = tmp_path / 'imagenet'
     rng = np.random.default_rng(0)
     (root / 'val').mkdir(parents=True)
     (root / 'meta').mkdir()
-    pictures = [rng.integers(0, 255, (224, 224, 3)).astype(np.uint8) for _ in range(4)]
+    pictures = [rng.integers(0, 255, (256, 256, 3)).astype(np.uint8) for _ in range(4)]
     model_cfg, weights = convert_official(state_dict)
     model = MODELS.build(model_cfg).eval()
     model.load_state_dict(weights)
     with torch.no_grad():
-        data = model.data_preprocessor(dict(inputs=[torch.from_numpy(p).permute(2, 0, 1) for p in pictures]))
+        crops = [torch.from_numpy(picture[16:240, 16:240]).permute(2, 0, 1) for picture in pictures]
+        data = model.data_preprocessor(dict(inputs=crops))
         labels = model(data['inputs'], mode='tensor').argmax(dim=1).tolist()
+    assert len(set(labels)) > 1
     labels[3] = (labels[3] + 1) % 1000  # three of four are right
     for number, picture in enumerate(pictures):
         cv2.imwrite(str(root / f'val/{number}.png'), picture)
     lines = (f'{number}.png {label}\n' for number, label in enumerate(labels))
     (root / 'meta/val.txt').write_text(''.join(lines))
 
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    environment.pop('PYTHONPATH', None)
-
-    def run(*command):
-        done = subprocess.run(
-            [sys.executable, *map(str, command)], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    out = run(SCRIPT, source, 'new/r18.pth')
-    assert out.splitlines()[-2:] == ['new/r18.pth: the checkpoint', 'new/r18.py: its config']
-    options = ['--cfg-options', f'val_dataloader.dataset.data_root={root}', 'val_dataloader.num_workers=0']
-    options += [option.replace('val_dataloader', 'test_dataloader') for option in options[1:]]
-    options += ['val_dataloader.persistent_workers=False', 'test_dataloader.persistent_workers=False']
-    out = run(ROOT / 'tools/test.py', 'new/r18.py', 'new/r18.pth', *options)
-    assert 'accuracy/top1: 75.0000' in out
-    out = run(ROOT / 'tools/deploy/pack.py', 'new/r18.py', 'new/r18.pth', '--out', 'new/packed.pth', '--strict')
-    assert '19 of 19 packed' in out
+    cfg = load_config(str(tmp_path / 'new/r18.py'))
+    check_arguments(cfg)
+    cfg.merge_from_dict(dict(work_dir=str(tmp_path / 'work'), launcher='none', experiment_name=tmp_path.name))
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = str(root)
+    packed = tmp_path / 'packed.pth'
+    assert len(pack_checkpoint(cfg, tmp_path / 'new/r18.pth', packed, strict=True)) == 19
+    for number, checkpoint in enumerate((tmp_path / 'new/r18.pth', packed)):
+        cfg.experiment_name = f'{tmp_path.name}_{number}'
+        assert run_test(cfg, str(checkpoint))['accuracy/top1'] == 75
 
 
 def test_the_file_is_a_checkpoint_of_mmengine(tmp_path, source, convert, state_dict):
