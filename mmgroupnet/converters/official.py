@@ -1,5 +1,6 @@
 """The checkpoints that Group-Net's authors published, as classifiers of mmpretrain."""
 
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmgroupnet.models.backbones import GroupNetResNet
@@ -215,6 +217,18 @@ def _problems(given: Mapping[str, Tensor], network: _Network) -> list[str]:
     return problems
 
 
+def _warn_of_zeros(network: _Network, converted: Mapping[str, Tensor]) -> None:
+    convs = [source.name for source in network.sources() if '.stages.' in source.name and len(source.shape) == 4]
+    zeros = sum(int((converted[name] == 0).sum()) for name in convs)
+    if zeros:
+        print_log(
+            f'{zeros} binary weights are exactly zero: they count as +1 here and as 0 in the code of the authors, so '
+            'that outputs differ a little',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
 def convert_official(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Converts a checkpoint of Group-Net's authors into a classifier of mmpretrain with the same outputs.
 
@@ -228,7 +242,7 @@ def convert_official(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Any], 
     - scales without gates: GBD v1 with learned scales.
 
     The outputs are those of the authors' network in evaluation mode. The only difference is sign(0), 0 there and +1
-    here, since one bit cannot hold a third value; activations and weights are exactly zero with probability zero.
+    here, since one bit cannot hold a third value: a set of measure zero. Latent weights of exactly zero are warned of.
 
     Args:
         state_dict: The authors' ``state_dict``. Names may begin with ``module.``; ``num_batches_tracked``, which old
@@ -256,6 +270,7 @@ def convert_official(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Any], 
         tensors = [given[name].detach() for name in source.official]
         # The branches have seen the same batches.
         converted[source.name] = torch.cat(tensors) if source.shape else torch.stack(tensors).max()
+    _warn_of_zeros(network, converted)
     if network.has_in_place_sum:
         for stage, block in _blocks(network.depth):
             converted[f'backbone.stages.{stage}.{block}.merge.sums_in_place'] = torch.tensor(1)

@@ -1,5 +1,6 @@
 """The authors' checkpoints: the converted classifier against the authors' network, branch by branch in float64."""
 
+import logging
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from mmgroupnet import convert_official
+from mmgroupnet.converters import official
 from mmgroupnet.deploy import pack
 from tests.official import FAMILIES, OfficialNetwork, official_state_dict
 
@@ -111,12 +113,17 @@ def test_what_is_read_from_names_and_shapes():
 
 @pytest.mark.parametrize(('family', 'number'), [('r18-gates', 55_662_127), ('r18-scales-gates', 55_662_231)])
 def test_published_numbers_of_parameters(family, number):
+    state_dict = {}
+    for name, value in official_state_dict(FAMILIES[family], num_bases=5).items():
+        shape = [64 // 4 * size if size in (4, 8, 16, 32) else size for size in value.shape]
+        shape = [1000 if size == 7 and name.startswith('fc.') else size for size in shape]
+        state_dict[name] = torch.ones((), dtype=torch.uint8).expand(shape)
+    model_cfg, weights = convert_official(state_dict)
     with torch.device('meta'):
-        state_dict = {}
-        for name, value in official_state_dict(FAMILIES[family], num_bases=5).items():
-            shape = [64 // 4 * size if size in (4, 8, 16, 32) else size for size in value.shape]
-            state_dict[name] = torch.empty([1000 if size == 7 and name[:2] == 'fc' else size for size in shape])
-        model = MODELS.build(convert_official(state_dict)[0])
+        model = MODELS.build(model_cfg)
+    assert {name: value.shape for name, value in model.state_dict().items()} == {
+        name: value.shape for name, value in weights.items()
+    }
     assert sum(parameter.numel() for parameter in model.parameters()) == number
 
 
@@ -126,6 +133,20 @@ def test_parameters_lose_their_graph():
         name: nn.Parameter(value) if value.is_floating_point() else value for name, value in state_dict.items()
     }
     assert not any(value.requires_grad for value in convert_official(parameters)[1].values())
+
+
+def test_weights_of_exactly_zero_are_warned_of(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(official, 'print_log', lambda message, logger, level: warnings.append((level, message)))
+    state_dict = official_state_dict(FAMILIES['r18-scales'])
+    state_dict['conv1.weight'][0, 0, 0, 0] = state_dict['fc.weight'][0, 0] = 0  # not binary
+    convert_official(state_dict)
+    assert warnings == []
+    state_dict['layer2.0.downsample.conv.weight'][1, 1] = 0
+    state_dict['layer2.1.conv2.1.weight'][0, 0, 0, :2] = 0
+    convert_official(state_dict)
+    ((level, message),) = warnings
+    assert level == logging.WARNING and message.startswith('3 binary weights are exactly zero')
 
 
 def test_checkpoints_of_old_versions_count_no_batches():
