@@ -18,6 +18,7 @@ _EXPORTS = {
     'BinaryASPPHead': 'mmgroupnet.models.decode_heads',
     'BinaryFCNHead': 'mmgroupnet.models.decode_heads',
     'FCNScoreHead': 'mmgroupnet.models.decode_heads',
+    'convert_official': 'mmgroupnet.converters',
 }
 
 __all__ = ['__version__', 'register_all_modules', *_EXPORTS]

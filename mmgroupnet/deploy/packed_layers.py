@@ -72,12 +72,23 @@ class PackedMerge(PackedModule):
     Args:
         num_bases: Number K of branches.
         scales: ``(K,)``; None: the mean.
+        sums_in_place: The sum of all branches takes the place of the first one, see
+            :class:`mmgroupnet.layers.InPlaceMerge`; ``scales`` are those behind that. Default: False.
     """
 
-    def __init__(self, num_bases: int, scales: Tensor | None) -> None:
+    def __init__(self, num_bases: int, scales: Tensor | None, sums_in_place: bool = False) -> None:
         super().__init__()
         self.num_bases = num_bases
         self.register_buffer('scales', None if scales is None else scales.detach().clone())
+        self.register_buffer('sums_in_place', torch.tensor(1) if sums_in_place else None)
+
+    def hand_on(self, branches: Tensor) -> Tensor:
+        """What the branches hand to the next block, and what is merged; may change the map that is given."""
+        if self.sums_in_place is not None:
+            first, *others = branches.chunk(self.num_bases, dim=1)
+            for other in others:
+                first += other
+        return branches
 
     def forward(self, branches: Tensor) -> Tensor:
         if self.num_bases == 1 and self.scales is None:
@@ -187,7 +198,7 @@ class PackedChain(PackedModule):
 
 
 class PackedBlock(PackedChain):
-    """A Group-Net block with its merge, which the next block asks for.
+    """A Group-Net block with its merge, which hands the branches on, and which the next block asks for.
 
     Args:
         merge: Merges the branches of this block.
@@ -197,6 +208,9 @@ class PackedBlock(PackedChain):
     def __init__(self, merge: PackedMerge, **kwargs) -> None:
         super().__init__(**kwargs)
         self.merge = merge
+
+    def forward(self, branches: Tensor, last_merge: PackedMerge | None = None) -> Tensor:
+        return self.merge.hand_on(super().forward(branches, last_merge))
 
 
 class PackedTower(PackedModule):

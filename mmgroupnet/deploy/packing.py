@@ -17,7 +17,7 @@ from mmgroupnet.deploy.packed_layers import (
     PackedTower,
     PackedUnit,
 )
-from mmgroupnet.layers import BinaryConv2d, Merge, RealValuedSkip, ScaledMerge, SoftGate
+from mmgroupnet.layers import BinaryConv2d, InPlaceMerge, MeanMerge, Merge, RealValuedSkip, ScaledMerge, SoftGate
 from mmgroupnet.models.backbones.groupnet_resnet import (
     BroadcastConnection,
     GroupNetBlock,
@@ -164,12 +164,13 @@ def pack_unit(
 
 
 def _pack_merge(merge: Merge) -> PackedMerge:
-    return PackedMerge(merge.num_bases, merge.scales if isinstance(merge, ScaledMerge) else None)
+    scales = None if isinstance(merge, MeanMerge) else merge.weights(torch.empty(0))
+    return PackedMerge(merge.num_bases, scales, isinstance(merge, InPlaceMerge))
 
 
 def _pack_shortcut(shortcut: nn.Sequential) -> nn.Module:
     """The twin of a (pooling,) conv and norm that all branches share; it takes the branches folded, as they are."""
-    *pooling, conv, norm = shortcut
+    *pooling, conv, norm = (layer for layer in shortcut if not isinstance(layer, nn.Identity))
     if isinstance(conv, BinaryConv2d):
         twin = pack_unit(conv, norm, is_shared=True)
     else:

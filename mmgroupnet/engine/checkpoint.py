@@ -1,5 +1,6 @@
 """Reading, checking and safely writing checkpoints."""
 
+import contextlib
 import logging
 import os
 import pickle
@@ -11,13 +12,11 @@ from pathlib import Path
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import nn
 
 from mmgroupnet.engine.errors import UserError
+from mmgroupnet.pretrained import describe_mismatch
 from mmgroupnet.safe_globals import allow_mmengine_globals
-
-# How many keys an error lists before it only counts them.
-_LISTED_KEYS = 8
 
 
 def is_local(path: str) -> bool:
@@ -63,11 +62,6 @@ def is_packed(checkpoint: Mapping) -> bool:
     return isinstance(meta, dict) and 'packed' in meta
 
 
-def _listing(keys: list[str]) -> str:
-    rest = len(keys) - _LISTED_KEYS
-    return ', '.join(keys[:_LISTED_KEYS]) + (f' and {rest} more' if rest > 0 else '')
-
-
 def check_state_dict(model: nn.Module, checkpoint: Mapping, source: str) -> None:
     """Checks that a checkpoint holds the weights of this very architecture.
 
@@ -81,19 +75,10 @@ def check_state_dict(model: nn.Module, checkpoint: Mapping, source: str) -> None
     """
     given = checkpoint.get('state_dict', checkpoint)
     given = {key.removeprefix('module.'): value for key, value in given.items()}
-    wanted = model.state_dict()
-    missing = [key for key in wanted if key not in given and not key.endswith('num_batches_tracked')]
-    unexpected = [key for key in given if key not in wanted]
-    other_shape = [
-        f'{key} {tuple(given[key].shape)} instead of {tuple(value.shape)}'
-        for key, value in wanted.items()
-        if isinstance(value, Tensor) and isinstance(given.get(key), Tensor) and given[key].shape != value.shape
-    ]
-    problems = {'missing': missing, 'unexpected': unexpected, 'of another shape': other_shape}
-    found = [f'{len(keys)} {kind}: {_listing(keys)}' for kind, keys in problems.items() if keys]
-    if found:
+    mismatch = describe_mismatch(model, given)
+    if mismatch:
         raise UserError(
-            f'checkpoint {source} is of another architecture than the config ({"; ".join(found)}). To start from its '
+            f'checkpoint {source} is of another architecture than the config ({mismatch}). To start from its '
             "backbone alone, give the backbone init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone') in "
             'place of load_from'
         )
@@ -163,6 +148,30 @@ def find_resumable(work_dir: str | Path) -> str | None:
             '(--resume FILE)'
         )
     return None
+
+
+def write_checkpoint(content: Mapping, path: str | Path) -> None:
+    """Writes a checkpoint; a killed process leaves the old file or the new one, never half of one.
+
+    Args:
+        content: What the file is to hold.
+        path: The file; its folder is made.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f'{path.name}.partial')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # By the file object, not by its name, which torch would write into the file.
+        with open(partial, 'wb') as file:
+            torch.save(content, file)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # No folder, or nothing written yet.
+            partial.unlink()
+        raise UserError(f'{path} cannot be written: {error.strerror}') from error
 
 
 @register_backend('mmgroupnet.atomic')

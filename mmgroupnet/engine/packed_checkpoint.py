@@ -1,8 +1,6 @@
 """Files of packed models: written, read and checked; the format is in docs/packed_checkpoint.md."""
 
-import contextlib
 import hashlib
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +15,7 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from mmgroupnet.deploy import PACKED_TYPE, PackedLayer, pack, with_data_preprocessor
-from mmgroupnet.engine.checkpoint import check_state_dict, is_packed, read_checkpoint
+from mmgroupnet.engine.checkpoint import check_state_dict, is_packed, read_checkpoint, write_checkpoint
 from mmgroupnet.engine.errors import UserError
 
 VERSION = 1
@@ -62,7 +60,7 @@ def _checksum(meta: Mapping, state_dict: Mapping[str, Tensor]) -> str:
 
 
 def save_packed(model: nn.Module, cfg: Config, path: str | Path, dataset_meta: Mapping | None = None) -> None:
-    """Writes a packed checkpoint; a killed process leaves the old file or the new one, never half of one.
+    """Writes a packed checkpoint, whole or not at all.
 
     Args:
         model: A packed model, see :func:`mmgroupnet.deploy.pack`.
@@ -82,18 +80,7 @@ def save_packed(model: nn.Module, cfg: Config, path: str | Path, dataset_meta: M
     if dataset_meta is not None:
         meta['dataset_meta'] = _plain(dataset_meta)
     meta['packed']['sha256'] = _checksum(meta, state_dict)
-    path = Path(path)
-    partial = path.with_name(f'{path.name}.partial')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # By the file object, not by its name, which torch would write into the file.
-        with open(partial, 'wb') as file:
-            torch.save(dict(meta=meta, state_dict=state_dict), file)
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # No folder, or nothing written yet.
-            partial.unlink()
-        raise UserError(f'{path} cannot be written: {error.strerror}') from error
+    write_checkpoint(dict(meta=meta, state_dict=state_dict), path)
 
 
 def _is_whole(path: Path) -> bool:

@@ -13,6 +13,7 @@ from mmgroupnet.engine.data import check_data
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.launch import build_runner
 from mmgroupnet.engine.packed_checkpoint import is_packed_config
+from mmgroupnet.pretrained import PretrainedError
 
 
 def read_trainable(path: str) -> dict:
@@ -95,4 +96,8 @@ def run_training(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, re
     cfg.load_from = found or cfg.get('load_from')
     if cfg.load_from and is_local(cfg.load_from):
         read_trainable(cfg.load_from)
-    return build_runner(cfg).train()
+    runner = build_runner(cfg)
+    try:
+        return runner.train()
+    except PretrainedError as error:  # Before the first step.
+        raise UserError(str(error)) from error

@@ -8,6 +8,7 @@ from mmgroupnet.layers.binary_conv import (
     refuse_options,
 )
 from mmgroupnet.layers.branches import (
+    InPlaceMerge,
     MeanMerge,
     Merge,
     RealValuedSkip,
@@ -26,6 +27,7 @@ __all__ = [
     'LayerwiseBinaryConv2d',
     'Merge',
     'MeanMerge',
+    'InPlaceMerge',
     'ScaledMerge',
     'build_merge',
     'raise_packed',

@@ -56,6 +56,10 @@ class Merge(nn.Module, ABC):
     def weights(self, like: Tensor) -> Tensor:
         """What each branch is multiplied with, ``(K,)``, with dtype and device of ``like``."""
 
+    def hand_on(self, branches: Tensor) -> Tensor:
+        """What the branches hand to the next block, and what is merged: their outputs, ``(N, K*C, H, W)``, kept."""
+        return branches
+
 
 class MeanMerge(Merge):
     """Plain average of the branches (journal version of Group-Net), see :class:`Merge`."""
@@ -67,6 +71,35 @@ class MeanMerge(Merge):
 
     def weights(self, like: Tensor) -> Tensor:
         return like.new_full((self.num_bases,), 1 / self.num_bases)
+
+
+class InPlaceMerge(Merge):
+    """Plain average of the branches, whose sum takes the place of branch 0's output, see :class:`Merge`.
+
+    Where it merges without learned scales, Group-Net's released code adds the branches up in place. The merged map is
+    the mean, but branch 0 hands the sum of all K outputs to the next block, and what was trained so needs it so.
+
+    Shape: :meth:`hand_on` puts the sum in place; the others take the branches as it left them.
+    """
+
+    def __init__(self, num_bases: int) -> None:
+        super().__init__(num_bases)
+        # Makes checkpoints say that they are wired so: no other merge takes them, and this one takes no others. An
+        # integer, as a norm's counter of batches, is left alone by half() and double().
+        self.register_buffer('sums_in_place', torch.tensor(1))
+
+    def hand_on(self, branches: Tensor) -> Tensor:
+        """``(G_0, G_1, ..., G_{K-1})`` to ``(sum_j G_j, G_1, ..., G_{K-1})``."""
+        if self.num_bases == 1:
+            return branches
+        parts = split(branches, self.num_bases)
+        return torch.cat([sum(parts), *parts[1:]], dim=1)
+
+    def forward(self, branches: Tensor) -> Tensor:
+        return split(branches, self.num_bases)[0] / self.num_bases
+
+    def weights(self, like: Tensor) -> Tensor:
+        return torch.eye(1, self.num_bases, dtype=like.dtype, device=like.device)[0] / self.num_bases
 
 
 class ScaledMerge(Merge):

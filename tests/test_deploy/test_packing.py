@@ -112,6 +112,9 @@ def test_every_decomposition(decomposition, learned_scales):
         dict(depth=50, num_bases=2),
         dict(depth=50, num_bases=2, decomposition='gbd_v1'),
         dict(gate_per_branch=True),
+        dict(in_place_sum=True, stem_bias=True),
+        dict(in_place_sum=True, binary_downsample=False),
+        dict(in_place_sum=True, num_bases=1),
         dict(binary_downsample=False),
         dict(binary_downsample=False, avg_down=True),
         dict(avg_down=True),
@@ -119,6 +122,8 @@ def test_every_decomposition(decomposition, learned_scales):
         dict(base_channels=8),  # 8 channels fill an eighth of a word
         dict(base_channels=24),
         dict(strides=(1, 2, 1, 1), dilations=(1, 1, (2, 3, 4), (6, 7, 8))),  # BPAC at output stride 8
+        dict(strides=(1, 2, 1, 1), dilations=(1, 1, 'bpac', 'bpac'), avg_down=True),
+        dict(strides=(1, 2, 1, 1), binary_downsample=False, avg_down=True),
         dict(binary_cfg=dict(padding_value=0)),
         dict(binary_cfg=dict(padding_value=-1, weight=dict(type='mmgroupnet.ChannelScaleWeight'))),
         dict(binary_cfg=dict(weight=dict(type='mmgroupnet.UnscaledWeight'))),

@@ -5,7 +5,17 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from mmgroupnet.layers import MeanMerge, ScaledMerge, SoftGate, broadcast, build_merge, share, soft_connect, split
+from mmgroupnet.layers import (
+    InPlaceMerge,
+    MeanMerge,
+    ScaledMerge,
+    SoftGate,
+    broadcast,
+    build_merge,
+    share,
+    soft_connect,
+    split,
+)
 from tests.references import assert_same_gradients
 from tests.strategies import seeds
 
@@ -79,6 +89,22 @@ class TestMerge:
         expected = sum(merge.scales[i] * branch for i, branch in enumerate(rows(x, num_bases)))
         assert_same_gradients(merge(x), expected, [x, merge.scales])
 
+    @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
+    def test_in_place(self, num_bases, memory_format):
+        merge = InPlaceMerge(num_bases)
+        x = random_branches(num_bases, memory_format=memory_format)
+        first, *others = rows(x, num_bases)
+        total = sum(others, first)
+        handed_on = merge.hand_on(x)
+        assert_same_gradients(handed_on, torch.cat([total, *others], dim=1), [x])
+        assert_same_gradients(merge(handed_on), total / num_bases, [x])
+        weights = merge.weights(x)
+        assert weights.dtype == torch.float64 and weights.tolist() == [1 / num_bases] + [0.0] * (num_bases - 1)
+
+    def test_others_hand_on_what_they_get(self, num_bases):
+        x = random_branches(num_bases)
+        assert all(build_merge(num_bases, scaled).hand_on(x) is x for scaled in (False, True))
+
     @pytest.mark.parametrize('shape', [(4,), (4, 3, 3), (4, 2, 3, 3)])
     def test_any_number_of_axes(self, num_bases, shape):
         x = torch.randn(2, num_bases * shape[0], *shape[1:], dtype=torch.float64)
@@ -96,6 +122,14 @@ class TestMerge:
         assert type(mean) is MeanMerge and not list(mean.parameters())
         assert type(scaled) is ScaledMerge and [p.shape for p in scaled.parameters()] == [(num_bases,)]
         assert mean.num_bases == scaled.num_bases == num_bases
+
+
+def test_a_sum_in_place_is_noted_in_the_state():
+    plain, in_place = MeanMerge(2), InPlaceMerge(2)
+    assert list(in_place.half().double().state_dict().values()) == [torch.tensor(1)]
+    for merge, other in ((plain, in_place), (in_place, plain)):
+        with pytest.raises(RuntimeError, match='sums_in_place'):
+            merge.load_state_dict(other.state_dict())
 
 
 def test_one_branch_is_its_own_mean():

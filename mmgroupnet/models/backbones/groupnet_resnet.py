@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from mmgroupnet.layers import (
     Chain,
     ChainUnit,
+    InPlaceMerge,
     Merge,
     SoftGate,
     broadcast,
@@ -23,6 +24,7 @@ from mmgroupnet.layers import (
     supports_chain,
 )
 from mmgroupnet.ops import Residual
+from mmgroupnet.pretrained import PretrainedError, check_pretrained
 from mmgroupnet.registry import MODELS
 
 
@@ -155,8 +157,8 @@ class GroupNetBlock(nn.Module, ABC):
         """The units and the shortcut."""
         shortcut = None
         if self.shortcut is not None:
-            layers, norm = self.shortcut[:-1], self.shortcut[-1]
-            shortcut = ChainUnit(layers[0] if len(layers) == 1 else layers, norm, relu=False)
+            *layers, norm = (layer for layer in self.shortcut if not isinstance(layer, nn.Identity))
+            shortcut = ChainUnit(layers[0] if len(layers) == 1 else nn.Sequential(*layers), norm, relu=False)
         return Chain(
             tuple(ChainUnit(unit.conv, unit.norm, True, unit.residual) for unit in self.units),
             self.merge.num_bases,
@@ -173,7 +175,9 @@ class GroupNetBlock(nn.Module, ABC):
 
         Returns: Outputs of this block's branches, ``(N, K*C', H', W')``, unmerged.
         """
+        return self.merge.hand_on(self._run(branches, last_merge))
 
+    def _run(self, branches: Tensor, last_merge: Merge | None) -> Tensor:
         chain = self.chain()
         if supports_chain(chain, self):
             return run_chain(chain, branches, *self.connection.gate_and_scales(branches, last_merge))
@@ -249,11 +253,16 @@ class GroupNetResNet(BaseModule):
         gate_per_branch: One soft gate per block and branch (the paper) in place of one per block (the released code).
             Default: False.
         learned_scales: Merges with a learned scale per branch in place of the mean. Default: False.
+        in_place_sum: Branch 0 of every block hands the sum of all K outputs to the next block,
+            ``x_0 = c * sum_j G_j + (1 - c) * mean``, see :class:`mmgroupnet.layers.InPlaceMerge`: so the released code
+            is wired with soft gates and without learned scales, and the checkpoint that it was published with. For
+            that checkpoint alone. Default: False.
         in_channels: Channels of the image. Default: 3.
         stem: What leads to the first stage. Default: 'imagenet'.
 
             - 'imagenet': 7x7 conv of stride 2, max pooling of stride 2, norm;
             - 'cifar': 3x3 conv, norm, for images of about 32x32 pixels.
+        stem_bias: Whether the conv of the stem has a bias. Default: False.
         base_channels: Channels of the stem and of the first stage. Default: 64.
         stage_blocks: Blocks of each stage in place of those of ``depth``. Default: None.
         strides: Stride of the first block of each stage; ``(1, 2, 1, 1)`` has output stride 8, ``(1, 2, 2, 1)`` 16.
@@ -273,7 +282,9 @@ class GroupNetResNet(BaseModule):
             Default: False.
         with_cp: Recomputes blocks in the backward pass to save memory. Default: False.
         init_cfg: Initialisation. Default: Kaiming for full-precision convs; binary convs draw their own latent weights
-            so.
+            so. A checkpoint, ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``, has to hold exactly the
+            weights of this backbone under its prefix. Strides, dilations and ``out_indices`` may be others than those
+            of its training, but for 'gbd_v3' with learned scales: there the stages of ``out_indices`` alone own scales.
 
     Shape: ``(N, in_channels, H, W)`` to a tuple of merged maps ``(N, C, H_i, W_i)``, real-valued and signed (there is
     no final ReLU).
@@ -304,8 +315,10 @@ class GroupNetResNet(BaseModule):
         decomposition: str = 'soft_gate',
         gate_per_branch: bool = False,
         learned_scales: bool = False,
+        in_place_sum: bool = False,
         in_channels: int = 3,
         stem: str = 'imagenet',
+        stem_bias: bool = False,
         base_channels: int = 64,
         stage_blocks: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
@@ -333,6 +346,11 @@ class GroupNetResNet(BaseModule):
         if gate_per_branch and decomposition != 'soft_gate':
             raise ValueError(
                 f"gate_per_branch=True: decomposition={decomposition!r} has no gates, only 'soft_gate' has"
+            )
+        if in_place_sum and (decomposition != 'soft_gate' or learned_scales):
+            raise ValueError(
+                f'in_place_sum=True, decomposition={decomposition!r}, learned_scales={learned_scales}: the sum is that '
+                "of decomposition='soft_gate' without learned scales"
             )
         if stem not in self.stems:
             raise ValueError(f'stem={stem!r}: choose one of {", ".join(map(repr, self.stems))}')
@@ -380,7 +398,7 @@ class GroupNetResNet(BaseModule):
             shared_cfg = dict(type='mmgroupnet.BinaryConv2d', num_bases=1, **binary_cfg)
             conv_cfg = dict(shared_cfg, num_bases=num_bases)
 
-        self.stem = self._build_stem(stem, in_channels, base_channels, norm_cfg)
+        self.stem = self._build_stem(stem, in_channels, base_channels, stem_bias, norm_cfg)
         self.stages = nn.ModuleList()
         channels_in = base_channels
         for stage, num_blocks in enumerate(stage_blocks):
@@ -409,12 +427,13 @@ class GroupNetResNet(BaseModule):
                     'gbd_v1',
                     'soft_gate',
                 )
+                merge = build_merge(self.num_branches, learned_scales and is_merged and decomposition != 'lbd')
                 blocks.append(
                     block(
                         self._build_connection(stage, index, gate_per_branch),
                         units,
                         shortcut,
-                        build_merge(self.num_branches, learned_scales and is_merged and decomposition != 'lbd'),
+                        InPlaceMerge(self.num_branches) if in_place_sum else merge,
                         with_cp=with_cp,
                     )
                 )
@@ -443,12 +462,12 @@ class GroupNetResNet(BaseModule):
         return tuple(rates)
 
     @staticmethod
-    def _build_stem(stem: str, in_channels: int, out_channels: int, norm_cfg: dict) -> nn.Sequential:
+    def _build_stem(stem: str, in_channels: int, out_channels: int, bias: bool, norm_cfg: dict) -> nn.Sequential:
         if stem == 'cifar':
-            layers = [nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)]
+            layers = [nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)]
         else:
             layers = [
-                nn.Conv2d(in_channels, out_channels, 7, stride=2, padding=3, bias=False),
+                nn.Conv2d(in_channels, out_channels, 7, stride=2, padding=3, bias=bias),
                 nn.MaxPool2d(3, stride=2, padding=1),
             ]
         return nn.Sequential(*layers, build_norm_layer(norm_cfg, out_channels)[1])
@@ -468,13 +487,32 @@ class GroupNetResNet(BaseModule):
         in_channels: int, out_channels: int, stride: int, conv_cfg: dict | None, norm_cfg: dict, avg_down: bool
     ) -> nn.Module:
         layers = []
-        if avg_down and stride != 1:
-            # Odd sizes round up, as those of a padded 3x3 conv with this stride do.
-            layers.append(nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False))
+        if avg_down:
+            # Odd sizes round up, as those of a padded 3x3 conv with this stride do. Where there is no stride, as at
+            # output stride 8, the conv keeps its name, under which a classifier has trained it.
+            pooling = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+            layers.append(nn.Identity() if stride == 1 else pooling)
             stride = 1
         layers.append(build_conv_layer(conv_cfg, in_channels, out_channels, 1, stride=stride, bias=False))
         layers.append(build_norm_layer(norm_cfg, out_channels)[1])
         return nn.Sequential(*layers)
+
+    def init_weights(self) -> None:
+        """Initialises the weights as ``init_cfg`` says.
+
+        Raises:
+            PretrainedError: If a pretrained checkpoint does not hold exactly the weights of this backbone.
+        """
+        try:
+            check_pretrained(self)
+        except PretrainedError as error:
+            if self.decomposition != 'gbd_v3' or 'merge.scales' not in str(error):
+                raise
+            raise PretrainedError(
+                f"{error}. decomposition='gbd_v3' has learned scales for the stages of out_indices={self.out_indices} "
+                'alone: train the backbone with the same ones, or without learned scales'
+            ) from error
+        super().init_weights()
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:

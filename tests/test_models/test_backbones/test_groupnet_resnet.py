@@ -60,6 +60,11 @@ class TestGatePerBranch(BackboneBattery):
     out_channels = (8, 16, 32, 64)
 
 
+class TestSumInPlace(BackboneBattery):
+    config = dict(RESNET18, in_place_sum=True, stem_bias=True)
+    out_channels = (8, 16, 32, 64)
+
+
 class TestRealValued(BackboneBattery):
     config = dict(RESNET18, real_valued=True)
     out_channels = (8, 16, 32, 64)
@@ -283,6 +288,8 @@ def test_segments_and_classifies():
         (dict(num_bases=0), 'num_bases=0'),
         (dict(decomposition='gbd_v4'), "decomposition='gbd_v4'.*'lbd'.*'gbd_v3'.*'soft_gate'"),
         (dict(decomposition='gbd_v1', gate_per_branch=True), 'gate_per_branch=True.*gbd_v1'),
+        (dict(decomposition='gbd_v1', in_place_sum=True), "in_place_sum=True, decomposition='gbd_v1'.*soft_gate"),
+        (dict(learned_scales=True, in_place_sum=True), 'in_place_sum=True.*learned_scales=True.*without learned'),
         (dict(dilations=(1, 1, 2, (1, 2, 3))), r'dilations\[3\] has 3 rates for num_bases=2'),
         (dict(strides=(1, 2)), r'strides=\(1, 2\) has 2 entries for 4 stages'),
         (dict(out_indices=(1, 4)), r'out_indices=\(1, 4\).*0 to 3'),

@@ -147,13 +147,15 @@ class ReferenceGroupNet(nn.Module):
         out_indices,
         gate_per_branch=False,
         learned_scales=False,
+        in_place_sum=False,
+        stem_bias=False,
         binary_downsample=True,
         avg_down=False,
         padding_value=1,
         real_valued=False,
     ):
         super().__init__()
-        self.decomposition, self.out_indices = decomposition, out_indices
+        self.decomposition, self.out_indices, self.in_place_sum = decomposition, out_indices, in_place_sum
         self.num_branches = 1 if decomposition == 'lbd' else num_bases
         layerwise = decomposition == 'lbd'
         options = dict(
@@ -162,7 +164,7 @@ class ReferenceGroupNet(nn.Module):
             padding_value=padding_value,
             real_valued=real_valued,
         )
-        self.conv = nn.Conv2d(3, base_channels, 7, 2, 3, bias=False)
+        self.conv = nn.Conv2d(3, base_channels, 7, 2, 3, bias=stem_bias)
         self.norm = nn.BatchNorm2d(base_channels)
         self.stages = nn.ModuleList()
         width = base_channels
@@ -188,6 +190,8 @@ class ReferenceGroupNet(nn.Module):
             return [merged] * len(xs)
         if self.decomposition == 'soft_gate':
             gates = torch.sigmoid(block.theta).expand(len(xs))
+            if self.in_place_sum:
+                xs = [sum(xs), *xs[1:]]
             return [c * x + (1 - c) * merged for c, x in zip(gates, xs, strict=True)]
         return xs
 
@@ -237,6 +241,7 @@ def block_pairs(block: nn.Module, reference: ReferenceBlock) -> Iterator[tuple[T
 def pairs(net: GroupNetResNet, reference: ReferenceGroupNet) -> list[tuple[Tensor, list[Tensor]]]:
     """All tensors of the folded network, each with those of the reference whose concatenation it is."""
     found = [(net.stem[0].weight, [reference.conv.weight])]
+    found += [] if net.stem[0].bias is None else [(net.stem[0].bias, [reference.conv.bias])]
     found += [(a, [b]) for a, b in zip(norm_tensors(net.stem[2]), norm_tensors(reference.norm), strict=True)]
     for blocks, reference_blocks in zip(net.stages, reference.stages, strict=True):
         for block, reference_block in zip(blocks, reference_blocks, strict=True):
@@ -365,6 +370,14 @@ def test_options(depth, decomposition, options):
 @pytest.mark.parametrize('depth', [18, 50])
 def test_one_gate_per_branch(depth, num_bases, learned_scales, mode):
     check(mode, depth, num_bases, 'soft_gate', gate_per_branch=True, learned_scales=learned_scales)
+
+
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+@pytest.mark.parametrize('gate_per_branch', [False, True])
+@pytest.mark.parametrize('num_bases', [1, 3])
+@pytest.mark.parametrize('depth', [18, 50])
+def test_sum_in_place_and_biased_stem(depth, num_bases, gate_per_branch, mode):
+    check(mode, depth, num_bases, 'soft_gate', gate_per_branch=gate_per_branch, in_place_sum=True, stem_bias=True)
 
 
 @pytest.mark.parametrize('decomposition', DECOMPOSITIONS[1:])
