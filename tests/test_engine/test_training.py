@@ -102,8 +102,8 @@ class TestRefused:
             run_training(cfg)
 
     def test_an_argument_that_a_part_refuses(self, tmp_path):
-        cfg = load_tiny_run(tmp_path, model__backbone__depth=20)
-        with pytest.raises(UserError, match='^depth=20: GroupNetResNet has the depths 18, 34, 50, 101'):
+        cfg = load_tiny_run(tmp_path, model__backbone__depth=19)
+        with pytest.raises(UserError, match='^depth=19: GroupNetResNet has the depths 18, 20, 32, 34, 44, 50, 56, 101'):
             run_training(cfg)
 
     def test_missing_data(self, tmp_path):
