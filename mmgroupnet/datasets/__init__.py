@@ -1,5 +1,6 @@
-"""Data sets that the project can make on the spot."""
+"""Data sets that the project can make on the spot, and CIFAR-10 as it lies on the disk."""
 
 from .digits import DIGIT_CLASSES, generate_digits
+from .local_cifar10 import LocalCIFAR10
 
-__all__ = ['DIGIT_CLASSES', 'generate_digits']
+__all__ = ['DIGIT_CLASSES', 'LocalCIFAR10', 'generate_digits']

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
+from mmengine.runner.checkpoint import get_torchvision_models
 from torch import Tensor, nn
 
 from mmgroupnet.engine.errors import UserError
@@ -25,15 +26,15 @@ def is_local(path: str) -> bool:
     return '://' not in path
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """Reads a checkpoint of the disk in torch's safe mode, without its tensors' data.
+def read_checkpoint(path: str | Path, device: str = 'meta') -> dict:
+    """Reads a checkpoint of the disk in torch's safe mode.
 
     Args:
         path: The file.
+        device: Where its tensors go. Default: 'meta', shapes and dtypes alone, which is quick for a file of any size.
 
     Returns:
-        The checkpoint; its tensors are on the meta device (shapes and dtypes alone), so that this is quick for a file
-        of any size.
+        The checkpoint.
 
     Raises:
         UserError: If the file is missing, truncated, no checkpoint, or carries code.
@@ -43,7 +44,7 @@ def read_checkpoint(path: str | Path) -> dict:
         raise UserError(f'checkpoint {path} does not exist')
     allow_mmengine_globals()
     try:
-        checkpoint = torch.load(path, map_location='meta', weights_only=True, mmap=zipfile.is_zipfile(path))
+        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # Garbage makes the unpickler fail in any way.
         refused = isinstance(error, pickle.UnpicklingError) and re.search(r'GLOBAL (\S+)', str(error))
         if refused:
@@ -57,13 +58,36 @@ def read_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
+def fetch_checkpoint(source: str) -> dict:
+    """Reads a checkpoint with its data, from the disk or the network, in torch's safe mode, which mmengine's own loader
+    does not ask for.
+
+    Args:
+        source: A file, an ``https://`` address, or ``torchvision://`` and the name of a model.
+
+    Raises:
+        UserError: As :func:`read_checkpoint`, or if the address is none of these or cannot be read.
+    """
+    if is_local(source):
+        return read_checkpoint(source, device='cpu')
+    scheme, name = source.split('://')
+    address = get_torchvision_models().get(name) if scheme == 'torchvision' else source
+    if address is None or not address.startswith('https://'):
+        raise UserError(f'checkpoint {source}: give a file, an https:// address or torchvision:// and a name')
+    try:
+        return torch.hub.load_state_dict_from_url(address, map_location='cpu', weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise UserError(f'checkpoint {source} cannot be read: {error}') from error
+
+
 def is_packed(checkpoint: Mapping) -> bool:
     """Whether what a file holds is a packed checkpoint (docs/packed_checkpoint.md), as far as it says so itself."""
     meta = checkpoint.get('meta')
     return isinstance(meta, dict) and 'packed' in meta
 
 
-def _listing(keys: list[str]) -> str:
+def listing(keys: list[str]) -> str:
+    """The first few keys, and how many more there are."""
     rest = len(keys) - _LISTED_KEYS
     return ', '.join(keys[:_LISTED_KEYS]) + (f' and {rest} more' if rest > 0 else '')
 
@@ -90,7 +114,7 @@ def check_state_dict(model: nn.Module, checkpoint: Mapping, source: str) -> None
         if isinstance(value, Tensor) and isinstance(given.get(key), Tensor) and given[key].shape != value.shape
     ]
     problems = {'missing': missing, 'unexpected': unexpected, 'of another shape': other_shape}
-    found = [f'{len(keys)} {kind}: {_listing(keys)}' for kind, keys in problems.items() if keys]
+    found = [f'{len(keys)} {kind}: {listing(keys)}' for kind, keys in problems.items() if keys]
     if found:
         raise UserError(
             f'checkpoint {source} is of another architecture than the config ({"; ".join(found)}). To start from its '
