@@ -20,20 +20,31 @@ _NOISE = 0.5
 _BLOCK = r'layer\d+\.\d+\.'
 
 
+def to_classifier_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A float ResNet's weights under mmpretrain's names, ``backbone.`` and ``head.fc.``, from torchvision's or those of
+    CIFAR ResNets (``linear.``), with or without a leading ``module.``."""
+    names = {}
+    for given, value in state_dict.items():
+        name = given.removeprefix('module.')
+        if not name.startswith(('backbone.', 'head.')):
+            name = re.sub(r'^(fc|linear)\.', 'head.fc.', name)
+            name = name if name.startswith('head.') else f'backbone.{name}'
+        names[name] = value
+    return names
+
+
 def float_weights(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Convs and classifier of a float ResNet, under torchvision's names without the index in ``downsample``.
 
     Args:
-        state_dict: As torchvision, mmpretrain (``backbone.``, ``head.fc.``) and CIFAR ResNets (``linear.``) name it,
-            with or without a leading ``module.``.
+        state_dict: As for :func:`to_classifier_names`.
 
     Returns:
         The weights, and the names of what is no part of such a network. Norms are in neither.
     """
     weights, unknown = {}, []
-    for given, value in state_dict.items():
-        name = given.removeprefix('module.').removeprefix('backbone.')
-        name = re.sub(r'^(head\.fc|linear)\.', 'fc.', name)
+    for given, value in to_classifier_names(state_dict).items():
+        name = given.removeprefix('backbone.').removeprefix('head.')
         if re.fullmatch(rf'({_BLOCK})?conv\d+\.weight|fc\.(weight|bias)', name):
             weights[name] = value
         elif re.fullmatch(rf'{_BLOCK}downsample\.\d+\.weight', name) and value.dim() == 4:
