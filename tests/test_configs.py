@@ -5,17 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from mmcv.transforms import Compose
-from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS, DefaultScope
+from torchvision.models import get_model
 
+from mmgroupnet.engine.configs import check_arguments, resolve_type
 from mmgroupnet.layers import BinaryConv2d
 from tests.liveness import assert_alive, binary_layer_calls, estimate_statistics, real_pictures
 
 FOLDER = Path(__file__).parents[1] / 'configs'
 CONFIGS = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('*.py') if '_base_' not in path.parts)
-FLOAT_TWINS = {'demo/fcos_float_digits.py', 'detection/fcos_r18_bccd.py'}
+FLOAT_TWINS = {'demo/fcos_float_digits.py', 'detection/fcos_r18_bccd.py', 'classification/r20_cifar10.py'}
 
 # Small, for the sake of time; the last of the five levels of the COCO configs still has 1x2 positions.
 HEIGHT, WIDTH = 96, 160
@@ -26,10 +27,26 @@ def load(name: str) -> Config:
     return Config.fromfile(FOLDER / name)
 
 
-@pytest.fixture(autouse=True, scope='module')
-def scope_of_the_configs():
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        yield
+@pytest.fixture
+def cfg(name):
+    """The config of a test, within its scope."""
+    cfg = load(name)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        yield cfg
+
+
+def num_classes(model: Config) -> int:
+    return (model.bbox_head if 'bbox_head' in model else model.head).num_classes
+
+
+def save_float_resnet(depth: int, path: Path) -> None:
+    """A float ResNet of random weights, under torchvision's names or, for CIFAR-10, mmpretrain's."""
+    if depth == 20:
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            network = MODELS.build(load('classification/r20_cifar10.py').model)
+    else:
+        network = get_model(f'resnet{depth}', weights=None)
+    torch.save(network.state_dict(), path)
 
 
 def test_the_flagship_has_its_path():
@@ -42,25 +59,30 @@ def test_file_names_are_unique():
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_data_and_classes(name):
-    cfg = load(name)
-    assert cfg.default_scope == 'mmdet'
+def test_data_and_classes(cfg):
+    check_arguments(cfg)
     for split in ('train', 'val', 'test'):
         dataset = cfg[f'{split}_dataloader'].dataset
         Compose(dataset.pipeline)
         # What the config says, or else what the dataset brings with it, as in training.
-        metainfo = DATASETS.get(dataset.type)._load_metainfo(dataset.get('metainfo'))
-        assert len(metainfo['classes']) == cfg.model.bbox_head.num_classes
+        metainfo = resolve_type(dataset.type, cfg.default_scope)._load_metainfo(dataset.get('metainfo'))
+        assert len(metainfo['classes']) == num_classes(cfg.model)
     assert cfg.auto_scale_lr.base_batch_size > 0 and not cfg.auto_scale_lr.enable
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_every_binary_layer_is_alive(name):
+def test_every_binary_layer_is_alive(name, cfg, tmp_path):
     """The config builds, its optimizer too; then, on two real pictures, every binary layer (at every pyramid level)
     tells the two apart and sees neither nearly all +1 nor nearly all -1."""
-    cfg = load(name)
     torch.manual_seed(0)
-    model = MODELS.build(cfg.model)
+    model_cfg = cfg.model.copy()
+    if 'data_preprocessor' in cfg:  # Of mmpretrain's configs; its Runner puts it there.
+        model_cfg.data_preprocessor = cfg.data_preprocessor
+    if 'init_cfg' in model_cfg.backbone:
+        save_float_resnet(model_cfg.backbone.depth, tmp_path / 'float.pth')
+        for part in (model_cfg.backbone, model_cfg.head):
+            part.init_cfg.checkpoint = str(tmp_path / 'float.pth')
+    model = MODELS.build(model_cfg)
     model.init_weights()
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     trained = sum(parameter.numel() for group in optim_wrapper.optimizer.param_groups for parameter in group['params'])

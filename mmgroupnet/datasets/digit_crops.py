@@ -62,6 +62,6 @@ class DigitCrops(BaseDataset):
     def _crop(self, picture: np.ndarray, box: list[int]) -> np.ndarray:
         x, y, width, height = box
         side = round(max(width, height) * _MARGIN)
-        center = (x + width / 2, y + height / 2)
+        center = (x + (width - 1) / 2, y + (height - 1) / 2)  # of pixels, not of their edges
         patch = cv2.getRectSubPix(picture, (side, side), center)  # repeats the border where it leaves the picture
         return cv2.resize(patch, (self.image_size, self.image_size), interpolation=cv2.INTER_AREA)
