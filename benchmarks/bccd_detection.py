@@ -24,21 +24,12 @@ CONFIGS = {
 }
 
 
-def training_seconds(work_dir: Path) -> float:
-    """Seconds of all iterations together, over all runs of a resumed training; evaluation is not counted."""
-    seconds = {}
-    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        scalars = [json.loads(line) for line in log.read_text().splitlines()]
-        seconds.update({record['step']: record['time'] for record in scalars if 'loss' in record})
-    return sum(seconds.values()) / len(seconds) * max(seconds)
-
-
 def run(name: str) -> dict:
     """Trains one config and returns its line of results."""
     import torch
 
     from mmgroupnet.analysis.parameters import count_parameters
-    from mmgroupnet.analysis.training_curves import read_history
+    from mmgroupnet.analysis.training_curves import read_history, training_seconds
 
     config, work_dir = f'configs/detection/{name}.py', Path('work_dirs/bccd') / name
     subprocess.run([sys.executable, 'tools/train.py', config, '--work-dir', str(work_dir), '--resume'], check=True)

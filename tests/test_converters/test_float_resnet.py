@@ -29,7 +29,7 @@ def messages(monkeypatch):
 def float_network(block=BasicBlock, blocks=(1, 1, 1, 1)) -> ResNet:
     torch.manual_seed(1)
     network = ResNet(block, list(blocks), num_classes=10)
-    for name, value in network.state_dict().items():
+    for value in network.state_dict().values():
         if value.dtype.is_floating_point and value.dim() == 1:
             value.copy_(torch.rand(value.shape))  # Norms that would be noticed.
     return network
