@@ -102,7 +102,7 @@ def train(run: Run) -> dict:
     parameters, binary_parameters = count_parameters(str(work_dir / CONFIG.name))
     return dict(
         run._asdict(),
-        top1=top1,
+        top1=round(top1, 2),
         images=NUM_IMAGES,
         epochs=EPOCHS,
         parameters=parameters,

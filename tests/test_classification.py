@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.models import resnet18
 
 from mmgroupnet.analysis.training_curves import read_history
+from mmgroupnet.datasets import DigitCrops, generate_digits
 from mmgroupnet.engine.configs import check_arguments, load_config
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.testing import run_test
@@ -157,6 +160,45 @@ def test_the_modern_recipe_starts_from_a_float_resnet_and_listens_to_another(tmp
     assert not [key for key in weights(tmp_path / 'work' / 'epoch_1.pth') if 'teacher' in key]
     # Against a teacher without a clue the labels are nearly uniform over 1,000 classes.
     assert all(abs(loss - np.log(1000)) < 1.5 for loss in losses(tmp_path / 'work').values())
+
+
+def fit(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, steps: int) -> list[float]:
+    """Trains on all images at once, and returns the losses of the steps."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    scheduler = OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps, pct_start=0.2)
+    losses = []
+    model.train()
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_two_stages_learn_a_handful_of_digits_by_heart(tmp_path):
+    samples = list(DigitCrops('train', generate_digits(tmp_path / 'digits', num_train=10, num_val=1)))
+    images = torch.stack([torch.from_numpy(sample['img']).permute(2, 0, 1) for sample in samples])
+    images, labels = (images - 90) / 60, torch.tensor([sample['gt_label'] for sample in samples])
+
+    def build(real_valued: bool) -> nn.Module:
+        cfg = load_config(str(CONFIGS / f'groupnet_r8_k3_{"stage-a" if real_valued else "stage-b"}_digits.py'))
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            model = MODELS.build(cfg.model)
+        assert cfg.model.backbone.get('real_valued', False) == real_valued
+        model.init_weights()
+        return model
+
+    torch.manual_seed(0)
+    first, second, scratch = build(True), build(False), build(False)
+    fit(first, images, labels, steps=25)
+    second.load_state_dict(first.state_dict())
+    losses, losses_from_scratch = fit(second, images, labels, steps=25), fit(scratch, images, labels, steps=25)
+    assert losses[-1] < 0.3 < losses_from_scratch[-1]
+    second.eval()
+    assert (second(images).argmax(1) == labels).double().mean() > 0.9
 
 
 @pytest.mark.parametrize('library', ['mmdet', 'mmseg'])

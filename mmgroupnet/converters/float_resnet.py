@@ -20,17 +20,18 @@ _NOISE = 0.5
 _BLOCK = r'layer\d+\.\d+\.'
 
 
+def _classifier_name(given: str) -> str:
+    name = given.removeprefix('module.')
+    if name.startswith(('backbone.', 'head.')):
+        return name
+    classifier = re.fullmatch(r'(?:fc|linear)\.(weight|bias)', name)
+    return f'head.fc.{classifier[1]}' if classifier else f'backbone.{name}'
+
+
 def to_classifier_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A float ResNet's weights under mmpretrain's names, ``backbone.`` and ``head.fc.``, from torchvision's or those of
     CIFAR ResNets (``linear.``), with or without a leading ``module.``."""
-    names = {}
-    for given, value in state_dict.items():
-        name = given.removeprefix('module.')
-        if not name.startswith(('backbone.', 'head.')):
-            name = re.sub(r'^(fc|linear)\.', 'head.fc.', name)
-            name = name if name.startswith('head.') else f'backbone.{name}'
-        names[name] = value
-    return names
+    return {_classifier_name(given): value for given, value in state_dict.items()}
 
 
 def float_weights(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -43,8 +44,8 @@ def float_weights(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
         The weights, and the names of what is no part of such a network. Norms are in neither.
     """
     weights, unknown = {}, []
-    for given, value in to_classifier_names(state_dict).items():
-        name = given.removeprefix('backbone.').removeprefix('head.')
+    for given, value in state_dict.items():
+        name = _classifier_name(given).removeprefix('backbone.').removeprefix('head.')
         if re.fullmatch(rf'({_BLOCK})?conv\d+\.weight|fc\.(weight|bias)', name):
             weights[name] = value
         elif re.fullmatch(rf'{_BLOCK}downsample\.\d+\.weight', name) and value.dim() == 4:

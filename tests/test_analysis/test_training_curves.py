@@ -39,7 +39,7 @@ def test_runs_of_folders_inside_are_others(tmp_path):
 
 
 def test_seconds_of_all_iterations(tmp_path):
-    lines = [dict(loss=2.0, time=1.0, step=10), dict(loss=1.0, time=3.0, step=20), {'a/b': 0.5, 'time': 99.0, 'step': 1}]
+    lines = [dict(loss=2.0, time=1.0, step=10), dict(loss=1.0, time=3.0, step=20), {'a/b': 0.5, 'time': 9.0, 'step': 1}]
     write_run(tmp_path, '20260101_000000', lines)
     assert training_seconds(tmp_path) == 2.0 * 20
     # A resumed run repeats step 20 and adds ten iterations.

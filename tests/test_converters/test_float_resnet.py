@@ -181,12 +181,12 @@ def test_another_topology_is_refused_before_anything_is_changed(change, message,
 
 def test_names_that_are_no_resnets_are_refused(tmp_path):
     network = dict(float_network().state_dict(), **{'layer1.0.conv1.bias': torch.zeros(64), 'neck.x': torch.zeros(1)})
-    with pytest.raises(UserError, match=r'2 unexpected: backbone.layer1.0.conv1.bias, backbone.neck.x'):
+    with pytest.raises(UserError, match=r'2 unexpected: layer1.0.conv1.bias, neck.x'):
         initialised(save(network, tmp_path / 'r.pth'))
 
 
 def test_a_groupnet_is_no_float_resnet(tmp_path):
-    with pytest.raises(UserError, match=r'9 missing: conv1.weight.*unexpected: backbone.stem.0.weight'):
+    with pytest.raises(UserError, match=r'9 missing: conv1.weight.*unexpected: stem.0.weight'):
         initialised(save(groupnet().state_dict(), tmp_path / 'r.pth'))
 
 
