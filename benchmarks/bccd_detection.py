@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
-from benchmarks.trainings import append_line, read_lines, train, training_seconds  # noqa: E402
+from benchmarks.trainings import append_line, read_lines, train  # noqa: E402
 
 RESULTS = Path('benchmarks/results/bccd_detection.jsonl')
 CONFIGS = {
@@ -29,7 +29,7 @@ def run(name: str) -> dict:
     import torch
 
     from mmgroupnet.analysis.parameters import count_parameters
-    from mmgroupnet.analysis.training_curves import read_history
+    from mmgroupnet.analysis.training_curves import read_history, training_seconds
 
     config, work_dir = f'configs/detection/{name}.py', Path('work_dirs/bccd') / name
     train(config, work_dir)

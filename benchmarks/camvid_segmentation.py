@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
-from benchmarks.trainings import append_line, read_lines, test, train, training_seconds  # noqa: E402
+from benchmarks.trainings import append_line, read_lines, test, train  # noqa: E402
 
 RESULTS = Path('benchmarks/results/camvid_segmentation.jsonl')
 FOLDER = 'configs/segmentation'
@@ -33,6 +33,7 @@ def run(name: str, seed: int) -> dict:
     import torch
 
     from mmgroupnet.analysis.parameters import count_parameters
+    from mmgroupnet.analysis.training_curves import training_seconds
     from mmgroupnet.engine.checkpoint import saved_checkpoints
 
     config, work_dir = f'{FOLDER}/{name}.py', Path('work_dirs/camvid') / f'{name}_seed{seed}'

@@ -26,15 +26,6 @@ def _run(*command: object, cfg_options: tuple[str, ...]) -> None:
     subprocess.run([sys.executable, *map(str, command), *options], check=True)
 
 
-def training_seconds(work_dir: Path) -> float:
-    """Seconds of all iterations together, over all runs of a resumed training; evaluation is not counted."""
-    seconds = {}
-    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        scalars = [json.loads(line) for line in log.read_text().splitlines()]
-        seconds.update({record['step']: record['time'] for record in scalars if 'loss' in record})
-    return sum(seconds.values()) / len(seconds) * max(seconds)
-
-
 def read_lines(path: Path) -> list[dict]:
     """The finished runs."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

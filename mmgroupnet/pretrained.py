@@ -17,7 +17,8 @@ class PretrainedError(ValueError):
     """The checkpoint of an ``init_cfg=dict(type='Pretrained', ...)`` does not fit its part. The message says why."""
 
 
-def _listing(keys: list[str]) -> str:
+def listing(keys: list[str]) -> str:
+    """The first few keys, and how many more there are."""
     rest = len(keys) - _LISTED_KEYS
     return ', '.join(keys[:_LISTED_KEYS]) + (f' and {rest} more' if rest > 0 else '')
 
@@ -36,7 +37,7 @@ def describe_mismatch(module: nn.Module, state_dict: Mapping[str, Tensor]) -> st
         and state_dict[key].shape != value.shape
     ]
     problems = {'missing': missing, 'unexpected': unexpected, 'of another shape': other_shape}
-    return '; '.join(f'{len(keys)} {kind}: {_listing(keys)}' for kind, keys in problems.items() if keys)
+    return '; '.join(f'{len(keys)} {kind}: {listing(keys)}' for kind, keys in problems.items() if keys)
 
 
 def _pretrained_cfgs(module: BaseModule) -> Iterator[Mapping]:

@@ -7,11 +7,12 @@ look-up imports the locations below. Nothing heavy is imported here.
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 from mmgroupnet.safe_globals import allow_mmengine_globals
 
-__all__ = ['MODELS', 'HOOKS', 'DATASETS']
+__all__ = ['MODELS', 'HOOKS', 'DATASETS', 'WEIGHT_INITIALIZERS']
 
 MODELS = Registry(
     'model',
@@ -21,6 +22,9 @@ MODELS = Registry(
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmgroupnet', locations=['mmgroupnet.engine.hooks'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmgroupnet', locations=['mmgroupnet.datasets'])
+WEIGHT_INITIALIZERS = Registry(
+    'weight initializer', parent=MMENGINE_WEIGHT_INITIALIZERS, scope='mmgroupnet', locations=['mmgroupnet.converters']
+)
 
 # Configs that name one part of ours import this module, whichever tool or inferencer builds them, and all of them may
 # load a checkpoint next.

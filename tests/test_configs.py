@@ -1,4 +1,4 @@
-import importlib
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -9,8 +9,11 @@ import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor
+from torchvision.models import get_model
 
+from mmgroupnet.engine.configs import check_arguments, resolve_type
 from mmgroupnet.layers import BinaryConv2d
 from tests.liveness import assert_alive, binary_layer_calls, estimate_statistics, real_pictures
 
@@ -20,7 +23,9 @@ FLOAT_TWINS = {
     'demo/fcos_float_digits.py',
     'detection/fcos_r18_bccd.py',
     'segmentation/fcn-32s_r18_camvid-240x180.py',
+    'classification/r20_cifar10.py',
 }
+SCOPES = dict(demo='mmdet', detection='mmdet', segmentation='mmseg', classification='mmpretrain')
 
 # Small, for the sake of time; the last of the five levels of the COCO configs still has 1x2 positions.
 HEIGHT, WIDTH = 96, 160
@@ -33,10 +38,8 @@ def load(name: str) -> Config:
 
 @pytest.fixture
 def cfg(name: str) -> Iterator[Config]:
-    """The config of that name, in its scope."""
+    """The config of a test, within its scope."""
     cfg = load(name)
-    register_all_modules = importlib.import_module(f'{cfg.default_scope}.utils').register_all_modules
-    register_all_modules(init_default_scope=False)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         yield cfg
 
@@ -48,8 +51,27 @@ def innermost(dataset: Config) -> list[Config]:
 
 def numbers_of_classes(model: Config) -> set[int]:
     """What the heads of a model say of their number of classes."""
-    heads = [model.get(name) for name in ('bbox_head', 'decode_head', 'auxiliary_head')]
+    heads = [model.get(name) for name in ('bbox_head', 'decode_head', 'auxiliary_head', 'head')]
     return {head.num_classes for head in heads if head}
+
+
+def with_two_bases(cfg: Config) -> Config:
+    """The config of a model with two bases everywhere, for the sake of time."""
+    cfg = copy.deepcopy(cfg)
+    for part in cfg.values():
+        if isinstance(part, dict) and 'num_bases' in part:
+            part['num_bases'] = 2
+    return cfg
+
+
+def save_float_resnet(depth: int, path: Path) -> None:
+    """A float ResNet of random weights, under torchvision's names or, for CIFAR-10, mmpretrain's."""
+    if depth == 20:
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            network = MODELS.build(load('classification/r20_cifar10.py').model)
+    else:
+        network = get_model(f'resnet{depth}', weights=None)
+    torch.save(network.state_dict(), path)
 
 
 def test_the_flagship_has_its_path():
@@ -63,22 +85,31 @@ def test_file_names_are_unique():
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_data_and_classes(name, cfg):
-    assert cfg.default_scope == ('mmseg' if 'segmentation' in name or '-seg' in name else 'mmdet')
+    scope = 'mmseg' if name.endswith('-seg.py') else SCOPES.get(name.split('/')[0], 'mmdet')
+    assert cfg.default_scope == scope
+    check_arguments(cfg)
     for split in ('train', 'val', 'test'):
         for dataset in innermost(cfg[f'{split}_dataloader'].dataset):
             Compose(dataset.pipeline)
             # What the config says, or else what the dataset brings with it, as in training.
-            metainfo = DATASETS.get(dataset.type)._load_metainfo(dataset.get('metainfo'))
+            metainfo = resolve_type(dataset.type, scope)._load_metainfo(dataset.get('metainfo'))
             assert {len(metainfo['classes'])} == numbers_of_classes(cfg.model)
     assert cfg.auto_scale_lr.base_batch_size > 0 and not cfg.auto_scale_lr.enable
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_every_binary_layer_is_alive(name, cfg):
+def test_every_binary_layer_is_alive(name, cfg, tmp_path):
     """The config builds, its optimizer too; then, on two real pictures, every binary layer (at every pyramid level)
     tells the two apart and sees neither nearly all +1 nor nearly all -1."""
     torch.manual_seed(0)
-    model = MODELS.build(cfg.model)
+    model_cfg = with_two_bases(cfg.model)
+    if 'data_preprocessor' in cfg:  # Of mmpretrain's configs; its Runner puts it there.
+        model_cfg.data_preprocessor = cfg.data_preprocessor
+    if 'init_cfg' in model_cfg.backbone:
+        save_float_resnet(model_cfg.backbone.depth, tmp_path / 'float.pth')
+        for part in (model_cfg.backbone, model_cfg.head):
+            part.init_cfg.checkpoint = str(tmp_path / 'float.pth')
+    model = MODELS.build(model_cfg)
     model.init_weights()
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     trained = sum(parameter.numel() for group in optim_wrapper.optimizer.param_groups for parameter in group['params'])
@@ -88,8 +119,18 @@ def test_every_binary_layer_is_alive(name, cfg):
     if cfg.default_scope == 'mmseg':
         preprocessor.size = (HEIGHT, WIDTH)
     images = preprocessor(dict(inputs=list(real_pictures(HEIGHT, WIDTH)), data_samples=None))['inputs']
-    estimate_statistics(model, lambda: model(images.flip(3)))
+
+    def run(images: Tensor) -> None:
+        if cfg.default_scope != 'mmseg':
+            model(images)
+            return
+        features = model.extract_feat(images)
+        for head in (model.decode_head, getattr(model, 'auxiliary_head', None)):
+            if head is not None:
+                head(features)
+
+    estimate_statistics(model, lambda: run(images.flip(3)))
     if name in FLOAT_TWINS:
         assert not any(isinstance(module, BinaryConv2d) for module in model.modules())
     else:
-        assert_alive(binary_layer_calls(model, lambda: model(images)))
+        assert_alive(binary_layer_calls(model, lambda: run(images)))

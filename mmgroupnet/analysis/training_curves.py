@@ -1,7 +1,7 @@
 """Curves of loss and metrics over training, read from what mmengine's runner writes into its work directory."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,16 +33,9 @@ def read_history(work_dir: str | Path) -> TrainingHistory:
     Raises:
         FileNotFoundError: If the folder holds no ``*/vis_data/scalars.json``.
     """
-    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))  # the folders are named by time
-    if not files:
-        raise FileNotFoundError(f'work_dir={str(work_dir)!r} holds no log of a training (*/vis_data/scalars.json).')
     losses: dict[int, float] = {}
     metrics: dict[str, dict[int, float]] = {}
-    for line in (line for file in files for line in file.read_text().splitlines()):
-        try:
-            scalars = json.loads(line)
-        except json.JSONDecodeError:  # a run that was killed may leave half a line
-            continue
+    for scalars in _read_scalars(work_dir):
         step = scalars['step']
         if 'loss' in scalars:
             losses[step] = scalars['loss']
@@ -51,6 +44,31 @@ def read_history(work_dir: str | Path) -> TrainingHistory:
             if '/' in name:  # metrics have a prefix, as in coco/bbox_mAP
                 metrics.setdefault(name, {})[step] = value
     return TrainingHistory(_sorted(losses), {name: _sorted(values) for name, values in metrics.items()})
+
+
+def training_seconds(work_dir: str | Path) -> float:
+    """Seconds of all iterations together, over all runs of a resumed training; evaluation is not counted.
+
+    Args:
+        work_dir: ``--work-dir`` of ``tools/train.py``.
+
+    Raises:
+        FileNotFoundError: As :func:`read_history`.
+    """
+    seconds = {record['step']: record['time'] for record in _read_scalars(work_dir) if 'loss' in record}
+    return sum(seconds.values()) / len(seconds) * max(seconds)
+
+
+def _read_scalars(work_dir: str | Path) -> Iterator[dict]:
+    """What all runs in a work directory logged, in the order of time."""
+    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))  # the folders are named by time
+    if not files:
+        raise FileNotFoundError(f'work_dir={str(work_dir)!r} holds no log of a training (*/vis_data/scalars.json).')
+    for line in (line for file in files for line in file.read_text().splitlines()):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:  # a run that was killed may leave half a line
+            continue
 
 
 def _sorted(values: dict[int, float]) -> dict[int, float]:

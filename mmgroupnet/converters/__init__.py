@@ -1,5 +1,6 @@
-"""Weights of other code as weights of ours."""
+"""From the weights of other networks to ours."""
 
+from mmgroupnet.converters.float_resnet import FromFloatResNet
 from mmgroupnet.converters.official import convert_official
 
-__all__ = ['convert_official']
+__all__ = ['FromFloatResNet', 'convert_official']

@@ -1,10 +1,12 @@
-"""Data sets that OpenMMLab lacks, and one that the project can make on the spot."""
+"""Data sets that OpenMMLab lacks, and those that the project can make on the spot."""
 
 from importlib.util import find_spec
 
+from .digit_crops import DigitCrops
 from .digits import DIGIT_CLASSES, generate_digits
+from .local_cifar10 import LocalCIFAR10
 
-__all__ = ['DIGIT_CLASSES', 'generate_digits']
+__all__ = ['DIGIT_CLASSES', 'DigitCrops', 'LocalCIFAR10', 'generate_digits']
 
 if find_spec('mmseg') is not None:
     from .camvid import CamVidDataset

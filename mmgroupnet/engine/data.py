@@ -74,11 +74,12 @@ def _check_dataset(dataset: Mapping, name: str, scope: str | None) -> None:
     if part is not None and 'download' in (accepted_arguments(part) or ()):
         return  # Fetches itself.
     expected = list(_expected_paths(dataset))
-    if root and expected and not Path(root).is_dir():
+    if root and not Path(root).is_dir():
         folder = Path(root)
         state = f'is a link to {folder.readlink()}, which does not exist' if folder.is_symlink() else 'does not exist'
+        content = f'Expected in it: {", ".join(str(path) for path in expected)}. ' if expected else ''
         raise UserError(
-            f'data folder {folder} ({name}) {state}. Expected in it: {", ".join(str(path) for path in expected)}. '
+            f'data folder {folder} ({name}) {state}. {content}'
             f'Link your copy: ln -sn /path/to/{folder.name} {folder}'
         )
     for path in expected:

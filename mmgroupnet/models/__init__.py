@@ -1,10 +1,10 @@
-"""Backbones, necks and heads. Those that subclass a library's own are not there without it; the backbone always is."""
+"""Backbones, necks and heads. Those that subclass a library's own are not there without it; backbones always are."""
 
 from importlib.util import find_spec
 
-from mmgroupnet.models.backbones import GroupNetResNet
+from mmgroupnet.models.backbones import CIFARResNet, GroupNetResNet
 
-__all__ = ['GroupNetResNet']
+__all__ = ['CIFARResNet', 'GroupNetResNet']
 
 if find_spec('mmdet') is not None:
     from mmgroupnet.models.dense_heads import BinaryFCOSHead

@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from mmgroupnet.analysis.training_curves import TrainingHistory, plot_training_curves, read_history
+from mmgroupnet.analysis.training_curves import TrainingHistory, plot_training_curves, read_history, training_seconds
 
 
 def write_run(work_dir, name, lines):
@@ -36,6 +36,15 @@ def test_runs_of_folders_inside_are_others(tmp_path):
     write_run(tmp_path, '20260101_000000', [dict(loss=2.0, step=10)])
     write_run(tmp_path / 'float_twin', '20260101_000000', [dict(loss=3.0, step=10)])
     assert read_history(tmp_path).losses == {10: 2.0}
+
+
+def test_seconds_of_all_iterations(tmp_path):
+    lines = [dict(loss=2.0, time=1.0, step=10), dict(loss=1.0, time=3.0, step=20), {'a/b': 0.5, 'time': 9.0, 'step': 1}]
+    write_run(tmp_path, '20260101_000000', lines)
+    assert training_seconds(tmp_path) == 2.0 * 20
+    # A resumed run repeats step 20 and adds ten iterations.
+    write_run(tmp_path, '20260102_000000', [dict(loss=1.0, time=5.0, step=20), dict(loss=1.0, time=6.0, step=30)])
+    assert training_seconds(tmp_path) == 4.0 * 30
 
 
 def test_no_log(tmp_path):

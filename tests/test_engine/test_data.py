@@ -104,3 +104,14 @@ def test_unreadable_annotations(cfg, tmp_path):
 def test_data_that_is_not_on_this_disk(cfg):
     cfg.train_dataloader.dataset.update(data_root='s3://bucket/coco')
     check_data(cfg, ['train_dataloader'])
+
+
+def test_a_missing_folder_of_a_set_that_names_no_files(cfg, tmp_path):
+    cfg.default_scope = 'mmpretrain'
+    cfg.train_dataloader.dataset = dict(type='ImageNet', data_root=str(tmp_path / 'imagenet'), split='train')
+    refuse(
+        cfg,
+        f'data folder {tmp_path}/imagenet (train_dataloader) does not exist. '
+        f'Link your copy: ln -sn /path/to/imagenet {tmp_path}/imagenet',
+        ['train_dataloader'],
+    )

@@ -2,8 +2,16 @@
 
 from mmgroupnet.engine.hooks.binary_statistics_hook import BinaryStatisticsHook
 from mmgroupnet.engine.hooks.checkpoint_match_hook import CheckpointMatchHook
+from mmgroupnet.engine.hooks.distillation_hook import DistillationHook
 from mmgroupnet.engine.hooks.epoch_seed_hook import EpochSeedHook
 from mmgroupnet.engine.hooks.invalid_loss_hook import InvalidLossHook
 from mmgroupnet.engine.hooks.label_range_hook import LabelRangeHook
 
-__all__ = ['BinaryStatisticsHook', 'CheckpointMatchHook', 'EpochSeedHook', 'InvalidLossHook', 'LabelRangeHook']
+__all__ = [
+    'BinaryStatisticsHook',
+    'CheckpointMatchHook',
+    'DistillationHook',
+    'EpochSeedHook',
+    'InvalidLossHook',
+    'LabelRangeHook',
+]

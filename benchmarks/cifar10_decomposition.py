@@ -1,0 +1,187 @@
+"""Decompositions and numbers of bases on a part of CIFAR-10: ``python benchmarks/cifar10_decomposition.py``.
+
+One, three and five bases; layer-wise (LBD), group-wise (GBD v1) and Group-Net, which is GBD v1 with soft gates; with
+one base they are the same. Every network trains from scratch by tools/train.py for 12 epochs of 10,000 images (a run
+that was cut off goes on from its last epoch) and is evaluated on the 10,000 test images after the last epoch. Those
+that come close to each other get a second seed. Every finished run appends one line to
+benchmarks/results/cifar10_decomposition.jsonl and is not run again. At the end the table is printed and drawn. Needs
+data/cifar10, see configs/classification/README.md.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
+
+from benchmarks.timing import describe_machine, format_table  # noqa: E402
+from mmgroupnet.analysis.parameters import count_parameters  # noqa: E402
+from mmgroupnet.analysis.training_curves import read_history, training_seconds  # noqa: E402
+
+RESULTS = Path('benchmarks/results/cifar10_decomposition.jsonl')
+CONFIG = Path('configs/classification/groupnet_r20_k3_scratch_cifar10.py')
+NUM_IMAGES = 10_000
+EPOCHS = 12
+DECOMPOSITIONS = {'lbd': 'LBD', 'gbd_v1': 'GBD v1', 'soft_gate': 'Group-Net'}
+NUM_BASES = (1, 3, 5)
+CLOSE = 1.5  # points of top-1 between two decompositions with the same number of bases
+
+
+class Run(NamedTuple):
+    """One training.
+
+    Attributes:
+        decomposition: As for ``GroupNetResNet``; of one base 'gbd_v1' stands for all.
+        num_bases: Number K of bases.
+        blocks: Blocks in each of the three stages, 3 is a ResNet-20.
+        seed: Seed of the run.
+    """
+
+    decomposition: str
+    num_bases: int
+    blocks: int
+    seed: int = 0
+
+
+def first_runs(blocks: int) -> list[Run]:
+    """All networks with the first seed."""
+    return [
+        Run(decomposition, num_bases, blocks)
+        for num_bases in NUM_BASES
+        for decomposition in (DECOMPOSITIONS if num_bases > 1 else ['gbd_v1'])
+    ]
+
+
+def close_runs(lines: list[dict], blocks: int) -> list[Run]:
+    """The second seed of networks that come close to another one with as many bases."""
+    top1 = {run: line['top1'] for run in first_runs(blocks) for line in lines if key(line) == run}
+    return [
+        run._replace(seed=1)
+        for run, value in top1.items()
+        if any(
+            other != run and other.num_bases == run.num_bases and abs(value - of_other) < CLOSE
+            for other, of_other in top1.items()
+        )
+    ]
+
+
+def key(line: dict) -> Run:
+    """The run of a line of results."""
+    return Run(*(line[field] for field in Run._fields))
+
+
+def options(run: Run) -> dict[str, object]:
+    """What the run changes in the config."""
+    return {
+        'model.backbone.decomposition': run.decomposition,
+        'model.backbone.num_bases': run.num_bases,
+        'model.backbone.stage_blocks': ','.join([str(run.blocks)] * 3),
+        'randomness.seed': run.seed,
+        'train_dataloader.dataset.indices': NUM_IMAGES,
+        'train_cfg.max_epochs': EPOCHS,
+        'train_cfg.val_interval': EPOCHS,
+    }
+
+
+def train(run: Run) -> dict:
+    """Trains one network and returns its line of results."""
+    work_dir = Path('work_dirs/cifar10_decomposition') / '_'.join(map(str, run))
+    command = ['tools/train.py', str(CONFIG), '--work-dir', str(work_dir), '--resume', '--cfg-options']
+    command += [f'{name}={value}' for name, value in options(run).items()]
+    subprocess.run([sys.executable, *command], check=True)
+    (top1,) = read_history(work_dir).metrics['accuracy/top1'].values()
+    parameters, binary_parameters = count_parameters(str(work_dir / CONFIG.name))
+    return dict(
+        run._asdict(),
+        top1=round(top1, 2),
+        images=NUM_IMAGES,
+        epochs=EPOCHS,
+        parameters=parameters,
+        binary_parameters=binary_parameters,
+        seconds=round(training_seconds(work_dir)),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        machine=describe_machine(torch.get_num_threads()),
+    )
+
+
+def collect(runs: list[Run], lines: list[dict], jobs: int, train: Callable[[Run], dict]) -> None:
+    """Trains what has no line yet and appends its line, in memory and in the file, as soon as it is there."""
+    missing = [run for run in runs if run not in map(key, lines)]
+    with ThreadPoolExecutor(jobs) as pool:
+        for line in pool.map(train, missing):
+            lines.append(line)
+            with RESULTS.open('a') as file:
+                file.write(json.dumps(line) + '\n')
+
+
+def cells(lines: list[dict], blocks: int) -> Iterator[tuple[str, int, list[dict]]]:
+    """For every decomposition and number of bases the lines of its seeds."""
+    for decomposition in DECOMPOSITIONS:
+        for num_bases in NUM_BASES:
+            wanted = 'gbd_v1' if num_bases == 1 else decomposition
+            runs = [Run(wanted, num_bases, blocks, seed) for seed in (0, 1)]
+            yield decomposition, num_bases, [line for line in lines if key(line) in runs]
+
+
+def results_table(lines: list[dict], blocks: int) -> str:
+    """Top-1 as Markdown, the mean where there are two seeds, and these in brackets."""
+    rows = {decomposition: [title] for decomposition, title in DECOMPOSITIONS.items()}
+    for decomposition, _, found in cells(lines, blocks):
+        values = [line['top1'] for line in found]
+        mean = f'{sum(values) / len(values):.1f}' if values else '-'
+        rows[decomposition].append(mean + (f' ({", ".join(f"{v:.1f}" for v in values)})' if len(values) > 1 else ''))
+    return format_table(['decomposition', *(f'K = {number}' for number in NUM_BASES)], list(rows.values()))
+
+
+def plot(lines: list[dict], blocks: int, path: Path) -> None:
+    """Draws top-1 over the number of bases, a dot for every seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for index, (decomposition, title) in enumerate(DECOMPOSITIONS.items()):
+        points = [
+            (num_bases, [line['top1'] for line in found])
+            for name, num_bases, found in cells(lines, blocks)
+            if name == decomposition and found
+        ]
+        axes.plot(*zip(*((x, sum(ys) / len(ys)) for x, ys in points), strict=True), color=f'C{index}', label=title)
+        axes.plot(*zip(*((x, y) for x, ys in points for y in ys), strict=True), '.', color=f'C{index}')
+    axes.set(xlabel='number of bases K', ylabel='top-1 on the test images, %', xticks=NUM_BASES)
+    axes.set_title(f'CIFAR-10, {NUM_IMAGES:,} images, {EPOCHS} epochs, ResNet-{6 * blocks + 2}')
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        '--blocks',
+        type=int,
+        default=1,
+        help='blocks in each of the three stages: 1 (ResNet-8, the default) fits two CPU cores, 3 is ResNet-20',
+    )
+    parser.add_argument('--jobs', type=int, default=1, help='trainings at a time, for a GPU that one leaves idle')
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    collect(first_runs(args.blocks), lines, args.jobs, train)
+    collect(close_runs(lines, args.blocks), lines, args.jobs, train)
+    plot(lines, args.blocks, RESULTS.with_suffix('.png'))
+    print(f'\n{results_table(lines, args.blocks)}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,176 @@
+"""From a full-precision ResNet to the start of a Group-Net of the same topology."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model.weight_init import update_init_info
+from torch import Tensor, nn
+
+from mmgroupnet.engine.checkpoint import fetch_checkpoint
+from mmgroupnet.engine.errors import UserError
+from mmgroupnet.layers import BinaryConv2d
+from mmgroupnet.models.backbones import GroupNetResNet
+from mmgroupnet.pretrained import listing
+from mmgroupnet.registry import WEIGHT_INITIALIZERS
+
+# Standard deviation of what tells the bases apart, in those of the weights of the conv.
+_NOISE = 0.5
+
+_BLOCK = r'layer\d+\.\d+\.'
+
+
+def _classifier_name(given: str) -> str:
+    name = given.removeprefix('module.')
+    if name.startswith(('backbone.', 'head.')):
+        return name
+    classifier = re.fullmatch(r'(?:fc|linear)\.(weight|bias)', name)
+    return f'head.fc.{classifier[1]}' if classifier else f'backbone.{name}'
+
+
+def to_classifier_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A float ResNet's weights under mmpretrain's names, ``backbone.`` and ``head.fc.``, from torchvision's or those of
+    CIFAR ResNets (``linear.``), with or without a leading ``module.``."""
+    return {_classifier_name(given): value for given, value in state_dict.items()}
+
+
+def float_weights(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Convs and classifier of a float ResNet, under torchvision's names without the index in ``downsample``.
+
+    Args:
+        state_dict: As for :func:`to_classifier_names`.
+
+    Returns:
+        The weights, and the names of what is no part of such a network. Norms are in neither.
+    """
+    weights, unknown = {}, []
+    for given, value in state_dict.items():
+        name = _classifier_name(given).removeprefix('backbone.').removeprefix('head.')
+        if re.fullmatch(rf'({_BLOCK})?conv\d+\.weight|fc\.(weight|bias)', name):
+            weights[name] = value
+        elif re.fullmatch(rf'{_BLOCK}downsample\.\d+\.weight', name) and value.dim() == 4:
+            weights[re.sub(r'\.\d+\.weight$', '.weight', name)] = value
+        elif not re.fullmatch(
+            rf'({_BLOCK})?(bn\d+|downsample\.\d+)\.(weight|bias|running_mean|running_var|num_batches_tracked)', name
+        ):
+            unknown.append(given)
+    return weights, unknown
+
+
+def _convs(backbone: GroupNetResNet) -> dict[str, nn.Module]:
+    """The convs of a backbone by the names of :func:`float_weights`."""
+    convs = {'conv1.weight': backbone.stem[0]}
+    for stage, blocks in enumerate(backbone.stages):
+        for index, block in enumerate(blocks):
+            prefix = f'layer{stage + 1}.{index}.'
+            for number, unit in enumerate(block.units):
+                convs[f'{prefix}conv{number + 1}.weight'] = unit.conv
+            if block.shortcut is not None:
+                (conv,) = (layer for layer in block.shortcut if isinstance(layer, nn.Conv2d | BinaryConv2d))
+                convs[f'{prefix}downsample.weight'] = conv
+    return convs
+
+
+def _broadcast_to_bases(weight: Tensor, num_bases: int) -> Tensor:
+    """K bases from the weights of one conv, ``(C_out, ...)`` to ``(K*C_out, ...)``."""
+    if num_bases == 1:
+        return weight
+    bases = weight.repeat(num_bases, *[1] * (weight.dim() - 1))
+    return bases + _NOISE * weight.std() * torch.randn_like(bases)
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class FromFloatResNet:
+    r"""Initialises a :class:`GroupNetResNet` from a full-precision ResNet of the same topology, or a linear classifier
+    from that network's.
+
+    It is an ``init_cfg``, of the backbone and, if wanted, of mmpretrain's ``LinearClsHead``::
+
+        init_cfg = dict(type='mmgroupnet.FromFloatResNet', checkpoint='resnet18.pth')
+        model = dict(backbone=dict(..., init_cfg=init_cfg), head=dict(..., init_cfg=init_cfg))
+
+    Only conv weights carry over, those of the stem included. Norms start anew, since they stand in another order here
+    (sign, conv, ReLU, norm), where the statistics of the float network mean nothing.
+
+    Every conv of a residual block is handed to all K bases, each with noise of its own, normal with half the standard
+    deviation :math:`\sigma` of the conv's weights. Equal bases would get equal gradients and stay equal. With noise the
+    mean of their signs is a dithered quantisation: :math:`E[\operatorname{sign}(w + n)] =
+    \operatorname{erf}(\sqrt{2} w / \sigma)` grows with w where one sign jumps, so that the K bases together keep
+    some of the weight's magnitude. Convs that all branches share have a single base and get no noise.
+
+    Convs of the backbone's shortcuts that the source lacks (the CIFAR ResNets have shortcuts without parameters) stay
+    as they are drawn; the log lists them.
+
+    Args:
+        checkpoint: A file, ``https://`` address or ``torchvision://`` name, with torchvision's, mmpretrain's or the
+            CIFAR ResNets' names, loaded in torch's safe mode.
+
+    Raises:
+        UserError: If the source lacks a conv of the blocks or the stem, has one that the backbone lacks or of another
+            shape, or has names that are no ResNet's; one error lists them.
+    """
+
+    def __init__(self, checkpoint: str) -> None:
+        self.checkpoint = checkpoint
+
+    def __call__(self, module: nn.Module) -> None:
+        """Initialises a backbone or a head in place."""
+        given = fetch_checkpoint(self.checkpoint)
+        weights, unknown = float_weights(given.get('state_dict', given))
+        classifier = {name: weights.pop(name) for name in ('fc.weight', 'fc.bias') if name in weights}
+        if isinstance(module, GroupNetResNet):
+            self._initialise_backbone(module, weights, unknown)
+        elif isinstance(getattr(module, 'fc', None), nn.Linear):
+            self._initialise_head(module.fc, classifier)
+        else:
+            raise UserError(
+                f'init_cfg of {type(module).__name__}: FromFloatResNet initialises a GroupNetResNet or a head with a '
+                'linear layer fc'
+            )
+        if hasattr(module, '_params_init_info'):
+            update_init_info(module, init_info=f'{type(self).__name__}: load from {self.checkpoint}')
+
+    @torch.no_grad()
+    def _initialise_backbone(self, backbone: GroupNetResNet, weights: dict[str, Tensor], unknown: list[str]) -> None:
+        convs = _convs(backbone)
+        drawn = [name for name in convs if name not in weights and name.endswith('downsample.weight')]
+        bases = {
+            name: _broadcast_to_bases(weights[name], getattr(conv, 'num_bases', 1))
+            for name, conv in convs.items()
+            if name in weights
+        }
+        problems = {
+            'missing': [name for name in convs if name not in weights and name not in drawn],
+            'unexpected': [name for name in weights if name not in convs] + unknown,
+            'of another shape': [
+                f'{name} {tuple(value.shape)} instead of {tuple(convs[name].weight.shape)}, all bases together'
+                for name, value in bases.items()
+                if value.shape != convs[name].weight.shape
+            ],
+        }
+        found = [f'{len(names)} {kind}: {listing(names)}' for kind, names in problems.items() if names]
+        if found:
+            raise UserError(
+                f'checkpoint {self.checkpoint} is no float ResNet of the topology of the backbone ({"; ".join(found)})'
+            )
+        for name, value in bases.items():
+            convs[name].weight.copy_(value)
+        print_log(
+            f'{len(bases)} of {len(convs)} convs start from the float ResNet {self.checkpoint}, norms anew'
+            + (f'; not in it, and drawn: {", ".join(drawn)}' if drawn else ''),
+            logger='current',
+        )
+
+    @torch.no_grad()
+    def _initialise_head(self, fc: nn.Linear, classifier: dict[str, Tensor]) -> None:
+        shapes = {name: tuple(value.shape) for name, value in classifier.items()}
+        wanted = {f'fc.{name}': tuple(value.shape) for name, value in fc.named_parameters()}
+        if shapes != wanted:
+            raise UserError(
+                f'checkpoint {self.checkpoint} has the classifier {shapes}, the head wants {wanted}: leave out the '
+                "head's init_cfg"
+            )
+        for name, parameter in fc.named_parameters():
+            parameter.copy_(classifier[f'fc.{name}'])
+        print_log(f'the classifier starts from the float ResNet {self.checkpoint}', logger='current')

@@ -1,0 +1,67 @@
+"""The embedded digits as a classification set."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmengine.dataset import BaseDataset
+from mmengine.dist import barrier, is_main_process
+from pycocotools.coco import COCO
+
+from mmgroupnet.datasets.digits import DIGIT_CLASSES, generate_digits
+from mmgroupnet.registry import DATASETS
+
+# Side of a crop, in those of the digit's box: a little of the photograph, and of its neighbours, around it.
+_MARGIN = 1.2
+
+
+@DATASETS.register_module()
+class DigitCrops(BaseDataset):
+    """Every digit of the embedded detection set, cut out with its surroundings. The set is made on first use.
+
+    Args:
+        split: 'train' or 'val'. Default: 'train'.
+        source: Folder of the detection set, see :func:`generate_digits`. Default: 'data/digits'.
+        image_size: Side of the square crops in pixels. Default: 32.
+        kwargs: As for mmengine's ``BaseDataset``.
+
+    Samples hold ``img``, RGB uint8 ``(image_size, image_size, 3)``, and ``gt_label``.
+
+    Raises:
+        ValueError: If the split is another one.
+    """
+
+    METAINFO = dict(classes=DIGIT_CLASSES)
+
+    def __init__(
+        self, split: str = 'train', source: str = 'data/digits', image_size: int = 32, **kwargs
+    ) -> None:
+        if split not in ('train', 'val'):
+            raise ValueError(f"split={split!r}: the digits have 'train' and 'val'")
+        self.split = split
+        self.source = Path(source)
+        self.image_size = image_size
+        super().__init__(**kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """Makes the detection set where it is absent, and cuts out its digits."""
+        annotations = self.source / 'annotations' / f'instances_{self.split}.json'
+        if is_main_process() and not annotations.exists():
+            generate_digits(self.source)
+        barrier()
+        coco = COCO(str(annotations))
+        samples = []
+        for image in coco.loadImgs(coco.getImgIds()):
+            picture = cv2.cvtColor(cv2.imread(str(self.source / self.split / image['file_name'])), cv2.COLOR_BGR2RGB)
+            for annotation in coco.loadAnns(coco.getAnnIds(image['id'])):
+                samples.append(
+                    dict(img=self._crop(picture, annotation['bbox']), gt_label=annotation['category_id'] - 1)
+                )
+        return samples
+
+    def _crop(self, picture: np.ndarray, box: list[int]) -> np.ndarray:
+        x, y, width, height = box
+        side = round(max(width, height) * _MARGIN)
+        center = (x + (width - 1) / 2, y + (height - 1) / 2)  # of pixels, not of their edges
+        patch = cv2.getRectSubPix(picture, (side, side), center)  # repeats the border where it leaves the picture
+        return cv2.resize(patch, (self.image_size, self.image_size), interpolation=cv2.INTER_AREA)
