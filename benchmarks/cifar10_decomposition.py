@@ -9,9 +9,7 @@ data/cifar10, see configs/classification/README.md.
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from benchmarks.timing import describe_machine, format_table  # noqa: E402
+from benchmarks.trainings import append_line, read_lines, train  # noqa: E402
 from mmgroupnet.analysis.parameters import count_parameters  # noqa: E402
 from mmgroupnet.analysis.training_curves import read_history, training_seconds  # noqa: E402
 
@@ -92,12 +91,10 @@ def options(run: Run) -> dict[str, object]:
     }
 
 
-def train(run: Run) -> dict:
+def finish(run: Run) -> dict:
     """Trains one network and returns its line of results."""
     work_dir = Path('work_dirs/cifar10_decomposition') / '_'.join(map(str, run))
-    command = ['tools/train.py', str(CONFIG), '--work-dir', str(work_dir), '--resume', '--cfg-options']
-    command += [f'{name}={value}' for name, value in options(run).items()]
-    subprocess.run([sys.executable, *command], check=True)
+    train(str(CONFIG), work_dir, *(f'{name}={value}' for name, value in options(run).items()))
     (top1,) = read_history(work_dir).metrics['accuracy/top1'].values()
     parameters, binary_parameters = count_parameters(str(work_dir / CONFIG.name))
     return dict(
@@ -113,14 +110,13 @@ def train(run: Run) -> dict:
     )
 
 
-def collect(runs: list[Run], lines: list[dict], jobs: int, train: Callable[[Run], dict]) -> None:
+def collect(runs: list[Run], lines: list[dict], jobs: int, finish: Callable[[Run], dict]) -> None:
     """Trains what has no line yet and appends its line, in memory and in the file, as soon as it is there."""
     missing = [run for run in runs if run not in map(key, lines)]
     with ThreadPoolExecutor(jobs) as pool:
-        for line in pool.map(train, missing):
+        for line in pool.map(finish, missing):
             lines.append(line)
-            with RESULTS.open('a') as file:
-                file.write(json.dumps(line) + '\n')
+            append_line(RESULTS, line)
 
 
 def cells(lines: list[dict], blocks: int) -> Iterator[tuple[str, int, list[dict]]]:
@@ -176,9 +172,9 @@ def main() -> None:
     parser.add_argument('--jobs', type=int, default=1, help='trainings at a time, for a GPU that one leaves idle')
     args = parser.parse_args()
     os.chdir(ROOT)
-    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    collect(first_runs(args.blocks), lines, args.jobs, train)
-    collect(close_runs(lines, args.blocks), lines, args.jobs, train)
+    lines = read_lines(RESULTS)
+    collect(first_runs(args.blocks), lines, args.jobs, finish)
+    collect(close_runs(lines, args.blocks), lines, args.jobs, finish)
     plot(lines, args.blocks, RESULTS.with_suffix('.png'))
     print(f'\n{results_table(lines, args.blocks)}')
 
