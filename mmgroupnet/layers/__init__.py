@@ -1,6 +1,7 @@
-"""Binary convolutions and the functions that know how K branches are folded into the channels."""
+"""Binary layers and the functions that know how K branches are folded into the channels."""
 
 from mmgroupnet.layers.binary_conv import BinaryConv2d, LayerwiseBinaryConv2d, raise_packed
+from mmgroupnet.layers.binary_linear import BinaryLinear, LayerwiseBinaryLinear
 from mmgroupnet.layers.branches import (
     MeanMerge,
     Merge,
@@ -12,11 +13,16 @@ from mmgroupnet.layers.branches import (
     soft_connect,
     split,
 )
+from mmgroupnet.layers.groupwise import GroupwiseBlock, GroupwiseChain
 from mmgroupnet.layers.lean_chain import Chain, ChainUnit, run_chain, supports_chain
 
 __all__ = [
     'BinaryConv2d',
     'LayerwiseBinaryConv2d',
+    'BinaryLinear',
+    'LayerwiseBinaryLinear',
+    'GroupwiseBlock',
+    'GroupwiseChain',
     'Merge',
     'MeanMerge',
     'ScaledMerge',

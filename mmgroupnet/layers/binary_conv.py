@@ -229,8 +229,10 @@ class BinaryConv2d(nn.Module):
                 f'input of shape {tuple(x.shape)}: {type(self).__name__} takes '
                 f'(N, {self.num_folded} * {self.in_channels}, H, W)'
             )
-        if self.input_norm is not None:
-            x = self.input_norm(x)
+        return self._forward_normed(x if self.input_norm is None else self.input_norm(x))
+
+    def _forward_normed(self, x: Tensor) -> Tensor:
+        """What is behind the norm in front of the sign."""
         if lean_conv.supports_conv(self):
             out = lean_conv.convolve(self, x)
         elif isinstance(self.weight_quantizer, SignWeight) and not self.is_merged:
