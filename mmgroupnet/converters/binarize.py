@@ -1,6 +1,5 @@
 """Makes the layers of any model binary, as a policy says."""
 
-import copy
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from mmgroupnet.layers import (
     GroupwiseChain,
     LayerwiseBinaryConv2d,
     LayerwiseBinaryLinear,
+    guard_foreign_kernels,
 )
 
 # How many names a report lists before it only counts them.
@@ -135,6 +135,7 @@ def binarize(model: nn.Module, policy: Sequence[Mapping]) -> nn.Module:
         if decision.problem is None and decision.rule is not None and rules[decision.rule].become != 'keep':
             _swap(model, decision, rules[decision.rule], moved)
     report.notes = _unfreeze(model)
+    guard_foreign_kernels(model)
 
     names = set(model.state_dict())
     targets = {name: _targets(name, moved) for name in float_names}

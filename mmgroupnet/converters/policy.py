@@ -113,7 +113,8 @@ def _parse_rule(entry: Mapping, where: str) -> Rule:
         if isinstance(values.get(key), str):
             values[key] = [values[key]]
         if key in values:
-            if not values[key] or not all(isinstance(name, str) for name in values[key]):
+            is_list = isinstance(values[key], list | tuple) and values[key]
+            if not is_list or not all(isinstance(name, str) for name in values[key]):
                 raise ValueError(f'{where}: {key}={values[key]!r}: give a string or a list of strings')
             values[key] = tuple(values[key])
     if become in ('layerwise', 'groupwise'):

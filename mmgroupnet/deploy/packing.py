@@ -18,7 +18,7 @@ from mmgroupnet.deploy.packed_layers import (
     PackedTower,
     PackedUnit,
 )
-from mmgroupnet.layers import BinaryConv2d, BinaryLinear, Merge, ScaledMerge, SoftGate
+from mmgroupnet.layers import BinaryConv2d, BinaryLinear, Merge, ScaledMerge, SoftGate, guard_foreign_kernels
 from mmgroupnet.models.backbones.groupnet_resnet import (
     BroadcastConnection,
     GroupNetBlock,
@@ -83,6 +83,7 @@ def pack(model: nn.Module) -> nn.Module:
         after = before if problem else len(conv.weight) * -(-conv.weight[0].numel() // 8)
         layers.append(PackedLayer(name, problem, before, after))
     packed.packed_layers = layers
+    guard_foreign_kernels(packed)
     # Packed layers read and write channels_last: the float ones between them need not turn their maps around.
     return packed.to(memory_format=torch.channels_last)
 

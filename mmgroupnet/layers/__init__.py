@@ -15,6 +15,7 @@ from mmgroupnet.layers.branches import (
 )
 from mmgroupnet.layers.groupwise import GroupwiseBlock, GroupwiseChain
 from mmgroupnet.layers.lean_chain import Chain, ChainUnit, run_chain, supports_chain
+from mmgroupnet.layers.memory_layout import guard_foreign_kernels
 
 __all__ = [
     'BinaryConv2d',
@@ -27,6 +28,7 @@ __all__ = [
     'MeanMerge',
     'ScaledMerge',
     'build_merge',
+    'guard_foreign_kernels',
     'raise_packed',
     'SoftGate',
     'broadcast',

@@ -233,7 +233,7 @@ class BinaryConv2d(nn.Module):
 
     def _forward_normed(self, x: Tensor) -> Tensor:
         """What is behind the norm in front of the sign."""
-        if lean_conv.supports_conv(self):
+        if x.numel() and lean_conv.supports_conv(self):  # A detector may have found no region to look at.
             out = lean_conv.convolve(self, x)
         elif isinstance(self.weight_quantizer, SignWeight) and not self.is_merged:
             weight, scale = self.weight_quantizer.signs(self.weight, self.num_bases)

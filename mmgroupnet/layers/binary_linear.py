@@ -7,7 +7,10 @@ from mmgroupnet.registry import MODELS
 
 
 def as_map(x: Tensor) -> Tensor:
-    """Vectors ``(..., C)`` as the pixels of one map ``(1, C, P, 1)``; it is channels_last as they lie."""
+    """Vectors ``(..., C)`` as the pixels of one map ``(1, C, P, 1)``, which is channels_last as they lie; without any, no
+    map ``(0, C, 1, 1)``."""
+    if not x.numel():
+        return x.reshape(-1, x.shape[-1], 1, 1)
     return x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
 
 

@@ -1,0 +1,15 @@
+# Only the backbone binary, K = 4; neck and heads stay as they are.
+_base_ = 'groupnet_k4.py'
+
+policy = [
+    dict(become='keep', names=_base_.first_layers),
+    dict(become='keep', types=['SELayer'], optional=True),
+    dict(
+        become='groupwise',
+        types=_base_.residual_blocks,
+        names='backbone',
+        num_bases=_base_.num_bases,
+        optional=True,
+    ),
+    dict(become='layerwise', names='backbone', num_bases=_base_.num_bases, optional=True),
+]

@@ -1,0 +1,22 @@
+"""Memory layouts: binary layers write channels_last where that is faster, which not everybody's kernels can read."""
+
+from torch import Tensor, nn
+
+
+def _make_contiguous(module: nn.Module, inputs: tuple) -> tuple:
+    return tuple(value.contiguous() if isinstance(value, Tensor) else value for value in inputs)
+
+
+def guard_foreign_kernels(model: nn.Module) -> None:
+    """Hands mmcv's ops contiguous maps.
+
+    Its kernels (RoIAlign and others) read the memory as if it were in the order ``(N, C, H, W)``, without a look at the
+    strides: of a channels_last map they would take the wrong pixels, silently.
+
+    Args:
+        model: A model with binary layers; its modules of ``mmcv.ops`` get a hook, once.
+    """
+    for module in model.modules():
+        is_guarded = _make_contiguous in module._forward_pre_hooks.values()
+        if type(module).__module__.startswith('mmcv.ops.') and not is_guarded:
+            module.register_forward_pre_hook(_make_contiguous)
