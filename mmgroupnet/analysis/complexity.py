@@ -1,9 +1,9 @@
 """Parameters, sizes and operations of a model, float and binary, layer by layer.
 
-Counted are multiply-accumulates of convolutions, linear layers and other matrix products such as those of attention; one
-of them is one operation, as in the figures of Group-Net: a float ResNet-18 has 1.8e9 at 224x224. Norms, activations,
-additions and signs are elementwise and not counted. In a binary layer they are binary operations (BOPs) of all of its K
-bases, the others are float ones (FLOPs); OPs = FLOPs + BOPs / 64.
+Counted are multiply-accumulates of convolutions, linear layers and other matrix products such as those of attention;
+one of them is one operation, as in the figures of Group-Net (a float ResNet-18 has 1.8e9 at 224x224). Norms,
+activations, additions and signs are elementwise and not counted. In a binary layer they are binary operations (BOPs)
+of all of its K bases, the others are float ones (FLOPs); OPs = FLOPs + BOPs / 64.
 """
 
 import math

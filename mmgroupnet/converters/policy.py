@@ -44,7 +44,8 @@ class Rule:
         gates: For 'groupwise': soft gates between the blocks of a chain (Group-Net); False: every block is merged
             (GBD v1). Default: True.
         input_norm: Norm in front of every sign, which must not see what comes out of a ReLU; None leaves it out.
-            Of ``dict(type='GN')``, ``num_groups`` is lowered to a divisor of the channels. Default: ``dict(type='BN')``.
+            Of ``dict(type='GN')``, ``num_groups`` is lowered to a divisor of the channels. Default:
+            ``dict(type='BN')``.
         binary_cfg: Options of the binary layers: ``activation``, ``weight``, ``padding_value``, see
             :class:`BinaryConv2d`. Default: none.
         optional: The rule may select nothing, which is an error otherwise; for policies that serve many models.
@@ -88,7 +89,7 @@ def parse_policy(policy: Sequence[Mapping]) -> list[Rule]:
         ValueError: Naming the rule, the key and what is allowed.
     """
     if isinstance(policy, str | Mapping) or not isinstance(policy, Iterable) or not policy:
-        raise ValueError(f'policy={policy!r}: give a list of rules, such as dict(become="keep", names="backbone.conv1")')
+        raise ValueError(f'policy={policy!r}: give a list of rules such as dict(become="keep", names="backbone.conv1")')
     return [_parse_rule(entry, f'policy[{number}]') for number, entry in enumerate(policy)]
 
 

@@ -83,9 +83,10 @@ def pack(model: nn.Module) -> nn.Module:
         after = before if problem else len(conv.weight) * -(-conv.weight[0].numel() // 8)
         layers.append(PackedLayer(name, problem, before, after))
     packed.packed_layers = layers
-    guard_foreign_kernels(packed)
     # Packed layers read and write channels_last: the float ones between them need not turn their maps around.
-    return packed.to(memory_format=torch.channels_last)
+    packed = packed.to(memory_format=torch.channels_last)
+    guard_foreign_kernels(packed)
+    return packed
 
 
 def _pack_module(module: nn.Module, name: str, problems: dict[str, str]) -> nn.Module:

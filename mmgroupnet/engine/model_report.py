@@ -34,7 +34,8 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def input_size(cfg: Config) -> tuple[int, int] | None:
-    """Height and width of the images that a config's model is tested on, or None where its pipeline does not say."""
+    """Height and width of the images that a config's model is tested on, padded as its data preprocessor does, or None
+    where its pipeline does not say."""
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
     if not loader:
         return None
@@ -56,10 +57,8 @@ def input_size(cfg: Config) -> tuple[int, int] | None:
             size = (height, width)
         if transform.get('keep_ratio') and size is not None:
             size = (min(size), max(size))  # The limits of both sides, of a picture that is wider than high.
-    return size
-
-
-def _padded(size: tuple[int, int], cfg: Config) -> tuple[int, int]:
+    if size is None:
+        return None
     preprocessor = cfg.get('data_preprocessor') or cfg.model.get('data_preprocessor') or {}
     if 'pad_size_divisor' not in preprocessor:
         inner = cfg.model.get('model')
@@ -130,7 +129,6 @@ def describe_model(
             rows = analyze(model)
             lines.append('Operations are not counted: the test pipeline does not say the size of its images')
         else:
-            size = _padded(size, cfg)
             image = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
             try:
                 rows = analyze(model, forward_call(model, image))

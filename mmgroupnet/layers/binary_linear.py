@@ -7,8 +7,8 @@ from mmgroupnet.registry import MODELS
 
 
 def as_map(x: Tensor) -> Tensor:
-    """Vectors ``(..., C)`` as the pixels of one map ``(1, C, P, 1)``, which is channels_last as they lie; without any, no
-    map ``(0, C, 1, 1)``."""
+    """Vectors ``(..., C)`` as the pixels of one map ``(1, C, P, 1)``, which is channels_last as they lie; without any
+    vector, no map ``(0, C, 1, 1)``."""
     if not x.numel():
         return x.reshape(-1, x.shape[-1], 1, 1)
     return x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
@@ -39,7 +39,7 @@ class BinaryLinear(BinaryConv2d):
         super().__init__(in_features, out_features, 1, bias=bias, **kwargs)
         if self.num_folded > 1:
             raise ValueError(
-                f'num_bases={self.num_bases}: vectors have no folded branches, a LayerwiseBinaryLinear has so many bases'
+                f'num_bases={self.num_bases}: vectors have no folded branches, LayerwiseBinaryLinear has bases'
             )
         self.in_features, self.out_features = in_features, out_features
 

@@ -1,5 +1,5 @@
 import torch
-from mmcv.ops import RoIAlign
+from mmcv.ops import ModulatedDeformConv2dPack, RoIAlign
 
 from mmgroupnet.layers import guard_foreign_kernels
 
@@ -12,6 +12,15 @@ def test_roi_align_reads_channels_last():
     last = x.contiguous(memory_format=torch.channels_last)
     guard_foreign_kernels(align)
     assert torch.equal(align(last, rois), expected)
+
+
+def test_deformable_convs_take_a_packed_models_weights():
+    conv = ModulatedDeformConv2dPack(4, 4, 3, padding=1)
+    x = torch.randn(1, 4, 6, 5)
+    expected = conv(x)
+    conv.to(memory_format=torch.channels_last)
+    guard_foreign_kernels(conv)
+    assert torch.equal(conv(x.contiguous(memory_format=torch.channels_last)), expected)
 
 
 def test_one_hook_is_enough():

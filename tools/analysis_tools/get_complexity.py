@@ -1,4 +1,4 @@
-"""Prints parameters, sizes and operations of a config's model: ``python tools/analysis_tools/get_complexity.py CONFIG``.
+"""Prints parameters, sizes and operations of a model: ``python tools/analysis_tools/get_complexity.py CONFIG``.
 
 Float or binary, of mmdet, mmseg or mmpretrain.
 """

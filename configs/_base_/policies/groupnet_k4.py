@@ -1,5 +1,7 @@
 # Default policy: backbone, neck and heads binary, K = 4. What a rule may say: docs/binarize.md.
 num_bases = 4
+# One scale per output channel: the bases come closer to pretrained weights than with one per layer.
+binary_cfg = dict(weight=dict(type='mmgroupnet.ChannelScaleWeight'))
 
 # They see the image.
 first_layers = [
@@ -66,13 +68,29 @@ residual_blocks = [
     'ResBlock',
 ]
 
+# Gates of channels read one pixel an image, and are next to nothing to compute; TOOD's multiplies with the weights of a
+# conv itself.
+channel_gates = ['SELayer', 'TaskDecomposition']
+
 policy = [
     dict(become='keep', names=first_layers),
     dict(become='keep', names=last_layers),
-    # Gates of channels read one pixel an image, and are next to nothing to compute.
-    dict(become='keep', types=['SELayer'], optional=True),
-    dict(become='groupwise', types=residual_blocks, names='backbone', num_bases=num_bases, optional=True),
-    dict(become='layerwise', names=['backbone', 'neck'], num_bases=num_bases, optional=True),
+    dict(become='keep', types=channel_gates, optional=True),
+    dict(
+        become='groupwise',
+        types=residual_blocks,
+        names='backbone',
+        num_bases=num_bases,
+        binary_cfg=binary_cfg,
+        optional=True,
+    ),
+    dict(become='layerwise', names=['backbone', 'neck'], num_bases=num_bases, binary_cfg=binary_cfg, optional=True),
     # Heads share their convs between pyramid levels, whose statistics differ: no batch norm here.
-    dict(become='layerwise', num_bases=num_bases, input_norm=dict(type='GN', num_groups=32), optional=True),
+    dict(
+        become='layerwise',
+        num_bases=num_bases,
+        binary_cfg=binary_cfg,
+        input_norm=dict(type='GN', num_groups=32),
+        optional=True,
+    ),
 ]
