@@ -37,8 +37,8 @@ def run(name: str) -> dict:
     """Trains one config and returns its line of results."""
     import torch
 
-    from mmgroupnet.analysis.parameters import count_parameters
     from mmgroupnet.analysis.training_curves import read_history
+    from mmgroupnet.engine.model_report import count_parameters
 
     config, work_dir = f'configs/detection/{name}.py', Path('work_dirs/bccd') / name
     subprocess.run([sys.executable, 'tools/train.py', config, '--work-dir', str(work_dir), '--resume'], check=True)

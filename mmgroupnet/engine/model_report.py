@@ -9,8 +9,9 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmgroupnet.analysis.complexity import analyze, by_part, table
+from mmgroupnet.analysis.complexity import analyze, by_part, table, total
 from mmgroupnet.deploy import with_data_preprocessor
+from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.data import innermost_datasets
 from mmgroupnet.engine.errors import UserError
 
@@ -31,6 +32,19 @@ def build_model(cfg: Config) -> nn.Module:
             return MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def count_parameters(config: str) -> tuple[int, int]:
+    """Counts the parameters of a config's model.
+
+    Args:
+        config: A config file.
+
+    Returns:
+        Their number, and how many of them are weights of binary layers, which are stored as one bit.
+    """
+    whole = total(analyze(build_model(load_config(config))))
+    return whole.parameters, whole.binary_parameters
 
 
 def input_size(cfg: Config) -> tuple[int, int] | None:

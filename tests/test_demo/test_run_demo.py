@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-import mmgroupnet.analysis.parameters
 import mmgroupnet.datasets
+import mmgroupnet.engine.model_report
 
 SCRIPT = Path(__file__).parents[2] / 'demo' / 'run_demo.py'
 
@@ -59,7 +59,7 @@ def demo(tmp_path, monkeypatch):
     (tmp_path / 'predictions.pkl').write_bytes(pickle.dumps(results))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, 'ROOT', tmp_path)
-    monkeypatch.setattr(mmgroupnet.analysis.parameters, 'count_parameters', lambda config: (1000, 900))
+    monkeypatch.setattr(mmgroupnet.engine.model_report, 'count_parameters', lambda config: (1000, 900))
     generate = partial(mmgroupnet.datasets.generate_digits, num_train=2, num_val=2)
     monkeypatch.setattr(mmgroupnet.datasets, 'generate_digits', generate)
     return module
