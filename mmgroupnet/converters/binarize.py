@@ -1,12 +1,12 @@
 """Makes the layers of any model binary, as a policy says."""
 
-import logging
 import math
+import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmgroupnet.converters.policy import Decision, Rule, decide, iterate_chains, parse_policy
@@ -18,9 +18,6 @@ from mmgroupnet.layers import (
     LayerwiseBinaryLinear,
     guard_foreign_kernels,
 )
-
-# How many names a report lists before it only counts them.
-_LISTED = 4
 
 
 @dataclass
@@ -69,9 +66,9 @@ class Binarization:
             lines.append(f'policy[{number}] {what}: {blocks}{len(matches.layers)} layers{names}')
         if self.unmatched:
             lines.append(f'kept, no rule selects them: {len(self.unmatched)} layers{_listing(self.unmatched)}')
-        reasons: dict[str, list[str]] = {}
+        reasons = defaultdict(list)
         for name, reason in self.problems.items():
-            reasons.setdefault(reason, []).append(name)
+            reasons[reason].append(name)
         lines += [f'kept, {reason}: {len(names)} layers{_listing(names)}' for reason, names in reasons.items()]
         lines += self.notes
         if self.without_target:
@@ -83,9 +80,12 @@ class Binarization:
 
 
 def _listing(names: Sequence[str]) -> str:
-    listed = ', '.join(names[:_LISTED])
-    rest = len(names) - _LISTED
-    return (f' ({listed}' + (f' and {rest} more' if rest > 0 else '') + ')') if names else ''
+    """All of the names; those that differ in their numbers alone are one entry, with how many they are."""
+    alike = defaultdict(list)
+    for name in names:
+        alike[re.sub(r'\d+', '*', name)].append(name)
+    entries = [found[0] if len(found) == 1 else f'{len(found)} x {pattern}' for pattern, found in alike.items()]
+    return f' ({", ".join(entries)})' if entries else ''
 
 
 def binarize(model: nn.Module, policy: Sequence[Mapping]) -> nn.Module:
@@ -160,7 +160,7 @@ def _build_chains(
         chain = GroupwiseChain([getattr(parent, name) for name in names], rule.num_bases, rule.gates)
         first = next(chain.blocks[0].parameters(), None)
         if first is not None:
-            chain.to(device=first.device)
+            chain.to(device=first.device, dtype=first.dtype)
         prefix = prefixes[id(parent)]
         for position, name in enumerate(names):
             at = f'{prefix}{names[0]}.blocks.{position}.branches.'
@@ -268,19 +268,20 @@ def _unfreeze(model: nn.Module) -> list[str]:
         ValueError: If a binary layer would still not train.
     """
     notes = []
+    switches = dict(frozen_stages=-1, norm_eval=False)
     for name, module in model.named_modules():
-        if not any(isinstance(part, BinaryConv2d) for part in module.modules()):
+        owned = [key for key in switches if isinstance(getattr(module, key, None), int)]  # a bool is one
+        if not owned or not any(isinstance(part, BinaryConv2d) for part in module.modules()):
             continue
-        for key, free in (('frozen_stages', -1), ('norm_eval', False)):
-            value = getattr(module, key, free)
-            if isinstance(value, bool | int) and value != free:
+        for key in owned:
+            value, free = getattr(module, key), switches[key]
+            if value != free:
                 setattr(module, key, free)
                 notes.append(f'{name}.{key}: {value} becomes {free}, since its binary layers train'.removeprefix('.'))
-        if hasattr(module, 'frozen_stages') or hasattr(module, 'norm_eval'):
-            frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
-            if frozen:
-                module.requires_grad_(True)
-                notes.append(f'{len(frozen)} frozen parameters of {name or "the model"} train')
+        frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
+        if frozen:
+            module.requires_grad_(True)
+            notes.append(f'{len(frozen)} frozen parameters of {name or "the model"} train')
     was_training = model.training
     model.train()
     for name, module in model.named_modules():
@@ -289,8 +290,3 @@ def _unfreeze(model: nn.Module) -> list[str]:
     model.train(was_training)
     return notes
 
-
-def log_binarization(report: Binarization) -> None:
-    """Logs what was done; tensors without a place are a warning."""
-    level = logging.WARNING if report.without_target else logging.INFO
-    print_log(f'Binarised:\n{report.describe()}', logger='current', level=level)

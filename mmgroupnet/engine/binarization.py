@@ -9,6 +9,8 @@ from mmgroupnet.converters.policy import parse_policy
 from mmgroupnet.deploy import PACKED_TYPE
 from mmgroupnet.engine.errors import UserError, nearest
 
+STATISTICS_HOOK = 'mmgroupnet.BinaryStatisticsHook'
+
 
 def load_policy(path: str) -> list[dict]:
     """Reads a policy.
@@ -39,7 +41,7 @@ def is_binarized_config(cfg: Config) -> bool:
 
 
 def binarize_config(cfg: Config, policy: list[dict]) -> None:
-    """Makes the model of a config binary.
+    """Makes the model of a config binary, and has the run log whether it is alive.
 
     Args:
         cfg: The config, changed in place.
@@ -52,3 +54,6 @@ def binarize_config(cfg: Config, policy: list[dict]) -> None:
     if kind in (BINARIZED_TYPE, PACKED_TYPE):
         raise UserError(f"--binarize: the config's model is dict(type={kind!r}, ...) already, give the one inside it")
     cfg.model = ConfigDict(type=BINARIZED_TYPE, policy=policy, model=cfg.model)
+    hooks = list(cfg.get('custom_hooks') or [])
+    if not any(hook['type'] == STATISTICS_HOOK for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type=STATISTICS_HOOK)]

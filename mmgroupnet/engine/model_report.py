@@ -14,6 +14,7 @@ from mmgroupnet.deploy import with_data_preprocessor
 from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.data import innermost_datasets
 from mmgroupnet.engine.errors import UserError
+from mmgroupnet.engine.packed_checkpoint import is_packed_config
 
 # Transforms of the three libraries that set the size of an image, and how they call it.
 _SIZES = dict(
@@ -131,8 +132,10 @@ def describe_model(
         per_layer: A row per layer in place of one per part. Default: False.
 
     Raises:
-        UserError: If a part of the model refuses its arguments.
+        UserError: If a part of the model refuses its arguments, or the model is packed.
     """
+    if is_packed_config(cfg):
+        raise UserError("model=dict(type='mmgroupnet.Packed', ...): give the model inside it")
     model = build_model(cfg) if model is None else model
     size = size or input_size(cfg)
     lines = []

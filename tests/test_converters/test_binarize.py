@@ -170,8 +170,8 @@ class TestNothingIsLost:
         text = mmgroupnet.binarize(retinanet(), POLICY).binarization.describe()
         lines = text.splitlines()
         assert lines[0] == 'policy[0] keep: 1 layers (backbone.conv1)'
-        assert lines[2].startswith('policy[2] groupwise K=2: 8 blocks with 19 layers (backbone.layer1.0, backbone.')
-        assert lines[3].startswith('policy[3] layerwise K=3: 6 layers (neck.lateral_convs.0.conv, ')
+        assert lines[2].startswith('policy[2] groupwise K=2: 8 blocks with 19 layers (8 x backbone.layer*.*)')
+        assert lines[3].startswith('policy[3] layerwise K=3: 6 layers (3 x neck.lateral_convs.*.conv, 3')
         assert 'backbone.norm_eval: True becomes False, since its binary layers train' in lines
         assert 'backbone.frozen_stages: 1 becomes -1, since its binary layers train' in lines
 

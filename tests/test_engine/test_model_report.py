@@ -3,9 +3,17 @@ import torch
 from mmengine.config import Config
 
 from mmgroupnet.engine.configs import load_config
-from mmgroupnet.engine.model_report import build_model, describe_model, forward_call, input_size
+from mmgroupnet.engine.errors import UserError
+from mmgroupnet.engine.model_report import (
+    build_model,
+    count_parameters,
+    describe_model,
+    forward_call,
+    input_size,
+)
 from mmgroupnet.engine.pretrained import leave_out_pretrained
-from tests.tiny_run import load_tiny_run
+from mmgroupnet.layers import BinaryConv2d
+from tests.tiny_run import load_tiny_run, write_tiny_run
 
 
 @pytest.mark.parametrize(
@@ -69,3 +77,18 @@ def test_a_detector_gets_as_many_proposals_as_it_may_have():
     with torch.no_grad():
         ((scores, boxes),) = forward_call(model, torch.zeros(1, 3, 64, 64))()
     assert scores.shape == (7, 81) and boxes.shape == (7, 320)
+
+
+def test_a_packed_model(tmp_path):
+    cfg = load_tiny_run(tmp_path)
+    cfg.model = dict(type='mmgroupnet.Packed', model=cfg.model)
+    with pytest.raises(UserError, match='mmgroupnet.Packed.*give the model inside it'):
+        describe_model(cfg)
+
+
+def test_parameters_of_a_config(tmp_path):
+    """Of them 1-bit: the weights of all binary convs."""
+    config = write_tiny_run(tmp_path)
+    model = build_model(Config.fromfile(config))
+    bits = sum(module.weight.numel() for module in model.modules() if isinstance(module, BinaryConv2d))
+    assert count_parameters(str(config)) == (sum(value.numel() for value in model.parameters()), bits)

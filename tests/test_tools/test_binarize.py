@@ -60,6 +60,8 @@ def test_the_report_comes_before_training(folder):
 def test_the_dumped_config_is_complete(folder):
     cfg = dumped(folder)
     assert cfg.model.type == 'mmgroupnet.Binarized' and cfg.to_dict()['model']['policy'] == POLICY
+    assert [hook.type for hook in cfg.custom_hooks][0] == 'mmgroupnet.BinaryStatisticsHook'
+    assert (folder / WORK / 'binary_statistics.jsonl').exists()
     metrics = run_test(cfg, str(folder / WORK / 'epoch_1.pth'))
     assert 0 <= metrics['coco/bbox_mAP'] <= 1
 
