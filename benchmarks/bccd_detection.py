@@ -28,8 +28,8 @@ def run(name: str) -> dict:
     """Trains one config and returns its line of results."""
     import torch
 
-    from mmgroupnet.analysis.parameters import count_parameters
     from mmgroupnet.analysis.training_curves import read_history, training_seconds
+    from mmgroupnet.engine.model_report import count_parameters
 
     config, work_dir = f'configs/detection/{name}.py', Path('work_dirs/bccd') / name
     train(config, work_dir)

@@ -32,9 +32,9 @@ def run(name: str, seed: int) -> dict:
     """Trains and evaluates a config with a seed, and returns its line of results."""
     import torch
 
-    from mmgroupnet.analysis.parameters import count_parameters
     from mmgroupnet.analysis.training_curves import training_seconds
     from mmgroupnet.engine.checkpoint import saved_checkpoints
+    from mmgroupnet.engine.model_report import count_parameters
 
     config, work_dir = f'{FOLDER}/{name}.py', Path('work_dirs/camvid') / f'{name}_seed{seed}'
     train(config, work_dir, f'randomness.seed={seed}')

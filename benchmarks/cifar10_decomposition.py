@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an insta
 
 from benchmarks.timing import describe_machine, format_table  # noqa: E402
 from benchmarks.trainings import append_line, read_lines, train  # noqa: E402
-from mmgroupnet.analysis.parameters import count_parameters  # noqa: E402
 from mmgroupnet.analysis.training_curves import read_history, training_seconds  # noqa: E402
+from mmgroupnet.engine.model_report import count_parameters  # noqa: E402
 
 RESULTS = Path('benchmarks/results/cifar10_decomposition.jsonl')
 CONFIG = Path('configs/classification/groupnet_r20_k3_scratch_cifar10.py')

@@ -49,8 +49,8 @@ def run(work_dir: Path, cfg_options: list[str]) -> None:
         work_dir: Folder of the results.
         cfg_options: ``KEY=VALUE`` overrides for both configs.
     """
-    from mmgroupnet.analysis.parameters import count_parameters
     from mmgroupnet.datasets import generate_digits
+    from mmgroupnet.engine.model_report import count_parameters
 
     binary = Detector('all-binary detector', 'configs/demo/fcos_groupnet_digits.py', work_dir)
     twin = Detector('float twin', 'configs/demo/fcos_float_digits.py', work_dir / 'float_twin')

@@ -26,8 +26,8 @@ def run(work_dir: Path, cfg_options: list[str]) -> None:
         work_dir: Folder of the results.
         cfg_options: ``KEY=VALUE`` overrides for the config.
     """
-    from mmgroupnet.analysis.parameters import count_parameters
     from mmgroupnet.datasets import generate_digits
+    from mmgroupnet.engine.model_report import count_parameters
 
     stopwatch = steps.Stopwatch(work_dir / 'seconds.json', NUM_STEPS)
     with stopwatch.step('generate the digits'):

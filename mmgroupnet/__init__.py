@@ -12,6 +12,8 @@ from mmgroupnet.version import __version__
 _EXPORTS = {
     'BinaryConv2d': 'mmgroupnet.layers',
     'LayerwiseBinaryConv2d': 'mmgroupnet.layers',
+    'BinaryLinear': 'mmgroupnet.layers',
+    'binarize': 'mmgroupnet.converters',
     'GroupNetResNet': 'mmgroupnet.models.backbones',
     'BinaryFPN': 'mmgroupnet.models.necks',
     'BinaryFCOSHead': 'mmgroupnet.models.dense_heads',

@@ -18,7 +18,13 @@ MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='mmgroupnet',
-    locations=['mmgroupnet.quantizers', 'mmgroupnet.layers', 'mmgroupnet.models', 'mmgroupnet.deploy'],
+    locations=[
+        'mmgroupnet.quantizers',
+        'mmgroupnet.layers',
+        'mmgroupnet.models',
+        'mmgroupnet.deploy',
+        'mmgroupnet.converters',
+    ],
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmgroupnet', locations=['mmgroupnet.engine.hooks'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmgroupnet', locations=['mmgroupnet.datasets'])

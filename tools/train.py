@@ -10,6 +10,7 @@ from pathlib import Path
 # The checkout of this file comes before an installed mmgroupnet.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mmgroupnet.engine.binarization import load_policy
 from mmgroupnet.engine.cli import add_run_options, read_run_config
 from mmgroupnet.engine.errors import one_line_errors
 from mmgroupnet.engine.training import run_training
@@ -18,6 +19,12 @@ from mmgroupnet.engine.training import run_training
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a model')
     add_run_options(parser)
+    parser.add_argument(
+        '--binarize',
+        metavar='POLICY',
+        help='make the model binary as this file says, such as configs/_base_/policies/groupnet_k4.py; the config in '
+        'the work directory then says all of it',
+    )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (needs a GPU)')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size of all processes'
@@ -35,7 +42,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with one_line_errors():
-        run_training(read_run_config(args), amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
+        run_training(
+            read_run_config(args),
+            amp=args.amp,
+            auto_scale_lr=args.auto_scale_lr,
+            resume=args.resume,
+            policy=load_policy(args.binarize) if args.binarize else None,
+        )
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmgroupnet import ops
 from mmgroupnet.layers import broadcast
+from mmgroupnet.layers.binary_linear import as_map, as_vectors
 from mmgroupnet.ops import Connection, UnitGeometry
 
 # Parameters of a unit in the order of the op; each is a buffer or None.
@@ -64,6 +65,28 @@ class PackedUnit(PackedModule):
             f'dilations={g.dilations}, groups={g.groups}, num_bases={g.num_bases}, relu={g.relu}, '
             f'residual={g.residual.name}'
         )
+
+
+class PackedLinear(PackedModule):
+    """Binary linear layer.
+
+    Args:
+        norm: Norm in front of it that is not folded into it, or None.
+        unit: A 1x1 conv, to which the vectors are pixels.
+
+    Shape: ``(..., in_features)`` to ``(..., out_features)``.
+    """
+
+    def __init__(self, norm: nn.Module | None, unit: PackedUnit) -> None:
+        super().__init__()
+        self.norm = norm
+        self.unit = unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = x
+        if self.norm is not None:
+            x = self.norm(x.reshape(-1, x.shape[-1], 1, 1)).reshape(x.shape)
+        return as_vectors(self.unit(as_map(x)), like=given)
 
 
 class PackedMerge(PackedModule):

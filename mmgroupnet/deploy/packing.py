@@ -13,11 +13,22 @@ from mmgroupnet.deploy.packed_layers import (
     FloatShortcut,
     PackedBlock,
     PackedChain,
+    PackedLinear,
     PackedMerge,
     PackedTower,
     PackedUnit,
 )
-from mmgroupnet.layers import BinaryConv2d, InPlaceMerge, MeanMerge, Merge, RealValuedSkip, ScaledMerge, SoftGate
+from mmgroupnet.layers import (
+    BinaryConv2d,
+    BinaryLinear,
+    InPlaceMerge,
+    MeanMerge,
+    Merge,
+    RealValuedSkip,
+    ScaledMerge,
+    SoftGate,
+    guard_foreign_kernels,
+)
 from mmgroupnet.models.backbones.groupnet_resnet import (
     BroadcastConnection,
     GroupNetBlock,
@@ -82,7 +93,9 @@ def pack(model: nn.Module) -> nn.Module:
         layers.append(PackedLayer(name, problem, before, after))
     packed.packed_layers = layers
     # Packed layers read and write channels_last: the float ones between them need not turn their maps around.
-    return packed.to(memory_format=torch.channels_last)
+    packed = packed.to(memory_format=torch.channels_last)
+    guard_foreign_kernels(packed)
+    return packed
 
 
 def _pack_module(module: nn.Module, name: str, problems: dict[str, str]) -> nn.Module:
@@ -211,6 +224,27 @@ def _pack_tower(tower: 'BinaryTower') -> PackedTower:
     return PackedTower(tower.input_norms, levels, _pack_merge(tower.merge))
 
 
+def _pack_apart(conv: BinaryConv2d) -> tuple[nn.Module | None, PackedUnit]:
+    """A conv, and the norm in front of its sign where that cannot be folded into it: it stays what it is."""
+    norm = conv.input_norm
+    if norm is None or (isinstance(norm, _BatchNorm) and norm.running_mean is not None):
+        return None, pack_unit(conv)
+    conv.input_norm = None
+    try:
+        return norm, pack_unit(conv)
+    finally:
+        conv.input_norm = norm
+
+
+def _pack_conv(conv: BinaryConv2d) -> nn.Module:
+    norm, unit = _pack_apart(conv)
+    return unit if norm is None else nn.Sequential(norm, unit)
+
+
+def _pack_linear(linear: BinaryLinear) -> PackedLinear:
+    return PackedLinear(*_pack_apart(linear))
+
+
 def _pack_conv_module(module: ConvModule) -> PackedUnit:
     if not isinstance(module.conv, BinaryConv2d):
         raise NotPackable('its conv is not binary')
@@ -235,6 +269,7 @@ _TWINS = (
     (BinaryTower, _pack_tower),
     (RealValuedSkip, _pack_skip),
     (ConvModule, _pack_conv_module),
-    (BinaryConv2d, pack_unit),
+    (BinaryLinear, _pack_linear),
+    (BinaryConv2d, _pack_conv),
     (Merge, _pack_merge),
 )

@@ -56,6 +56,9 @@ def read_run_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args)
     cfg.launcher = args.launcher
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+    name = Path(args.config).stem
+    if getattr(args, 'binarize', None):  # An option of training alone.
+        name += f'_{Path(args.binarize).stem}'
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     setup_distribution(cfg)
     return cfg

@@ -15,13 +15,13 @@ from mmgroupnet.engine.errors import UserError
 _LONGEST_CATEGORIES = 2**24
 
 
-def _innermost(dataset: Mapping) -> Iterator[Mapping]:
+def innermost_datasets(dataset: Mapping) -> Iterator[Mapping]:
     """The datasets inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
     if 'dataset' in dataset:
-        yield from _innermost(dataset['dataset'])
+        yield from innermost_datasets(dataset['dataset'])
     elif 'datasets' in dataset:
         for inner in dataset['datasets']:
-            yield from _innermost(inner)
+            yield from innermost_datasets(inner)
     else:
         yield dataset
 
@@ -115,5 +115,5 @@ def check_data(cfg: Config, loaders: list[str]) -> None:
     """
     for name in loaders:
         if cfg.get(name):
-            for dataset in _innermost(cfg[name]['dataset']):
+            for dataset in innermost_datasets(cfg[name]['dataset']):
                 _check_dataset(dataset, name, cfg.get('default_scope'))

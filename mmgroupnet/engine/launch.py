@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch import distributed, nn
 
 from mmgroupnet.engine.errors import UserError
+from mmgroupnet.layers import guard_foreign_kernels
 
 # Checked in every run, also of a stock config that knows nothing of them.
 _GUARDS = (
@@ -117,9 +118,11 @@ def build_runner(cfg: Config) -> Runner:
     """
     add_guards(cfg)
     try:
-        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except ValueError as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if not frame.f_globals['__name__'].startswith('mmgroupnet.'):
             raise  # Not an argument that one of our parts checks: the traceback is wanted.
         raise UserError(str(error)) from error
+    guard_foreign_kernels(runner.model)
+    return runner

@@ -4,15 +4,20 @@ import logging
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from mmgroupnet.engine.binarization import binarize_config, is_binarized_config
 from mmgroupnet.engine.checkpoint import check_state_dict, find_resumable, is_local, is_packed, read_checkpoint
 from mmgroupnet.engine.data import check_data
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.launch import build_runner
+from mmgroupnet.engine.model_report import describe_model
 from mmgroupnet.engine.packed_checkpoint import is_packed_config
+from mmgroupnet.engine.pretrained import fetch_pretrained
 from mmgroupnet.pretrained import PretrainedError
 
 
@@ -61,7 +66,13 @@ def apply_backbone_checkpoint(cfg: Config) -> None:
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=source, prefix='backbone.')
 
 
-def run_training(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None) -> nn.Module:
+def run_training(
+    cfg: Config,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    resume: str | None = None,
+    policy: list[dict] | None = None,
+) -> nn.Module:
     """Checks what can be checked beforehand, then trains.
 
     Args:
@@ -70,13 +81,15 @@ def run_training(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, re
         auto_scale_lr: Scale the learning rate by the batch size of all processes. Default: False.
         resume: Checkpoint to go on from, or 'auto' for the last good one in the work directory, if there is one.
             Default: None.
+        policy: Rules by which the model is made binary, see :func:`mmgroupnet.engine.binarization.load_policy`.
+            Default: None.
 
     Returns:
         The trained model.
 
     Raises:
-        UserError: If an option does not fit the config or the machine, data is missing, a checkpoint does not fit, or a
-            loss is no number.
+        UserError: If an option does not fit the config or the machine, data is missing, a checkpoint does not fit or
+            cannot be fetched, or a loss is no number.
     """
     if is_packed_config(cfg):
         raise UserError("model=dict(type='mmgroupnet.Packed', ...) cannot be trained: give the model inside it")
@@ -91,12 +104,18 @@ def run_training(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, re
         cfg.auto_scale_lr.enable = True
     check_data(cfg, ['train_dataloader', 'val_dataloader'])
     apply_backbone_checkpoint(cfg)
+    fetch_pretrained(cfg)
+    if policy is not None:
+        binarize_config(cfg, policy)
     found = find_resumable(cfg.work_dir) if resume == 'auto' else resume
     cfg.resume = found is not None
     cfg.load_from = found or cfg.get('load_from')
     if cfg.load_from and is_local(cfg.load_from):
         read_trainable(cfg.load_from)
     runner = build_runner(cfg)
+    if is_binarized_config(cfg) and is_main_process():
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        print_log(describe_model(cfg, model), logger='current')
     try:
         return runner.train()
     except PretrainedError as error:  # Before the first step.

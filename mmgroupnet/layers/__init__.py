@@ -1,4 +1,4 @@
-"""Binary convolutions and the functions that know how K branches are folded into the channels."""
+"""Binary layers and the functions that know how K branches are folded into the channels."""
 
 from mmgroupnet.layers.binary_conv import (
     BinaryConv2d,
@@ -7,6 +7,7 @@ from mmgroupnet.layers.binary_conv import (
     raise_packed,
     refuse_options,
 )
+from mmgroupnet.layers.binary_linear import BinaryLinear, LayerwiseBinaryLinear
 from mmgroupnet.layers.branches import (
     InPlaceMerge,
     MeanMerge,
@@ -20,16 +21,23 @@ from mmgroupnet.layers.branches import (
     soft_connect,
     split,
 )
+from mmgroupnet.layers.groupwise import GroupwiseBlock, GroupwiseChain
 from mmgroupnet.layers.lean_chain import Chain, ChainUnit, run_chain, supports_chain
+from mmgroupnet.layers.memory_layout import guard_foreign_kernels
 
 __all__ = [
     'BinaryConv2d',
     'LayerwiseBinaryConv2d',
+    'BinaryLinear',
+    'LayerwiseBinaryLinear',
+    'GroupwiseBlock',
+    'GroupwiseChain',
     'Merge',
     'MeanMerge',
     'InPlaceMerge',
     'ScaledMerge',
     'build_merge',
+    'guard_foreign_kernels',
     'raise_packed',
     'layerwise_conv_cfg',
     'refuse_options',

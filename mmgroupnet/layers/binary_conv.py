@@ -229,9 +229,11 @@ class BinaryConv2d(nn.Module):
                 f'input of shape {tuple(x.shape)}: {type(self).__name__} takes '
                 f'(N, {self.num_folded} * {self.in_channels}, H, W)'
             )
-        if self.input_norm is not None:
-            x = self.input_norm(x)
-        if lean_conv.supports_conv(self):
+        return self._forward_normed(x if self.input_norm is None else self.input_norm(x))
+
+    def _forward_normed(self, x: Tensor) -> Tensor:
+        """What is behind the norm in front of the sign."""
+        if x.numel() and lean_conv.supports_conv(self):  # A detector may have found no region to look at.
             out = lean_conv.convolve(self, x)
         elif isinstance(self.weight_quantizer, SignWeight) and not self.is_merged:
             weight, scale = self.weight_quantizer.signs(self.weight, self.num_bases)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-import mmgroupnet.analysis.parameters
 import mmgroupnet.datasets
+import mmgroupnet.engine.model_report
 from demo import run_demo, run_segmentation_demo, steps
 
 # Each stand-in appends its arguments to calls.txt and leaves what the real tool would.
@@ -58,7 +58,7 @@ def checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(steps, 'ROOT', tmp_path)
     monkeypatch.setattr('sys.argv', ['demo'])
-    monkeypatch.setattr(mmgroupnet.analysis.parameters, 'count_parameters', lambda config: (1000, 900))
+    monkeypatch.setattr(mmgroupnet.engine.model_report, 'count_parameters', lambda config: (1000, 900))
     generate = partial(mmgroupnet.datasets.generate_digits, num_train=2, num_val=2)
     monkeypatch.setattr(mmgroupnet.datasets, 'generate_digits', generate)
     return tmp_path

@@ -1,6 +1,7 @@
 """Packed models beside their simulated twins, layer by layer, each packed layer fed with what its twin saw."""
 
 import copy
+from functools import partial
 from unittest.mock import Mock
 
 import pytest
@@ -13,7 +14,7 @@ from torch.testing import assert_close
 
 from mmgroupnet.deploy import pack
 from mmgroupnet.deploy.packed_layers import PackedChain, PackedModule, PackedUnit
-from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d
+from mmgroupnet.layers import BinaryConv2d, BinaryLinear, LayerwiseBinaryConv2d, LayerwiseBinaryLinear
 from mmgroupnet.models.backbones.groupnet_resnet import BinaryUnit
 from mmgroupnet.ops import Connection
 from tests.liveness import estimate_statistics, real_pictures
@@ -96,6 +97,28 @@ def assert_twins_agree(model: nn.Module, run) -> nn.Module:
     for name, twin, inputs, expected in calls:
         assert_agrees(name, twin(*inputs), expected)
     return packed
+
+
+@pytest.mark.parametrize('norm', [None, dict(type='BN'), dict(type='GN', num_groups=4)])
+@pytest.mark.parametrize('kind', [BinaryLinear, partial(LayerwiseBinaryLinear, num_bases=3)])
+def test_linears(kind, norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(20, 70, bias=True, input_norm=norm), nn.ReLU(), kind(70, 5, input_norm=dict(type='BN')))
+    x = torch.randn(3, 7, 20)
+    model.train()(x)
+    model.eval()
+    packed = assert_twins_agree(as_trained(model), lambda model: model(x))
+    assert not any(isinstance(module, nn.Linear) for module in packed.modules())
+    assert packed(torch.zeros(0, 20)).shape == (0, 5)
+
+
+def test_a_norm_that_cannot_be_folded_stays_in_front():
+    torch.manual_seed(0)
+    conv = BinaryConv2d(8, 6, 3, padding=1, input_norm=dict(type='GN', num_groups=2))
+    packed, x = pack(nn.Sequential(conv)), torch.randn(2, 8, 9, 7)
+    assert_close(packed(x), conv(x))
+    assert isinstance(packed[0][0], nn.GroupNorm) and isinstance(packed[0][1], PackedUnit)
+    assert conv.input_norm is not None  # the model that was packed is as it was
 
 
 @pytest.mark.parametrize('decomposition', ['lbd', 'gbd_v1', 'gbd_v2', 'gbd_v3', 'soft_gate'])

@@ -1,0 +1,96 @@
+# Default policy: backbone, neck and heads binary, K = 4. What a rule may say: docs/binarize.md.
+num_bases = 4
+# One scale per output channel: the bases come closer to pretrained weights than with one per layer.
+binary_cfg = dict(weight=dict(type='mmgroupnet.ChannelScaleWeight'))
+
+# They see the image.
+first_layers = [
+    'backbone.conv1',  # ResNet and its kin, HRNet, RegNet, MobileNetV2, ShuffleNetV2, Darknet
+    'backbone.stem',  # deep stems, CSPDarknet, CSPNeXt, ResNeSt, DenseNet
+    'backbone.features.0',  # VGG
+    'backbone.features.conv0',  # DenseNet
+    'backbone.layers.0.conv',  # EfficientNet
+    'backbone.layers.0.0',  # MiT
+    'backbone.patch_embed',  # Swin, ViT
+    'backbone.downsample_layers.0',  # ConvNeXt
+    'backbone.stages.0.0',  # STDC
+    'backbone.context_path.backbone.conv1',  # BiSeNet
+    'backbone.context_path.backbone.stem',
+    'backbone.spatial_path.layer1',
+]
+# They predict.
+last_layers = [
+    '*.conv_seg',  # all decode heads
+    '*head.fc',  # classification
+    '*head.fc_cls',
+    '*head.fc_reg',
+    '*head.?.fc_cls',  # cascades
+    '*head.?.fc_reg',
+    '*head.rpn_cls',
+    '*head.rpn_reg',
+    '*head.conv_cls',
+    '*head.conv_reg',
+    '*head.conv_centerness',
+    '*head.retina_cls',
+    '*head.retina_reg',
+    '*head.atss_cls',
+    '*head.atss_reg',
+    '*head.atss_centerness',
+    '*head.gfl_cls',
+    '*head.gfl_reg',
+    '*head.tood_cls',
+    '*head.tood_reg',
+    '*head.vfnet_*',
+    '*head.reppoints_*_out',
+    '*head.rtm_cls',
+    '*head.rtm_reg',
+    '*head.rtm_obj',
+    '*head.multi_level_conv_*',  # YOLOX
+    '*head.convs_pred',  # YOLOv3
+    '*head.heatmap_head.2',  # CenterNet
+    '*head.wh_head.2',
+    '*head.offset_head.2',
+    '*head.conv_logits',  # masks
+    '*head.?.conv_logits',
+    '*head.conv_mask_list',  # SOLO
+    '*.mask_feature',  # Mask2Former
+    '*head.cls_embed',
+    '*head.mask_embed',
+    '*head.cls_branches',  # DETR and its kin
+    '*head.reg_branches',
+    '*head.?.fc_mask',
+]
+# Blocks of convs with a skip around them. Those with depthwise convs are not among them: they would be copied K times.
+residual_blocks = [
+    'BasicBlock',
+    'Bottleneck',  # of ResNeXt, Res2Net (Bottle2neck), ResNeSt and SENet, too
+    'DarknetBottleneck',
+    'ResBlock',
+]
+
+# Gates of channels read one pixel an image, and are next to nothing to compute; TOOD's multiplies with the weights of a
+# conv itself.
+channel_gates = ['SELayer', 'TaskDecomposition']
+
+policy = [
+    dict(become='keep', names=first_layers),
+    dict(become='keep', names=last_layers),
+    dict(become='keep', types=channel_gates, optional=True),
+    dict(
+        become='groupwise',
+        types=residual_blocks,
+        names='backbone',
+        num_bases=num_bases,
+        binary_cfg=binary_cfg,
+        optional=True,
+    ),
+    dict(become='layerwise', names=['backbone', 'neck'], num_bases=num_bases, binary_cfg=binary_cfg, optional=True),
+    # Heads share their convs between pyramid levels, whose statistics differ: no batch norm here.
+    dict(
+        become='layerwise',
+        num_bases=num_bases,
+        binary_cfg=binary_cfg,
+        input_norm=dict(type='GN', num_groups=32),
+        optional=True,
+    ),
+]

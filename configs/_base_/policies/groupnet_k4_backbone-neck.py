@@ -1,0 +1,7 @@
+# Backbone and neck binary, K = 4; heads stay as they are.
+_base_ = 'groupnet_k4_backbone.py'
+
+policy = [
+    *_base_.policy,
+    dict(become='layerwise', names='neck', num_bases=_base_.num_bases, binary_cfg=_base_.binary_cfg),
+]

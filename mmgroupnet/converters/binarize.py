@@ -1,0 +1,292 @@
+"""Makes the layers of any model binary, as a policy says."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from mmgroupnet.converters.policy import Decision, Rule, decide, iterate_chains, parse_policy
+from mmgroupnet.layers import (
+    BinaryConv2d,
+    BinaryLinear,
+    GroupwiseChain,
+    LayerwiseBinaryConv2d,
+    LayerwiseBinaryLinear,
+    guard_foreign_kernels,
+)
+
+
+@dataclass
+class RuleMatches:
+    """What one rule of a policy did.
+
+    Args:
+        rule: The rule.
+        layers: Names of the layers that it decided, as they were called in the float model.
+        blocks: Of a groupwise rule, names of the blocks.
+    """
+
+    rule: Rule
+    layers: list[str] = field(default_factory=list)
+    blocks: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Binarization:
+    """What :func:`binarize` did; names are those of the float model.
+
+    Args:
+        rules: What each rule did, in the policy's order.
+        unmatched: Layers that no rule selects; they are kept.
+        problems: Layers that a rule would make binary and that are kept, with the reason.
+        notes: What else was changed, such as stages that are no longer frozen.
+        without_target: Tensors of the float model that have no place in the binary one.
+        fresh: Tensors of the binary model that the float one has not: norms in front of signs, gates.
+    """
+
+    rules: list[RuleMatches]
+    unmatched: list[str]
+    problems: dict[str, str]
+    notes: list[str]
+    without_target: list[str]
+    fresh: list[str]
+
+    def describe(self) -> str:
+        """A few lines for a log."""
+        lines = []
+        for number, matches in enumerate(self.rules):
+            rule = matches.rule
+            what = rule.become if rule.num_bases is None else f'{rule.become} K={rule.num_bases}'
+            names = _listing(matches.blocks or matches.layers)
+            blocks = f'{len(matches.blocks)} blocks with ' if matches.blocks else ''
+            lines.append(f'policy[{number}] {what}: {blocks}{len(matches.layers)} layers{names}')
+        if self.unmatched:
+            lines.append(f'kept, no rule selects them: {len(self.unmatched)} layers{_listing(self.unmatched)}')
+        reasons = defaultdict(list)
+        for name, reason in self.problems.items():
+            reasons[reason].append(name)
+        lines += [f'kept, {reason}: {len(names)} layers{_listing(names)}' for reason, names in reasons.items()]
+        lines += self.notes
+        if self.without_target:
+            lines.append(
+                f'{len(self.without_target)} tensors of the float model have no place in the binary one'
+                f'{_listing(self.without_target)}'
+            )
+        return '\n'.join(lines)
+
+
+def _listing(names: Sequence[str]) -> str:
+    """All of the names; those that differ in their numbers alone are one entry, with how many they are."""
+    alike = defaultdict(list)
+    for name in names:
+        alike[re.sub(r'\d+', '*', name)].append(name)
+    entries = [found[0] if len(found) == 1 else f'{len(found)} x {pattern}' for pattern, found in alike.items()]
+    return f' ({", ".join(entries)})' if entries else ''
+
+
+def binarize(model: nn.Module, policy: Sequence[Mapping]) -> nn.Module:
+    """Makes the layers of a model binary that a policy names.
+
+    Names of untouched parts stay as they are; a layer keeps its name, and ``weight`` and ``bias`` theirs. A chain of
+    blocks that becomes a group takes the name of its first block. Depthwise, transposed and deformable convolutions and
+    whatever else has no binary form are kept and reported. The float weights are the starting point of the latent ones:
+
+    - one base has the weights of the layer;
+    - the K bases of a layer-wise one are fitted one after the other, each to what the ones before it leave of the
+      weights, so that their merged weights are close to the float ones;
+    - of the K branches of a group the first has the weights of the block, and the others have weights with noise of
+      the same deviation, since equal branches would stay equal for ever. The mean of signs with noise follows a weight,
+      where one sign only has its sign.
+
+    A part that was frozen, or whose batch norms were, trains when it becomes binary: a batch norm with the statistics
+    of nobody's data would leave its sign constant.
+
+    Args:
+        model: Any model; it is changed in place.
+        policy: The rules, see :class:`mmgroupnet.converters.policy.Rule`.
+
+    Returns:
+        The model. ``model.binarization`` says what was done, :class:`Binarization`.
+
+    Raises:
+        ValueError: If the policy is malformed, a rule selects nothing, or rules contradict each other, see
+            :func:`mmgroupnet.converters.policy.decide`.
+    """
+    rules = parse_policy(policy)
+    decisions = decide(model, rules)
+    float_names = list(model.state_dict())
+    report = Binarization([RuleMatches(rule) for rule in rules], [], {}, [], [], [])
+    for block, index in decisions.blocks.items():
+        report.rules[index].blocks.append(block)
+    for decision in decisions.layers:
+        if decision.problem is not None:
+            report.problems[decision.names[0]] = decision.problem
+        elif decision.rule is None:
+            report.unmatched.append(decision.names[0])
+        else:
+            report.rules[decision.rule].layers.append(decision.names[0])
+
+    moved = _build_chains(model, decisions.blocks, rules)
+    for decision in decisions.layers:
+        if decision.problem is None and decision.rule is not None and rules[decision.rule].become != 'keep':
+            _swap(model, decision, rules[decision.rule], moved)
+    report.notes = _unfreeze(model)
+    guard_foreign_kernels(model)
+
+    names = set(model.state_dict())
+    targets = {name: _targets(name, moved) for name in float_names}
+    report.without_target = [name for name, found in targets.items() if not names.issuperset(found)]
+    report.fresh = sorted(names.difference(*targets.values()))
+    model.binarization = report
+    return model
+
+
+def _build_chains(
+    model: nn.Module, blocks: Mapping[str, int], rules: Sequence[Rule]
+) -> dict[str, list[str]]:
+    """Puts chains in the place of their blocks.
+
+    Returns:
+        The names of a block's branches now, by its name before.
+    """
+    moved: dict[str, list[str]] = {}
+    prefixes = {id(module): f'{name}.' if name else '' for name, module in model.named_modules()}
+    for parent, names, index in list(iterate_chains(model, blocks)):
+        rule = rules[index]
+        chain = GroupwiseChain([getattr(parent, name) for name in names], rule.num_bases, rule.gates)
+        first = next(chain.blocks[0].parameters(), None)
+        if first is not None:
+            chain.to(device=first.device, dtype=first.dtype)
+        prefix = prefixes[id(parent)]
+        for position, name in enumerate(names):
+            at = f'{prefix}{names[0]}.blocks.{position}.branches.'
+            moved[prefix + name] = [f'{at}{branch}' for branch in range(rule.num_bases)]
+            if position > 0:
+                delattr(parent, name)
+        setattr(parent, names[0], chain.train(parent.training))
+    return moved
+
+
+def _targets(name: str, moved: Mapping[str, list[str]]) -> list[str]:
+    """The names that a module or tensor of the float model has now."""
+    for block, branches in moved.items():
+        if name.startswith(f'{block}.'):
+            return [branch + name[len(block) :] for branch in branches]
+    return [name]
+
+
+def _swap(model: nn.Module, decision: Decision, rule: Rule, moved: Mapping[str, list[str]]) -> None:
+    """Puts the binary layers of a decision in the place of its layer, or of the layer's copies in the branches."""
+    twins: dict[int, nn.Module] = {}
+    for name in decision.names:
+        for branch, target in enumerate(_targets(name, moved)):
+            parent_name, _, child = target.rpartition('.')
+            parent = model.get_submodule(parent_name)
+            layer = getattr(parent, child)
+            if isinstance(layer, BinaryConv2d):
+                continue  # The parent itself has two names.
+            if id(layer) not in twins:
+                twins[id(layer)] = _binary_twin(layer, rule, has_noise=branch > 0)
+            setattr(parent, child, twins[id(layer)])
+
+
+def _input_norm(cfg: Mapping | None, channels: int) -> dict | None:
+    """The norm in front of a sign; the groups of a group norm have to divide the channels."""
+    if cfg is None or cfg.get('type') != 'GN':
+        return None if cfg is None else dict(cfg)
+    return dict(cfg, num_groups=math.gcd(cfg['num_groups'], channels))
+
+
+def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, has_noise: bool) -> BinaryConv2d:
+    """The binary layer that takes the place of a float one, with its weights."""
+    is_merged = rule.become == 'layerwise'
+    options = dict(rule.binary_cfg, bias=layer.bias is not None)
+    if is_merged:
+        options['num_bases'] = rule.num_bases
+    if isinstance(layer, nn.Linear):
+        kind = LayerwiseBinaryLinear if is_merged else BinaryLinear
+        norm = _input_norm(rule.input_norm, layer.in_features)
+        twin = kind(layer.in_features, layer.out_features, input_norm=norm, **options)
+    else:
+        kind = LayerwiseBinaryConv2d if is_merged else BinaryConv2d
+        twin = kind(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            stride=layer.stride,
+            padding=0 if layer.padding == 'valid' else layer.padding,
+            dilation=layer.dilation[0],
+            groups=layer.groups,
+            input_norm=_input_norm(rule.input_norm, layer.in_channels),
+            **options,
+        )
+    twin.to(layer.weight)
+    twin.train(layer.training)
+    with torch.no_grad():
+        weight = layer.weight.view(len(layer.weight), -1, *twin.kernel_size)
+        if has_noise and len(weight) > 0:
+            weight = weight + torch.randn_like(weight) * weight.std(correction=0)
+        twin.weight.copy_(residual_bases(weight, rule.num_bases) if is_merged else weight)
+        if layer.bias is not None:
+            twin.bias.copy_(layer.bias)
+    return twin
+
+
+def residual_bases(weight: Tensor, num_bases: int) -> Tensor:
+    r"""Latent weights of K bases whose mean, once they are binarised per output channel, is close to given weights.
+
+    Each base is fitted to what the ones before it leave, :math:`R_1 = W`, :math:`R_{i+1} = R_i - \operatorname{mean}
+    |R_i| \operatorname{sign}(R_i)`; it is :math:`K R_i`, so that the *mean* of the bases is their sum.
+
+    Args:
+        weight: ``(C_out, C_in/groups, kh, kw)``.
+        num_bases: Number K.
+
+    Returns: ``(K*C_out, C_in/groups, kh, kw)``.
+
+    Source: Guo et al., Network Sketching, CVPR 2017, algorithm 1 (direct approximation).
+    """
+    bases, rest = [], weight
+    for _ in range(num_bases):
+        bases.append(num_bases * rest)
+        scale = rest.abs().mean(dim=(1, 2, 3), keepdim=True)
+        rest = rest - torch.where(rest >= 0, scale, -scale)
+    return torch.cat(bases)
+
+
+def _unfreeze(model: nn.Module) -> list[str]:
+    """Lets parts with binary layers train.
+
+    Returns:
+        What was changed.
+
+    Raises:
+        ValueError: If a binary layer would still not train.
+    """
+    notes = []
+    switches = dict(frozen_stages=-1, norm_eval=False)
+    for name, module in model.named_modules():
+        owned = [key for key in switches if isinstance(getattr(module, key, None), int)]  # a bool is one
+        if not owned or not any(isinstance(part, BinaryConv2d) for part in module.modules()):
+            continue
+        for key in owned:
+            value, free = getattr(module, key), switches[key]
+            if value != free:
+                setattr(module, key, free)
+                notes.append(f'{name}.{key}: {value} becomes {free}, since its binary layers train'.removeprefix('.'))
+        frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
+        if frozen:
+            module.requires_grad_(True)
+            notes.append(f'{len(frozen)} frozen parameters of {name or "the model"} train')
+    was_training = model.training
+    model.train()
+    for name, module in model.named_modules():
+        if isinstance(module, BinaryConv2d) and not (module.weight.requires_grad and module.training):
+            raise ValueError(f'{name} is frozen by a part of the model, and a binary layer has to train')
+    model.train(was_training)
+    return notes
+

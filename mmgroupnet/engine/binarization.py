@@ -1,0 +1,59 @@
+"""``--binarize``: any config made binary from the command line."""
+
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+
+from mmgroupnet.converters import BINARIZED_TYPE
+from mmgroupnet.converters.policy import parse_policy
+from mmgroupnet.deploy import PACKED_TYPE
+from mmgroupnet.engine.errors import UserError, nearest
+
+STATISTICS_HOOK = 'mmgroupnet.BinaryStatisticsHook'
+
+
+def load_policy(path: str) -> list[dict]:
+    """Reads a policy.
+
+    Args:
+        path: A config file that defines ``policy = [...]``.
+
+    Raises:
+        UserError: If there is no such file, it defines no policy, or a rule is malformed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f'policy {path} does not exist{nearest(path, map(str, file.parent.glob("*.py")))}')
+    content = Config.fromfile(file)
+    if 'policy' not in content:
+        raise UserError(f'policy {path} does not define policy = [...]')
+    policy = content.to_dict()['policy']
+    try:
+        parse_policy(policy)
+    except ValueError as error:
+        raise UserError(f'{path}: {error}') from error
+    return policy
+
+
+def is_binarized_config(cfg: Config) -> bool:
+    """Whether the config's model is ``dict(type='mmgroupnet.Binarized', ...)``."""
+    return cfg.model.get('type') == BINARIZED_TYPE
+
+
+def binarize_config(cfg: Config, policy: list[dict]) -> None:
+    """Makes the model of a config binary, and has the run log whether it is alive.
+
+    Args:
+        cfg: The config, changed in place.
+        policy: The rules.
+
+    Raises:
+        UserError: If the model is binarized already, or packed.
+    """
+    kind = cfg.model.get('type')
+    if kind in (BINARIZED_TYPE, PACKED_TYPE):
+        raise UserError(f"--binarize: the config's model is dict(type={kind!r}, ...) already, give the one inside it")
+    cfg.model = ConfigDict(type=BINARIZED_TYPE, policy=policy, model=cfg.model)
+    hooks = list(cfg.get('custom_hooks') or [])
+    if not any(hook['type'] == STATISTICS_HOOK for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type=STATISTICS_HOOK)]

@@ -1,0 +1,160 @@
+"""What a config's model costs, at the size of the images that it is tested on."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from mmgroupnet.analysis.complexity import analyze, by_part, table, total
+from mmgroupnet.deploy import with_data_preprocessor
+from mmgroupnet.engine.configs import load_config
+from mmgroupnet.engine.data import innermost_datasets
+from mmgroupnet.engine.errors import UserError
+from mmgroupnet.engine.packed_checkpoint import is_packed_config
+
+# Transforms of the three libraries that set the size of an image, and how they call it.
+_SIZES = dict(
+    Resize='scale', FixShapeResize=('width', 'height'), RandomResizedCrop='scale', CenterCrop='crop_size', Pad='size'
+)
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Builds the model of a config, as mmengine's Runner does.
+
+    Raises:
+        UserError: If one of its parts refuses its arguments.
+    """
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        try:
+            return MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def count_parameters(config: str) -> tuple[int, int]:
+    """Counts the parameters of a config's model.
+
+    Args:
+        config: A config file.
+
+    Returns:
+        Their number, and how many of them are weights of binary layers, which are stored as one bit.
+    """
+    whole = total(analyze(build_model(load_config(config))))
+    return whole.parameters, whole.binary_parameters
+
+
+def input_size(cfg: Config) -> tuple[int, int] | None:
+    """Height and width of the images that a config's model is tested on, padded as its data preprocessor does, or None
+    where its pipeline does not say."""
+    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
+    if not loader:
+        return None
+    size = None
+    for transform in next(innermost_datasets(loader['dataset'])).get('pipeline') or []:
+        kind = str(transform['type']).rpartition('.')[2]
+        keys = _SIZES.get(kind)
+        if keys is None:
+            continue
+        keys = (keys,) if isinstance(keys, str) else keys
+        values = [transform[key] for key in keys if transform.get(key) is not None]
+        values = values[0] if len(values) == 1 else values
+        if not values:
+            continue
+        if isinstance(values, int):
+            size = (values, values)
+        elif all(isinstance(value, int) for value in values):
+            width, height = values  # All libraries write (width, height).
+            size = (height, width)
+        if transform.get('keep_ratio') and size is not None:
+            size = (min(size), max(size))  # The limits of both sides, of a picture that is wider than high.
+    if size is None:
+        return None
+    preprocessor = cfg.get('data_preprocessor') or cfg.model.get('data_preprocessor') or {}
+    if 'pad_size_divisor' not in preprocessor:
+        inner = cfg.model.get('model')
+        preprocessor = (inner.get('data_preprocessor') if isinstance(inner, Mapping) else None) or {}
+    divisor = preprocessor.get('pad_size_divisor') or 1
+    return tuple(math.ceil(side / divisor) * divisor for side in size)
+
+
+def forward_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    """A call of a model, up to its raw predictions.
+
+    A detector with proposals gets as many of them as its ``test_cfg`` allows, of growing size, since how many a picture
+    yields is no property of the model.
+
+    Args:
+        model: A model of mmdet, mmseg or mmpretrain.
+        images: ``(N, 3, H, W)``.
+    """
+    if not type(model).__module__.startswith('mmdet.'):
+        return lambda: model(images, mode='tensor')
+    from mmdet.structures import DetDataSample
+
+    size = tuple(images.shape[2:])
+    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
+    samples = [DetDataSample(metainfo=meta) for _ in images]
+    rpn_head = getattr(model, 'rpn_head', None)
+    limit = getattr(getattr(rpn_head, 'test_cfg', None), 'max_per_img', None)
+
+    def propose(features: Sequence[Tensor], *args: object, **kwargs: object) -> list[InstanceData]:
+        rpn_head(features)
+        corners = torch.linspace(0, 1, limit + 1)[1:, None] * torch.tensor([float(size[1]), float(size[0])])
+        boxes = torch.cat([torch.zeros(limit, 2), corners], dim=1).to(images)
+        return [InstanceData(bboxes=boxes) for _ in images]
+
+    def run() -> object:
+        if limit is None:
+            return model(images, samples, mode='tensor')
+        rpn_head.predict = propose
+        try:
+            return model(images, samples, mode='tensor')
+        finally:
+            del rpn_head.predict
+
+    return run
+
+
+def describe_model(
+    cfg: Config, model: nn.Module | None = None, size: tuple[int, int] | None = None, per_layer: bool = False
+) -> str:
+    """The complexity of a config's model as text.
+
+    Args:
+        cfg: The config.
+        model: The model, where it is built already. Default: it is built.
+        size: Height and width of the input. Default: that of the config's test pipeline.
+        per_layer: A row per layer in place of one per part. Default: False.
+
+    Raises:
+        UserError: If a part of the model refuses its arguments, or the model is packed.
+    """
+    if is_packed_config(cfg):
+        raise UserError("model=dict(type='mmgroupnet.Packed', ...): give the model inside it")
+    model = build_model(cfg) if model is None else model
+    size = size or input_size(cfg)
+    lines = []
+    if hasattr(model, 'binarization'):
+        lines += [model.binarization.describe(), '']
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        if size is None:
+            rows = analyze(model)
+            lines.append('Operations are not counted: the test pipeline does not say the size of its images')
+        else:
+            image = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
+            try:
+                rows = analyze(model, forward_call(model, image))
+                lines.append(
+                    f'Input {size[0]}x{size[1]} (height x width); operations are multiply-accumulates, OPs = FLOPs + '
+                    'BOPs / 64'
+                )
+            except Exception as error:  # A model of somebody else may raise anything, and is still worth training.
+                rows, size = analyze(model), None
+                lines.append(f'Operations are not counted: {type(model).__name__} cannot be called so ({error})')
+    lines.append(table(rows if per_layer else by_part(model, rows), has_operations=size is not None))
+    return '\n'.join(lines)

@@ -1,0 +1,61 @@
+"""Binary linear layers: to the kernels a 1x1 convolution, whose pixels are the vectors."""
+
+from torch import Tensor
+
+from mmgroupnet.layers.binary_conv import BinaryConv2d, LayerwiseBinaryConv2d
+from mmgroupnet.registry import MODELS
+
+
+def as_map(x: Tensor) -> Tensor:
+    """Vectors ``(..., C)`` as the pixels of one map ``(1, C, P, 1)``, which is channels_last as they lie; without any
+    vector, no map ``(0, C, 1, 1)``."""
+    if not x.numel():
+        return x.reshape(-1, x.shape[-1], 1, 1)
+    return x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+
+
+def as_vectors(out: Tensor, like: Tensor) -> Tensor:
+    """The pixels of a map ``(1, C', P, 1)`` as vectors ``(..., C')``, in the shape of the ``(..., C)`` that were its
+    input."""
+    return out.permute(0, 2, 3, 1).reshape(*like.shape[:-1], out.shape[1])
+
+
+@MODELS.register_module()
+class BinaryLinear(BinaryConv2d):
+    """Binary linear layer: (norm,) sign, product with binarised weights.
+
+    Args:
+        in_features: Length of the input vectors.
+        out_features: Length of the output vectors.
+        bias: Adds a learned real-valued bias. Default: False.
+        kwargs: ``activation``, ``weight``, ``input_norm``, ``memory_efficient`` as for :class:`BinaryConv2d`. A batch
+            norm takes its statistics over all vectors, a group norm those of each vector alone.
+
+    Shape: ``(..., in_features)`` to ``(..., out_features)``. The latent ``weight`` is ``(K*out_features, in_features,
+    1, 1)``.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False, **kwargs) -> None:
+        super().__init__(in_features, out_features, 1, bias=bias, **kwargs)
+        if self.num_folded > 1:
+            raise ValueError(
+                f'num_bases={self.num_bases}: vectors have no folded branches, LayerwiseBinaryLinear has bases'
+            )
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f'input of shape {tuple(x.shape)}: {type(self).__name__} takes (..., {self.in_features})')
+        return as_vectors(self._forward_normed(as_map(self.norm_vectors(x))), like=x)
+
+    def norm_vectors(self, x: Tensor) -> Tensor:
+        """The norm in front of the sign; every vector is an image of one pixel to it."""
+        if self.input_norm is None:
+            return x
+        return self.input_norm(x.reshape(-1, self.in_features, 1, 1)).reshape(x.shape)
+
+
+@MODELS.register_module()
+class LayerwiseBinaryLinear(BinaryLinear, LayerwiseBinaryConv2d):
+    """Binary linear layer as a sum of K binary ones that read the same signs, see :class:`BinaryLinear` and
+    :class:`LayerwiseBinaryConv2d`."""

@@ -1,0 +1,78 @@
+"""Groups of K branches whose blocks are of somebody else's class.
+
+Such a block cannot be folded: it runs as K copies. Their outputs are folded as everywhere, and merged and gated by the
+same functions.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmgroupnet.layers.branches import Merge, SoftGate, build_merge, split
+
+
+class GroupwiseBlock(nn.Module):
+    """K copies of a block, the branches of a group.
+
+    Args:
+        branches: The K copies; each maps ``(N, C, H, W)`` to ``(N, C', H', W')``.
+        gate: Connection with the block in front; None: each branch reads the merged map.
+    """
+
+    def __init__(self, branches: Sequence[nn.Module], gate: SoftGate | None) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+        self.gate = gate
+        self.merge = build_merge(len(self.branches), learned_scales=False)
+
+    def forward(self, x: Tensor, last_merge: Merge | None) -> Tensor:
+        """Connects and runs the branches.
+
+        Args:
+            x: Outputs of the last block's branches, ``(N, K*C, H, W)``; in front of the first block one map.
+            last_merge: Merges them. None: ``x`` is one map, which all branches read.
+
+        Returns: Outputs of the branches, ``(N, K*C', H', W')``, unmerged.
+        """
+        num_bases = len(self.branches)
+        if last_merge is not None and self.gate is not None:
+            inputs = split(self.gate(x, last_merge), num_bases)
+        else:
+            inputs = [x if last_merge is None else last_merge(x)] * num_bases
+        outs = [branch(given) for branch, given in zip(self.branches, inputs, strict=True)]
+        return outs[0] if num_bases == 1 else torch.cat(outs, dim=1)
+
+
+class GroupwiseChain(nn.Module):
+    """Chain of blocks as groups of K branches: all branches of the first read one map, those of the others are
+    connected, the last ones are merged.
+
+    Args:
+        blocks: The blocks, one behind the other, of any class that maps ``(N, C, H, W)`` to ``(N, C', H', W')``; the
+            chain has them as the first of the K branches, copies of them as the others.
+        num_bases: Number K of branches.
+        gates: Soft gates between the blocks (Group-Net); False: each branch reads the merged map (GBD v1).
+
+    Shape: As the blocks.
+
+    Source: Group-Net, section 3.3 (group-wise binary decomposition) and 3.4 (soft connections).
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], num_bases: int, gates: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            GroupwiseBlock(
+                [block, *(copy.deepcopy(block) for _ in range(num_bases - 1))],
+                SoftGate(1) if gates and index > 0 else None,  # In front of the first there is nothing to gate.
+            )
+            for index, block in enumerate(blocks)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        merge = None
+        for block in self.blocks:
+            x = block(x, merge)
+            merge = block.merge
+        return merge(x)

@@ -1,0 +1,274 @@
+import copy
+
+import pytest
+import torch
+from mmdet.models.backbones import ResNet
+from mmdet.registry import MODELS
+from torch import nn
+from torch.testing import assert_close
+
+import mmgroupnet
+from mmgroupnet.converters.binarize import residual_bases
+from mmgroupnet.deploy import pack
+from mmgroupnet.layers import (
+    BinaryConv2d,
+    BinaryLinear,
+    GroupwiseChain,
+    LayerwiseBinaryConv2d,
+    LayerwiseBinaryLinear,
+)
+from tests.batteries import assert_finite_gradients, detection_samples
+from tests.liveness import assert_alive, binary_layer_calls, estimate_statistics, real_pictures
+
+POLICY = [
+    dict(become='keep', names='backbone.conv1'),
+    dict(become='keep', names='*.retina_*'),
+    dict(become='groupwise', types=['BasicBlock', 'Bottleneck'], num_bases=2),
+    dict(become='layerwise', names='neck', num_bases=3),
+    dict(become='binary', input_norm=dict(type='GN', num_groups=4)),
+]
+
+
+def retinanet(depth: int = 18, seed: int = 0) -> nn.Module:
+    """A thin RetinaNet, frozen as mmdet's configs have it."""
+    torch.manual_seed(seed)
+    channels = [8, 16, 32, 64] if depth == 18 else [32, 64, 128, 256]
+    model = MODELS.build(
+        dict(
+            type='mmdet.RetinaNet',
+            backbone=dict(
+                type='mmdet.ResNet',
+                depth=depth,
+                base_channels=8,
+                frozen_stages=1,
+                norm_eval=True,
+                norm_cfg=dict(type='BN', requires_grad=False),
+            ),
+            neck=dict(type='mmdet.FPN', in_channels=channels, out_channels=8, start_level=1, num_outs=4),
+            bbox_head=dict(
+                type='mmdet.RetinaHead',
+                num_classes=3,
+                in_channels=8,
+                feat_channels=8,
+                stacked_convs=1,
+                anchor_generator=dict(
+                    type='mmdet.AnchorGenerator', scales=[4], ratios=[1.0], strides=[8, 16, 32, 64]
+                ),
+            ),
+            train_cfg=dict(
+                assigner=dict(type='mmdet.MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
+                sampler=dict(type='mmdet.PseudoSampler'),
+                allowed_border=-1,
+                pos_weight=-1,
+            ),
+            data_preprocessor=dict(type='mmdet.DetDataPreprocessor', mean=[127] * 3, std=[60] * 3),
+        )
+    )
+    model.init_weights()
+    return model
+
+
+def kinds(model: nn.Module) -> dict[str, str]:
+    """Classes of convolutions and linears by name."""
+    return {
+        name: type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, BinaryConv2d | nn.Conv2d | nn.Linear)
+    }
+
+
+class TestLayers:
+    def test_every_rule_does_what_it_says(self):
+        model = retinanet()
+        assert mmgroupnet.binarize(model, POLICY) is model
+        found = kinds(model)
+        assert found['backbone.conv1'] == found['bbox_head.retina_cls'] == 'Conv2d'
+        assert found['backbone.layer2.0.blocks.0.branches.1.downsample.0'] == 'BinaryConv2d'
+        assert found['neck.lateral_convs.0.conv'] == found['neck.fpn_convs.2.conv'] == 'LayerwiseBinaryConv2d'
+        assert found['bbox_head.cls_convs.0.conv'] == 'BinaryConv2d'
+        assert model.neck.lateral_convs[0].conv.num_bases == 3
+        assert model.bbox_head.cls_convs[0].conv.input_norm.num_groups == 4
+        chain = model.backbone.layer3[0]
+        assert isinstance(chain, GroupwiseChain) and len(model.backbone.layer3) == 1 and len(chain.blocks) == 2
+
+    def test_a_layer_keeps_its_numbers(self):
+        conv = nn.Conv2d(4, 6, (3, 1), stride=(2, 1), padding=(2, 0), dilation=2, groups=2)
+        model = mmgroupnet.binarize(nn.Sequential(conv), [dict(become='binary')])
+        x = torch.randn(1, 4, 9, 8)
+        assert model(x).shape == conv(x).shape
+        assert model[0].groups == 2 and model[0].dilation == 2
+        assert torch.equal(model[0].weight, conv.weight) and torch.equal(model[0].bias, conv.bias)
+        assert model[0].input_norm.num_features == 4
+
+    def test_options_reach_the_layers(self):
+        cfg = dict(weight=dict(type='mmgroupnet.ChannelScaleWeight'), padding_value=0)
+        rule = dict(become='binary', binary_cfg=cfg, input_norm=None)
+        (conv,) = mmgroupnet.binarize(nn.Sequential(nn.Conv2d(4, 4, 3)), [rule])
+        assert type(conv.weight_quantizer).__name__ == 'ChannelScaleWeight'
+        assert conv.padding_value == 0 and conv.input_norm is None
+
+    def test_groups_of_a_group_norm_divide_the_channels(self):
+        rule = dict(become='binary', input_norm=dict(type='GN', num_groups=32))
+        (conv,) = mmgroupnet.binarize(nn.Sequential(nn.Conv2d(258, 4, 1)), [rule])
+        assert conv.input_norm.num_groups == 2
+
+    @pytest.mark.parametrize('rule', [dict(become='binary'), dict(become='layerwise', num_bases=2)])
+    def test_linears(self, rule):
+        model = nn.Sequential(nn.Linear(4, 3), nn.Conv2d(3, 3, 1))
+        mmgroupnet.binarize(model, [dict(rule, types='Linear')])
+        assert type(model[0]) is (BinaryLinear if rule['become'] == 'binary' else LayerwiseBinaryLinear)
+        assert type(model[1]) is nn.Conv2d
+        assert model[0](torch.randn(5, 4)).shape == (5, 3)
+
+    def test_a_shared_layer_stays_shared(self):
+        model = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.ReLU()])
+        model.append(model[0])
+        mmgroupnet.binarize(model, [dict(become='binary')])
+        assert type(model[0]) is BinaryConv2d and model[2] is model[0]
+
+    def test_siblings_of_a_chain_keep_their_names(self):
+        model = nn.Sequential(nn.Conv2d(8, 8, 1), *ResNet(18, base_channels=8).layer1, nn.Conv2d(8, 8, 1))
+        mmgroupnet.binarize(model, [dict(become='groupwise', types='BasicBlock', num_bases=2)])
+        assert list(model._modules) == ['0', '1', '3']
+        assert model(torch.randn(1, 8, 8, 8)).shape == (1, 8, 8, 8)
+
+
+class TestNothingIsLost:
+    @pytest.mark.parametrize('depth', [18, 50])
+    def test_groups_of_one_branch_and_kept_convs_are_the_stock_model(self, depth):
+        """The transformation itself loses nothing: no sign, no tanh, the stock order of operations."""
+        stock = retinanet(depth)
+        for module in stock.modules():
+            if isinstance(module, nn.BatchNorm2d):  # Norms that a mistake would show in.
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.uniform_(module.running_mean, -0.3, 0.3)
+        twin = copy.deepcopy(stock)
+        policy = [
+            dict(become='keep', types='Conv2d'),
+            dict(become='groupwise', types=['BasicBlock', 'Bottleneck'], num_bases=1, gates=False),
+        ]
+        mmgroupnet.binarize(twin, policy)
+        assert sum(isinstance(module, GroupwiseChain) for module in twin.modules()) == 4
+        x = torch.randn(2, 3, 64, 96)
+        for is_training in (False, True):
+            for model in (stock, twin):
+                model.backbone.norm_eval = False
+                model.train(is_training)
+            for out, expected in zip(sum(twin(x), []), sum(stock(x), []), strict=True):
+                assert torch.equal(out, expected)
+
+    def test_report_of_tensors(self):
+        model = retinanet()
+        before = set(model.state_dict())
+        report = mmgroupnet.binarize(model, POLICY).binarization
+        assert report.without_target == []
+        assert {name.rpartition('.')[0].rpartition('.')[2] for name in report.fresh} == {'input_norm', 'gate'}
+        assert {'backbone.conv1.weight', 'neck.lateral_convs.0.conv.bias', 'bbox_head.retina_cls.bias'} <= before
+        assert before & set(model.state_dict()) >= {'backbone.conv1.weight', 'neck.lateral_convs.0.conv.bias'}
+
+    def test_report_of_rules(self):
+        text = mmgroupnet.binarize(retinanet(), POLICY).binarization.describe()
+        lines = text.splitlines()
+        assert lines[0] == 'policy[0] keep: 1 layers (backbone.conv1)'
+        assert lines[2].startswith('policy[2] groupwise K=2: 8 blocks with 19 layers (8 x backbone.layer*.*)')
+        assert lines[3].startswith('policy[3] layerwise K=3: 6 layers (3 x neck.lateral_convs.*.conv, 3')
+        assert 'backbone.norm_eval: True becomes False, since its binary layers train' in lines
+        assert 'backbone.frozen_stages: 1 becomes -1, since its binary layers train' in lines
+
+    def test_what_has_no_binary_form_is_reported(self):
+        model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Linear(4, 4))
+        report = mmgroupnet.binarize(model, [dict(become='binary')]).binarization
+        assert type(model[1]) is nn.Conv2d
+        assert report.problems == {'1': 'depthwise'} and report.unmatched == ['2']
+        assert 'kept, depthwise: 1 layers (1)' in report.describe()
+
+
+class TestWeights:
+    def test_residual_bases_approach_the_weights(self):
+        """The error of greedily fitted signs falls with every base; one base has the float signs."""
+        torch.manual_seed(0)
+        weight = torch.randn(8, 16, 3, 3)
+        errors = []
+        for num_bases in (1, 2, 3, 4):
+            conv = LayerwiseBinaryConv2d(
+                16, 8, 3, num_bases=num_bases, weight=dict(type='mmgroupnet.ChannelScaleWeight')
+            )
+            conv.weight.data.copy_(residual_bases(weight, num_bases))
+            errors.append(((conv.effective_weight() - weight).square().mean() / weight.square().mean()).item())
+        assert errors == sorted(errors, reverse=True)
+        assert errors[0] == pytest.approx(1 - 2 / torch.pi, abs=0.02)  # of a normal distribution
+        assert errors[3] < 0.05
+
+    def test_one_base_has_the_weights(self):
+        assert torch.equal(residual_bases(torch.ones(2, 3, 1, 1), 1), torch.ones(2, 3, 1, 1))
+
+    def test_the_first_branch_has_the_weights_and_the_others_differ(self):
+        model = retinanet()
+        expected = model.backbone.layer1[0].conv1.weight.clone()
+        mmgroupnet.binarize(model, POLICY)
+        first, second = (branch.conv1.weight for branch in model.backbone.layer1[0].blocks[0].branches)
+        assert torch.equal(first, expected)
+        # Noise of the deviation of the weights: a correlation of 1 / sqrt(2).
+        correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].item()
+        assert correlation == pytest.approx(2**-0.5, abs=0.1)
+
+    def test_kept_layers_of_a_branch_are_copies(self):
+        model = ResNet(18, base_channels=8)
+        mmgroupnet.binarize(
+            model,
+            [dict(become='keep', names=['conv1', '*.downsample']), dict(POLICY[2])],
+        )
+        first, second = (branch.downsample[0].weight for branch in model.layer2[0].blocks[0].branches)
+        assert torch.equal(first, second) and first is not second
+
+    def test_dtype_and_mode_are_kept(self):
+        model = nn.Sequential(nn.Conv2d(4, 4, 1)).double().eval()
+        mmgroupnet.binarize(model, [dict(become='binary')])
+        assert model[0].weight.dtype == model[0].input_norm.weight.dtype == torch.float64
+        assert not model[0].input_norm.training
+
+
+class TestTraining:
+    @pytest.mark.parametrize('depth', [18, 50])
+    def test_a_detector_trains_is_alive_and_runs_packed(self, depth):
+        model = mmgroupnet.binarize(retinanet(depth), POLICY)
+        assert all(parameter.requires_grad for parameter in model.backbone.parameters())
+        images = model.data_preprocessor(dict(inputs=list(real_pictures(96, 160)), data_samples=None))['inputs']
+        samples = detection_samples([[[8, 10, 60, 50], [60, 20, 150, 90]]] * 2, (96, 160))
+        model.train()
+        losses = model.loss(images, samples)
+        sum(sum(value) for value in losses.values()).backward()
+        assert_finite_gradients(model)
+
+        estimate_statistics(model, lambda: model(images.flip(3)))
+        calls = binary_layer_calls(model, lambda: model(images))
+        assert_alive(calls)
+        packed = pack(model)
+        assert [layer.problem for layer in packed.packed_layers if layer.problem] == []
+        assert not any(isinstance(module, BinaryConv2d) for module in packed.modules())
+        with torch.no_grad():
+            for out, expected in zip(sum(packed(images), []), sum(model(images), []), strict=True):
+                assert_close(out, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+    def test_lean_gradients_are_those_of_plain_autograd(self):
+        """Binary layers inside of foreign blocks keep nothing but their input, and get the same gradients."""
+        policy = [dict(become='keep', names='conv1'), dict(POLICY[2])]
+        torch.manual_seed(0)
+        lean = mmgroupnet.binarize(ResNet(18, base_channels=8, zero_init_residual=False), policy).double()
+        plain = copy.deepcopy(lean)
+        for module in plain.modules():
+            if isinstance(module, BinaryConv2d):
+                module.memory_efficient = False
+        x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+        for model in (lean, plain):
+            sum(out.square().mean() for out in model(x)).backward()
+        for (name, parameter), other in zip(lean.named_parameters(), plain.parameters(), strict=True):
+            assert_close(parameter.grad, other.grad, msg=lambda text, name=name: name + text)
+
+    def test_frozen_by_something_else(self):
+        class Frozen(nn.Sequential):
+            def train(self, mode: bool = True):
+                return super().train(False)
+
+        with pytest.raises(ValueError, match='0 is frozen by a part of the model'):
+            mmgroupnet.binarize(Frozen(nn.Conv2d(4, 4, 1)), [dict(become='binary')])

@@ -1,0 +1,94 @@
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmgroupnet.engine.configs import load_config
+from mmgroupnet.engine.errors import UserError
+from mmgroupnet.engine.model_report import (
+    build_model,
+    count_parameters,
+    describe_model,
+    forward_call,
+    input_size,
+)
+from mmgroupnet.engine.pretrained import leave_out_pretrained
+from mmgroupnet.layers import BinaryConv2d
+from tests.tiny_run import load_tiny_run, write_tiny_run
+
+
+@pytest.mark.parametrize(
+    ('name', 'size'),
+    [
+        ('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', (800, 1344)),
+        ('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py', (416, 416)),
+        ('mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py', (1024, 2048)),
+        ('mmseg::upernet/upernet_r18_4xb4-20k_voc12aug-512x512.py', (512, 2048)),
+        ('mmpretrain::resnet/resnet18_8xb32_in1k.py', (224, 224)),
+        ('mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py', None),
+        ('configs/detection/fcos_r18_bccd.py', (240, 320)),
+    ],
+)
+def test_input_size(name, size):
+    assert input_size(load_config(name)) == size
+
+
+def test_a_table_of_parts(tmp_path):
+    text = describe_model(load_tiny_run(tmp_path))
+    assert text.startswith('Input 64x64 (height x width); ')  # 48x64, padded to a multiple of 32
+    assert [line.split()[0] for line in text.splitlines()[2:]] == [
+        'backbone.stem', 'backbone.stages.0', 'backbone.stages.1', 'backbone.stages.2', 'neck', 'bbox_head', 'total'
+    ]  # fmt: skip
+
+
+def test_a_table_of_layers(tmp_path):
+    text = describe_model(load_tiny_run(tmp_path), size=(32, 32), per_layer=True)
+    line = next(line for line in text.splitlines() if line.startswith('backbone.stages.0.0.units.0.conv '))
+    bops = 2 * 8 * 8 * 9 * 8 * 8  # two branches, 8 to 8 channels, on 8x8
+    assert line.split()[-3:-1] == [f'{bops:.4g}', f'{bops / 64:.4g}']
+
+
+def test_without_a_size_there_are_no_operations(tmp_path):
+    cfg = load_tiny_run(tmp_path)
+    cfg.test_dataloader.dataset.pipeline = [dict(type='LoadImageFromFile')]
+    text = describe_model(cfg)
+    assert text.startswith('Operations are not counted: the test pipeline does not say')
+    assert 'BOPs' not in text
+
+
+def test_a_model_that_cannot_be_called_so(tmp_path):
+    cfg = load_tiny_run(tmp_path)
+    model = build_model(cfg)
+    model.forward = lambda *args, **kwargs: 1 / 0
+    assert 'FCOS cannot be called so (division by zero)' in describe_model(cfg, model)
+
+
+def test_a_detector_gets_as_many_proposals_as_it_may_have():
+    cfg = load_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+    leave_out_pretrained(cfg)
+    cfg.merge_from_dict(
+        {
+            'model.backbone.base_channels': 8,
+            'model.neck.in_channels': [32, 64, 128, 256],
+            'model.roi_head.bbox_head.fc_out_channels': 8,
+            'model.test_cfg.rpn.max_per_img': 7,
+        }
+    )
+    model = build_model(Config(cfg.to_dict())).eval()
+    with torch.no_grad():
+        ((scores, boxes),) = forward_call(model, torch.zeros(1, 3, 64, 64))()
+    assert scores.shape == (7, 81) and boxes.shape == (7, 320)
+
+
+def test_a_packed_model(tmp_path):
+    cfg = load_tiny_run(tmp_path)
+    cfg.model = dict(type='mmgroupnet.Packed', model=cfg.model)
+    with pytest.raises(UserError, match='mmgroupnet.Packed.*give the model inside it'):
+        describe_model(cfg)
+
+
+def test_parameters_of_a_config(tmp_path):
+    """Of them 1-bit: the weights of all binary convs."""
+    config = write_tiny_run(tmp_path)
+    model = build_model(Config.fromfile(config))
+    bits = sum(module.weight.numel() for module in model.modules() if isinstance(module, BinaryConv2d))
+    assert count_parameters(str(config)) == (sum(value.numel() for value in model.parameters()), bits)
