@@ -55,7 +55,7 @@ def test_first_and_last_layers_are_on_top(path):
         ('groupnet_k4', ['backbone', 'neck', 'bbox_head']),
         ('groupnet_k4_backbone', ['backbone']),
         ('groupnet_k4_backbone-neck', ['backbone', 'neck']),
-        ('groupnet_k4_fp-downsample', ['backbone', 'neck', 'bbox_head']),
+        ('groupnet_k4_float-downsample', ['backbone', 'neck', 'bbox_head']),
     ],
 )
 def test_parts_of_a_policy(policy, binary_parts):
@@ -71,7 +71,7 @@ def test_parts_of_a_policy(policy, binary_parts):
     chains = [module for module in model.modules() if isinstance(module, GroupwiseChain)]
     assert [len(chain.blocks) for chain in chains] == [2] * 4
     downsample = chains[1].blocks[0].branches[0].downsample[0]
-    assert isinstance(downsample, BinaryConv2d) == (policy != 'groupnet_k4_fp-downsample')
+    assert isinstance(downsample, BinaryConv2d) == (policy != 'groupnet_k4_float-downsample')
     assert isinstance(model.backbone.conv1, torch.nn.Conv2d)
 
 

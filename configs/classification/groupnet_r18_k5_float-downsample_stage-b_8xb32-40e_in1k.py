@@ -3,4 +3,4 @@ _base_ = 'groupnet_r18_k5_stage-b_8xb32-40e_in1k.py'
 
 model = dict(backbone=dict(binary_downsample=False))
 
-load_from = 'work_dirs/groupnet_r18_k5_fp-downsample_stage-a_8xb32-40e_in1k/epoch_40.pth'
+load_from = 'work_dirs/groupnet_r18_k5_float-downsample_stage-a_8xb32-40e_in1k/epoch_40.pth'
