@@ -1,4 +1,4 @@
-# Group-Net** ResNet-20, K = 3, binary from the first step: from the weights and on the soft labels of a float ResNet-20.
+# Group-Net** ResNet-20, K = 3, binary from the first step: with weights and soft labels of a float ResNet-20.
 _base_ = 'groupnet_r20_k3_from-float_cifar10.py'
 
 # The same float network once more, as the teacher.
