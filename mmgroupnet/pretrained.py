@@ -1,12 +1,15 @@
-"""Weights that a part starts from, ``init_cfg=dict(type='Pretrained', ...)``, fit it exactly or are refused.
+"""Weights that a part starts from fit it exactly or are refused.
 
 mmengine alone loads what fits, logs the rest as a warning and goes on with random weights.
 """
 
+import pickle
 from collections.abc import Iterator, Mapping
 
+import torch
 from mmengine.model import BaseModule, PretrainedInit
 from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import get_torchvision_models
 from torch import Tensor, nn
 
 # How many keys an error lists before it only counts them.
@@ -14,7 +17,7 @@ _LISTED_KEYS = 8
 
 
 class PretrainedError(ValueError):
-    """The checkpoint of an ``init_cfg=dict(type='Pretrained', ...)`` does not fit its part. The message says why."""
+    """The checkpoint that a part starts from cannot be read or does not fit it. The message says why."""
 
 
 def listing(keys: list[str]) -> str:
@@ -45,6 +48,36 @@ def _pretrained_cfgs(module: BaseModule) -> Iterator[Mapping]:
     for cfg in [cfgs] if isinstance(cfgs, Mapping) else cfgs:
         if cfg['type'] in ('Pretrained', PretrainedInit):
             yield cfg
+
+
+def fetch_checkpoint(source: str) -> dict:
+    """Reads a checkpoint with its data, from the disk or the network, in torch's safe mode, which mmengine's own loader
+    does not ask for.
+
+    Args:
+        source: A file, an ``https://`` address, or ``torchvision://`` and the name of a model.
+
+    Raises:
+        PretrainedError: If it does not exist, cannot be read (a file that carries code is not), or is no dict.
+    """
+    try:
+        if '://' not in source:
+            checkpoint = torch.load(source, map_location='cpu', weights_only=True)
+        else:
+            checkpoint = torch.hub.load_state_dict_from_url(_address(source), map_location='cpu', weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise PretrainedError(f"checkpoint {source} cannot be read in torch's safe mode: {error}") from error
+    if not isinstance(checkpoint, dict):
+        raise PretrainedError(f'checkpoint {source} holds a {type(checkpoint).__name__}, not a dict of weights')
+    return checkpoint
+
+
+def _address(source: str) -> str:
+    scheme, name = source.split('://')
+    address = get_torchvision_models().get(name) if scheme == 'torchvision' else source
+    if address is None or not address.startswith('https://'):
+        raise PretrainedError(f'checkpoint {source}: give a file, an https:// address or torchvision:// and a name')
+    return address
 
 
 def check_pretrained(module: BaseModule) -> None:

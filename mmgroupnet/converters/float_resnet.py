@@ -8,11 +8,9 @@ from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 
-from mmgroupnet.engine.checkpoint import fetch_checkpoint
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
 from mmgroupnet.models.backbones import GroupNetResNet
-from mmgroupnet.pretrained import listing
+from mmgroupnet.pretrained import PretrainedError, fetch_checkpoint, listing
 from mmgroupnet.registry import WEIGHT_INITIALIZERS
 
 # Standard deviation of what tells the bases apart, in those of the weights of the conv.
@@ -107,8 +105,8 @@ class FromFloatResNet:
             CIFAR ResNets' names, loaded in torch's safe mode.
 
     Raises:
-        UserError: If the source lacks a conv of the blocks or the stem, has one that the backbone lacks or of another
-            shape, or has names that are no ResNet's; one error lists them.
+        PretrainedError: If the source lacks a conv of the blocks or the stem, has one that the backbone lacks or of
+            another shape, or has names that are no ResNet's; one error lists them.
     """
 
     def __init__(self, checkpoint: str) -> None:
@@ -124,7 +122,7 @@ class FromFloatResNet:
         elif isinstance(getattr(module, 'fc', None), nn.Linear):
             self._initialise_head(module.fc, classifier)
         else:
-            raise UserError(
+            raise PretrainedError(
                 f'init_cfg of {type(module).__name__}: FromFloatResNet initialises a GroupNetResNet or a head with a '
                 'linear layer fc'
             )
@@ -151,7 +149,7 @@ class FromFloatResNet:
         }
         found = [f'{len(names)} {kind}: {listing(names)}' for kind, names in problems.items() if names]
         if found:
-            raise UserError(
+            raise PretrainedError(
                 f'checkpoint {self.checkpoint} is no float ResNet of the topology of the backbone ({"; ".join(found)})'
             )
         for name, value in bases.items():
@@ -167,7 +165,7 @@ class FromFloatResNet:
         shapes = {name: tuple(value.shape) for name, value in classifier.items()}
         wanted = {f'fc.{name}': tuple(value.shape) for name, value in fc.named_parameters()}
         if shapes != wanted:
-            raise UserError(
+            raise PretrainedError(
                 f'checkpoint {self.checkpoint} has the classifier {shapes}, the head wants {wanted}: leave out the '
                 "head's init_cfg"
             )

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
-from mmengine.runner.checkpoint import get_torchvision_models
 from torch import nn
 
 from mmgroupnet.engine.errors import UserError
@@ -25,15 +24,15 @@ def is_local(path: str) -> bool:
     return '://' not in path
 
 
-def read_checkpoint(path: str | Path, device: str = 'meta') -> dict:
-    """Reads a checkpoint of the disk in torch's safe mode.
+def read_checkpoint(path: str | Path) -> dict:
+    """Reads a checkpoint of the disk in torch's safe mode, without its tensors' data.
 
     Args:
         path: The file.
-        device: Where its tensors go. Default: 'meta', shapes and dtypes alone, which is quick for a file of any size.
 
     Returns:
-        The checkpoint.
+        The checkpoint; its tensors are on the meta device (shapes and dtypes alone), so that this is quick for a file
+        of any size.
 
     Raises:
         UserError: If the file is missing, truncated, no checkpoint, or carries code.
@@ -43,7 +42,7 @@ def read_checkpoint(path: str | Path, device: str = 'meta') -> dict:
         raise UserError(f'checkpoint {path} does not exist')
     allow_mmengine_globals()
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
+        checkpoint = torch.load(path, map_location='meta', weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # Garbage makes the unpickler fail in any way.
         refused = isinstance(error, pickle.UnpicklingError) and re.search(r'GLOBAL (\S+)', str(error))
         if refused:
@@ -55,28 +54,6 @@ def read_checkpoint(path: str | Path, device: str = 'meta') -> dict:
     if not isinstance(checkpoint, dict):
         raise UserError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dict with a state_dict')
     return checkpoint
-
-
-def fetch_checkpoint(source: str) -> dict:
-    """Reads a checkpoint with its data, from the disk or the network, in torch's safe mode, which mmengine's own loader
-    does not ask for.
-
-    Args:
-        source: A file, an ``https://`` address, or ``torchvision://`` and the name of a model.
-
-    Raises:
-        UserError: As :func:`read_checkpoint`, or if the address is none of these or cannot be read.
-    """
-    if is_local(source):
-        return read_checkpoint(source, device='cpu')
-    scheme, name = source.split('://')
-    address = get_torchvision_models().get(name) if scheme == 'torchvision' else source
-    if address is None or not address.startswith('https://'):
-        raise UserError(f'checkpoint {source}: give a file, an https:// address or torchvision:// and a name')
-    try:
-        return torch.hub.load_state_dict_from_url(address, map_location='cpu', weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f'checkpoint {source} cannot be read: {error}') from error
 
 
 def is_packed(checkpoint: Mapping) -> bool:

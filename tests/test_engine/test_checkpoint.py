@@ -15,7 +15,6 @@ from torch import nn
 
 from mmgroupnet.engine.checkpoint import (
     check_state_dict,
-    fetch_checkpoint,
     find_resumable,
     last_finite,
     read_checkpoint,
@@ -180,38 +179,3 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
 def test_the_atomic_backend_leaves_nothing_beside(tmp_path):
     get_file_backend(backend_args=dict(backend='mmgroupnet.atomic')).put(b'new', str(tmp_path / 'sub' / 'a.pth'))
     assert [path.name for path in (tmp_path / 'sub').iterdir()] == ['a.pth']
-
-
-def test_a_checkpoint_is_fetched_with_its_data(tmp_path):
-    torch.save(dict(state_dict=dict(weight=torch.arange(3))), tmp_path / 'some.pth')
-    assert fetch_checkpoint(str(tmp_path / 'some.pth'))['state_dict']['weight'].tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize('source', ['https://host/r18.pth', 'torchvision://resnet18'])
-def test_what_is_downloaded_is_read_in_safe_mode(source, monkeypatch):
-    calls = []
-
-    def download(address, map_location, weights_only):
-        calls.append((address, map_location, weights_only))
-        return dict(weight=torch.ones(1))
-
-    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', download)
-    assert fetch_checkpoint(source)['weight'] == 1
-    ((address, map_location, weights_only),) = calls
-    assert address.startswith('https://') and address.endswith('.pth')
-    assert map_location == 'cpu' and weights_only is True
-
-
-def test_a_download_that_fails_is_one_error(monkeypatch):
-    def download(*args, **kwargs):
-        raise OSError('no route to host')
-
-    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', download)
-    with pytest.raises(UserError, match='checkpoint https://host/a.pth cannot be read: no route to host'):
-        fetch_checkpoint('https://host/a.pth')
-
-
-@pytest.mark.parametrize('source', ['torchvision://resnet', 'open-mmlab://resnet18', 'http://host/a.pth'])
-def test_other_addresses_are_refused(source):
-    with pytest.raises(UserError, match=f'checkpoint {source}: give a file, an https:// address or torchvision://'):
-        fetch_checkpoint(source)

@@ -10,8 +10,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmgroupnet.converters.float_resnet import to_classifier_names
-from mmgroupnet.engine.checkpoint import check_state_dict, fetch_checkpoint
+from mmgroupnet.engine.checkpoint import check_state_dict
 from mmgroupnet.engine.errors import UserError
+from mmgroupnet.pretrained import fetch_checkpoint
 from mmgroupnet.registry import HOOKS, MODELS
 
 Labels = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
