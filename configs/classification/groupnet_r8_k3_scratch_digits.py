@@ -8,7 +8,7 @@ _base_ = [
 
 model = dict(backbone=dict(stage_blocks=(1, 1, 1)))
 
-train_cfg = dict(max_epochs=8)
+train_cfg = dict(max_epochs=12)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=40),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, convert_to_iter_based=True),

@@ -5,4 +5,4 @@ _base_ = 'groupnet_r8_k3_scratch_digits.py'
 
 model = dict(backbone=dict(real_valued=True, binary_cfg=dict(_delete_=True)))
 
-train_cfg = dict(max_epochs=4)
+train_cfg = dict(max_epochs=6)
