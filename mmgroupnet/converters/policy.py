@@ -173,18 +173,15 @@ def decide(model: nn.Module, rules: Sequence[Rule]) -> Decisions:
     """
     paths = _paths(model)
     blocks = _decide_blocks(paths, rules)
-    selected: dict[int, int] = defaultdict(int)
-    for index in blocks.values():
-        selected[index] += 1
     found: dict[int, Decision] = {}
-    any_selected = set(blocks.values())
+    selecting, deciding = set(blocks.values()), set(blocks.values())
     weights = _weight_users(model)
     for name, path in paths.items():
         layer = path[-1][1]
         if not _has_weights(layer):
             continue
         candidates = [index for index, rule in enumerate(rules) if _selects(rule, path, layer)]
-        any_selected.update(candidates)
+        selecting.update(candidates)
         group = next((index for at, index in blocks.items() if _is_within(name, at)), None)
         index = candidates[0] if candidates else None
         if group is not None:
@@ -192,8 +189,7 @@ def decide(model: nn.Module, rules: Sequence[Rule]) -> Decisions:
             # What its blocks contain is what a groupwise rule selects; linears stay.
             if index == group and isinstance(layer, nn.Linear):
                 index = None
-        if index is not None:
-            selected[index] += 1
+        deciding.add(index)
         if id(layer) in found:
             other = found[id(layer)]
             if other.rule != index:
@@ -208,9 +204,9 @@ def decide(model: nn.Module, rules: Sequence[Rule]) -> Decisions:
             problem = _problem(path, weights)
         found[id(layer)] = Decision(layer, [name], index, problem)
     for index, rule in enumerate(rules):
-        if selected[index] or rule.optional:
+        if index in deciding or rule.optional:
             continue
-        if index not in any_selected:
+        if index not in selecting:
             raise ValueError(
                 f'{_describe(index, rule)} selects no layer of {type(model).__name__}. Its modules: '
                 f'{", ".join(name for name, _ in model.named_children())} (a rule of a policy for many models may say '

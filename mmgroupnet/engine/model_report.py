@@ -92,12 +92,15 @@ def forward_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
         model: A model of mmdet, mmseg or mmpretrain.
         images: ``(N, 3, H, W)``.
     """
-    if not type(model).__module__.startswith('mmdet.'):
+    size = tuple(images.shape[2:])
+    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
+    library = type(model).__module__.split('.')[0]
+    if library == 'mmseg':  # Its mode='tensor' does not know of cascades of heads.
+        return lambda: model.encode_decode(images, [meta for _ in images])
+    if library != 'mmdet':
         return lambda: model(images, mode='tensor')
     from mmdet.structures import DetDataSample
 
-    size = tuple(images.shape[2:])
-    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
     samples = [DetDataSample(metainfo=meta) for _ in images]
     rpn_head = getattr(model, 'rpn_head', None)
     limit = getattr(getattr(rpn_head, 'test_cfg', None), 'max_per_img', None)

@@ -8,7 +8,6 @@ first_layers = [
     'backbone.conv1',  # ResNet and its kin, HRNet, RegNet, MobileNetV2, ShuffleNetV2, Darknet
     'backbone.stem',  # deep stems, CSPDarknet, CSPNeXt, ResNeSt, DenseNet
     'backbone.features.0',  # VGG
-    'backbone.features.conv0',  # DenseNet
     'backbone.layers.0.conv',  # EfficientNet
     'backbone.layers.0.0',  # MiT
     'backbone.patch_embed',  # Swin, ViT
@@ -22,6 +21,7 @@ first_layers = [
 last_layers = [
     '*.conv_seg',  # all decode heads
     '*head.fc',  # classification
+    'backbone.classifier.6',  # VGG
     '*head.fc_cls',
     '*head.fc_reg',
     '*head.?.fc_cls',  # cascades
