@@ -165,6 +165,8 @@ class Run:
         self.model = build_model(cfg)
         self.model.init_weights()
         self.model.data_preprocessor.batch_augments = None  # They mix pictures, or make them large.
+        if cfg.default_scope == 'mmseg':
+            self.model.data_preprocessor.size = self.size  # In place of the size of a crop, nearly all of it padding.
         if hasattr(getattr(self.model, 'bbox_head', None), 'epoch'):
             self.model.bbox_head.epoch = 0  # Set by a hook in training.
         self.pictures = list(real_pictures(*self.size))

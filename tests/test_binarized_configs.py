@@ -81,6 +81,13 @@ def test_every_kind_of_detector_and_segmentor_is_there():
     assert len(CONFIGS) == 2 * len(kinds)
 
 
+def without_scope(node: object) -> object:
+    """A config without what mmengine notes in those that come from another library."""
+    if isinstance(node, dict):
+        return {key: without_scope(value) for key, value in node.items() if key != '_scope_'}
+    return [without_scope(value) for value in node] if isinstance(node, list) else node
+
+
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_is_the_stock_config_and_the_default_policy(path):
     cfg = Config.fromfile(path)
@@ -91,7 +98,8 @@ def test_is_the_stock_config_and_the_default_policy(path):
     inner = cfg.model.model
     assert inner.type == stock.model.type
     assert inner.backbone.depth == (18 if 'r18' in path.stem else 50)
-    assert cfg.train_dataloader == stock.train_dataloader and cfg.optim_wrapper == stock.optim_wrapper
+    for part in ('train_dataloader', 'optim_wrapper'):
+        assert without_scope(cfg[part].to_dict()) == stock[part].to_dict()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Small trees in the layout of VOC and of Cityscapes go through the shipped configs: train two iterations, evaluate."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from mmgroupnet.engine.testing import run_test
 from mmgroupnet.engine.training import run_training
 
 ROOT = Path(__file__).parents[1]
+_NUMBERS = itertools.count()
 
 
 def write(path: Path, picture: np.ndarray) -> None:
@@ -75,6 +77,8 @@ def load(name: str, root: Path, **options: object) -> Config:
             'test_dataloader.persistent_workers': False,
             'work_dir': str(root.parent / 'work'),
             'experiment_name': root.parent.name,
+            # mmengine keeps visualizers, and their folders, by name.
+            'visualizer.name': f'{root.parent.name}_{next(_NUMBERS)}',
             'launcher': 'none',
             **options,
         }

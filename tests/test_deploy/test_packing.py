@@ -229,8 +229,9 @@ def test_detectors(backbone, neck, head):
     assert_twins_agree(detector, lambda model: model(x, mode='tensor'))
 
 
-@pytest.mark.parametrize('head', SEGMENTATION_HEADS)
-@pytest.mark.parametrize('backbone', ['binary', 'stock'])
+@pytest.mark.parametrize(
+    ('backbone', 'head'), [*(('binary', head) for head in SEGMENTATION_HEADS), ('stock', 'aspp'), ('stock', 'fcn')]
+)
 def test_segmentors(backbone, head):
     segmentor, x = build_segmentor(backbone, head), pictures(96, 160)
     estimate_statistics(segmentor, lambda: segmentor(x, mode='tensor'))
