@@ -1,5 +1,4 @@
-"""The demo of segmentation: train a small all-binary DeepLabV3 with BPAC on real handwritten digits, and draw what it
-sees.
+"""The demo of segmentation: train a small binary FCN-8s on real handwritten digits, and draw what it sees.
 
 ``make demo-seg`` runs this. Each step is what a person would type: the generator of the data, ``tools/train.py``,
 ``tools/test.py``. A run that was interrupted goes on where it stopped; a finished one is kept beside as
@@ -14,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # This checkout co
 
 from demo import steps
 
-CONFIG = 'configs/demo/deeplabv3_groupnet_digits-seg.py'
+CONFIG = 'configs/demo/fcn-8s_groupnet_digits-seg.py'
 NUM_STEPS = 4
 NUM_ROWS = 6
 
@@ -32,7 +31,7 @@ def run(work_dir: Path, cfg_options: list[str]) -> None:
     stopwatch = steps.Stopwatch(work_dir / 'seconds.json', NUM_STEPS)
     with stopwatch.step('generate the digits'):
         print(f'They are in {generate_digits(steps.DATA_ROOT)}/.')
-    with stopwatch.step('train the all-binary segmentor'):
+    with stopwatch.step('train the binary segmentor'):
         steps.train(CONFIG, work_dir, cfg_options)
     overlays = work_dir / 'overlays'
     with stopwatch.step('evaluate it'):
@@ -46,11 +45,11 @@ def run(work_dir: Path, cfg_options: list[str]) -> None:
     (work_dir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
     parameters, binary_parameters = count_parameters(CONFIG)
     row = (
-        'all-binary DeepLabV3',
+        'binary FCN-8s',
         *(f'{summary[name]:.3f}' for name in ('mIoU', 'mAcc', 'aAcc')),
         f'{parameters:,}',
         f'{binary_parameters / parameters:.0%}',
-        f'{stopwatch.seconds["train the all-binary segmentor"]:.0f} s',
+        f'{stopwatch.seconds["train the binary segmentor"]:.0f} s',
     )
     header = ('segmentor', 'mIoU', 'mAcc', 'aAcc', 'parameters', 'of them 1-bit', 'training')
     print(f'\n{steps.format_table(header, [row])}\n')
@@ -76,7 +75,7 @@ def draw_results(work_dir: Path, checkpoint: Path, miou: float) -> None:
     rows = []
     for image, seen in zip(images, predict_maps(CONFIG, checkpoint, images), strict=True):
         truth = np.asarray(Image.open(steps.DATA_ROOT / 'masks' / 'val' / f'{image.stem}.png'))
-        maps = {'ground truth': np.where(truth, truth, 255), 'all-binary DeepLabV3': np.where(seen, seen, 255)}
+        maps = {'ground truth': np.where(truth, truth, 255), 'binary FCN-8s': np.where(seen, seen, 255)}
         rows.append(Row(np.asarray(Image.open(image).convert('RGB')), maps))
     metainfo = Config.fromfile(CONFIG).metainfo
     title = f'Handwritten digits, {NUM_ROWS} validation images, evenly chosen (mIoU {miou:.1f} %)'

@@ -114,7 +114,7 @@ def test_all_steps_of_segmentation(checkout, monkeypatch, capsys):
     summary = json.loads(Path('work_dirs/demo-seg/summary.json').read_text())
     assert summary.pop('seconds') >= 0
     assert summary == dict(mIoU=0.625, mAcc=0.75, aAcc=0.9375, checkpoint='work_dirs/demo-seg/epoch_1.pth')
-    assert 'all-binary DeepLabV3  0.625  0.750  0.938       1,000            90%' in capsys.readouterr().out
+    assert 'binary FCN-8s  0.625  0.750  0.938       1,000            90%' in capsys.readouterr().out
 
 
 def test_a_detector_that_finds_nothing_has_no_ap(checkout):
