@@ -18,7 +18,7 @@ from mmgroupnet.deploy.packed_layers import (
     PackedTower,
     PackedUnit,
 )
-from mmgroupnet.layers import BinaryConv2d, BinaryLinear, Merge, ScaledMerge, SoftGate, guard_foreign_kernels
+from mmgroupnet.layers import BinaryConv2d, BinaryLinear, Merge, ScaledMerge, SoftGate, guard_foreign_code
 from mmgroupnet.models.backbones.groupnet_resnet import (
     BroadcastConnection,
     GroupNetBlock,
@@ -85,7 +85,7 @@ def pack(model: nn.Module) -> nn.Module:
     packed.packed_layers = layers
     # Packed layers read and write channels_last: the float ones between them need not turn their maps around.
     packed = packed.to(memory_format=torch.channels_last)
-    guard_foreign_kernels(packed)
+    guard_foreign_code(packed)
     return packed
 
 

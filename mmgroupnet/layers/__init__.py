@@ -15,7 +15,7 @@ from mmgroupnet.layers.branches import (
 )
 from mmgroupnet.layers.groupwise import GroupwiseBlock, GroupwiseChain
 from mmgroupnet.layers.lean_chain import Chain, ChainUnit, run_chain, supports_chain
-from mmgroupnet.layers.memory_layout import guard_foreign_kernels
+from mmgroupnet.layers.memory_layout import guard_foreign_code
 
 __all__ = [
     'BinaryConv2d',
@@ -28,7 +28,7 @@ __all__ = [
     'MeanMerge',
     'ScaledMerge',
     'build_merge',
-    'guard_foreign_kernels',
+    'guard_foreign_code',
     'raise_packed',
     'SoftGate',
     'broadcast',
