@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
@@ -167,8 +167,6 @@ class Run:
         self.model.data_preprocessor.batch_augments = None  # They mix pictures, or make them large.
         if cfg.default_scope == 'mmseg':
             self.model.data_preprocessor.size = self.size  # In place of the size of a crop, nearly all of it padding.
-        if hasattr(getattr(self.model, 'bbox_head', None), 'epoch'):
-            self.model.bbox_head.epoch = 0  # Set by a hook in training.
         self.pictures = list(real_pictures(*self.size))
 
     def data(self, pictures: list[Tensor], training: bool = True) -> dict:
@@ -374,6 +372,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings('ignore')
     MMLogger.get_current_instance().setLevel(logging.ERROR)  # mmengine logs how it initialises every tensor.
+    MessageHub.get_current_instance().update_info('epoch', 0)  # Some heads ask for it.
     listed = [line for line in LIST.read_text().splitlines() if line and not line.startswith('#')]
     policy = load_policy(args.policy)
     for name in args.configs or listed:

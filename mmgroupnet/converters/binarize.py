@@ -16,7 +16,7 @@ from mmgroupnet.layers import (
     GroupwiseChain,
     LayerwiseBinaryConv2d,
     LayerwiseBinaryLinear,
-    guard_foreign_kernels,
+    guard_foreign_code,
 )
 
 
@@ -135,7 +135,7 @@ def binarize(model: nn.Module, policy: Sequence[Mapping]) -> nn.Module:
         if decision.problem is None and decision.rule is not None and rules[decision.rule].become != 'keep':
             _swap(model, decision, rules[decision.rule], moved)
     report.notes = _unfreeze(model)
-    guard_foreign_kernels(model)
+    guard_foreign_code(model)
 
     names = set(model.state_dict())
     targets = {name: _targets(name, moved) for name in float_names}

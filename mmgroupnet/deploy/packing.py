@@ -27,7 +27,7 @@ from mmgroupnet.layers import (
     RealValuedSkip,
     ScaledMerge,
     SoftGate,
-    guard_foreign_kernels,
+    guard_foreign_code,
 )
 from mmgroupnet.models.backbones.groupnet_resnet import (
     BroadcastConnection,
@@ -94,7 +94,7 @@ def pack(model: nn.Module) -> nn.Module:
     packed.packed_layers = layers
     # Packed layers read and write channels_last: the float ones between them need not turn their maps around.
     packed = packed.to(memory_format=torch.channels_last)
-    guard_foreign_kernels(packed)
+    guard_foreign_code(packed)
     return packed
 
 

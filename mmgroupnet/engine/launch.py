@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch import distributed, nn
 
 from mmgroupnet.engine.errors import UserError
-from mmgroupnet.layers import guard_foreign_kernels
+from mmgroupnet.layers import guard_foreign_code
 
 # Checked in every run, also of a stock config that knows nothing of them.
 _GUARDS = (
@@ -124,5 +124,5 @@ def build_runner(cfg: Config) -> Runner:
         if not frame.f_globals['__name__'].startswith('mmgroupnet.'):
             raise  # Not an argument that one of our parts checks: the traceback is wanted.
         raise UserError(str(error)) from error
-    guard_foreign_kernels(runner.model)
+    guard_foreign_code(runner.model)
     return runner

@@ -23,7 +23,7 @@ from mmgroupnet.layers.branches import (
 )
 from mmgroupnet.layers.groupwise import GroupwiseBlock, GroupwiseChain
 from mmgroupnet.layers.lean_chain import Chain, ChainUnit, run_chain, supports_chain
-from mmgroupnet.layers.memory_layout import guard_foreign_kernels
+from mmgroupnet.layers.memory_layout import guard_foreign_code
 
 __all__ = [
     'BinaryConv2d',
@@ -37,7 +37,7 @@ __all__ = [
     'InPlaceMerge',
     'ScaledMerge',
     'build_merge',
-    'guard_foreign_kernels',
+    'guard_foreign_code',
     'raise_packed',
     'layerwise_conv_cfg',
     'refuse_options',

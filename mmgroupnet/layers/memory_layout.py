@@ -1,25 +1,37 @@
-"""Memory layouts: binary layers write channels_last where that is faster, which not everybody's kernels can read."""
+"""Memory layouts: binary layers write channels_last where that is faster, which not everybody's code can read."""
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 
-def _make_contiguous(module: nn.Module, inputs: tuple) -> tuple:
-    return tuple(value.contiguous() if isinstance(value, Tensor) else value for value in inputs)
+def _contiguous_inputs(module: nn.Module, inputs: tuple) -> tuple:
+    return tree_map_only(Tensor, Tensor.contiguous, inputs)
 
 
-def guard_foreign_kernels(model: nn.Module) -> None:
-    """Hands mmcv's ops contiguous maps and weights.
+def _contiguous_outputs(module: nn.Module, inputs: tuple, out: object) -> object:
+    return tree_map_only(Tensor, Tensor.contiguous, out)
 
-    Its kernels (RoIAlign, deformable convolutions and others) read the memory as if it were in the order ``(N, C, H,
-    W)``, without a look at the strides: of a channels_last map they would take the wrong pixels, silently.
+
+def guard_foreign_code(model: nn.Module) -> None:
+    """Hands maps to code of others in the order that it expects, ``(N, C, H, W)``.
+
+    - mmcv's kernels (RoIAlign, deformable convolutions and others) read the memory in that order without a look at the
+      strides: of a channels_last map they would take the wrong pixels, silently. Modules of ``mmcv.ops`` get contiguous
+      inputs and weights.
+    - What is behind a head, losses and post-processing, looks at its outputs with ``view``, which refuses a
+      channels_last map. Modules that are called something with ``head`` give contiguous outputs.
 
     Args:
-        model: A model with binary layers; its modules of ``mmcv.ops`` get a hook, once, and contiguous weights.
+        model: A model with binary layers; its modules get a hook, once.
     """
-    for module in model.modules():
-        if not type(module).__module__.startswith('mmcv.ops.'):
-            continue
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.contiguous()
-        if _make_contiguous not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_make_contiguous)
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith('mmcv.ops.'):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.contiguous()
+            if _contiguous_inputs not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(_contiguous_inputs)
+        # Of a list of heads each entry is one.
+        words = [word for word in name.split('.') if not word.isdigit()]
+        is_head = bool(words) and words[-1].endswith('head')
+        if is_head and _contiguous_outputs not in module._forward_hooks.values():
+            module.register_forward_hook(_contiguous_outputs)

@@ -1,7 +1,8 @@
 import torch
 from mmcv.ops import ModulatedDeformConv2dPack, RoIAlign
+from torch import nn
 
-from mmgroupnet.layers import guard_foreign_kernels
+from mmgroupnet.layers import guard_foreign_code
 
 
 def test_roi_align_reads_channels_last():
@@ -10,7 +11,7 @@ def test_roi_align_reads_channels_last():
     x, rois = torch.randn(1, 8, 9, 7), torch.tensor([[0.0, 1, 1, 6, 7]])
     expected = align(x, rois)
     last = x.contiguous(memory_format=torch.channels_last)
-    guard_foreign_kernels(align)
+    guard_foreign_code(align)
     assert torch.equal(align(last, rois), expected)
 
 
@@ -19,12 +20,26 @@ def test_deformable_convs_take_a_packed_models_weights():
     x = torch.randn(1, 4, 6, 5)
     expected = conv(x)
     conv.to(memory_format=torch.channels_last)
-    guard_foreign_kernels(conv)
+    guard_foreign_code(conv)
     assert torch.equal(conv(x.contiguous(memory_format=torch.channels_last)), expected)
 
 
 def test_one_hook_is_enough():
     align = RoIAlign(3, 1.0, 2)
     for _ in range(2):
-        guard_foreign_kernels(align)
+        guard_foreign_code(align)
     assert len(align._forward_pre_hooks) == 1
+
+
+def test_what_leaves_a_head_can_be_viewed():
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neck = nn.Conv2d(4, 4, 1)
+            self.mask_head = nn.ModuleList([nn.Conv2d(4, 6, 1)])
+
+    model = Detector().to(memory_format=torch.channels_last)
+    guard_foreign_code(model)
+    x = torch.randn(1, 4, 5, 7).contiguous(memory_format=torch.channels_last)
+    assert not model.neck(x).is_contiguous()
+    assert model.mask_head[0](x).is_contiguous()
