@@ -2,8 +2,8 @@
 
 Each run is trained by tools/train.py (one that was cut off goes on from its last epoch) and its last epoch evaluated on
 the test split by tools/test.py. Every finished run appends one line to benchmarks/results/camvid_segmentation.jsonl;
-runs with a line there are not made again. At the end the table is printed. Needs data/camvid, see
-configs/segmentation/README.md.
+runs with a line there are not made again. At the end the table is printed, and three test frames are drawn into
+docs/images/camvid.jpg. Needs data/camvid, see configs/segmentation/README.md.
 """
 
 import argparse
@@ -15,9 +15,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
+from benchmarks.timing import format_table  # noqa: E402
 from benchmarks.trainings import append_line, read_lines, test, train  # noqa: E402
 
 RESULTS = Path('benchmarks/results/camvid_segmentation.jsonl')
+FIGURE = Path('docs/images/camvid.jpg')
+NUM_FRAMES = 3
 FOLDER = 'configs/segmentation'
 # Title and number of seeds by config.
 CONFIGS = {
@@ -28,24 +31,28 @@ CONFIGS = {
 }
 
 
+def config_of(name: str) -> str:
+    return f'{FOLDER}/{name}.py'
+
+
+def work_dir_of(name: str, seed: int) -> Path:
+    return Path('work_dirs/camvid') / f'{name}_seed{seed}'
+
+
 def run(name: str, seed: int) -> dict:
     """Trains and evaluates a config with a seed, and returns its line of results."""
     import torch
 
     from mmgroupnet.analysis.training_curves import training_seconds
     from mmgroupnet.engine.checkpoint import saved_checkpoints
-    from mmgroupnet.engine.model_report import count_parameters
 
-    config, work_dir = f'{FOLDER}/{name}.py', Path('work_dirs/camvid') / f'{name}_seed{seed}'
+    config, work_dir = config_of(name), work_dir_of(name, seed)
     train(config, work_dir, f'randomness.seed={seed}')
     metrics = test(config, saved_checkpoints(work_dir)[0], work_dir)
-    parameters, binary_parameters = count_parameters(config)
     return dict(
         config=config,
         seed=seed,
         **{metric: metrics[metric] for metric in ('mIoU', 'mAcc', 'aAcc')},
-        parameters=parameters,
-        binary_parameters=binary_parameters,
         seconds=round(training_seconds(work_dir)),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
@@ -54,19 +61,59 @@ def run(name: str, seed: int) -> dict:
 
 def print_table(lines: list[dict]) -> None:
     """Prints the results as Markdown, mean and spread (largest minus smallest) over the seeds."""
-    print('\n| network | config | mIoU | spread | seeds | parameters | of them 1-bit | training of a run |')
-    print('| --- | --- | --- | --- | --- | --- | --- | --- |')
+    from mmgroupnet.engine.model_report import measure_complexity
+
+    header = ['network', 'config', 'mIoU', 'spread', 'seeds', 'parameters', 'of them 1-bit', 'MB packed', 'OPs']
+    rows = []
     for name, (title, _) in CONFIGS.items():
         found = [line for line in lines if Path(line['config']).stem == name]
-        if found:
-            scores = [line['mIoU'] for line in found]
-            spread = f'{max(scores) - min(scores):.1f}' if len(scores) > 1 else ''
-            share = found[0]['binary_parameters'] / found[0]['parameters']
-            print(
-                f'| {title} | [{name}]({name}.py) | {statistics.mean(scores):.1f} | {spread} | {len(scores)} | '
-                f'{found[0]["parameters"] / 1e6:.2f} M | {share:.0%} | '
-                f'{max(line["seconds"] for line in found) / 60:.1f} min |'
-            )
+        if not found:
+            continue
+        scores = [line['mIoU'] for line in found]
+        spread = f'{max(scores) - min(scores):.1f}' if len(scores) > 1 else ''
+        whole = measure_complexity(config_of(name))
+        rows.append(
+            [
+                title,
+                f'[{name}]({name}.py)',
+                f'{statistics.mean(scores):.1f}',
+                spread,
+                len(scores),
+                f'{whole.parameters / 1e6:.2f} M',
+                f'{whole.binary_parameters / whole.parameters:.0%}',
+                f'{whole.bytes_packed / 1e6:.2f}',
+                f'{whole.ops / 1e9:.2f} G',
+                f'{max(line["seconds"] for line in found) / 60:.1f} min',
+            ]
+        )
+    print(f'\n{format_table([*header, "training of a run"], rows)}')
+
+
+def draw_frames(lines: list[dict]) -> None:
+    """Draws test frames, evenly chosen, and what Group-Net of seed 0 saw there without and with BPAC."""
+    import numpy as np
+    from PIL import Image
+
+    from mmgroupnet.analysis.segmentation_sheet import Row, draw_segmentation_sheet, predict_maps
+    from mmgroupnet.datasets import CamVidDataset
+    from mmgroupnet.engine.checkpoint import saved_checkpoints
+
+    frames = sorted(Path('data/camvid/img_dir/test').glob('*.jpg'))
+    frames = [frames[index] for index in np.linspace(0, len(frames) - 1, NUM_FRAMES).round().astype(int)]
+    truths = [Path('data/camvid/ann_dir_255/test') / f'{frame.stem}.png' for frame in frames]
+    maps = {'ground truth': [np.asarray(Image.open(truth)) for truth in truths]}
+    for name in list(CONFIGS)[1:3]:
+        title, _ = CONFIGS[name]
+        (miou,) = (line['mIoU'] for line in lines if Path(line['config']).stem == name and line['seed'] == 0)
+        checkpoint = saved_checkpoints(work_dir_of(name, 0))[0]
+        maps[f'{title} (mIoU {miou:.1f} %)'] = predict_maps(config_of(name), checkpoint, frames)
+    rows = [
+        Row(np.asarray(Image.open(frame).convert('RGB')), {column: found[index] for column, found in maps.items()})
+        for index, frame in enumerate(frames)
+    ]
+    classes, palette = CamVidDataset.METAINFO['classes'], CamVidDataset.METAINFO['palette']
+    title = f'CamVid, {NUM_FRAMES} test frames, evenly chosen'
+    draw_segmentation_sheet(rows, classes, palette, title).save(FIGURE, quality=90)
 
 
 def main() -> None:
@@ -82,6 +129,7 @@ def main() -> None:
                 lines.append(run(name, seed))
                 append_line(RESULTS, lines[-1])
     print_table(lines)
+    draw_frames(lines)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmgroupnet.analysis.complexity import analyze, by_part, table, total
+from mmgroupnet.analysis.complexity import Complexity, analyze, by_part, table, total
 from mmgroupnet.deploy import with_data_preprocessor
 from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.data import innermost_datasets
@@ -44,8 +44,24 @@ def count_parameters(config: str) -> tuple[int, int]:
     Returns:
         Their number, and how many of them are weights of binary layers, which are stored as one bit.
     """
-    whole = total(analyze(build_model(load_config(config))))
+    whole = measure_complexity(config)
     return whole.parameters, whole.binary_parameters
+
+
+def measure_complexity(config: str) -> Complexity:
+    """Counts what a config's model has and does.
+
+    Args:
+        config: A config file.
+
+    Returns:
+        The sum over the model; operations are those at the size of :func:`input_size`, none where that is not known.
+    """
+    cfg = load_config(config)
+    model = build_model(cfg)
+    size = input_size(cfg)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        return total(analyze(model, forward_call(model, torch.zeros(1, 3, *size)) if size else None))
 
 
 def input_size(cfg: Config) -> tuple[int, int] | None:

@@ -10,6 +10,7 @@ from mmgroupnet.engine.model_report import (
     describe_model,
     forward_call,
     input_size,
+    measure_complexity,
 )
 from mmgroupnet.engine.pretrained import leave_out_pretrained
 from mmgroupnet.layers import BinaryConv2d
@@ -92,3 +93,15 @@ def test_parameters_of_a_config(tmp_path):
     model = build_model(Config.fromfile(config))
     bits = sum(module.weight.numel() for module in model.modules() if isinstance(module, BinaryConv2d))
     assert count_parameters(str(config)) == (sum(value.numel() for value in model.parameters()), bits)
+
+
+def test_complexity_of_a_config(tmp_path):
+    """The same as the table's last line; no operations where the size of images is not known."""
+    config = write_tiny_run(tmp_path)
+    whole = measure_complexity(str(config))
+    last_line = describe_model(Config.fromfile(config)).splitlines()[-1].split()
+    assert last_line[-4:-1] == [f'{value:.4g}' for value in (whole.flops, whole.bops, whole.ops)]
+    config.write_text(config.read_text() + '\ntest_dataloader = val_dataloader = None\n')
+    without_size = measure_complexity(str(config))
+    assert (without_size.flops, without_size.bops) == (0, 0)
+    assert without_size.parameters == whole.parameters
