@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -101,7 +102,8 @@ class _PlainConv:
     """
 
     def __init__(self, module: nn.Module, branches: int, channels: int) -> None:
-        self.module, self.branches, self.channels = module, branches, channels
+        self.layers = list(module) if isinstance(module, nn.Sequential) else [module]
+        self.branches, self.channels = branches, channels
         self.parameters = list(module.parameters())
 
     def scale(self, like: Tensor) -> Tensor:
@@ -110,7 +112,20 @@ class _PlainConv:
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, K*C_in, H, W)`` to ``(N, K*C_out, H', W')``."""
-        return share(self.module, x.contiguous(), self.branches)  # it may be strided, see SignConv
+        for layer in self.layers:
+            x = self._run(layer, x)
+        return x
+
+    def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
+        if isinstance(layer, nn.AvgPool2d):
+            return layer(x)  # channel by channel, of whichever branch
+        is_linear = type(layer) is nn.Conv2d and layer.groups == 1
+        is_linear = is_linear and (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0))
+        if is_linear and x.is_contiguous(memory_format=torch.channels_last):
+            # The channels of a pixel lie side by side, branch by branch: a matrix product, without a copy.
+            pixels = x.permute(0, 2, 3, 1).unflatten(3, (self.branches, -1))
+            return F.linear(pixels, layer.weight.flatten(1), layer.bias).flatten(3).permute(0, 3, 1, 2)
+        return share(layer, x.contiguous(), self.branches)  # it may be strided, see SignConv
 
     def backward(
         self,

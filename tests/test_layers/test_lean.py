@@ -149,7 +149,7 @@ def chains(draw) -> PlainChain:
 
     shortcut, residual = None, Residual.NONE
     keeps_shape = stride == 1 and out_channels == channels
-    kinds = ['none', 'binary', 'float'] + (['identity', 'input'] if keeps_shape else [])
+    kinds = ['none', 'binary', 'float', 'pooled'] + (['identity', 'input'] if keeps_shape else [])
     kind = draw(st.sampled_from(kinds))
     if kind == 'input':
         residual = Residual.INPUT
@@ -160,6 +160,10 @@ def chains(draw) -> PlainChain:
             shortcut = ChainUnit(conv, norm(out_channels), relu=False)
         elif kind == 'float':
             conv = nn.Conv2d(channels, out_channels, 1, stride, bias=False)
+            shortcut = ChainUnit(conv, norm(out_channels), relu=False)
+        elif kind == 'pooled':
+            pooling = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+            conv = nn.Sequential(pooling, nn.Conv2d(channels, out_channels, 1, bias=draw(st.booleans())))
             shortcut = ChainUnit(conv, norm(out_channels), relu=False)
     units = [ChainUnit(first, norm(num_bases * out_channels), residual=residual)]
     if draw(st.booleans()):
