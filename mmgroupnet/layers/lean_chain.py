@@ -119,8 +119,8 @@ class _PlainConv:
     def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
         if isinstance(layer, nn.AvgPool2d):
             return layer(x)  # channel by channel, of whichever branch
-        is_linear = type(layer) is nn.Conv2d and layer.groups == 1
-        is_linear = is_linear and (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0))
+        is_linear = type(layer) is nn.Conv2d and layer.kernel_size == layer.stride == (1, 1)
+        is_linear = is_linear and layer.padding == (0, 0) and layer.groups == 1
         if is_linear and x.is_contiguous(memory_format=torch.channels_last):
             # The channels of a pixel lie side by side, branch by branch: a matrix product, without a copy.
             pixels = x.permute(0, 2, 3, 1).unflatten(3, (self.branches, -1))
