@@ -22,8 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from benchmarks.timing import describe_machine, format_table  # noqa: E402
-from benchmarks.trainings import append_line, read_lines, train  # noqa: E402
-from mmgroupnet.analysis.training_curves import read_history, training_seconds  # noqa: E402
+from benchmarks.trainings import append_line, read_lines, test, train  # noqa: E402
+from mmgroupnet.analysis.training_curves import training_seconds  # noqa: E402
+from mmgroupnet.engine.checkpoint import saved_checkpoints  # noqa: E402
 from mmgroupnet.engine.model_report import count_parameters  # noqa: E402
 
 RESULTS = Path('benchmarks/results/cifar10_decomposition.jsonl')
@@ -87,7 +88,7 @@ def options(run: Run) -> dict[str, object]:
         'randomness.seed': run.seed,
         'train_dataloader.dataset.indices': NUM_IMAGES,
         'train_cfg.max_epochs': EPOCHS,
-        'train_cfg.val_interval': EPOCHS,
+        'train_cfg.val_begin': EPOCHS + 1,  # never: a run that is cut off before it could not be evaluated again
     }
 
 
@@ -95,8 +96,9 @@ def finish(run: Run) -> dict:
     """Trains one network and returns its line of results."""
     work_dir = Path('work_dirs/cifar10_decomposition') / '_'.join(map(str, run))
     train(str(CONFIG), work_dir, *(f'{name}={value}' for name, value in options(run).items()))
-    (top1,) = read_history(work_dir).metrics['accuracy/top1'].values()
-    parameters, binary_parameters = count_parameters(str(work_dir / CONFIG.name))
+    config = str(work_dir / CONFIG.name)  # with the options
+    top1 = test(config, saved_checkpoints(work_dir)[0], work_dir)['accuracy/top1']
+    parameters, binary_parameters = count_parameters(config)
     return dict(
         run._asdict(),
         top1=round(top1, 2),

@@ -16,4 +16,4 @@ custom_hooks = [
 ]
 
 optim_wrapper = dict(optimizer=dict(lr=1e-2))
-train_cfg = dict(max_epochs=15, val_interval=5)
+train_cfg = dict(max_epochs=12, val_interval=4)

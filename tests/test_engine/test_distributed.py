@@ -12,7 +12,7 @@ from mmengine.config import Config
 from torch.testing import assert_close
 
 from mmgroupnet.engine.errors import UserError
-from mmgroupnet.engine.launch import add_guards, setup_distribution
+from mmgroupnet.engine.launch import add_guards, setup_distribution, stack_batches
 from tests.test_engine.gradients_of_process import gradients
 from tests.tiny_run import write_tiny_run
 
@@ -78,3 +78,24 @@ class TestGuards:
         cfg = Config(dict(train_dataloader=dict(persistent_workers=True), randomness=dict(seed=seed)))
         add_guards(cfg)
         assert cfg.train_dataloader.persistent_workers == (seed is None)
+
+
+class TestStackedBatches:
+    def test_mmpretrain_has_them_as_with_its_own_tools(self):
+        own = dict(type='pseudo_collate')
+        cfg = Config(
+            dict(
+                default_scope='mmpretrain',
+                train_dataloader=dict(batch_size=4),
+                val_dataloader=dict(collate_fn=own),
+                test_dataloader=None,
+            )
+        )
+        stack_batches(cfg)
+        assert cfg.train_dataloader.collate_fn == dict(type='default_collate')
+        assert cfg.val_dataloader.collate_fn == own
+
+    def test_images_of_detection_have_many_sizes(self):
+        cfg = Config(dict(default_scope='mmdet', train_dataloader=dict(batch_size=4)))
+        stack_batches(cfg)
+        assert 'collate_fn' not in cfg.train_dataloader
