@@ -88,7 +88,7 @@ def options(run: Run) -> dict[str, object]:
         'randomness.seed': run.seed,
         'train_dataloader.dataset.indices': NUM_IMAGES,
         'train_cfg.max_epochs': EPOCHS,
-        'train_cfg.val_begin': EPOCHS + 1,  # never: a run that is cut off before it could not be evaluated again
+        'train_cfg.val_begin': EPOCHS + 1,  # never; finish() evaluates, also what was cut off after its last epoch
     }
 
 
