@@ -119,13 +119,24 @@ def forward_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
 
     samples = [DetDataSample(metainfo=meta) for _ in images]
     rpn_head = getattr(model, 'rpn_head', None)
-    limit = getattr(getattr(rpn_head, 'test_cfg', None), 'max_per_img', None)
-
-    def propose(features: Sequence[Tensor], *args: object, **kwargs: object) -> list[InstanceData]:
-        rpn_head(features)
+    predict = getattr(rpn_head, 'predict', None)
+    learned = getattr(rpn_head, 'num_proposals', None)  # of Sparse R-CNN, each with a feature of its own
+    limit = learned or getattr(getattr(rpn_head, 'test_cfg', None), 'max_per_img', None)
+    if limit is not None:
         corners = torch.linspace(0, 1, limit + 1)[1:, None] * torch.tensor([float(size[1]), float(size[0])])
         boxes = torch.cat([torch.zeros(limit, 2), corners], dim=1).to(images)
-        return [InstanceData(bboxes=boxes) for _ in images]
+    if learned is not None:
+        # Its raw predictions pass through its assigner; QueryInst makes masks of the proposals that get an object.
+        for sample in samples:
+            sample.gt_instances = InstanceData(bboxes=boxes, labels=boxes.new_zeros(limit, dtype=torch.int64))
+
+    def propose(features: Sequence[Tensor], *args: object, **kwargs: object) -> list[InstanceData]:
+        if learned is None:
+            rpn_head(features)
+        proposals = [InstanceData() for _ in images] if learned is None else predict(features, *args, **kwargs)
+        for proposal in proposals:
+            proposal.bboxes = boxes
+        return proposals
 
     def run() -> object:
         if limit is None:

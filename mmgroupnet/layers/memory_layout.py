@@ -17,7 +17,7 @@ def guard_foreign_code(model: nn.Module) -> None:
 
     - mmcv's kernels (RoIAlign, deformable convolutions and others) read the memory in that order without a look at the
       strides: of a channels_last map they would take the wrong pixels, silently. Modules of ``mmcv.ops`` get contiguous
-      inputs and weights.
+      inputs and weights, those inside them too.
     - What is behind a head, losses and post-processing, looks at its outputs with ``view``, which refuses a
       channels_last map. Modules that are called something with ``head`` give contiguous outputs.
 
@@ -26,7 +26,7 @@ def guard_foreign_code(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         if type(module).__module__.startswith('mmcv.ops.'):
-            for parameter in module.parameters(recurse=False):
+            for parameter in module.parameters():  # of the conv that makes its offsets, too
                 parameter.data = parameter.data.contiguous()
             if _contiguous_inputs not in module._forward_pre_hooks.values():
                 module.register_forward_pre_hook(_contiguous_inputs)

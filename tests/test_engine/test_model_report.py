@@ -80,6 +80,26 @@ def test_a_detector_gets_as_many_proposals_as_it_may_have():
     assert scores.shape == (7, 81) and boxes.shape == (7, 320)
 
 
+def test_all_learned_proposals_are_refined_and_get_masks():
+    """Of QueryInst, a Sparse R-CNN with masks, before it has weights that give boxes of positive size."""
+    cfg = load_config('mmdet::queryinst/queryinst_r50_fpn_1x_coco.py')
+    leave_out_pretrained(cfg)
+    cfg.merge_from_dict(
+        {
+            'model.backbone.base_channels': 8,
+            'model.neck.in_channels': [32, 64, 128, 256],
+            'model.rpn_head.num_proposals': 7,
+        }
+    )
+    model = build_model(Config(cfg.to_dict())).eval()
+    with torch.no_grad():
+        (stages,) = forward_call(model, torch.zeros(1, 3, 64, 64))()
+    assert len(stages) == 6
+    for boxes, masks in stages:
+        assert boxes['cls_score'].shape == (1, 7, 80)
+        assert masks['mask_preds'].shape == (7, 80, 28, 28)
+
+
 def test_a_packed_model(tmp_path):
     cfg = load_tiny_run(tmp_path)
     cfg.model = dict(type='mmgroupnet.Packed', model=cfg.model)

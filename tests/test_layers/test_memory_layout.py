@@ -1,5 +1,6 @@
+import pytest
 import torch
-from mmcv.ops import ModulatedDeformConv2dPack, RoIAlign
+from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack, RoIAlign
 from torch import nn
 
 from mmgroupnet.layers import guard_foreign_code
@@ -15,8 +16,11 @@ def test_roi_align_reads_channels_last():
     assert torch.equal(align(last, rois), expected)
 
 
-def test_deformable_convs_take_a_packed_models_weights():
-    conv = ModulatedDeformConv2dPack(4, 4, 3, padding=1)
+@pytest.mark.parametrize('conv_type', [DeformConv2dPack, ModulatedDeformConv2dPack])
+def test_deformable_convs_take_a_packed_models_weights(conv_type):
+    """Those of the conv that makes the offsets too: its output lies in memory as its weights do."""
+    conv = conv_type(4, 4, 3, padding=1)
+    torch.nn.init.normal_(conv.conv_offset.weight)
     x = torch.randn(1, 4, 6, 5)
     expected = conv(x)
     conv.to(memory_format=torch.channels_last)
