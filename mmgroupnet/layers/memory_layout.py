@@ -19,7 +19,8 @@ def guard_foreign_code(model: nn.Module) -> None:
       strides: of a channels_last map they would take the wrong pixels, silently. Modules of ``mmcv.ops`` get contiguous
       inputs and weights, those inside them too.
     - What is behind a head, losses and post-processing, looks at its outputs with ``view``, which refuses a
-      channels_last map. Modules that are called something with ``head`` give contiguous outputs.
+      channels_last map, and so does what is behind the ``features`` of a VGG or an AlexNet. Modules that are called
+      something with ``head``, and the last of ``features``, give contiguous outputs.
 
     Args:
         model: A model with binary layers; its modules get a hook, once.
@@ -32,6 +33,8 @@ def guard_foreign_code(model: nn.Module) -> None:
                 module.register_forward_pre_hook(_contiguous_inputs)
         # Of a list of heads each entry is one.
         words = [word for word in name.split('.') if not word.isdigit()]
-        is_head = bool(words) and words[-1].endswith('head')
-        if is_head and _contiguous_outputs not in module._forward_hooks.values():
-            module.register_forward_hook(_contiguous_outputs)
+        writer = module if words and words[-1].endswith('head') else None
+        if isinstance(module, nn.Sequential) and len(module) and words[-1:] == ['features']:
+            writer = module[-1]  # a VGG calls them one by one
+        if writer is not None and _contiguous_outputs not in writer._forward_hooks.values():
+            writer.register_forward_hook(_contiguous_outputs)

@@ -19,7 +19,6 @@ def test_there_are_thirty_stock_configs():
         assert (Path(find_spec(library).origin).parent / '.mim/configs' / path).is_file()
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason='the sweep (benchmarks/stock_configs.py) is not finished yet')
 def test_the_results_are_of_the_list():
     rows = read_results(RESULTS)
     assert list(rows) == NAMES

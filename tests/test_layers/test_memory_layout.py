@@ -47,3 +47,19 @@ def test_what_leaves_a_head_can_be_viewed():
     x = torch.randn(1, 4, 5, 7).contiguous(memory_format=torch.channels_last)
     assert not model.neck(x).is_contiguous()
     assert model.mask_head[0](x).is_contiguous()
+
+
+def test_features_can_be_flattened():
+    """A VGG, which calls its features one by one."""
+
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(4, 4, 1), nn.MaxPool2d(2))
+
+    model = Backbone().to(memory_format=torch.channels_last)
+    guard_foreign_code(model)
+    x = torch.randn(1, 4, 4, 6).contiguous(memory_format=torch.channels_last)
+    for layer in model.features:
+        x = layer(x)
+    assert x.is_contiguous()
