@@ -218,16 +218,18 @@ class TestChains:
     )
     @given(chains(), seeds())
     def test_single_precision_on_equal_signs(self, model, seed):
-        """To 1e-5, or, where sums cancel, to twice the distance of plain training from double precision."""
+        """To 1e-5, or, where sums cancel, to twice the distance of plain training from double precision. What cancels
+        to nothing, as the gradient of a bias in front of a batch norm, is rounding of terms as large as others are."""
         model, x = model.float(), input_of(model, seed).float()
         assume(margin_of_signs(model, x) > 1e-4)
         lean, plain = set_lean(copy.deepcopy(model), True), set_lean(copy.deepcopy(model), False)
         found, expected = (outputs_and_gradients(each, [x], call) for each in (lean, plain))
         exact = outputs_and_gradients(set_lean(copy.deepcopy(model).double(), False), [x.double()], call)
+        largest = max(value.norm().item() for value in expected.values() if value is not None)
         for name, value in expected.items():
             if value is not None:
                 rounding = (value.double() - exact[name]).norm().item()
-                allowed = max(SINGLE_BLOCK * value.norm().item(), 2 * rounding, 1e-6)
+                allowed = max(SINGLE_BLOCK * value.norm().item(), 2 * rounding, 1e-6 * max(largest, 1))
                 assert (found[name] - value).norm().item() <= allowed, name
 
     @settings(deadline=None, max_examples=40)
