@@ -63,37 +63,27 @@ def test_a_model_that_cannot_be_called_so(tmp_path):
     assert 'FCOS cannot be called so (division by zero)' in describe_model(cfg, model)
 
 
-def test_a_detector_gets_as_many_proposals_as_it_may_have():
-    cfg = load_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+def outputs_of_narrow(name, options):
+    """Raw predictions of a stock ResNet-50 detector with a narrow backbone, for one picture of 64x64."""
+    cfg = load_config(name)
     leave_out_pretrained(cfg)
-    cfg.merge_from_dict(
-        {
-            'model.backbone.base_channels': 8,
-            'model.neck.in_channels': [32, 64, 128, 256],
-            'model.roi_head.bbox_head.fc_out_channels': 8,
-            'model.test_cfg.rpn.max_per_img': 7,
-        }
-    )
+    narrow = {'model.backbone.base_channels': 8, 'model.neck.in_channels': [32, 64, 128, 256]}
+    cfg.merge_from_dict(narrow | options)
     model = build_model(Config(cfg.to_dict())).eval()
     with torch.no_grad():
-        ((scores, boxes),) = forward_call(model, torch.zeros(1, 3, 64, 64))()
+        (outputs,) = forward_call(model, torch.zeros(1, 3, 64, 64))()
+    return outputs
+
+
+def test_a_detector_gets_as_many_proposals_as_it_may_have():
+    options = {'model.roi_head.bbox_head.fc_out_channels': 8, 'model.test_cfg.rpn.max_per_img': 7}
+    scores, boxes = outputs_of_narrow('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', options)
     assert scores.shape == (7, 81) and boxes.shape == (7, 320)
 
 
 def test_all_learned_proposals_are_refined_and_get_masks():
     """Of QueryInst, a Sparse R-CNN with masks, before it has weights that give boxes of positive size."""
-    cfg = load_config('mmdet::queryinst/queryinst_r50_fpn_1x_coco.py')
-    leave_out_pretrained(cfg)
-    cfg.merge_from_dict(
-        {
-            'model.backbone.base_channels': 8,
-            'model.neck.in_channels': [32, 64, 128, 256],
-            'model.rpn_head.num_proposals': 7,
-        }
-    )
-    model = build_model(Config(cfg.to_dict())).eval()
-    with torch.no_grad():
-        (stages,) = forward_call(model, torch.zeros(1, 3, 64, 64))()
+    stages = outputs_of_narrow('mmdet::queryinst/queryinst_r50_fpn_1x_coco.py', {'model.rpn_head.num_proposals': 7})
     assert len(stages) == 6
     for boxes, masks in stages:
         assert boxes['cls_score'].shape == (1, 7, 80)
