@@ -101,8 +101,8 @@ def input_size(cfg: Config) -> tuple[int, int] | None:
 def forward_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
     """A call of a model, up to its raw predictions.
 
-    A detector with proposals gets as many of them as its ``test_cfg`` allows, of growing size, since how many a picture
-    yields is no property of the model.
+    A detector with proposals gets as many of them as its ``test_cfg`` allows, or as it has learned, of growing size, since
+    how many a picture yields is no property of the model.
 
     Args:
         model: A model of mmdet, mmseg or mmpretrain.
@@ -120,7 +120,7 @@ def forward_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
     samples = [DetDataSample(metainfo=meta) for _ in images]
     rpn_head = getattr(model, 'rpn_head', None)
     predict = getattr(rpn_head, 'predict', None)
-    learned = getattr(rpn_head, 'num_proposals', None)  # of Sparse R-CNN, each with a feature of its own
+    learned = getattr(rpn_head, 'num_proposals', None)  # of Sparse R-CNN: a box and a feature each
     limit = learned or getattr(getattr(rpn_head, 'test_cfg', None), 'max_per_img', None)
     if limit is not None:
         corners = torch.linspace(0, 1, limit + 1)[1:, None] * torch.tensor([float(size[1]), float(size[0])])
