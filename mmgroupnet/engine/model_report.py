@@ -101,8 +101,8 @@ def input_size(cfg: Config) -> tuple[int, int] | None:
 def forward_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
     """A call of a model, up to its raw predictions.
 
-    A detector with proposals gets as many of them as its ``test_cfg`` allows, or as it has learned, of growing size, since
-    how many a picture yields is no property of the model.
+    A detector with proposals gets as many of them as its ``test_cfg`` allows, or as it has learned, of growing size,
+    since how many a picture yields is no property of the model.
 
     Args:
         model: A model of mmdet, mmseg or mmpretrain.
