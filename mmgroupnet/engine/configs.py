@@ -10,13 +10,30 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.hub import get_config
 from mmengine.model import BaseModule
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope, Registry
+from mmengine.runner import Runner
 
 import mmgroupnet.registry
 from mmgroupnet.engine.errors import UserError, nearest
 
 _ROOTS = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
 _OURS = [getattr(mmgroupnet.registry, name) for name in mmgroupnet.registry.__all__]
+
+# What a config may hold at its top besides the arguments of the Runner: what the Runner looks up in its config, and
+# what the tools do.
+_LOOKED_UP = (
+    'activation_checkpointing',
+    'backbone_checkpoint',
+    'compile',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'runner_type',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
+)
 
 
 def load_config(name: str) -> Config:
@@ -151,10 +168,56 @@ def check_arguments(cfg: Config) -> None:
                 )
 
 
-def check_overrides(cfg: Config, options: Mapping[str, object]) -> None:
-    """Checks that ``--cfg-options`` change settings that exist.
+def _settings() -> set[str]:
+    """The top-level keys of a config that are read when it runs; all others are variables of its file."""
+    return {*inspect.signature(Runner).parameters, *_LOOKED_UP} - {'cfg'}
 
-    All but the last key of a path must be in the config, or be an argument of the part that it stands in. Without this,
+
+def _places(node: object, name: str, value: object, path: str = '') -> Iterator[str]:
+    """Dotted paths of a config where the value of a variable of its file may have gone: what has its name and value."""
+    if isinstance(node, Mapping):
+        children = node.items()
+    elif isinstance(node, list | tuple):
+        children = enumerate(node)
+    else:
+        return
+    for key, child in children:
+        where = f'{path}.{key}' if path else str(key)
+        if child == value and (key == name or isinstance(value, str)):
+            yield where
+        else:
+            yield from _places(child, name, value, where)
+
+
+def _check_setting(cfg: Mapping, path: str) -> None:
+    """Checks that the first key of an override is read when the config runs."""
+    name = path.split('.')[0]
+    settings = _settings()
+    if name in settings:
+        return
+    if name not in cfg:
+        raise UserError(f'--cfg-options {path}: the config has no key {name!r}{nearest(name, {*settings, *cfg})}')
+    places = list(_places({key: cfg[key] for key in cfg if key in settings}, name, cfg[name]))
+    raise UserError(
+        f'--cfg-options {path}: {name} is a variable of the config file, whose value went where it is used when the '
+        f'file was read. Change it there{": " + ", ".join(places) if places else ""}'
+    )
+
+
+def _takes(node: Mapping, path: list[str], scope: str | None) -> set[str]:
+    """Names of what the part at a path takes, as far as is known."""
+    if path == ['optim_wrapper']:  # The Runner fills in the type, and its constructor takes keys for itself.
+        wrapper = resolve_type(node.get('type', OptimWrapper), scope)
+        return (accepted_arguments(wrapper) or set()) | {'constructor', 'paramwise_cfg'}
+    part = resolve_type(node['type'], scope) if 'type' in node else None
+    return (part is not None and accepted_arguments(part)) or set()
+
+
+def check_overrides(cfg: Config, options: Mapping[str, object]) -> None:
+    """Checks that ``--cfg-options`` change settings that exist and are read.
+
+    The first key must be a setting, not a variable of the config's file: its value is in place when the file has been
+    read. All others but the last must be in the config, or be an argument of the part that they stand in. Without this,
     ``model.bakbone.depth=18`` would make a new dict that nobody reads.
 
     Args:
@@ -166,9 +229,10 @@ def check_overrides(cfg: Config, options: Mapping[str, object]) -> None:
     """
     for path in options:
         node: object = cfg.to_dict()
+        _check_setting(node, path)
         keys = path.split('.')
         for depth, key in enumerate(keys):
-            where = '.'.join(keys[:depth]) or 'the config'
+            where = '.'.join(keys[:depth])
             if isinstance(node, list | tuple):
                 if not key.isdigit() or int(key) >= len(node):
                     raise UserError(
@@ -179,12 +243,11 @@ def check_overrides(cfg: Config, options: Mapping[str, object]) -> None:
                 raise UserError(f'--cfg-options {path}: {where} is {node!r}, which has no keys')
             elif key in node:
                 node = node[key]
-            elif depth == len(keys) - 1:
-                break  # A new key; whether its part takes it is the business of check_arguments.
+            elif depth in (0, len(keys) - 1):
+                break  # A setting that the config leaves out; whether a part takes it is check_arguments' business.
+            elif key in _takes(node, keys[:depth], cfg.get('default_scope')):
+                break  # An argument that the config leaves at its default.
             else:
-                part = resolve_type(node['type'], cfg.get('default_scope')) if 'type' in node else None
-                if part is not None and key in (accepted_arguments(part) or ()):
-                    break  # An argument that the config leaves at its default.
                 raise UserError(
                     f'--cfg-options {path}: {where} has no key {key!r}{nearest(key, node)}. '
                     f'Its keys: {", ".join(map(str, node))}'

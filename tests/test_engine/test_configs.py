@@ -1,6 +1,7 @@
 """What is refused in a config before anything is built from it."""
 
 import re
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -8,6 +9,8 @@ from mmengine.config import Config
 from mmgroupnet.engine.configs import accepted_arguments, check_arguments, check_overrides, load_config
 from mmgroupnet.engine.errors import UserError, nearest
 from tests.tiny_run import load_tiny_run
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
 
 
 class Plain:
@@ -103,10 +106,46 @@ def test_a_hook_may_have_a_priority(cfg):
         'optim_wrapper.clip_grad.max_norm',
         'train_dataloader.dataset.pipeline.0.type',
         'load_from',
+        'tta_model.type',
+        'find_unused_parameters',
     ],
 )
 def test_overrides_of_what_exists(cfg, path):
     check_overrides(cfg, {path: 1})
+
+
+@pytest.mark.parametrize(
+    'path', ['randomness.seed', 'optim_wrapper.clip_grad.max_norm', 'optim_wrapper.paramwise_cfg.norm_decay_mult']
+)
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+        str(CONFIGS / 'classification' / 'groupnet_r20_k3_scratch_cifar10.py'),  # its optim_wrapper has no type
+    ],
+)
+def test_overrides_of_what_a_config_leaves_to_the_runner(name, path):
+    check_overrides(load_config(name), {path: 1})
+
+
+@pytest.mark.parametrize(
+    ('path', 'message'),
+    [
+        (
+            'float_checkpoint',
+            'float_checkpoint is a variable of the config file, whose value went where it is used when the file was '
+            'read. Change it there: model.backbone.init_cfg.checkpoint, model.head.init_cfg.checkpoint, '
+            'custom_hooks.1.checkpoint',
+        ),
+        ('whole_image_pipeline.0.padding', 'whole_image_pipeline is a variable of the config file'),
+        ('resum', "the config has no key 'resum' (did you mean 'resume'?)"),
+        ('randomnes.seed', "the config has no key 'randomnes' (did you mean 'randomness'?)"),
+    ],
+)
+def test_overrides_that_nobody_would_read(path, message):
+    cfg = load_config(str(CONFIGS / 'classification' / 'groupnet_r20_k3_distilled_cifar10.py'))
+    with pytest.raises(UserError, match=re.escape(f'--cfg-options {path}: {message}')):
+        check_overrides(cfg, {path: 1})
 
 
 @pytest.mark.parametrize(
