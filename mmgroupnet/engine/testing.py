@@ -8,7 +8,7 @@ from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
 from mmgroupnet.engine.checkpoint import is_local
-from mmgroupnet.engine.data import check_data
+from mmgroupnet.engine.data import check_data, innermost_datasets
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.launch import build_runner
 from mmgroupnet.engine.packed_checkpoint import adopt_packed, check_device
@@ -55,10 +55,7 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
 
 def _default_tta(cfg: Config, library: str) -> tuple[dict, list]:
     """Model and pipeline that predict on the image and on its mirror image."""
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    pipeline = deepcopy(dataset.pipeline)
+    pipeline = deepcopy(next(innermost_datasets(cfg.test_dataloader.dataset))['pipeline'])
     pack = pipeline[-1]
     if library == 'mmdet':
         model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
@@ -75,7 +72,9 @@ def _default_tta(cfg: Config, library: str) -> tuple[dict, list]:
 
 
 def augment_test(cfg: Config) -> None:
-    """Turns on test-time augmentation: the config's own, or the mirror image where it has none.
+    """Turns on test-time augmentation.
+
+    By the config's own ``tta_model`` and ``tta_pipeline``; with the mirror image for what it lacks of them.
 
     Args:
         cfg: The config, changed in place.
@@ -84,12 +83,13 @@ def augment_test(cfg: Config) -> None:
         UserError: If the config is of another library.
     """
     library = _library(cfg, '--tta')
-    if 'tta_model' in cfg and 'tta_pipeline' in cfg:
-        model, pipeline = cfg.tta_model, cfg.tta_pipeline
-    else:
-        model, pipeline = _default_tta(cfg, library)
+    model, pipeline = cfg.get('tta_model'), cfg.get('tta_pipeline')
+    if model is None or pipeline is None:
+        default_model, default_pipeline = _default_tta(cfg, library)
+        model, pipeline = model or default_model, pipeline or default_pipeline
     cfg.model = ConfigDict(**model, module=cfg.model)
-    cfg.test_dataloader.dataset.pipeline = pipeline
+    for dataset in innermost_datasets(cfg.test_dataloader.dataset):
+        dataset['pipeline'] = pipeline
 
 
 def write_predictions(runner: Runner, out: str) -> None:

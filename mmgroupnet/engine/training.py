@@ -80,7 +80,7 @@ def run_training(
         amp: Train in automatic mixed precision. Default: False.
         auto_scale_lr: Scale the learning rate by the batch size of all processes. Default: False.
         resume: Checkpoint to go on from, or 'auto' for the last good one in the work directory, if there is one.
-            Default: None.
+            Default: None, which leaves it to ``resume`` and ``load_from`` of the config.
         policy: Rules by which the model is made binary, see :func:`mmgroupnet.engine.binarization.load_policy`.
             Default: None.
 
@@ -107,6 +107,8 @@ def run_training(
     fetch_pretrained(cfg)
     if policy is not None:
         binarize_config(cfg, policy)
+    if resume is None and cfg.get('resume'):  # as mmengine reads it
+        resume = cfg.get('load_from') or 'auto'
     found = find_resumable(cfg.work_dir) if resume == 'auto' else resume
     cfg.resume = found is not None
     cfg.load_from = found or cfg.get('load_from')

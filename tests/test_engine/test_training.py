@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmgroupnet.engine.errors import UserError
-from mmgroupnet.engine.testing import run_test
+from mmgroupnet.engine.testing import augment_test, run_test
 from mmgroupnet.engine.training import run_training
 from tests.tiny_run import load_tiny_run
 
@@ -52,6 +52,16 @@ class TestResume:
     def test_nothing_to_resume_starts_anew(self, tmp_path):
         run_training(load_tiny_run(tmp_path, train_cfg__max_epochs=1), resume='auto')
         assert sorted(losses(tmp_path / 'work')) == [1, 2, 3, 4]
+
+    @pytest.mark.parametrize('named', [False, True])
+    def test_a_config_that_resumes(self, trained, tmp_path, named):
+        """``resume = True``, as mmengine reads it: from ``load_from``, else from the work directory."""
+        shutil.copy(trained / 'work/epoch_1.pth', tmp_path)
+        load_from = str(trained / 'work/epoch_2.pth') if named else None
+        cfg = load_tiny_run(trained, work_dir=str(tmp_path), train_cfg__max_epochs=3, resume=True, load_from=load_from)
+        run_training(cfg)
+        expected = losses(trained / 'work')
+        assert losses(tmp_path) == {step: expected[step] for step in range(9 if named else 5, 13)}
 
     def test_a_truncated_newest_checkpoint(self, trained, tmp_path):
         for epoch in (1, 2):
@@ -173,6 +183,27 @@ class TestTest:
         run_test(cfg, str(trained / 'work/epoch_3.pth'), out=str(out), show_dir=str(tmp_path / 'drawn'), tta=tta)
         assert out.stat().st_size > 0
         assert sorted(path.name for path in tmp_path.glob('drawn/*')) == ['10.png', '11.png', '8.png', '9.png']
+
+    def test_augmentation_reaches_all_of_a_wrapped_test_set(self, trained, tmp_path):
+        cfg = load_tiny_run(trained, work_dir=str(tmp_path))
+        plain = cfg.test_dataloader.dataset
+        cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[plain, plain])
+        augment_test(cfg)
+        for dataset in cfg.test_dataloader.dataset.datasets:
+            assert [step.type for step in dataset.pipeline] == [
+                'LoadImageFromFile', 'Resize', 'LoadAnnotations', 'TestTimeAug',
+            ]
+
+    def test_a_config_keeps_what_it_has_of_augmentation(self, trained, tmp_path):
+        own = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='soft_nms'), max_per_img=7))
+        cfg = load_tiny_run(trained, work_dir=str(tmp_path), tta_model=own)
+        augment_test(cfg)
+        assert cfg.model.tta_cfg.max_per_img == 7 and cfg.model.module.type == 'FCOS'
+        assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
+        steps = [dict(type='LoadImageFromFile')]
+        cfg = load_tiny_run(trained, work_dir=str(tmp_path), tta_pipeline=steps)
+        augment_test(cfg)
+        assert cfg.model.type == 'DetTTAModel' and cfg.test_dataloader.dataset.pipeline == steps
 
     def test_misuse(self, trained, tmp_path):
         cfg = load_tiny_run(trained, work_dir=str(tmp_path))
