@@ -65,7 +65,11 @@ def fetch_checkpoint(source: str) -> dict:
             checkpoint = torch.load(source, map_location='cpu', weights_only=True)
         else:
             checkpoint = torch.hub.load_state_dict_from_url(_address(source), map_location='cpu', weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except FileNotFoundError as error:
+        raise PretrainedError(f'checkpoint {source} does not exist') from error
+    except OSError as error:  # No network, above all.
+        raise PretrainedError(f'checkpoint {source} cannot be fetched: {error}') from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise PretrainedError(f"checkpoint {source} cannot be read in torch's safe mode: {error}") from error
     if not isinstance(checkpoint, dict):
         raise PretrainedError(f'checkpoint {source} holds a {type(checkpoint).__name__}, not a dict of weights')

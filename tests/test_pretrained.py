@@ -29,7 +29,7 @@ def test_a_download_that_fails_is_one_error(monkeypatch):
         raise OSError('no route to host')
 
     monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', download)
-    with pytest.raises(PretrainedError, match='host/a.pth cannot be read in torch.s safe mode: no route to host'):
+    with pytest.raises(PretrainedError, match='host/a.pth cannot be fetched: no route to host'):
         fetch_checkpoint('https://host/a.pth')
 
 
@@ -48,7 +48,7 @@ def test_files_that_are_no_checkpoints_are_refused(content, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(PretrainedError, match='nothing.pth cannot be read .* No such file'):
+    with pytest.raises(PretrainedError, match=r'nothing\.pth does not exist$'):
         fetch_checkpoint(str(tmp_path / 'nothing.pth'))
 
 

@@ -77,11 +77,7 @@ def check_state_dict(model: nn.Module, checkpoint: Mapping, source: str) -> None
     given = {key.removeprefix('module.'): value for key, value in given.items()}
     mismatch = describe_mismatch(model, given)
     if mismatch:
-        raise UserError(
-            f'checkpoint {source} is of another architecture than the config ({mismatch}). To start from its '
-            "backbone alone, give the backbone init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone') in "
-            'place of load_from'
-        )
+        raise UserError(f'checkpoint {source} is of another architecture than the config ({mismatch})')
 
 
 def saved_checkpoints(work_dir: str | Path) -> list[Path]:

@@ -1,11 +1,26 @@
 """Refuses a checkpoint of another architecture."""
 
+from collections.abc import Mapping
+
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
+from torch import nn
 
 from mmgroupnet.engine.checkpoint import check_state_dict
+from mmgroupnet.engine.errors import UserError
 from mmgroupnet.registry import HOOKS
+
+
+def _loads_whole(model: nn.Module, checkpoint: Mapping) -> bool:
+    """Whether a model that renames or reshapes weights while it loads them takes all of a checkpoint."""
+    given = checkpoint.get('state_dict', checkpoint)
+    given = {key.removeprefix('module.'): value for key, value in given.items()}
+    try:
+        result = model.load_state_dict(given, strict=False)
+    except RuntimeError:  # of another shape
+        return False
+    return not result.unexpected_keys and all(key.endswith('num_batches_tracked') for key in result.missing_keys)
 
 
 @HOOKS.register_module()
@@ -19,7 +34,7 @@ class CheckpointMatchHook(Hook):
     priority = 'VERY_LOW'  # After hooks that change the checkpoint, such as EMAHook's.
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compares names and shapes.
+        """Compares names and shapes, and where they differ asks the model.
 
         Args:
             runner: The runner.
@@ -31,4 +46,12 @@ class CheckpointMatchHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        check_state_dict(model, checkpoint, source=runner.cfg.get('load_from') or 'to resume from')
+        try:
+            check_state_dict(model, checkpoint, source=runner.cfg.get('load_from') or 'to resume from')
+        except UserError as error:
+            if _loads_whole(model, checkpoint):
+                return
+            raise UserError(
+                f"{error}. To train from what fits of it, give model.init_cfg=dict(type='Pretrained', checkpoint=...) "
+                'in place of load_from'
+            ) from error
