@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import EMAHook
+from mmengine.runner import get_priority
 from torch import nn
 
 from mmgroupnet.engine.hooks import BinaryStatisticsHook
@@ -90,6 +92,10 @@ def test_training_that_counts_iterations_reports_before_it_evaluates(runner):
     for _ in range(2):
         hook.before_val_epoch(runner)
     assert [row['positive_share'] for row in table(runner)] == [5 / 8]
+
+
+def test_averaged_weights_of_the_validation_are_not_looked_at():
+    assert get_priority(BinaryStatisticsHook.priority) < get_priority(EMAHook.priority)
 
 
 def test_a_dying_layer_gets_a_warning(runner, caplog):

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from mmengine.registry import HOOKS, MODELS, DefaultScope
+from mmengine.runner import get_priority
 from torch import nn
 from torch.testing import assert_close
 
@@ -88,6 +89,7 @@ def test_a_students_loss_is_the_cross_entropy_with_the_teacher(student, tmp_path
         dict(type='mmgroupnet.DistillationHook', teacher=TEACHER, checkpoint=str(tmp_path / 'teacher.th'), weight=0.75)
     )
     hook.before_train(FakeRunner(student))
+    hook.before_train_epoch(FakeRunner(student))
     assert set(student.state_dict()) == names  # The teacher is in no checkpoint,
     assert len(list(student.parameters())) == len(dict(student.named_parameters()))  # and is not trained.
 
@@ -104,8 +106,33 @@ def test_a_students_loss_is_the_cross_entropy_with_the_teacher(student, tmp_path
     assert_close(loss, -(target * logits.log_softmax(1)).sum(1).mean())
 
     # Evaluation is left alone.
+    samples = [DataSample().set_gt_label(label) for label in (3, 5)]
     data = student.data_preprocessor(dict(inputs=images, data_samples=samples), training=False)
-    assert data['data_samples'][0].gt_label.tolist() == [3]
+    assert torch.equal(data['inputs'], torch.stack(images).float())
+    for sample, label in zip(data['data_samples'], (3, 5), strict=True):
+        assert sample.gt_label.tolist() == [label]
+        assert sample.get('gt_score') is None or torch.equal(sample.gt_score, torch.eye(10)[label])
+
+
+@pytest.mark.parametrize('augments', [None, dict(augments=dict(type='Mixup', alpha=0.8))])
+def test_the_teacher_stays_where_batch_augmentations_are_switched(augments, student, tmp_path):
+    from mmpretrain.engine import SwitchRecipeHook
+
+    torch.save(MODELS.build(TEACHER).state_dict(), tmp_path / 'teacher.pth')
+    hook = DistillationHook(TEACHER, str(tmp_path / 'teacher.pth'))
+    runner = FakeRunner(student)
+    hook.before_train(runner)
+    for _ in range(2):  # Once is enough, whatever the number of epochs.
+        hook.before_train_epoch(runner)
+        labels = student.data_preprocessor.batch_augments
+        assert isinstance(labels, TeacherLabels) and labels.before is None
+    switch = SwitchRecipeHook([dict(action_epoch=2, batch_augments=augments)])
+    assert get_priority(switch.priority) < get_priority(hook.priority)
+    switch._switch_batch_augments(runner, switch.schedule[2]['batch_augments'])
+    hook.before_train_epoch(runner)
+    labels = student.data_preprocessor.batch_augments
+    assert isinstance(labels, TeacherLabels) and labels.teacher is hook._teacher
+    assert labels.before is switch.schedule[2]['batch_augments']
 
 
 def test_another_teachers_weights_are_refused(student, tmp_path):

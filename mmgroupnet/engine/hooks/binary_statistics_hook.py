@@ -50,7 +50,7 @@ class BinaryStatisticsHook(Hook):
         ValueError: If ``interval`` is not at least 1.
     """
 
-    priority = 'LOW'
+    priority = 'ABOVE_NORMAL'  # Before EMAHook puts averaged weights in place for the validation.
 
     def __init__(self, interval: int = 50, alive_range: tuple[float, float] = (0.02, 0.98)) -> None:
         if interval < 1:

@@ -45,6 +45,13 @@ class TeacherLabels:
         return images, self.weight * soft + (1 - self.weight) * labels
 
 
+def _unwrapped(runner: Runner) -> nn.Module:
+    model = runner.model
+    while is_model_wrapper(model):
+        model = model.module
+    return model
+
+
 @HOOKS.register_module()
 class DistillationHook(Hook):
     """Gives mmpretrain's classifiers soft labels, ``weight * softmax(teacher / temperature) + (1 - weight) * label``.
@@ -68,6 +75,8 @@ class DistillationHook(Hook):
         UserError: If the checkpoint is not the teacher's, or the model has not mmpretrain's preprocessor.
     """
 
+    priority = 'LOW'  # After SwitchRecipeHook, which puts other batch augmentations in place.
+
     def __init__(self, teacher: dict, checkpoint: str, weight: float = 0.9, temperature: float = 1.0) -> None:
         if not 0 < weight <= 1:
             raise ValueError(f'weight={weight}: give a share between 0 (excluded) and 1')
@@ -79,11 +88,8 @@ class DistillationHook(Hook):
         self.temperature = temperature
 
     def before_train(self, runner: Runner) -> None:
-        """Builds the teacher and puts it behind the model's preprocessor."""
-        model = runner.model
-        while is_model_wrapper(model):
-            model = model.module
-        preprocessor = model.data_preprocessor
+        """Builds the teacher."""
+        preprocessor = _unwrapped(runner).data_preprocessor
         if not hasattr(preprocessor, 'batch_augments'):
             raise UserError(
                 f'DistillationHook: {type(preprocessor).__name__} has no batch augmentations, use it with classifiers '
@@ -94,9 +100,14 @@ class DistillationHook(Hook):
         weights = to_classifier_names(given.get('state_dict', given))
         check_state_dict(teacher, weights, self.checkpoint)
         teacher.load_state_dict(weights, strict=False)  # Old files lack num_batches_tracked.
-        teacher.to(next(model.parameters()).device).requires_grad_(False).eval()
-        preprocessor.to_onehot = True
-        preprocessor.batch_augments = TeacherLabels(
-            teacher, self.weight, self.temperature, preprocessor.batch_augments
-        )
+        self._teacher = teacher.to(next(runner.model.parameters()).device).requires_grad_(False).eval()
         print_log(f'labels are {self.weight:.0%} those of the teacher in {self.checkpoint}', logger='current')
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Puts the teacher behind the model's preprocessor and its batch augmentations, where it is not there yet."""
+        preprocessor = _unwrapped(runner).data_preprocessor
+        if not isinstance(preprocessor.batch_augments, TeacherLabels):
+            preprocessor.to_onehot = True
+            preprocessor.batch_augments = TeacherLabels(
+                self._teacher, self.weight, self.temperature, preprocessor.batch_augments
+            )
