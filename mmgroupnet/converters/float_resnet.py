@@ -21,7 +21,7 @@ _BLOCK = r'layer\d+\.\d+\.'
 
 def _classifier_name(given: str) -> str:
     name = given.removeprefix('module.')
-    if name.startswith(('backbone.', 'head.')):
+    if name.startswith(('backbone.', 'neck.', 'head.')):
         return name
     classifier = re.fullmatch(r'(?:fc|linear)\.(weight|bias)', name)
     return f'head.fc.{classifier[1]}' if classifier else f'backbone.{name}'

@@ -12,6 +12,7 @@ from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 from torch import distributed, nn
 
+from mmgroupnet.engine.checkpoint import is_local
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.layers import guard_foreign_code
 
@@ -94,7 +95,9 @@ def add_guards(cfg: Config) -> None:
     if 'checkpoint' not in cfg.default_hooks:
         cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
     checkpoint = cfg.default_hooks.checkpoint
-    if checkpoint and not checkpoint.get('backend_args'):
+    if checkpoint and is_local(checkpoint.get('out_dir') or '') and not (
+        checkpoint.get('backend_args') or checkpoint.get('file_client_args')
+    ):
         checkpoint.backend_args = dict(backend='mmgroupnet.atomic')
     train_dataloader = cfg.get('train_dataloader')
     if (

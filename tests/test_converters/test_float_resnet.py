@@ -130,6 +130,11 @@ def test_names_of_all_sources_give_the_same_network(tmp_path):
         assert all(torch.equal(given[key], value) for key, value in expected.items()), name
 
 
+def test_parts_of_a_classifier_keep_their_names():
+    names = ['backbone.conv1.weight', 'neck.p', 'head.fc.weight']
+    assert list(float_resnet.to_classifier_names(dict.fromkeys(names))) == names
+
+
 def test_a_bare_state_dict_is_taken(tmp_path):
     torch.save(float_network().state_dict(), tmp_path / 'r.pth')
     initialised(str(tmp_path / 'r.pth'))

@@ -27,6 +27,19 @@ class TestGuards:
         add_guards(cfg)
         assert cfg.default_hooks.checkpoint.backend_args.backend == 'mmgroupnet.atomic'
 
+    @pytest.mark.parametrize(
+        'options',
+        [
+            dict(out_dir='s3://bucket/run'),
+            dict(backend_args=dict(backend='petrel')),
+            dict(file_client_args=dict(backend='petrel')),
+        ],
+    )
+    def test_checkpoints_for_elsewhere_go_where_the_config_says(self, options):
+        cfg = Config(dict(default_hooks=dict(checkpoint=dict(type='CheckpointHook', **options))))
+        add_guards(cfg)
+        assert cfg.default_hooks.checkpoint.to_dict() == dict(type='CheckpointHook', **options)
+
     @pytest.mark.parametrize('seed', [None, 0])
     def test_workers_start_anew_where_a_seed_is_given(self, seed):
         cfg = Config(dict(train_dataloader=dict(persistent_workers=True), randomness=dict(seed=seed)))
