@@ -25,7 +25,7 @@ class DigitCrops(BaseDataset):
         image_size: Side of the square crops in pixels. Default: 32.
         kwargs: As for mmengine's ``BaseDataset``.
 
-    Samples hold ``img``, RGB uint8 ``(image_size, image_size, 3)``, and ``gt_label``.
+    Samples hold ``img``, BGR uint8 ``(image_size, image_size, 3)``, and ``gt_label``.
 
     Raises:
         ValueError: If the split is another one.
@@ -52,7 +52,7 @@ class DigitCrops(BaseDataset):
         coco = COCO(str(annotations))
         samples = []
         for image in coco.loadImgs(coco.getImgIds()):
-            picture = cv2.cvtColor(cv2.imread(str(self.source / self.split / image['file_name'])), cv2.COLOR_BGR2RGB)
+            picture = cv2.imread(str(self.source / self.split / image['file_name']))
             for annotation in coco.loadAnns(coco.getAnnIds(image['id'])):
                 samples.append(
                     dict(img=self._crop(picture, annotation['bbox']), gt_label=annotation['category_id'] - 1)

@@ -21,7 +21,7 @@ class LocalCIFAR10(BaseDataset):
         data_prefix: The folder of the batches, in ``data_root``. Default: ``dict(root='cifar-10-batches-py')``.
         kwargs: As for mmengine's ``BaseDataset``.
 
-    Samples hold ``img``, RGB uint8 ``(32, 32, 3)``, and ``gt_label``.
+    Samples hold ``img``, BGR uint8 ``(32, 32, 3)`` as OpenMMLab's loaders of pictures give it, and ``gt_label``.
 
     Raises:
         ValueError: If the split is another one.
@@ -46,7 +46,7 @@ class LocalCIFAR10(BaseDataset):
         for name in self.files[self.split]:
             with open(Path(self.data_prefix['root']) / name, 'rb') as file:
                 batch = pickle.load(file, encoding='latin1')
-            images = batch['data'].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            images = batch['data'].reshape(-1, 3, 32, 32)[:, ::-1].transpose(0, 2, 3, 1)  # It lies there as RGB.
             samples += [
                 dict(img=np.ascontiguousarray(image), gt_label=int(label))
                 for image, label in zip(images, batch['labels'], strict=True)

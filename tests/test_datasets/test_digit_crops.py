@@ -45,11 +45,11 @@ def test_a_crop_is_the_square_around_the_box_and_repeats_the_border(tmp_path):
     assert (first['gt_label'], second['gt_label']) == (2, 3)
     # Sides 48 = 1.2 * 40 and 24, in eight pixels; a pixel shows the mean of what it covers.
     steps = np.arange(8) + 0.5
-    assert_allclose(first['img'][0, :, 0], 50 - 24 + 6 * steps - 0.5, atol=1)
+    assert_allclose(first['img'][0, :, 2], 50 - 24 + 6 * steps - 0.5, atol=1)
     assert_allclose(first['img'][:, 0, 1], 40 - 24 + 6 * steps - 0.5, atol=1)
-    assert_allclose(second['img'][0, :, 0], np.maximum(10 - 12 + 3 * steps - 0.5, 0), atol=1)
+    assert_allclose(second['img'][0, :, 2], np.maximum(10 - 12 + 3 * steps - 0.5, 0), atol=1)
     assert_allclose(second['img'][:, 0, 1], 55 - 12 + 3 * steps - 0.5, atol=1)
-    assert not first['img'][..., 2].any()
+    assert not first['img'][..., 0].any()
 
 
 def test_the_set_is_made_on_first_use(tmp_path, monkeypatch):

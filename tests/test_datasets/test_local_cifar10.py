@@ -37,7 +37,7 @@ def test_images_and_labels_of_a_split(split, numbers, batches):
     for sample, number in zip(dataset, numbers, strict=True):
         assert sample['img'].shape == (32, 32, 3) and sample['img'].dtype == np.uint8
         assert (sample['img'][..., 1] == number).all()
-        assert np.argwhere(sample['img'][..., 2] == 200).tolist() == [[5, 7]]
+        assert np.argwhere(sample['img'][..., 0] == 200).tolist() == [[5, 7]]
         assert sample['gt_label'] == number % 10
     assert dataset.metainfo['classes'][3] == 'cat'
 

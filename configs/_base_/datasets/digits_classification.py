@@ -2,7 +2,7 @@
 # which is made on first use.
 dataset_type = 'mmgroupnet.DigitCrops'
 
-data_preprocessor = dict(num_classes=10, mean=[90.0, 90.0, 90.0], std=[60.0, 60.0, 60.0], to_rgb=False)
+data_preprocessor = dict(num_classes=10, mean=[90.0, 90.0, 90.0], std=[60.0, 60.0, 60.0], to_rgb=True)
 
 train_pipeline = [dict(type='RandomCrop', crop_size=32, padding=4), dict(type='PackInputs')]
 test_pipeline = [dict(type='PackInputs')]
