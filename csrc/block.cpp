@@ -137,6 +137,7 @@ class Block {
   // Makes the output band by band: all steps of a band follow each other, so that what one writes, the next one finds
   // in the cache.
   void run() {
+    if (block_.batch == 0) return;
     const int64_t row_bytes = int64_t{4} * out_size_.width * out_folded_;
     const int64_t rows = std::max<int64_t>(1, kBandBytes * threads_ / row_bytes);
     const int images = static_cast<int>(std::clamp<int64_t>(rows / out_size_.height, 1, block_.batch));

@@ -294,7 +294,7 @@ def _block_shape(
     def run(unit: UnitGeometry, given: tuple[int, int, int, int], is_first: bool) -> tuple[int, int, int, int]:
         """Branches, channels, height and width of a unit's output."""
         branches, channels, height, width = given
-        read = unit.input_branches(branches)
+        read = unit.branches(branches)
         # The first unit may give each of its branches the same map; those behind it read what the one before wrote.
         if channels != unit.in_channels or not (read == branches or (is_first and branches == 1)):
             raise ValueError(
@@ -302,7 +302,7 @@ def _block_shape(
             )
         if unit.shares_weights and not is_first:
             raise ValueError('shares_weights=True: only the shortcut and the first unit can share their weights')
-        return (unit.output_branches(branches), unit.out_channels, *unit.output_size(height, width))
+        return (unit.branches(branches), unit.out_channels, *unit.output_size(height, width))
 
     if shortcut is not None:
         shortcut_map = run(shortcut, connected, True)

@@ -93,12 +93,8 @@ class UnitGeometry:
             )
         return size
 
-    def input_branches(self, given: int) -> int:
-        """Branches that the unit reads of a map of so many (1: all read the same)."""
-        return 1 if self.merges else given if self.shares_weights else self.num_bases
-
-    def output_branches(self, given: int) -> int:
-        """Branches of the output for a map of so many branches."""
+    def branches(self, given: int) -> int:
+        """Branches that the unit reads of a map of so many (1: all read the same), and those of its output."""
         return 1 if self.merges else given if self.shares_weights else self.num_bases
 
     def encode(self) -> list[int]:

@@ -98,14 +98,15 @@ def library() -> ctypes.CDLL | None:
         )
         return None
     loaded = ctypes.CDLL(str(found[0]))
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(loaded, name)
-        function.restype, function.argtypes = result, arguments
+    # Before anything else is looked up in it, which another version may not have.
     if loaded.mmg_abi_version() != ABI_VERSION:
         raise RuntimeError(
             f'{found[0]} is of version {loaded.mmg_abi_version()}, this code of {ABI_VERSION}: compile it again, '
             'python setup.py build_ext --inplace'
         )
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
     wanted = os.environ.get(ENVIRONMENT_VARIABLE, '')
     if loaded.mmg_select_kernels(wanted.encode()) != 0:
         names = loaded.mmg_available_kernels().decode().split()
@@ -189,10 +190,31 @@ def check_tensor(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype
         )
 
 
+class _Arranged:
+    """What is kept with the weights of a unit. It is never copied or pickled with them: it holds addresses.
+
+    Args:
+        state: What it was made for: kernels, weights, geometry.
+        weights: The weights in the order that the kernels want.
+    """
+
+    def __init__(self, state: tuple, weights: Tensor) -> None:
+        self.state = state
+        self.weights = weights
+        self.units: dict[tuple, Unit] = {}  # by the addresses of the other parameters
+
+    def __deepcopy__(self, memo: dict) -> None:
+        return None
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()
+
+
 def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -> Unit:
     """The struct of a unit, with its weights in the order that the kernels in use want.
 
-    Both are kept with the weights until anything changes: filling them in takes as long as a small convolution.
+    Both are kept with the weights until these change: filling them in takes as long as a small convolution. Pyramid
+    levels share weights but not norms: each has its struct.
 
     Args:
         geometry: Its numbers.
@@ -203,11 +225,15 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
         ValueError: If a tensor is not what the geometry asks for, or a sum of the unit does not fit.
     """
     bits, *rest = parameters
-    version = None if bits.is_inference() else bits._version  # tensors of inference mode are not counted
-    key = (selected_kernels(), bits.data_ptr(), version, geometry, *map(pointer, rest))
-    kept = getattr(bits, '_mmgroupnet_unit', None)
-    if kept is not None and kept[0] == key:
-        return kept[1]
+    # Changes of tensors of inference mode are not counted.
+    version = bits.numpy().tobytes() if bits.is_inference() else bits._version
+    state = (selected_kernels(), bits.data_ptr(), version, geometry)
+    key = tuple(map(pointer, rest))
+    kept: _Arranged | None = getattr(bits, '_mmgroupnet_arranged', None)
+    if kept is not None and kept.state != state:
+        kept = None
+    if kept is not None and key in kept.units:
+        return kept.units[key]
     check_parameters(geometry, parameters)
     height, width = geometry.padding or (-1, -1)
     unit = Unit(
@@ -226,21 +252,23 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
         geometry.residual,
         (c_int32 * geometry.num_bases)(*geometry.dilations),
         None,
-        *map(pointer, rest),
+        *key,
     )
-    # Pyramid levels share weights but not norms: the arranged weights may be those of another unit's struct.
-    is_arranged = kept is not None and kept[0][:4] == key[:4]
+    if kept is None:
+        kept = bits._mmgroupnet_arranged = _Arranged(state, _arrange_weights(geometry, unit, bits))
     # The struct holds what it points to: another thread may replace it beside `bits` while this one still uses it.
-    unit.arranged = kept[1].arranged if is_arranged else _arrange_weights(geometry, unit, bits)
-    unit.weights = unit.arranged.data_ptr()
-    bits._mmgroupnet_unit = (key, unit)
+    unit.arranged = kept.weights
+    unit.weights = kept.weights.data_ptr()
+    kept.units[key] = unit
     return unit
 
 
 def _arrange_weights(geometry: UnitGeometry, unit: Unit, bits: Tensor) -> Tensor:
     size = library().mmg_arranged_bytes(unit)
     if size == 0:
-        raise ValueError(f'in_channels={geometry.in_channels}: {geometry.row_bits} products in one sum, at most 2**24')
+        raise ValueError(
+            f'in_channels={geometry.in_channels}: {geometry.row_bits} products in one sum, give fewer than 2**24'
+        )
     # The kernels load whole cache lines.
     storage = torch.empty(size + 63, dtype=torch.uint8)
     arranged = storage[-storage.data_ptr() % 64 :][:size]

@@ -69,7 +69,7 @@ def convolve(x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
         x.data_ptr(), False, batch, height * width, given, geometry.in_channels, words.data_ptr(), threads
     )
     size = geometry.output_size(height, width)
-    out_channels = geometry.output_branches(given) * geometry.out_channels
+    out_channels = geometry.branches(given) * geometry.out_channels
     out = torch.empty(batch, out_channels, *size, dtype=torch.int16, memory_format=torch.channels_last)
     library.mmg_convolve(unit, batch, height, width, words.data_ptr(), given, True, out.data_ptr(), threads)
     return out

@@ -80,4 +80,4 @@ def test_weights_and_branches(overrides, rows, branches_of_three):
     unit = geometry(num_bases=3, in_channels=6, out_channels=5, groups=2, kernel_size=(3, 2), **overrides)
     assert unit.weight_rows == rows
     assert unit.row_bits == 18
-    assert unit.output_branches(3) == unit.input_branches(3) == branches_of_three
+    assert unit.branches(3) == branches_of_three

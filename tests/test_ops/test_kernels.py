@@ -1,7 +1,9 @@
 """How the kernels are found, chosen, described and run by several threads."""
 
+import copy
 import logging
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -75,6 +77,15 @@ class TestSelection:
         done = run_python(code, MMGROUPNET_KERNEL='portable')
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == ['portable']
+
+    def test_a_library_of_another_version(self, compiled):
+        code = (
+            'from mmgroupnet.ops import kernels\n'
+            'kernels.ABI_VERSION = 99\n'
+            "kernels._SIGNATURES['mmg_of_tomorrow'] = (None, [])\n"
+            'kernels.library()'
+        )
+        assert 'this code of 99: compile it again' in run_python(code).stderr
 
     def test_wrong_environment_variable(self, compiled):
         done = run_python('from mmgroupnet import ops; ops.selected_kernels()', MMGROUPNET_KERNEL='sse9')
@@ -163,7 +174,7 @@ class TestDescribedUnits:
         numbers = geometry(num_bases=1, in_channels=2**21, out_channels=1)
         bits = torch.zeros(1, numbers.row_bits // 8, dtype=torch.uint8)
         x = torch.ones(1, 1, 1, 1).expand(1, 2**21, 1, 1)
-        with pytest.raises(ValueError, match=r'in_channels=2097152: 18874368 products in one sum, at most 2\*\*24'):
+        with pytest.raises(ValueError, match=r'in_channels=2097152: 18874368 products in one sum, give fewer'):
             ops.convolve(x, bits, numbers.encode())
 
     def test_weights_made_in_inference_mode(self, kernel_set):
@@ -172,6 +183,36 @@ class TestDescribedUnits:
         with torch.inference_mode():
             out = ops.convolve(x, ops.pack_weight(unit.weight), unit.numbers)
         assert torch.equal(out, oracle.convolve(unit, x))
+
+    def test_weights_of_inference_mode_that_change(self, kernel_set):
+        """Nothing counts their changes."""
+        first, second = random_unit(geometry()), random_unit(geometry())
+        x = random_signs(1, 32, 5, 5)
+        with torch.inference_mode():
+            bits = ops.pack_weight(first.weight)
+            assert torch.equal(ops.convolve(x, bits, first.numbers), oracle.convolve(first, x))
+            bits.copy_(ops.pack_weight(second.weight))
+            assert torch.equal(ops.convolve(x, bits, first.numbers), oracle.convolve(second, x))
+
+    def test_levels_with_other_norms_are_described_once_each(self, compiled, monkeypatch):
+        unit = random_unit(geometry())
+        bits = ops.pack_weight(unit.weight)
+        channels = unit.geometry.num_bases * unit.geometry.out_channels
+        norms = [[torch.ones(channels), torch.zeros(channels)] for _ in range(3)]
+        levels = [[bits, None, None, *norm, None, None] for norm in norms]
+        structs = [kernels.describe_unit(unit.geometry, level) for level in levels]
+        assert len({struct.norm_scale for struct in structs}) == 3 and len({s.weights for s in structs}) == 1
+        monkeypatch.setattr(kernels, 'check_parameters', None)  # is not called again
+        for level, struct in zip(levels, structs, strict=True):
+            assert kernels.describe_unit(unit.geometry, level) is struct
+
+    def test_copies_and_pickles_leave_addresses_behind(self, kernel_set):
+        unit = random_unit(geometry())
+        x = random_signs(1, 32, 5, 5)
+        bits = ops.pack_weight(unit.weight)
+        expected = ops.convolve(x, bits, unit.numbers)
+        for twin in (copy.deepcopy(bits), pickle.loads(pickle.dumps(bits))):
+            assert torch.equal(ops.convolve(x, twin, unit.numbers), expected)
 
     def test_struct_keeps_its_weights(self, compiled, monkeypatch):
         """A thread may still use a struct that another thread, which came there at the same time, has replaced."""
