@@ -55,7 +55,7 @@ class PackedUnit(PackedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         given = x.shape[1] // self.geometry.in_channels
-        branches = self.geometry.input_branches(given)
+        branches = self.geometry.branches(given)
         return PackedChain.run(x, Connection.SEPARATE, branches, [self])
 
     def extra_repr(self) -> str:

@@ -36,7 +36,7 @@ from mmgroupnet.models.backbones.groupnet_resnet import (
     SeparateConnection,
 )
 from mmgroupnet.ops import Connection, Residual, pack_weight
-from mmgroupnet.quantizers import ShiftedSign, SignActivation, SignWeight
+from mmgroupnet.quantizers import ShiftedSign, SignActivation, SignWeight, is_plain_sign
 
 if find_spec('mmdet') is not None:
     from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
@@ -66,8 +66,8 @@ class NotPackable(Exception):
 
 
 def pack(model: nn.Module) -> nn.Module:
-    """Packs a model: a copy of it, in evaluation mode, whose binary layers are packed twins; the rest stays torch's, in
-    channels_last.
+    """Packs a model: a copy of it on the CPU, in float32 and evaluation mode, whose binary layers are packed twins; the
+    rest stays torch's, in channels_last.
 
     Args:
         model: A trained model with binary layers of mmgroupnet. It is left as it is.
@@ -82,9 +82,9 @@ def pack(model: nn.Module) -> nn.Module:
     convs = {name: module for name, module in model.named_modules() if isinstance(module, BinaryConv2d)}
     if not convs:
         raise ValueError(f'model={type(model).__name__}: it has no binary layers of mmgroupnet to pack')
-    packed = copy.deepcopy(model).eval()
+    packed = copy.deepcopy(model).cpu().float().eval()
     problems: dict[str, str] = {}
-    packed = _pack_module(packed, '', problems)
+    packed = _pack_module(packed, '', problems, {})
     layers = []
     for name, conv in convs.items():
         before = conv.weight.numel() * conv.weight.element_size()
@@ -98,8 +98,26 @@ def pack(model: nn.Module) -> nn.Module:
     return packed
 
 
-def _pack_module(module: nn.Module, name: str, problems: dict[str, str]) -> nn.Module:
-    """The packed twin of a module, or the module itself with its children packed."""
+def _pack_module(
+    module: nn.Module, name: str, problems: dict[str, str], twins: dict[nn.Module, nn.Module]
+) -> nn.Module:
+    """The packed twin of a module, or the module itself with its children packed.
+
+    Args:
+        module: The module.
+        name: Its name in the model.
+        problems: Takes why a binary conv was not packed, by its name.
+        twins: What became of the modules so far: one that has several names stays one.
+    """
+    if module not in twins:
+        twins[module] = _pack_new(module, name, problems, twins)
+    return twins[module]
+
+
+def _pack_new(
+    module: nn.Module, name: str, problems: dict[str, str], twins: dict[nn.Module, nn.Module]
+) -> nn.Module:
+    """As :func:`_pack_module`, for one that was not seen yet."""
     for kind, make in _TWINS:
         if not isinstance(module, kind):
             continue
@@ -110,10 +128,10 @@ def _pack_module(module: nn.Module, name: str, problems: dict[str, str]) -> nn.M
                 problems[name] = str(error)
                 return module
             break  # Perhaps its parts can be packed one by one.
-    for child_name, child in module.named_children():
-        twin = _pack_module(child, f'{name}.{child_name}' if name else child_name, problems)
-        if twin is not child:
-            setattr(module, child_name, twin)
+    for child_name, child in module._modules.items():  # named_children() leaves out second names
+        if child is not None:
+            twin = _pack_module(child, f'{name}.{child_name}' if name else child_name, problems, twins)
+            module._modules[child_name] = twin
     return module
 
 
@@ -135,14 +153,14 @@ def _sign_parameters(conv: BinaryConv2d) -> dict[str, Tensor]:
     activation = conv.activation
     if not isinstance(activation, SignActivation):
         raise NotPackable(f'{type(activation).__name__} is no sign: its activations are real-valued')
+    if not is_plain_sign(activation):
+        raise NotPackable(f'{type(activation).__name__} computes something of its own in front of its sign')
     parameters = {}
     if conv.input_norm is not None:
         norm = _fold_norm(conv.input_norm)
         parameters = dict(sign_scale=norm['norm_scale'], sign_shift=norm['norm_shift'])
     if isinstance(activation, ShiftedSign):
         parameters['sign_shift'] = activation.shift + parameters.get('sign_shift', 0)
-    elif 'forward' in vars(type(activation)):
-        raise NotPackable(f'{type(activation).__name__} computes something of its own in front of its sign')
     return parameters
 
 
@@ -173,7 +191,10 @@ def pack_unit(
             # norm(relu(scale * x)) = (norm_scale * scale) * relu(x) + norm_shift where no scale is negative.
             parameters['norm_scale'] = parameters['norm_scale'] * scale
             del parameters['scale']
-    return PackedUnit(geometry, parameters)
+    unit = PackedUnit(geometry, parameters)
+    # One that stands in several places, such as a conv of all pyramid levels with norms for each, is stored once.
+    unit.bits = conv.__dict__.setdefault('_packed_bits', unit.bits)
+    return unit
 
 
 def _pack_merge(merge: Merge) -> PackedMerge:
@@ -218,8 +239,6 @@ def _pack_tower(tower: 'BinaryTower') -> PackedTower:
     levels = []
     for level in range(len(tower.input_norms)):
         units = [pack_unit(*unit) for unit in tower.chain(level).units]
-        for unit, first in zip(units, levels[0].units if levels else (), strict=False):
-            unit.bits = first.bits  # one tensor, stored once
         levels.append(PackedChain(Connection.BROADCAST, num_bases, units))
     return PackedTower(tower.input_norms, levels, _pack_merge(tower.merge))
 
@@ -248,6 +267,8 @@ def _pack_linear(linear: BinaryLinear) -> PackedLinear:
 def _pack_conv_module(module: ConvModule) -> PackedUnit:
     if not isinstance(module.conv, BinaryConv2d):
         raise NotPackable('its conv is not binary')
+    if type(module).forward is not ConvModule.forward:
+        raise NotPackable(f'{type(module).__name__} computes something of its own')
     if module.order != ('conv', 'norm', 'act') or module.with_spectral_norm or module.with_explicit_padding:
         raise NotPackable(f'order={module.order}')
     if module.with_activation and (module.with_norm or not isinstance(module.activate, nn.ReLU)):

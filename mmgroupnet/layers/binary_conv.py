@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmgroupnet.layers import lean_conv
 from mmgroupnet.layers.branches import build_merge, split
 from mmgroupnet.ops import Residual, UnitGeometry
-from mmgroupnet.quantizers import SignWeight, build_activation
+from mmgroupnet.quantizers import SignActivation, SignWeight, build_activation
 from mmgroupnet.registry import MODELS
 
 
@@ -131,6 +131,11 @@ class BinaryConv2d(nn.Module):
 
     # Whether the K bases read one map and are added up.
     is_merged = False
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether signs meet signs in it; in the first of two training stages they do not."""
+        return isinstance(self.activation, SignActivation) and isinstance(self.weight_quantizer, SignWeight)
 
     @property
     def num_folded(self) -> int:

@@ -88,7 +88,9 @@ def supports_chain(chain: Chain, owner: nn.Module) -> bool:
     return (
         not has_listeners(owner)
         and all(type(unit.norm).forward in _NORM_FORWARDS for unit in units)
-        and all(supports_conv(conv) and conv.bias is None and conv.input_norm is None for conv in convs)
+        # Of a module that is packed in part some are packed.
+        and all(isinstance(conv, BinaryConv2d) and supports_conv(conv) for conv in convs)
+        and all(conv.bias is None and conv.input_norm is None for conv in convs)
     )
 
 

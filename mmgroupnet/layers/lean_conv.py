@@ -17,7 +17,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmgroupnet.layers.branches import share, split
 from mmgroupnet.ops import training
-from mmgroupnet.quantizers import PolynomialSign, ShiftedSign, SignActivation, SignWeight
+from mmgroupnet.quantizers import PolynomialSign, ShiftedSign, SignActivation, SignWeight, is_plain_sign
 
 # Gives the gradient of a branch of a conv's scaled output, (N, C_out, H', W'), and its sum over all pixels, (C_out,).
 # If the second argument is true, it may lie where that of the last branch lay.
@@ -30,8 +30,7 @@ def supports_conv(conv: nn.Module) -> bool:
     return (
         conv.memory_efficient
         and torch.is_grad_enabled()
-        and isinstance(conv.activation, SignActivation)
-        and type(conv.activation).forward in (SignActivation.forward, ShiftedSign.forward)
+        and is_plain_sign(conv.activation)
         and isinstance(conv.weight_quantizer, SignWeight)
         and not has_listeners(conv)
     )
@@ -84,7 +83,7 @@ class SignConv:
         conv, z = self.conv, self.shifted(x.detach())
         geometry = conv.geometry(is_shared=self.is_shared)
         fits = not conv.is_merged and geometry.row_bits <= training.MAX_LENGTH
-        if fits and training.uses_kernels(z):
+        if fits and training.uses_kernels(z) and training.uses_kernels(conv.weight):
             return training.convolve(z, conv.weight, geometry)
         signs = torch.where(z >= 0, 1.0, -1.0).to(z.dtype)
         if conv.is_merged:

@@ -8,6 +8,7 @@ from mmgroupnet.quantizers.activations import (
     Tanh,
     binary_sign,
     build_activation,
+    is_plain_sign,
 )
 from mmgroupnet.quantizers.weights import ChannelScaleWeight, RealWeight, SignWeight, TensorScaleWeight, UnscaledWeight
 
@@ -19,6 +20,7 @@ __all__ = [
     'Tanh',
     'binary_sign',
     'build_activation',
+    'is_plain_sign',
     'SignWeight',
     'TensorScaleWeight',
     'ChannelScaleWeight',

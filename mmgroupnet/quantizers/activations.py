@@ -109,6 +109,15 @@ class ShiftedSign(PolynomialSign):
         return super().forward(x + self.shift.view(-1, *[1] * (x.dim() - 2)))
 
 
+def is_plain_sign(activation: nn.Module) -> bool:
+    """Whether a quantizer is a sign with nothing in front of it but the shift of :class:`ShiftedSign`; its surrogate
+    gradient may be any."""
+    return isinstance(activation, SignActivation) and type(activation).forward in (
+        SignActivation.forward,
+        ShiftedSign.forward,
+    )
+
+
 @MODELS.register_module()
 class Tanh(nn.Tanh):
     r"""Real-valued stand-in for the sign, :math:`\tanh(x)`, in the first stage of training (Group-Net's released

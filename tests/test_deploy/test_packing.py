@@ -1,6 +1,7 @@
 """Packed models beside their simulated twins, layer by layer, each packed layer fed with what its twin saw."""
 
 import copy
+import pickle
 from functools import partial
 from unittest.mock import Mock
 
@@ -17,6 +18,7 @@ from mmgroupnet.deploy.packed_layers import PackedChain, PackedModule, PackedUni
 from mmgroupnet.layers import BinaryConv2d, BinaryLinear, LayerwiseBinaryConv2d, LayerwiseBinaryLinear
 from mmgroupnet.models.backbones.groupnet_resnet import BinaryUnit
 from mmgroupnet.ops import Connection
+from mmgroupnet.quantizers import PolynomialSign, ShiftedSign
 from tests.liveness import estimate_statistics, real_pictures
 from tests.test_models.test_combinations import BACKBONES, HEADS, NECKS
 from tests.test_models.test_combinations import build as build_detector
@@ -239,6 +241,70 @@ def test_segmentors(backbone, head):
     assert_twins_agree(segmentor, lambda model: model(x, mode='tensor'))
 
 
+@pytest.mark.parametrize('part', ['tower', 'blocks'])
+def test_what_is_packed_in_part_runs(part):
+    """Norms that cannot be folded stay, between packed convs."""
+    options = {
+        'tower': dict(head=dict(HEADS['binary'], norm_cfg=dict(type='GN', num_groups=2))),
+        'blocks': dict(backbone=dict(BACKBONES['binary'], norm_cfg=dict(type='BN', track_running_stats=False))),
+    }[part]
+    parts = dict(backbone=BACKBONES['binary'], neck=NECKS['binary'], head=HEADS['binary'])
+    detector = build_detector(**{**parts, **options})
+    x = pictures(96, 160)
+    estimate_statistics(detector, lambda: detector(x, mode='tensor'))
+    as_trained(detector)
+    packed = assert_twins_agree(detector, lambda model: model(x, mode='tensor'))
+    assert not any(isinstance(module, BinaryConv2d) for module in packed.modules())
+
+
+def test_input_norms_that_cannot_be_folded_stay_in_blocks():
+    input_norm = dict(type='GN', num_groups=2)
+    backbone = build_backbone(num_bases=2, base_channels=8, binary_cfg=dict(input_norm=input_norm)).eval()
+    packed = pack(backbone)
+    assert not any(isinstance(module, BinaryConv2d) for module in packed.modules())
+    with torch.no_grad():
+        assert all(out.isfinite().all() for out in packed(pictures()))
+        branches = torch.randn(2, 2 * 8, 9, 7)
+        block, twin = backbone.stages[0][0], packed.stages[0][0]
+        for unit, packed_unit in zip(block.units, twin.units, strict=True):
+            assert_agrees('unit', packed_unit(branches, branches), unit(branches, branches))
+
+
+class TestSharedLayers:
+    def test_a_layer_with_two_names_is_packed_once(self):
+        torch.manual_seed(0)
+        conv = BinaryConv2d(6, 6, 3, padding=1)
+        model = nn.ModuleList([conv, nn.ReLU(), conv])
+        packed = pack(model)
+        assert isinstance(packed[0], PackedUnit) and packed[2] is packed[0]
+        assert len(packed.packed_layers) == 1
+
+    def test_a_conv_of_several_parents_stores_its_bits_once(self):
+        """As RTMDet's head shares convs between levels that have norms of their own."""
+        torch.manual_seed(0)
+        levels = nn.ModuleList(
+            ConvModule(
+                6,
+                6,
+                3,
+                padding=1,
+                conv_cfg=dict(type='mmgroupnet.BinaryConv2d'),
+                norm_cfg=dict(type='BN'),
+                act_cfg=None,
+            )
+            for _ in range(2)
+        )
+        levels[1].conv = levels[0].conv
+        for level in levels:
+            nn.init.uniform_(level.norm.weight)
+        packed = pack(levels.eval())
+        assert packed[0] is not packed[1] and packed[0].bits.data_ptr() == packed[1].bits.data_ptr()
+        x = torch.randn(2, 6, 5, 7)
+        with torch.no_grad():
+            for level, twin in zip(levels, packed, strict=True):
+                assert_agrees('conv', twin(x), level(x))
+
+
 class TestConvModule:
     @pytest.fixture(params=[dict(), dict(norm_cfg=dict(type='BN')), dict(bias=True)], ids=str)
     def options(self, request):
@@ -277,6 +343,41 @@ class TestConvModule:
         assert isinstance(packed, PackedUnit) and packed.geometry.relu
         with torch.no_grad():
             assert_agrees('conv', packed(x), module(x))
+
+
+class ModuleWithSkip(ConvModule):
+    def forward(self, x, *args, **kwargs):
+        return super().forward(x, *args, **kwargs) + x
+
+
+class HalvingSign(PolynomialSign):
+    def forward(self, x):
+        return super().forward(x - 0.5)
+
+
+class ShiftedHalvingSign(ShiftedSign):
+    def forward(self, x):
+        return super().forward(x - 0.5)
+
+
+class TestClassesOfOthers:
+    def test_a_conv_module_with_a_forward_of_its_own_keeps_it(self):
+        torch.manual_seed(0)
+        module = ModuleWithSkip(
+            12, 12, 3, padding=1, conv_cfg=dict(type='mmgroupnet.BinaryConv2d'), norm_cfg=dict(type='BN'), act_cfg=None
+        ).eval()
+        x = torch.randn(2, 12, 11, 14)
+        packed = pack(module)
+        assert isinstance(packed, ModuleWithSkip) and isinstance(packed.conv, PackedUnit)
+        with torch.no_grad():
+            assert_agrees('conv', packed(x), module(x))
+
+    @pytest.mark.parametrize('sign', [HalvingSign(), type('Heir', (HalvingSign,), {})(), ShiftedHalvingSign(6)])
+    def test_a_sign_with_a_forward_of_its_own_is_left(self, sign):
+        conv = BinaryConv2d(6, 4, 3)
+        conv.activation = sign
+        (layer,) = pack(conv).packed_layers
+        assert layer.problem == f'{type(sign).__name__} computes something of its own in front of its sign'
 
 
 @pytest.mark.parametrize('groups', [1, 2, 5])
@@ -335,6 +436,20 @@ class TestPackedModel:
         second.load_state_dict(first.state_dict())
         with torch.no_grad():
             assert_close(second(pictures()), first(pictures()), rtol=0, atol=0)
+
+    def test_a_model_in_double_precision_is_packed_in_single(self):
+        backbone = build_backbone(num_bases=2, base_channels=8, decomposition='lbd')
+        expected, packed = pack(backbone), pack(backbone.double())
+        with torch.no_grad():
+            assert_close(packed(pictures()), expected(pictures()), rtol=1e-5, atol=1e-5)
+        assert backbone.stages[0][0].units[0].conv.weight.dtype == torch.float64
+
+    def test_it_is_copied_and_pickled_after_it_ran(self):
+        packed = pack(build_backbone(num_bases=2, base_channels=8))
+        with torch.no_grad():
+            expected = packed(pictures())
+            for twin in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+                assert_close(twin(pictures()), expected, rtol=0, atol=0)
 
     def test_it_stays_on_the_cpu_in_float32(self, monkeypatch):
         packed = pack(build_backbone(num_bases=2, base_channels=8))

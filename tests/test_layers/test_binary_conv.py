@@ -475,3 +475,19 @@ class TestInsideStockModules:
         assert type(conv) is BinaryConv2d and type(module.conv) is BinaryConv2d
         assert type(conv.input_norm) is nn.BatchNorm2d
         assert type(conv.activation) is ClippedIdentitySign and type(conv.weight_quantizer) is ChannelScaleWeight
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
+def test_weights_of_another_dtype_than_the_input(dtype):
+    """The kernels read float32 alone; signs are the same in all of them."""
+    torch.manual_seed(0)
+    conv = BinaryConv2d(6, 4, 3, padding=1, weight=dict(type='mmgroupnet.UnscaledWeight'))
+    x = torch.randn(2, 6, 5, 7)
+    expected = conv(x).detach()
+    assert torch.equal(conv.to(dtype)(x).detach().float(), expected)
+
+
+def test_is_binary():
+    assert BinaryConv2d(2, 2, 1).is_binary
+    assert not BinaryConv2d(2, 2, 1, activation=dict(type='mmgroupnet.Tanh')).is_binary
+    assert not BinaryConv2d(2, 2, 1, weight=dict(type='mmgroupnet.RealWeight')).is_binary

@@ -60,6 +60,9 @@ class BinaryTower(nn.Module):
             for i in range(num_convs)
         )
         self.norms = nn.ModuleList(norm_per_level(num_bases * channels) for _ in range(num_convs))
+        self.residuals = [
+            Residual.INPUT if conv.in_channels == conv.out_channels else Residual.NONE for conv in self.convs
+        ]
         self.relu = nn.ReLU(inplace=True)
         self.merge = build_merge(num_bases, learned_scales)
 
@@ -78,10 +81,10 @@ class BinaryTower(nn.Module):
 
     def chain(self, level: int) -> Chain:
         """The units of a pyramid level."""
-        units = []
-        for conv, norms in zip(self.convs, self.norms, strict=True):
-            residual = Residual.INPUT if conv.in_channels == conv.out_channels else Residual.NONE
-            units.append(ChainUnit(conv, norms[level], residual=residual))
+        units = (
+            ChainUnit(conv, norms[level], residual=residual)
+            for conv, norms, residual in zip(self.convs, self.norms, self.residuals, strict=True)
+        )
         return Chain(tuple(units), self.merge.num_bases)
 
 
