@@ -97,7 +97,7 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> tuple[dict[
         if module not in names:
             return
         kinds = {base.__name__ for base in type(module).__mro__}
-        if isinstance(module, BinaryConv2d):
+        if _is_binary_layer(module):
             bases = module.num_bases if module.is_merged else 1  # Folded branches have outputs of their own.
             bops[names[module]] += out.numel() * module.weight[0].numel() * bases
         elif kinds & {'DeformConv2d', 'ModulatedDeformConv2d'}:  # mmcv's, which torch does not see.
@@ -112,7 +112,7 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> tuple[dict[
                     out = func.decompose(*args, **kwargs)
                 return func(*args, **kwargs) if out is NotImplemented else out
             out = func(*tree_map_only(Tensor, _as_meta, args), **tree_map_only(Tensor, _as_meta, kwargs))
-            if not any(isinstance(module, BinaryConv2d) for module in stack):
+            if not any(map(_is_binary_layer, stack)):
                 owner = next((names[module] for module in reversed(stack) if module in names), '')
                 # Torch counts a multiply-accumulate as two.
                 flops[owner] += flop_registry[packet](*args, **kwargs, out_val=out) // 2
@@ -135,9 +135,13 @@ def _as_meta(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device='meta')
 
 
+def _is_binary_layer(module: nn.Module) -> bool:
+    return isinstance(module, BinaryConv2d) and module.is_binary
+
+
 def _is_float_layer(module: nn.Module) -> bool:
-    if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-        return True
+    if isinstance(module, nn.Linear | nn.modules.conv._ConvNd | BinaryConv2d):
+        return not _is_binary_layer(module)
     return bool({base.__name__ for base in type(module).__mro__} & {'DeformConv2d', 'ModulatedDeformConv2d'})
 
 
@@ -160,7 +164,7 @@ def analyze(model: nn.Module, run: Callable[[], object] | None = None) -> list[C
     rows = []
     seen: set[int] = set()
     for name, module in model.named_modules():
-        is_binary, is_float = isinstance(module, BinaryConv2d), _is_float_layer(module)
+        is_binary, is_float = _is_binary_layer(module), _is_float_layer(module)
         row = Complexity(name, int(is_binary), int(is_float), flops=flops.get(name, 0), bops=bops.get(name, 0))
         if isinstance(module, nn.Linear):
             row.linear_flops = row.flops

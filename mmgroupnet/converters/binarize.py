@@ -19,6 +19,10 @@ from mmgroupnet.layers import (
     guard_foreign_code,
 )
 
+# Channels of a group of a group norm in front of a linear layer, at least: a vector is one pixel, and one channel
+# alone, or two, would be normalised to the same values whatever they were.
+_LINEAR_GROUP_SIZE = 8
+
 
 @dataclass
 class RuleMatches:
@@ -194,11 +198,14 @@ def _swap(model: nn.Module, decision: Decision, rule: Rule, moved: Mapping[str, 
             setattr(parent, child, twins[id(layer)])
 
 
-def _input_norm(cfg: Mapping | None, channels: int) -> dict | None:
-    """The norm in front of a sign; the groups of a group norm have to divide the channels."""
+def _input_norm(cfg: Mapping | None, channels: int, group_size: int = 1) -> dict | None:
+    """The norm in front of a sign; the groups of a group norm have to divide the channels, into at least
+    ``group_size`` each where there are so many."""
     if cfg is None or cfg.get('type') != 'GN':
         return None if cfg is None else dict(cfg)
-    return dict(cfg, num_groups=math.gcd(cfg['num_groups'], channels))
+    largest = math.gcd(cfg['num_groups'], channels)
+    fitting = (n for n in range(largest, 1, -1) if largest % n == 0 and channels // n >= group_size)
+    return dict(cfg, num_groups=next(fitting, 1))
 
 
 def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, has_noise: bool) -> BinaryConv2d:
@@ -209,7 +216,7 @@ def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, has_noise: bool) -> B
         options['num_bases'] = rule.num_bases
     if isinstance(layer, nn.Linear):
         kind = LayerwiseBinaryLinear if is_merged else BinaryLinear
-        norm = _input_norm(rule.input_norm, layer.in_features)
+        norm = _input_norm(rule.input_norm, layer.in_features, _LINEAR_GROUP_SIZE)
         twin = kind(layer.in_features, layer.out_features, input_norm=norm, **options)
     else:
         kind = LayerwiseBinaryConv2d if is_merged else BinaryConv2d

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from types import MethodType
 
 import torch
 from mmengine.logging import print_log
@@ -46,26 +45,30 @@ def build_binarized(
     cfg = with_data_preprocessor(model, data_preprocessor)
     built = binarize(MMENGINE_MODELS.build(copy.deepcopy(cfg)), policy)  # Detectors write into their parts' configs.
     built.binarized_from = (policy, cfg)
-    # A bound method is copied with its model, a function would initialise the model that it was made for.
-    built.init_weights = MethodType(_init_weights, built)
+    built.init_weights = _Initialisation(built)
     return built
 
 
-def _init_weights(model: nn.Module) -> None:
-    """Initialises a model of :func:`build_binarized`."""
-    policy, cfg = model.binarized_from
-    source = MMENGINE_MODELS.build(copy.deepcopy(cfg))
-    if hasattr(source, 'init_weights'):
-        source.init_weights()
-    source = binarize(source, policy)
-    with torch.no_grad():
-        given = source.state_dict()
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(given[name])
-    report = source.binarization
-    print_log(
-        f'{len(given) - len(report.fresh)} tensors come from the float model, {len(report.fresh)} are fresh (norms in '
-        f'front of signs, gates), {len(report.without_target)} of the float model have no place: '
-        f'{", ".join(report.without_target) or "none"}',
-        logger='current',
-    )
+class _Initialisation:
+    """Initialises a model of :func:`build_binarized`; copied and pickled with it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self) -> None:
+        policy, cfg = self.model.binarized_from
+        source = MMENGINE_MODELS.build(copy.deepcopy(cfg))
+        if hasattr(source, 'init_weights'):
+            source.init_weights()
+        source = binarize(source, policy)
+        with torch.no_grad():
+            given = source.state_dict()
+            for name, tensor in self.model.state_dict().items():
+                tensor.copy_(given[name])
+        report = source.binarization
+        print_log(
+            f'{len(given) - len(report.fresh)} tensors come from the float model, {len(report.fresh)} are fresh (norms '
+            f'in front of signs, gates), {len(report.without_target)} of the float model have no place: '
+            f'{", ".join(report.without_target) or "none"}',
+            logger='current',
+        )

@@ -125,6 +125,14 @@ class TestResNet18:
         if num_bases == 5:
             assert total(rows).parameters == 55_662_127
 
+    def test_the_first_of_two_training_stages_is_real_valued(self):
+        options = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=2, out_indices=(3,), real_valued=True)
+        rows = resnet18_rows(**options)
+        assert [row.flops for row in rows] == [STEM, *(2 * stage for stage in STAGES), HEAD]
+        whole = total(rows)
+        assert whole.bops == whole.binary_parameters == whole.binary_layers == 0
+        assert whole.bytes_packed == whole.bytes_now
+
     def test_a_binarised_stock_model_has_the_same_operations(self):
         model = classifier(type='mmpretrain.ResNet', depth=18)
         policy = [

@@ -112,6 +112,12 @@ class TestLayers:
         (conv,) = mmgroupnet.binarize(nn.Sequential(nn.Conv2d(258, 4, 1)), [rule])
         assert conv.input_norm.num_groups == 2
 
+    @pytest.mark.parametrize(('channels', 'groups'), [(256, 32), (64, 8), (48, 4), (12, 1), (7, 1)])
+    def test_groups_of_a_group_norm_leave_a_vector_its_values(self, channels, groups):
+        rule = dict(become='binary', types='Linear', input_norm=dict(type='GN', num_groups=32))
+        (linear,) = mmgroupnet.binarize(nn.Sequential(nn.Linear(channels, 4)), [rule])
+        assert linear.input_norm.num_groups == groups
+
     @pytest.mark.parametrize('rule', [dict(become='binary'), dict(become='layerwise', num_bases=2)])
     def test_linears(self, rule):
         model = nn.Sequential(nn.Linear(4, 3), nn.Conv2d(3, 3, 1))

@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -89,10 +90,11 @@ def test_initialisation_is_the_float_models_own(cfg, tmp_path):
     assert model.bbox_head.conv_cls.bias.mean().item() == pytest.approx(-4.595, abs=1e-3)
 
 
-def test_a_copy_initialises_itself(cfg):
-    """As an exponential moving average has it."""
+@pytest.mark.parametrize('duplicate', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_initialises_itself(cfg, duplicate):
+    """As an exponential moving average has it, or a process that was spawned."""
     model = build(cfg.model)
-    twin = copy.deepcopy(model)
+    twin = duplicate(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with DefaultScope.overwrite_default_scope('mmdet'):
         twin.init_weights()
