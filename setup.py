@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
-# What MIM and `Config.fromfile('mmgroupnet::...')` style tools look for inside an installed OpenMMLab package.
+# What MIM looks for inside an installed OpenMMLab package.
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
 EXTRAS = ('mim', 'mmdet', 'mmseg', 'mmpretrain', 'demo', 'tests', 'benchmark')
 

@@ -113,7 +113,8 @@ def finish(run: Run) -> dict:
 
 
 def collect(runs: list[Run], lines: list[dict], jobs: int, finish: Callable[[Run], dict]) -> None:
-    """Trains what has no line yet and appends its line, in memory and in the file, as soon as it is there."""
+    """Trains what has no line yet and appends its line, in memory and in the file, as soon as it and those before it
+    are there."""
     missing = [run for run in runs if run not in map(key, lines)]
     with ThreadPoolExecutor(jobs) as pool:
         for line in pool.map(finish, missing):
@@ -177,7 +178,7 @@ def main() -> None:
     lines = read_lines(RESULTS)
     collect(first_runs(args.blocks), lines, args.jobs, finish)
     collect(close_runs(lines, args.blocks), lines, args.jobs, finish)
-    plot(lines, args.blocks, RESULTS.with_suffix('.png'))
+    plot(lines, args.blocks, RESULTS.with_name(f'{RESULTS.stem}_r{6 * args.blocks + 2}.png'))
     print(f'\n{results_table(lines, args.blocks)}')
 
 

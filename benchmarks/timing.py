@@ -1,4 +1,4 @@
-"""What the benchmarks of packed execution share: interleaved timing, the description of the machine, plots."""
+"""What the benchmarks share: interleaved timing, the description of the machine, tables."""
 
 import json
 import os
