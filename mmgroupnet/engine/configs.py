@@ -21,7 +21,7 @@ _ROOTS = [value for value in vars(mmengine.registry).values() if isinstance(valu
 _OURS = [getattr(mmgroupnet.registry, name) for name in mmgroupnet.registry.__all__]
 
 # What a config may hold at its top besides the arguments of the Runner: what the Runner looks up in its config, and
-# what the tools do.
+# what the tools do; strategy is FlexibleRunner's.
 _LOOKED_UP = (
     'activation_checkpointing',
     'backbone_checkpoint',
@@ -30,6 +30,7 @@ _LOOKED_UP = (
     'find_unused_parameters',
     'model_wrapper_cfg',
     'runner_type',
+    'strategy',
     'sync_bn',
     'tta_model',
     'tta_pipeline',
