@@ -108,6 +108,16 @@ def accepted_arguments(part: Callable) -> set[str] | None:
     return names
 
 
+def _children(node: object, path: str) -> Iterator[tuple[str, object, object]]:
+    """Dotted path, key and value of what is in a dict or list of a config."""
+    if isinstance(node, Mapping):
+        entries = node.items()
+    else:
+        entries = enumerate(node) if isinstance(node, list | tuple) else ()
+    for key, child in entries:
+        yield f'{path}.{key}' if path else str(key), key, child
+
+
 def _typed_dicts(node: object, path: str = '') -> Iterator[tuple[str, Mapping]]:
     """Every dict with a ``type`` in a config, with its dotted path; ``binary_cfg`` stands for binary convs."""
     if isinstance(node, Mapping):
@@ -115,13 +125,8 @@ def _typed_dicts(node: object, path: str = '') -> Iterator[tuple[str, Mapping]]:
             yield path, node
         elif path.endswith('.binary_cfg'):
             yield path, dict(node, type='mmgroupnet.BinaryConv2d')
-        children = node.items()
-    elif isinstance(node, list | tuple):
-        children = enumerate(node)
-    else:
-        return
-    for key, child in children:
-        yield from _typed_dicts(child, f'{path}.{key}' if path else str(key))
+    for where, _, child in _children(node, path):
+        yield from _typed_dicts(child, where)
 
 
 def _registered_names() -> set[str]:
@@ -176,14 +181,7 @@ def _settings() -> set[str]:
 
 def _places(node: object, name: str, value: object, path: str = '') -> Iterator[str]:
     """Dotted paths of a config where the value of a variable of its file may have gone: what has its name and value."""
-    if isinstance(node, Mapping):
-        children = node.items()
-    elif isinstance(node, list | tuple):
-        children = enumerate(node)
-    else:
-        return
-    for key, child in children:
-        where = f'{path}.{key}' if path else str(key)
+    for where, key, child in _children(node, path):
         if child == value and (key == name or isinstance(value, str)):
             yield where
         else:
