@@ -7,7 +7,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmgroupnet.engine.checkpoint import check_state_dict
+from mmgroupnet.engine.checkpoint import check_state_dict, is_packed
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.registry import HOOKS
 
@@ -18,7 +18,7 @@ def _loads_whole(model: nn.Module, checkpoint: Mapping) -> bool:
     given = {key.removeprefix('module.'): value for key, value in given.items()}
     try:
         result = model.load_state_dict(given, strict=False)
-    except RuntimeError:  # of another shape
+    except (RuntimeError, ValueError):  # of another shape; packed where the model is float, or the other way round
         return False
     return not result.unexpected_keys and all(key.endswith('num_batches_tracked') for key in result.missing_keys)
 
@@ -51,6 +51,8 @@ class CheckpointMatchHook(Hook):
         except UserError as error:
             if _loads_whole(model, checkpoint):
                 return
+            if is_packed(checkpoint):
+                raise
             raise UserError(
                 f"{error}. To train from what fits of it, give model.init_cfg=dict(type='Pretrained', checkpoint=...) "
                 'in place of load_from'
