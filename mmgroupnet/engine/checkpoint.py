@@ -62,6 +62,13 @@ def is_packed(checkpoint: Mapping) -> bool:
     return isinstance(meta, dict) and 'packed' in meta
 
 
+def weights_of(checkpoint: Mapping) -> dict:
+    """The weights in what a file holds, a dict with a ``state_dict`` or the state dict itself, without the leading
+    ``module.`` that training in several processes has left."""
+    given = checkpoint.get('state_dict', checkpoint)
+    return {key.removeprefix('module.'): value for key, value in given.items()}
+
+
 def check_state_dict(model: nn.Module, checkpoint: Mapping, source: str) -> None:
     """Checks that a checkpoint holds the weights of this very architecture.
 
@@ -73,9 +80,7 @@ def check_state_dict(model: nn.Module, checkpoint: Mapping, source: str) -> None
     Raises:
         UserError: If keys are missing (other than ``num_batches_tracked``), unexpected, or of another shape.
     """
-    given = checkpoint.get('state_dict', checkpoint)
-    given = {key.removeprefix('module.'): value for key, value in given.items()}
-    mismatch = describe_mismatch(model, given)
+    mismatch = describe_mismatch(model, weights_of(checkpoint))
     if mismatch:
         raise UserError(f'checkpoint {source} is of another architecture than the config ({mismatch})')
 

@@ -350,12 +350,12 @@ class ModuleWithSkip(ConvModule):
         return super().forward(x, *args, **kwargs) + x
 
 
-class HalvingSign(PolynomialSign):
+class OffsetSign(PolynomialSign):
     def forward(self, x):
         return super().forward(x - 0.5)
 
 
-class ShiftedHalvingSign(ShiftedSign):
+class LearnedOffsetSign(ShiftedSign):
     def forward(self, x):
         return super().forward(x - 0.5)
 
@@ -372,7 +372,7 @@ class TestClassesOfOthers:
         with torch.no_grad():
             assert_agrees('conv', packed(x), module(x))
 
-    @pytest.mark.parametrize('sign', [HalvingSign(), type('Heir', (HalvingSign,), {})(), ShiftedHalvingSign(6)])
+    @pytest.mark.parametrize('sign', [OffsetSign(), type('Heir', (OffsetSign,), {})(), LearnedOffsetSign(6)])
     def test_a_sign_with_a_forward_of_its_own_is_left(self, sign):
         conv = BinaryConv2d(6, 4, 3)
         conv.activation = sign

@@ -7,17 +7,15 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmgroupnet.engine.checkpoint import check_state_dict, is_packed
+from mmgroupnet.engine.checkpoint import check_state_dict, is_packed, weights_of
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.registry import HOOKS
 
 
 def _loads_whole(model: nn.Module, checkpoint: Mapping) -> bool:
     """Whether a model that renames or reshapes weights while it loads them takes all of a checkpoint."""
-    given = checkpoint.get('state_dict', checkpoint)
-    given = {key.removeprefix('module.'): value for key, value in given.items()}
     try:
-        result = model.load_state_dict(given, strict=False)
+        result = model.load_state_dict(weights_of(checkpoint), strict=False)
     except (RuntimeError, ValueError):  # of another shape; packed where the model is float, or the other way round
         return False
     return not result.unexpected_keys and all(key.endswith('num_batches_tracked') for key in result.missing_keys)
