@@ -36,7 +36,7 @@ from mmgroupnet.models.backbones.groupnet_resnet import (
     SeparateConnection,
 )
 from mmgroupnet.ops import Connection, Residual, pack_weight
-from mmgroupnet.quantizers import ShiftedSign, SignActivation, SignWeight, is_plain_sign
+from mmgroupnet.quantizers import SignActivation, is_standard_sign
 
 if find_spec('mmdet') is not None:
     from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
@@ -153,15 +153,28 @@ def _sign_parameters(conv: BinaryConv2d) -> dict[str, Tensor]:
     activation = conv.activation
     if not isinstance(activation, SignActivation):
         raise NotPackable(f'{type(activation).__name__} is no sign: its activations are real-valued')
-    if not is_plain_sign(activation):
-        raise NotPackable(f'{type(activation).__name__} computes something of its own in front of its sign')
+    if not is_standard_sign(activation):
+        raise NotPackable(f'{type(activation).__name__} has a forward of its own')
     parameters = {}
     if conv.input_norm is not None:
         norm = _fold_norm(conv.input_norm)
         parameters = dict(sign_scale=norm['norm_scale'], sign_shift=norm['norm_shift'])
-    if isinstance(activation, ShiftedSign):
-        parameters['sign_shift'] = activation.shift + parameters.get('sign_shift', 0)
+    shift = activation.shift_of_channels()
+    if shift is not None:
+        parameters['sign_shift'] = shift + parameters.get('sign_shift', 0)
     return parameters
+
+
+def _signs_and_scale(conv: BinaryConv2d) -> tuple[Tensor, Tensor]:
+    """Weights of one magnitude per output channel, whatever quantizer makes them, and that magnitude."""
+    weight = conv.weight_quantizer(conv.weight, conv.num_bases).detach()
+    magnitude = weight.flatten(1).abs()
+    scale = magnitude.amax(1)
+    if not torch.equal(magnitude, scale.view(-1, 1).expand_as(magnitude)):
+        raise NotPackable(
+            f'{type(conv.weight_quantizer).__name__} gives weights of more than one magnitude per output channel'
+        )
+    return weight, scale
 
 
 def pack_unit(
@@ -174,21 +187,18 @@ def pack_unit(
     """A conv and what follows it."""
     if not isinstance(conv, BinaryConv2d):
         raise NotPackable(f'{type(conv).__name__} is no binary conv')
-    quantizer = conv.weight_quantizer
-    if not isinstance(quantizer, SignWeight):
-        raise NotPackable(f'{type(quantizer).__name__} has no signs: its weights are real-valued')
-    scale = quantizer.scales(conv.weight, conv.num_bases)
+    weight, scale = _signs_and_scale(conv)
     if conv.is_merged:
         scales = torch.full((conv.num_bases,), 1 / conv.num_bases)
         if isinstance(conv.merge, ScaledMerge):
             scales = conv.merge.scales.detach()
         scale = scale * scales.repeat_interleave(conv.out_channels)
     geometry = conv.geometry(is_shared, relu, residual)
-    parameters = dict(bits=pack_weight(conv.weight.detach()), scale=scale, bias=conv.bias, **_sign_parameters(conv))
+    parameters = dict(bits=pack_weight(weight), scale=scale, bias=conv.bias, **_sign_parameters(conv))
     if norm is not None:
         parameters.update(_fold_norm(norm))
-        if conv.bias is None and not conv.is_merged and bool((scale >= 0).all()):
-            # norm(relu(scale * x)) = (norm_scale * scale) * relu(x) + norm_shift where no scale is negative.
+        if conv.bias is None and not conv.is_merged:
+            # norm(relu(scale * x)) = (norm_scale * scale) * relu(x) + norm_shift: no magnitude is negative.
             parameters['norm_scale'] = parameters['norm_scale'] * scale
             del parameters['scale']
     unit = PackedUnit(geometry, parameters)

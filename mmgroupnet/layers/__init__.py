@@ -21,8 +21,9 @@ from mmgroupnet.layers.branches import (
     soft_connect,
     split,
 )
+from mmgroupnet.layers.fx import trace_as_leaf
 from mmgroupnet.layers.groupwise import GroupwiseBlock, GroupwiseChain
-from mmgroupnet.layers.lean_chain import Chain, ChainUnit, run_chain, supports_chain
+from mmgroupnet.layers.lean import Chain, ChainUnit, can_run_chain, run_chain
 from mmgroupnet.layers.memory_layout import guard_foreign_code
 
 __all__ = [
@@ -46,9 +47,10 @@ __all__ = [
     'broadcast',
     'Chain',
     'ChainUnit',
+    'can_run_chain',
     'run_chain',
-    'supports_chain',
     'share',
     'soft_connect',
     'split',
+    'trace_as_leaf',
 ]

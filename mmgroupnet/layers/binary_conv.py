@@ -5,14 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
-from mmgroupnet.layers import lean_conv
-from mmgroupnet.layers.branches import build_merge, split
+from mmgroupnet.layers.branches import ScaledMerge, build_merge
+from mmgroupnet.layers.fx import trace_as_leaf
+from mmgroupnet.layers.lean.path import find_hooks
+from mmgroupnet.layers.lean.sign_conv import ConvOperands, can_run_conv, run_conv
+from mmgroupnet.layers.observers import SignObserver, notify
 from mmgroupnet.ops import Residual, UnitGeometry
-from mmgroupnet.quantizers import SignActivation, SignWeight, build_activation
+from mmgroupnet.ops.float_convolution import convolve_signs
+from mmgroupnet.quantizers import SignActivation, SignWeight, build_quantizer
 from mmgroupnet.registry import MODELS
 
 
@@ -58,8 +61,12 @@ class BinaryConv2d(nn.Module):
         input_norm: Config of a norm in front of the sign, over all ``K*C_in`` channels (the order of XNOR-Net).
             Default: None.
         memory_efficient: Keeps nothing but its input for the backward pass, and derives signs and binarised weights
-            anew; blocks and towers of such convs keep still less, see :mod:`mmgroupnet.layers.lean_chain`. False leaves
+            anew; blocks and towers of such convs keep still less, see :mod:`mmgroupnet.layers.lean`. False leaves
             all of it to autograd, for debugging, with the same gradients. Default: True.
+
+    Attributes:
+        sign_observer: Called with a boolean map ``(N, K*in_channels, H, W)``, True where a sign of the input is +1, in
+            every forward pass; it changes nothing of how the conv runs. Default: None.
 
     Shape: ``(N, K*in_channels, H, W)`` to ``(N, K*out_channels, H', W')``. The latent ``weight`` is ``(K*out_channels,
     in_channels/groups, kh, kw)``.
@@ -102,6 +109,7 @@ class BinaryConv2d(nn.Module):
         self.num_bases = num_bases
         self.padding_value = padding_value
         self.memory_efficient = memory_efficient
+        self.sign_observer: SignObserver | None = None
         self.dilation = dilation if isinstance(dilation, int) else tuple(dilation)
         rates = self.branch_dilations()
         if padding == 'same':
@@ -123,8 +131,8 @@ class BinaryConv2d(nn.Module):
 
         branches = self.num_folded
         self.input_norm = None if input_norm is None else build_norm_layer(input_norm, branches * in_channels)[1]
-        self.activation = build_activation(activation, branches * in_channels)
-        self.weight_quantizer = MODELS.build(weight)
+        self.activation = build_quantizer(activation, branches * in_channels)
+        self.weight_quantizer = build_quantizer(weight, num_bases * out_channels)
         self.weight = nn.Parameter(torch.empty(num_bases * out_channels, in_channels // groups, *self.kernel_size))
         self.bias = nn.Parameter(torch.empty(branches * out_channels)) if bias else None
         self.reset_parameters()
@@ -146,8 +154,14 @@ class BinaryConv2d(nn.Module):
         """Kaiming-normal latent weights (fan out, one branch) and zero bias."""
         fan_out = self.out_channels // self.groups * math.prod(self.kernel_size)
         nn.init.normal_(self.weight, std=math.sqrt(2 / fan_out))
+        self.start_quantizer()
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def start_quantizer(self) -> None:
+        """Gives learned scales their first values, for the latent weights as they are now."""
+        if isinstance(self.weight_quantizer, SignWeight):
+            self.weight_quantizer.start(self.weight.detach(), self.num_bases)
 
     def init_weights(self) -> None:
         """As :meth:`reset_parameters`; without it mmcv's ConvModule would initialise the K branches as if they were one
@@ -175,12 +189,6 @@ class BinaryConv2d(nn.Module):
             raise ValueError(f'dilation={self.dilation}: rates are ints >= 1')
         return rates
 
-    def padding_of(self, dilation: int) -> tuple[int, int]:
-        """Rows and columns that are padded on each side of a branch of this dilation."""
-        if self.padding == 'same':
-            return tuple(dilation * (size - 1) // 2 for size in self.kernel_size)
-        return self.padding
-
     def geometry(
         self, is_shared: bool = False, relu: bool = False, residual: Residual = Residual.NONE
     ) -> UnitGeometry:
@@ -206,28 +214,39 @@ class BinaryConv2d(nn.Module):
             residual=residual,
         )
 
+    def operands(self) -> ConvOperands:
+        """The tensors that lean training differentiates by."""
+        latent, scale, _ = self.weight_quantizer.binarise(self.weight, self.num_bases)
+        return ConvOperands(latent, scale, self.activation.shift_of_channels(), self.merge_scales())
+
+    def merge_scales(self) -> Tensor | None:
+        """Learned scales of merged bases, ``(K,)``; None for their mean, and where bases are not merged."""
+        return None
+
+    def bypassed_parts(self) -> list[nn.Module]:
+        """The modules whose work lean training does in their place."""
+        return [self.activation, self.weight_quantizer]
+
     def effective_weight(self) -> Tensor:
         """Weights as signs are convolved with them, ``(K*C_out, C_in/groups, kh, kw)``."""
         return self.weight_quantizer(self.weight, self.num_bases)
 
-    def convolve(self, signs: Tensor, weight: Tensor) -> Tensor:
-        """Convolves the signs of all branches with their weights, ``(N, K*C_in, H, W)`` to ``(N, K*C_out, H', W')``."""
-        parts = zip(
-            split(signs, self.num_folded), weight.chunk(self.num_folded), self.branch_dilations(), strict=False
-        )
-        # One conv per branch: on CPU it trains faster than one conv with K times the groups, and branches may differ in
-        # dilation.
-        outs = [self._convolve(*part) for part in parts]
-        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+    def _signs_and_scale(self) -> tuple[Tensor, Tensor | None]:
+        """Weights that signs are convolved with, and the scale of the result, ``(K*C_out,)``: the signs and their
+        scale, or, where the quantizer has a forward of its own, its weights and None."""
+        quantizer = self.weight_quantizer
+        has_own_forward = not isinstance(quantizer, SignWeight) or type(quantizer).forward is not SignWeight.forward
+        if self.is_merged or has_own_forward or find_hooks(quantizer) is not None:
+            return self.effective_weight(), None
+        signs, scale = quantizer.signs(self.weight, self.num_bases)
+        if type(quantizer).signs is not SignWeight.signs and not bool((signs.detach().abs() == 1).all()):
+            raise ValueError(
+                f'signs of {type(quantizer).__name__} are not all -1 or +1: return signs, or give it a forward that '
+                'returns the weights'
+            )
+        return signs, scale
 
-    def _convolve(self, signs: Tensor, weight: Tensor, dilation: int) -> Tensor:
-        """Pads and convolves one branch, ``(N, C_in, H, W)`` to ``(N, C_out, H', W')``."""
-        height, width = self.padding_of(dilation)
-        if self.padding_value and (height or width):
-            signs = F.pad(signs, (width, width, height, height), value=float(self.padding_value))
-            height = width = 0
-        return F.conv2d(signs, weight, None, self.stride, (height, width), dilation, self.groups)
-
+    @trace_as_leaf
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.num_folded * self.in_channels:
             raise ValueError(
@@ -238,15 +257,16 @@ class BinaryConv2d(nn.Module):
 
     def _forward_normed(self, x: Tensor) -> Tensor:
         """What is behind the norm in front of the sign."""
-        if x.numel() and lean_conv.supports_conv(self):  # A detector may have found no region to look at.
-            out = lean_conv.convolve(self, x)
-        elif isinstance(self.weight_quantizer, SignWeight) and not self.is_merged:
-            weight, scale = self.weight_quantizer.signs(self.weight, self.num_bases)
-            out = self.convolve(self.activation(x), weight)
-            out = out * scale.to(out.dtype).view(-1, 1, 1)
+        if can_run_conv(self, x):
+            out = run_conv(self, x)
         else:
-            out = self.convolve(self.activation(x), self.effective_weight())
-        return out if self.bias is None else out + self.bias.view(-1, 1, 1)
+            signs = self.activation(x)
+            if self.sign_observer is not None:
+                notify(self, signs >= 0)
+            weight, scale = self._signs_and_scale()
+            out = convolve_signs(self.geometry(), signs, weight)
+            out = out if scale is None else out * scale.to(out.dtype).view(-1, 1, 1)
+        return out if self.bias is None else out + self.bias.to(out.dtype).view(-1, 1, 1)
 
     def extra_repr(self) -> str:
         return (
@@ -291,6 +311,12 @@ class LayerwiseBinaryConv2d(BinaryConv2d):
         self.merge = build_merge(self.num_bases, learned_scales)
 
     is_merged = True
+
+    def merge_scales(self) -> Tensor | None:
+        return self.merge.scales if isinstance(self.merge, ScaledMerge) else None
+
+    def bypassed_parts(self) -> list[nn.Module]:
+        return [*super().bypassed_parts(), self.merge]
 
     def effective_weight(self) -> Tensor:
         """The merged weights, ``(C_out, C_in/groups, kh, kw)``."""

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from mmgroupnet.layers.binary_conv import BinaryConv2d, LayerwiseBinaryConv2d
+from mmgroupnet.layers.fx import trace_as_leaf
 from mmgroupnet.registry import MODELS
 
 
@@ -43,6 +44,7 @@ class BinaryLinear(BinaryConv2d):
             )
         self.in_features, self.out_features = in_features, out_features
 
+    @trace_as_leaf
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise ValueError(f'input of shape {tuple(x.shape)}: {type(self).__name__} takes (..., {self.in_features})')

@@ -159,9 +159,10 @@ class SoftGate(nn.Module):
         return soft_connect(branches, self.theta, merge)
 
     def gate_and_scales(self, branches: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
-        """The gates of all branches and the scales of the merge, ``(K,)`` both, see :func:`run_chain`."""
-        gate = self.theta.sigmoid().to(branches)
-        return gate.repeat(merge.num_bases // len(gate)), merge.weights(branches)
+        """The gates of all branches and the scales of the merge, ``(K,)`` both, see :func:`run_chain`; in the dtype of
+        the gate, so that half precision does not overflow in their gradients."""
+        gate = self.theta.sigmoid()
+        return gate.repeat(merge.num_bases // len(gate)), merge.weights(gate)
 
 
 class RealValuedSkip(nn.Module):

@@ -2,28 +2,52 @@
 
 from mmgroupnet.quantizers.activations import (
     ClippedIdentitySign,
+    ErrorDecaySign,
     PolynomialSign,
     ShiftedSign,
     SignActivation,
+    SwishSign,
     Tanh,
     binary_sign,
-    build_activation,
-    is_plain_sign,
+    build_quantizer,
+    is_standard_sign,
 )
-from mmgroupnet.quantizers.weights import ChannelScaleWeight, RealWeight, SignWeight, TensorScaleWeight, UnscaledWeight
+from mmgroupnet.quantizers.error_decay import ErrorDecay
+from mmgroupnet.quantizers.weights import (
+    BalancedWeight,
+    BinaryWeight,
+    ChannelScaleWeight,
+    LearnedScaleWeight,
+    MagnitudeAwareWeight,
+    RealWeight,
+    SignWeight,
+    TensorScaleWeight,
+    UnscaledWeight,
+    is_standard_weight,
+    unscaled,
+)
 
 __all__ = [
     'SignActivation',
     'PolynomialSign',
     'ClippedIdentitySign',
     'ShiftedSign',
+    'SwishSign',
+    'ErrorDecay',
+    'ErrorDecaySign',
     'Tanh',
     'binary_sign',
-    'build_activation',
-    'is_plain_sign',
+    'build_quantizer',
+    'is_standard_sign',
     'SignWeight',
+    'BinaryWeight',
     'TensorScaleWeight',
     'ChannelScaleWeight',
     'UnscaledWeight',
+    'LearnedScaleWeight',
+    'MagnitudeAwareWeight',
+    'BalancedWeight',
     'RealWeight',
+    'is_standard_weight',
+    'unscaled',
 ]

@@ -1,4 +1,4 @@
-"""Binarisation of activations. A new estimator is one class with a ``surrogate_gradient``."""
+"""Binarisation of activations. A new estimator is one class with a ``surrogate_gradient``, see docs/quantizers.md."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from mmgroupnet.quantizers.error_decay import ErrorDecay
 from mmgroupnet.registry import MODELS
 
 
@@ -23,10 +24,13 @@ class _SignFunction(torch.autograd.Function):
     """``binary_sign`` forwards, multiplication by the surrogate gradient backwards."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, surrogate_gradient: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.surrogate_gradient = surrogate_gradient
+    def forward(x: Tensor, surrogate_gradient: Callable[[Tensor], Tensor]) -> Tensor:
         return binary_sign(x)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+        x, ctx.surrogate_gradient = inputs
+        ctx.save_for_backward(x)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor, None]:
@@ -37,15 +41,31 @@ class _SignFunction(torch.autograd.Function):
 class SignActivation(nn.Module, ABC):
     r"""Sign activation :math:`q(x) \in \{-1, +1\}` with a surrogate for its gradient, which is zero almost everywhere.
 
+    .. math::
+        q(x) = \operatorname{sign}(x + \beta), \qquad
+        \frac{\partial q}{\partial x} = \frac{\partial q}{\partial \beta} \approx \operatorname{surrogate}(x + \beta)
+
+    A subclass defines :meth:`surrogate_gradient`, and :meth:`shift_of_channels` where it has a :math:`\beta`: lean
+    training and packing honour both. A subclass with a ``forward`` of its own trains plain and is not packed.
+
     Shape: any; the output has the input's shape and dtype and holds only -1 and +1 (zero and negative zero give +1).
     """
 
-    @staticmethod
     @abstractmethod
-    def surrogate_gradient(x: Tensor) -> Tensor:
-        """Stand-in for dq/dx at ``x``; same shape as ``x``."""
+    def surrogate_gradient(self, x: Tensor) -> Tensor:
+        """Stand-in for dq/dx at ``x``; same shape as ``x``. It may read the module's state, in the backward pass: that
+        state changes between steps alone. Parameters that only this method reads get no gradient: make them
+        buffers."""
+
+    def shift_of_channels(self) -> Tensor | None:
+        """What is added to the input in front of the sign, ``(C,)``, differentiable in the module's parameters; None
+        for nothing."""
+        return None
 
     def forward(self, x: Tensor) -> Tensor:
+        shift = self.shift_of_channels()
+        if shift is not None:
+            x = x + shift.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
         return _SignFunction.apply(x, self.surrogate_gradient)
 
 
@@ -105,17 +125,59 @@ class ShiftedSign(PolynomialSign):
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(num_channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x + self.shift.view(-1, *[1] * (x.dim() - 2)))
+    def shift_of_channels(self) -> Tensor:
+        return self.shift
 
 
-def is_plain_sign(activation: nn.Module) -> bool:
-    """Whether a quantizer is a sign with nothing in front of it but the shift of :class:`ShiftedSign`; its surrogate
-    gradient may be any."""
-    return isinstance(activation, SignActivation) and type(activation).forward in (
-        SignActivation.forward,
-        ShiftedSign.forward,
-    )
+@MODELS.register_module()
+class SwishSign(SignActivation):
+    r"""Sign activation with the gradient of SignSwish, a smooth hump with negative tails.
+
+    .. math::
+        \operatorname{SS}_\beta(x) = 2 \sigma(\beta x) \bigl(1 + \beta x (1 - \sigma(\beta x))\bigr) - 1, \qquad
+        \frac{\partial q}{\partial x} \approx \operatorname{SS}_\beta'(x)
+            = \frac{\beta \bigl(2 - \beta x \tanh(\beta x / 2)\bigr)}{1 + \cosh(\beta x)}
+
+    Args:
+        beta: Sharpness, above 0. Default: 5.
+
+    Shape: any; see :class:`SignActivation`.
+
+    Source: Darabi et al., BNN+: Improved Binary Network Training, 2018, equations 4 and 5.
+
+    Raises:
+        ValueError: If ``beta`` is not above 0.
+    """
+
+    def __init__(self, beta: float = 5.0) -> None:
+        super().__init__()
+        if not beta > 0:
+            raise ValueError(f'beta={beta}: give the sharpness of SwishSign, a number above 0')
+        self.beta = beta
+
+    def surrogate_gradient(self, x: Tensor) -> Tensor:
+        z = self.beta * x
+        # 1 / (1 + cosh(z)) = 2 * sigmoid(z) * sigmoid(-z), which does not overflow.
+        return 2 * self.beta * (2 - z * (z / 2).tanh()) * z.sigmoid() * (-z).sigmoid()
+
+    def extra_repr(self) -> str:
+        return f'beta={self.beta}'
+
+
+@MODELS.register_module()
+class ErrorDecaySign(ErrorDecay, SignActivation):
+    """Sign activation with the error decay estimator of IR-Net, see :class:`ErrorDecay` for formula and schedule.
+
+    Shape: any; see :class:`SignActivation`.
+
+    Source: Qin et al., IR-Net, CVPR 2020, section 3.3.
+    """
+
+
+def is_standard_sign(activation: nn.Module) -> bool:
+    """Whether an activation quantizer computes what :class:`SignActivation` says, with any surrogate gradient and
+    shift, so that lean training and packing may do it in its place."""
+    return isinstance(activation, SignActivation) and type(activation).forward is SignActivation.forward
 
 
 @MODELS.register_module()
@@ -127,14 +189,31 @@ class Tanh(nn.Tanh):
     """
 
 
-def build_activation(cfg: dict, num_channels: int) -> nn.Module:
-    """Builds an activation quantizer of a layer.
+def build_quantizer(cfg: dict, num_channels: int) -> nn.Module:
+    """Builds a quantizer of a layer, of activations or of weights.
 
     Args:
         cfg: Config with its ``type``, for example ``dict(type='mmgroupnet.PolynomialSign')``.
-        num_channels: Channels of the map that it binarises; only those which learn something per channel get it.
+        num_channels: Folded channels of what it binarises (of weights: of the output); only a quantizer with an
+            argument of that name gets it, to learn something per channel.
+
+    Raises:
+        TypeError: If the class leaves out a method that it has to define.
+        ValueError: If parameters of an estimator could never get a gradient.
     """
-    quantizer = MODELS.get(cfg['type'])
-    if quantizer is not None and 'num_channels' in inspect.signature(quantizer).parameters:
+    kind = MODELS.get(cfg['type'])
+    if inspect.isclass(kind) and inspect.isabstract(kind):
+        missing = ', '.join(sorted(kind.__abstractmethods__))
+        raise TypeError(f'{kind.__name__} does not define {missing}, which a quantizer of its kind has to')
+    if kind is not None and 'num_channels' in inspect.signature(kind).parameters:
         cfg = dict(cfg, num_channels=num_channels)
-    return MODELS.build(cfg)
+    quantizer = MODELS.build(cfg)
+    if is_standard_sign(quantizer) and quantizer.shift_of_channels() is None:
+        idle = [name for name, _ in quantizer.named_parameters()]
+        if idle:
+            raise ValueError(
+                f'{type(quantizer).__name__} has the parameters {", ".join(idle)}, which can get no gradient: a '
+                'surrogate gradient only shapes the backward pass. Make them buffers, or use them in '
+                'shift_of_channels or in a forward of its own'
+            )
+    return quantizer

@@ -62,7 +62,7 @@ def test_figures_of_one_epoch(runner, caplog):
 def test_iterations_between_the_samples_are_not_seen(runner):
     run_epoch(BinaryStatisticsHook(interval=2), runner, [[HALF_DEAD], [-HALF_DEAD], [HALF_DEAD]])
     assert table(runner)[0]['positive_share'] == 5 / 8
-    assert not runner.model['conv'].activation._forward_hooks
+    assert runner.model['conv'].sign_observer is None
 
 
 def test_all_levels_of_a_pyramid_and_all_samples_count(runner):

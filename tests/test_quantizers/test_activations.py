@@ -10,7 +10,7 @@ from mmgroupnet.quantizers import (
     SignActivation,
     Tanh,
     binary_sign,
-    build_activation,
+    build_quantizer,
 )
 from tests.strategies import FLOAT_DTYPES, float_tensors
 
@@ -147,20 +147,20 @@ class TestBuild:
         'name, cls', [('PolynomialSign', PolynomialSign), ('ClippedIdentitySign', ClippedIdentitySign), ('Tanh', Tanh)]
     )
     def test_from_config(self, name, cls):
-        assert type(build_activation(dict(type=f'mmgroupnet.{name}'), num_channels=7)) is cls
+        assert type(build_quantizer(dict(type=f'mmgroupnet.{name}'), num_channels=7)) is cls
 
     def test_channels_go_to_whom_they_concern(self):
         cfg = dict(type='mmgroupnet.ShiftedSign')
-        assert build_activation(cfg, num_channels=7).shift.shape == (7,)
+        assert build_quantizer(cfg, num_channels=7).shift.shape == (7,)
         assert cfg == dict(type='mmgroupnet.ShiftedSign')
 
     def test_unknown_type(self):
         with pytest.raises(KeyError, match='mmgroupnet.PolynomialSing is not in the mmgroupnet::model registry'):
-            build_activation(dict(type='mmgroupnet.PolynomialSing'), num_channels=7)
+            build_quantizer(dict(type='mmgroupnet.PolynomialSing'), num_channels=7)
 
     def test_unknown_argument(self):
         with pytest.raises(TypeError, match='PolynomialSign'):
-            build_activation(dict(type='mmgroupnet.PolynomialSign', slope=2), num_channels=7)
+            build_quantizer(dict(type='mmgroupnet.PolynomialSign', slope=2), num_channels=7)
 
     def test_a_new_estimator_is_one_class(self):
         class Identity(SignActivation):

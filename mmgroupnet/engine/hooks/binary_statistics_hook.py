@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -22,9 +22,8 @@ class _SignRecord:
     ever_positive: Tensor | bool = field(default=False)  # (K*C, ), per channel
     ever_negative: Tensor | bool = field(default=False)
 
-    def add(self, signs: Tensor) -> None:
-        """Adds an output of the sign, ``(N, K*C, H, W)``."""
-        positive = signs.detach() >= 0
+    def add(self, positive: Tensor) -> None:
+        """Adds signs, ``(N, K*C, H, W)``, True where one is +1."""
         self.positive += int(positive.sum())
         self.total += positive.numel()
         per_channel = positive.transpose(0, 1).flatten(1)
@@ -38,8 +37,10 @@ class BinaryStatisticsHook(Hook):
 
     A channel is *dead* where its sign was constant over all sampled iterations: it tells nothing about the image. A
     layer whose share of +1 lies outside ``alive_range`` gets a warning. The log has one line; the full table goes to
-    ``binary_statistics.jsonl`` in the work directory, one line per report and layer. The signs are those of the first
-    process' images.
+    ``binary_statistics.jsonl`` in the work directory, one line per report and layer.
+
+    All processes observe alike, by the ``sign_observer`` of each layer, so that watching changes neither path nor
+    memory of training; the first one reports, on the signs of its images.
 
     Args:
         interval: Signs are looked at in the first iteration of an epoch and in every ``interval``-th after it; the
@@ -59,7 +60,6 @@ class BinaryStatisticsHook(Hook):
         self.alive_range = alive_range
         self._records: dict[str, _SignRecord] = {}
         self._weight_signs: dict[str, Tensor] = {}
-        self._handles: list = []
 
     @staticmethod
     def _layers(runner: Runner) -> dict[str, nn.Module]:
@@ -68,7 +68,6 @@ class BinaryStatisticsHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         return {name: module for name, module in model.named_modules() if isinstance(module, BinaryConv2d)}
 
-    @master_only
     def before_train(self, runner: Runner) -> None:
         """Notes the signs of the weights.
 
@@ -77,9 +76,8 @@ class BinaryStatisticsHook(Hook):
         """
         self._weight_signs = {name: layer.weight.detach() >= 0 for name, layer in self._layers(runner).items()}
 
-    @master_only
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
-        """Listens to the signs in the iterations that are sampled.
+        """Observes the signs in the iterations that are sampled.
 
         Args:
             runner: The runner.
@@ -89,16 +87,12 @@ class BinaryStatisticsHook(Hook):
         if batch_idx % self.interval:
             return
         for name, layer in self._layers(runner).items():
-            record = self._records.setdefault(name, _SignRecord())
-            self._handles.append(
-                layer.activation.register_forward_hook(lambda _module, _args, signs, record=record: record.add(signs))
-            )
+            layer.sign_observer = self._records.setdefault(name, _SignRecord()).add
 
-    @master_only
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
     ) -> None:
-        """Stops listening.
+        """Stops observing.
 
         Args:
             runner: The runner.
@@ -106,10 +100,10 @@ class BinaryStatisticsHook(Hook):
             data_batch: Not used.
             outputs: Not used.
         """
-        while self._handles:
-            self._handles.pop().remove()
+        if batch_idx % self.interval == 0:
+            for layer in self._layers(runner).values():
+                layer.sign_observer = None
 
-    @master_only
     def after_train_epoch(self, runner: Runner) -> None:
         """Reports.
 
@@ -118,7 +112,6 @@ class BinaryStatisticsHook(Hook):
         """
         self._report(runner, epoch=runner.epoch + 1)
 
-    @master_only
     def before_val_epoch(self, runner: Runner) -> None:
         """Reports what the end of an epoch has not: training that counts iterations, as mmseg's, knows no epochs.
 
@@ -129,10 +122,11 @@ class BinaryStatisticsHook(Hook):
 
     def _report(self, runner: Runner, epoch: int) -> None:
         """Writes the table, logs its summary, and starts anew."""
-        if not self._records:
+        records, self._records = self._records, {}
+        if not records:
             return
-        layers = self._layers(runner)
-        signs = {name: layer.weight.detach() >= 0 for name, layer in layers.items()}
+        before = self._weight_signs
+        signs = self._weight_signs = {name: layer.weight.detach() >= 0 for name, layer in self._layers(runner).items()}
         rows = [
             dict(
                 epoch=epoch,
@@ -141,14 +135,14 @@ class BinaryStatisticsHook(Hook):
                 positive_share=record.positive / record.total,
                 dead_channels=int((record.ever_positive ^ record.ever_negative).sum()),
                 channels=record.ever_positive.numel(),
-                weight_flips=int((signs[name] != self._weight_signs[name]).sum()),
+                weight_flips=int((signs[name] != before[name]).sum()),
                 weights=signs[name].numel(),
             )
-            for name, record in self._records.items()
+            for name, record in records.items()
             if record.total  # A layer may not have run, such as one of a branch that only some images take.
         ]
-        self._records = {}
-        self._weight_signs = signs
+        if not (rows and is_main_process()):
+            return
         with (Path(runner.work_dir) / 'binary_statistics.jsonl').open('a') as file:
             file.writelines(json.dumps(row) + '\n' for row in rows)
         lowest, highest = (choose(rows, key=lambda row: row['positive_share']) for choose in (min, max))

@@ -18,12 +18,14 @@ from mmgroupnet.layers import (
     SoftGate,
     broadcast,
     build_merge,
+    can_run_chain,
     raise_packed,
     run_chain,
     share,
-    supports_chain,
+    trace_as_leaf,
 )
 from mmgroupnet.ops import Residual
+from mmgroupnet.ops.passes import wide
 from mmgroupnet.pretrained import PretrainedError, check_pretrained
 from mmgroupnet.registry import MODELS
 
@@ -36,7 +38,7 @@ class MergedConnection(nn.Module):
 
     def gate_and_scales(self, branches: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
         """A gate that is shut, and the scales of the merge, ``(K,)`` both, see :func:`run_chain`."""
-        scales = merge.weights(branches)
+        scales = merge.weights(branches.new_empty(0, dtype=wide(branches.dtype)))
         return torch.zeros_like(scales), scales
 
 
@@ -98,7 +100,7 @@ class BinaryUnit(nn.Module):
         self.conv = build_conv_layer(
             conv_cfg, in_channels, out_channels, kernel_size, stride=stride, padding='same', dilation=dilation
         )
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()
         self.norm = build_norm_layer(norm_cfg, num_branches * out_channels)[1]
         self.residual = residual
 
@@ -166,6 +168,7 @@ class GroupNetBlock(nn.Module, ABC):
             recompute=self.with_cp,
         )
 
+    @trace_as_leaf
     def forward(self, branches: Tensor, last_merge: Merge | None) -> Tensor:
         """Connects and runs the branches.
 
@@ -179,7 +182,7 @@ class GroupNetBlock(nn.Module, ABC):
 
     def _run(self, branches: Tensor, last_merge: Merge | None) -> Tensor:
         chain = self.chain()
-        if supports_chain(chain, self):
+        if can_run_chain(chain, branches, self, last_merge):
             return run_chain(chain, branches, *self.connection.gate_and_scales(branches, last_merge))
 
         def run(branches: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from mmgroupnet.layers import (
     ChainUnit,
     broadcast,
     build_merge,
+    can_run_chain,
     refuse_options,
     run_chain,
-    supports_chain,
 )
 from mmgroupnet.ops import Residual
 from mmgroupnet.registry import MODELS
@@ -63,7 +63,7 @@ class BinaryTower(nn.Module):
         self.residuals = [
             Residual.INPUT if conv.in_channels == conv.out_channels else Residual.NONE for conv in self.convs
         ]
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()
         self.merge = build_merge(num_bases, learned_scales)
 
     def forward(self, feature_and_level: tuple[Tensor, int]) -> Tensor:
@@ -71,7 +71,7 @@ class BinaryTower(nn.Module):
         x, level = feature_and_level
         x = self.input_norms[level](x)
         chain = self.chain(level)
-        if supports_chain(chain, self):
+        if can_run_chain(chain, x, self):
             return self.merge(run_chain(chain, x))
         x = broadcast(x, self.merge.num_bases)
         for unit in chain.units:

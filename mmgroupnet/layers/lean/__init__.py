@@ -1,0 +1,20 @@
+"""Lean training: binary convolutions and chains of them with the gradients of plain autograd, in a fraction of its
+memory.
+
+Everything that decides how a layer runs is decided once, in the forward pass, by what all processes know alike; the
+backward pass asks no module.
+"""
+
+from mmgroupnet.layers.lean.chain import Chain, ChainUnit, can_run_chain, run_chain
+from mmgroupnet.layers.lean.sign_conv import BinaryConv, ConvOperands, can_run_conv, run_conv
+
+__all__ = [
+    'BinaryConv',
+    'Chain',
+    'ChainUnit',
+    'ConvOperands',
+    'can_run_chain',
+    'can_run_conv',
+    'run_chain',
+    'run_conv',
+]

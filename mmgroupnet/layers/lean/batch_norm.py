@@ -1,0 +1,173 @@
+r"""A batch norm behind the integers of a binary convolution, without autograd.
+
+With the integers y, the scale :math:`\alpha`, :math:`r = \max(y, 0)` (or y), and mean :math:`\mu` and inverse deviation
+:math:`\rho` of :math:`\alpha r`, its output is
+
+.. math::
+    \hat{x} = \rho (\alpha r - \mu), \qquad \mathrm{out} = \gamma \hat{x} + \beta
+
+and, with the gradient g of its output and sums over the n pixels of all processes, it has in training
+
+.. math::
+    \nabla\beta = \sum g, \qquad \nabla\gamma = \sum g \hat{x} = \rho \Bigl(\alpha \sum g r - \mu \sum g\Bigr), \qquad
+    \nabla(\alpha y) = [y > 0] \, \gamma \rho \, \bigl(g - \nabla\beta / n - \hat{x} \nabla\gamma / n\bigr)
+
+which is affine in g and r. In evaluation mode the two subtracted terms are zero.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+
+# Of norms whose statistics and gradients are spelled out above; mmengine's own SyncBatchNorm has that of torch's.
+_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
+
+
+def is_batch_norm(norm: nn.Module) -> bool:
+    """Whether a norm computes what torch's batch norm, or its synchronised one, does."""
+    return type(norm).forward in _FORWARDS
+
+
+def is_synchronised(norm: nn.Module) -> bool:
+    """Whether a norm takes statistics over several processes now."""
+    return (
+        type(norm).forward is nn.SyncBatchNorm.forward
+        and norm.training
+        and distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size(norm.process_group) > 1
+    )
+
+
+class Statistics(NamedTuple):
+    r"""What a norm normalises with, and keeps for its backward pass.
+
+    Attributes:
+        mean: :math:`\mu`, ``(C,)``, float64.
+        inverse_deviation: :math:`\rho`, ``(C,)``, float64.
+        count: n, the values per channel behind them, ``()``, float64.
+    """
+
+    mean: Tensor
+    inverse_deviation: Tensor
+    count: Tensor
+
+
+class AffineOfNorm(NamedTuple):
+    r"""Weight and bias of a norm, ``(C,)`` each; None where it has none."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+class BatchNorm:
+    """Forward and backward pass of a batch norm: what decides how it runs is taken of the norm once.
+
+    Args:
+        norm: The norm.
+        branches: Branches that share it; 1 where each has channels of its own.
+    """
+
+    def __init__(self, norm: nn.Module, branches: int) -> None:
+        self.branches = branches
+        self.channels = norm.num_features
+        self.eps = norm.eps
+        self.uses_batch = norm.training or norm.running_mean is None
+        self.is_synchronised = is_synchronised(norm)
+        self.group = norm.process_group if self.is_synchronised else None
+
+    def _reduced(self, sums: Tensor) -> Tensor:
+        """Sums of all branches, ``(2, K*C)`` to ``(2, C)``."""
+        return sums.view(2, self.branches, -1).sum(1)
+
+    def _all_reduce(self, values: Tensor) -> Tensor:
+        if self.is_synchronised:
+            distributed.all_reduce(values, group=self.group)
+        return values
+
+    def statistics(self, norm: nn.Module, moments: Tensor | None, pixels: int, scale: Tensor) -> Statistics:
+        """Statistics of ``scale * r``; moves the running ones.
+
+        Args:
+            norm: The norm.
+            moments: Sums of r and r * r, ``(2, K*C)``; None in evaluation mode.
+            pixels: Pixels of a branch, in all images.
+            scale: ``(C,)``.
+
+        Raises:
+            ValueError: If there is one value per channel in all processes together.
+        """
+        scale = scale.double()
+        if not self.uses_batch:
+            inverse_deviation = (norm.running_var.double() + self.eps).rsqrt()
+            return Statistics(norm.running_mean.double(), inverse_deviation, scale.new_ones(()))
+        local = pixels * self.branches
+        count = moments.new_full((1,), local)
+        values = self._all_reduce(torch.cat([self._reduced(moments).flatten(), count]))
+        sums, count = values[:-1].view(2, -1), values[-1].clone()  # a view would keep all of them
+        if norm.training and local <= 1 and count == 1:
+            raise ValueError(
+                f'one value per channel: {type(norm).__name__}({self.channels}) takes more than one in training, over '
+                'all images and processes'
+            )
+        # Without any value the statistics are those of zeros, and nothing moves.
+        divisor = count.clamp(min=1)
+        # Around an integer near the mean: sums of integers are exact, so that nothing cancels in the variance.
+        centre = (sums[0] / divisor).round()
+        rest = sums[0] / divisor - centre
+        moment = (sums[1] - 2 * centre * sums[0] + count * centre.square()) / divisor
+        mean = scale * (centre + rest)
+        variance = scale.square() * (moment - rest.square()).clamp(min=0)
+        self._move(norm, mean, variance, count)
+        return Statistics(mean, (variance + self.eps).rsqrt(), count)
+
+    @staticmethod
+    def _move(norm: nn.Module, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Moves the running statistics of a norm in training."""
+        if not (norm.training and norm.track_running_stats and norm.running_mean is not None):
+            return
+        norm.num_batches_tracked.add_(1)
+        momentum = 1 / norm.num_batches_tracked.double() if norm.momentum is None else norm.momentum
+        momentum = momentum * (count > 0).double()
+        unbiased = variance * (count / (count - 1).clamp(min=1))
+        for running, value in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+            running.copy_(running.double().lerp(value, momentum))
+
+    @staticmethod
+    def _factor(affine: AffineOfNorm, statistics: Statistics) -> Tensor:
+        if affine.weight is None:
+            return statistics.inverse_deviation
+        return affine.weight.detach().double() * statistics.inverse_deviation
+
+    def scale_and_shift(self, affine: AffineOfNorm, statistics: Statistics, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift of r that give the output, per folded channel."""
+        factor = self._factor(affine, statistics)
+        shift = -factor * statistics.mean
+        if affine.bias is not None:
+            shift = shift + affine.bias.detach().double()
+        return (factor * scale.double()).repeat(self.branches), shift.repeat(self.branches)
+
+    def backward(
+        self, affine: AffineOfNorm, sums: Tensor, statistics: Statistics, scale: Tensor
+    ) -> tuple[AffineOfNorm, tuple[Tensor, Tensor, Tensor]]:
+        """Gradients of weight and bias, and p, q, s of the gradient ``p * g + q * r + s`` of ``scale * y``, per folded
+        channel.
+
+        Args:
+            affine: Weight and bias.
+            sums: Of g and of g * r, ``(2, K*C)``.
+            statistics: As :meth:`statistics` gave them.
+            scale: ``(C,)``.
+        """
+        mean, inverse_deviation, count = statistics
+        scale = scale.double()
+        g, g_r = self._reduced(sums)
+        of_weight = inverse_deviation * (scale * g_r - mean * g)
+        p = self._factor(affine, statistics)
+        q = s = torch.zeros_like(p)
+        if self.uses_batch:
+            mean_g, mean_g_x = self._all_reduce(torch.stack([g, of_weight])) / count.clamp(min=1)
+            q = -p * inverse_deviation * scale * mean_g_x
+            s = -p * (mean_g - mean * inverse_deviation * mean_g_x)
+        return AffineOfNorm(of_weight, g), tuple(value.repeat(self.branches) for value in (p, q, s))

@@ -1,0 +1,84 @@
+"""A full-precision shortcut that all branches of a lean chain share."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmgroupnet.layers.branches import share
+from mmgroupnet.ops.passes import BranchGradient, Passes
+
+# They do what their class says, and the same in the backward pass, where they run again.
+_TYPES = (nn.Conv2d, nn.AvgPool2d, nn.Identity)
+
+
+def is_float_shortcut(module: nn.Module) -> bool:
+    """Whether a module consists of plain convolutions and average poolings."""
+    layers = list(module) if type(module) is nn.Sequential else [module]
+    return all(type(layer) in _TYPES for layer in layers)
+
+
+class FloatShortcut:
+    """SignConv's interface for a full-precision shortcut; the backward pass runs it again under autograd.
+
+    Args:
+        module: The module.
+        branches: Folded branches of its input.
+        passes: The backend.
+    """
+
+    gives_integers = False
+
+    def __init__(self, module: nn.Module, branches: int, passes: Passes) -> None:
+        self.layers = list(module) if isinstance(module, nn.Sequential) else [module]
+        self.branches = branches
+        self.dtype = passes.dtype
+
+    def output_scale(self, operands: Sequence[Tensor]) -> Tensor:
+        """One, per channel of the output."""
+        conv = next(layer for layer in self.layers if isinstance(layer, nn.Conv2d))
+        return conv.weight.new_ones(conv.out_channels)
+
+    def forward(self, x: Tensor, operands: Sequence[Tensor], observed: nn.Module | None = None) -> Tensor:
+        """``(N, K*C_in, H, W)`` to ``(N, K*C_out, H', W')``."""
+        # Without the cache of casts: one that was made without autograd would have no gradient.
+        is_half = self.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(x.device.type, self.dtype, cache_enabled=False) if is_half else nullcontext():
+            for layer in self.layers:
+                x = self._run(layer, x)
+        return x
+
+    def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
+        if not isinstance(layer, nn.Conv2d):
+            return layer(x)  # channel by channel, of whichever branch
+        is_linear = layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
+        if is_linear and x.is_contiguous(memory_format=torch.channels_last):
+            # The channels of a pixel lie side by side, branch by branch: a matrix product, without a copy.
+            pixels = x.permute(0, 2, 3, 1).unflatten(3, (self.branches, -1))
+            return F.linear(pixels, layer.weight.flatten(1), layer.bias).flatten(3).permute(0, 3, 1, 2)
+        return share(layer, x.contiguous(), self.branches)  # it may be strided, see SignConv
+
+    def backward(
+        self,
+        gradient_of: BranchGradient,
+        x: Tensor,
+        operands: Sequence[Tensor],
+        residual: Tensor | None,
+        needs_x: bool,
+        needed: Sequence[bool],
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """As :meth:`SignConv.backward`."""
+        x = x.detach().requires_grad_(needs_x)
+        wanted = [value for value, is_needed in zip(operands, needed, strict=True) if is_needed]
+        if not (needs_x or wanted):
+            return None, [None] * len(needed)
+        with torch.enable_grad():
+            out = self.forward(x, operands)
+        gradient = torch.cat([gradient_of(k, False)[0] for k in range(self.branches)], dim=1).to(out.dtype)
+        found = list(torch.autograd.grad(out, [x, *wanted] if needs_x else wanted, gradient))
+        x_gradient = found.pop(0) if needs_x else None
+        if needs_x and residual is not None:
+            x_gradient = x_gradient + residual
+        return x_gradient, [found.pop(0) if is_needed else None for is_needed in needed]

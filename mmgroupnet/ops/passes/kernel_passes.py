@@ -1,0 +1,203 @@
+"""Passes of lean training by the compiled kernels, on the CPU; see :class:`mmgroupnet.ops.passes.Passes` for what each
+does. Maps are float32 and channels_last, integers int16."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mmgroupnet.ops import kernels
+from mmgroupnet.ops.geometry import UnitGeometry
+from mmgroupnet.ops.kernels import nhwc
+from mmgroupnet.ops.passes.torch_passes import MAX_LENGTH, TorchPasses
+
+_NO_RELU = -32768
+
+
+def _low(relu: bool) -> int:
+    return 0 if relu else _NO_RELU
+
+
+def _pixels(x: Tensor) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def _empty_branch(like: Tensor, channels: int) -> Tensor:
+    batch, _, height, width = like.shape
+    return torch.empty(batch, height, width, channels)
+
+
+class KernelPasses:
+    """Passes by the compiled kernels; what gives floats is left to torch, in float32."""
+
+    dtype = torch.float32
+    for_floats = TorchPasses(torch.float32)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return nhwc(x.detach().float())
+
+    def convolve(self, x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
+        if geometry.row_bits > MAX_LENGTH:
+            return self.for_floats.convolve(x, weight, geometry)
+        library, threads = kernels.library(), torch.get_num_threads()
+        rows, channels, height, width = weight.shape
+        bits = torch.empty(rows, -(-geometry.row_bits // 8), dtype=torch.uint8)
+        weight = weight.detach().contiguous()
+        library.mmg_pack_weights(weight.data_ptr(), rows, channels, height * width, bits.data_ptr(), threads)
+        unit = kernels.describe_unit(geometry, [bits, *[None] * 6])
+        batch, folded, height, width = x.shape
+        given = folded // geometry.in_channels
+        words = torch.empty(_pixels(x) * given * -(-geometry.in_channels // 64), dtype=torch.int64)
+        library.mmg_sign_pack(
+            x.data_ptr(), False, batch, height * width, given, geometry.in_channels, words.data_ptr(), threads
+        )
+        size = geometry.output_size(height, width)
+        out_channels = geometry.branches(given) * geometry.out_channels
+        out = torch.empty(batch, out_channels, *size, dtype=torch.int16, memory_format=torch.channels_last)
+        library.mmg_convolve(unit, batch, height, width, words.data_ptr(), given, True, out.data_ptr(), threads)
+        return out
+
+    def moments(self, y: Tensor, relu: bool) -> Tensor:
+        sums = torch.empty(2, y.shape[1], dtype=torch.float64)
+        kernels.library().mmg_relu_sums(
+            y.data_ptr(), _low(relu), _pixels(y), y.shape[1], sums.data_ptr(), torch.get_num_threads()
+        )
+        return sums
+
+    def affine(
+        self, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
+    ) -> Tensor:
+        scale, shift = scale.float(), shift.float()
+        residual = None if residual is None else nhwc(residual)
+        out = torch.empty_like(y, dtype=torch.float32)
+        kernels.library().mmg_relu_affine(
+            y.data_ptr(),
+            _low(relu),
+            scale.data_ptr(),
+            shift.data_ptr(),
+            kernels.pointer(residual),
+            _pixels(y),
+            y.shape[1],
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
+
+    def gradient_sums(self, gradient: Tensor, y: Tensor, relu: bool) -> Tensor:
+        gradient = nhwc(gradient)
+        sums = torch.empty(2, y.shape[1], dtype=torch.float64)
+        kernels.library().mmg_gradient_sums(
+            gradient.data_ptr(),
+            y.data_ptr(),
+            _low(relu),
+            _pixels(y),
+            y.shape[1],
+            sums.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return sums
+
+    def affine_gradient(
+        self, gradient: Tensor, y: Tensor, p: Tensor, q: Tensor, s: Tensor, branches: int, relu: bool
+    ) -> Callable[[int, bool], tuple[Tensor, Tensor]]:
+        gradient = nhwc(gradient)
+        vectors = [vector.float().contiguous() for vector in (p, q, s)]
+        channels = y.shape[1] // branches
+        last: list[Tensor] = []
+
+        def branch(k: int, reuse: bool = False) -> tuple[Tensor, Tensor]:
+            out = last.pop() if reuse and last else _empty_branch(y, channels)
+            last[:] = [out]
+            sums = torch.empty(channels, dtype=torch.float64)
+            kernels.library().mmg_affine_gradient(
+                gradient.data_ptr(),
+                y.data_ptr(),
+                _low(relu),
+                *(vector.data_ptr() for vector in vectors),
+                _pixels(y),
+                y.shape[1],
+                k * channels,
+                channels,
+                out.data_ptr(),
+                sums.data_ptr(),
+                torch.get_num_threads(),
+            )
+            return out.permute(0, 3, 1, 2), sums.float()
+
+        return branch
+
+    def padded_signs(self, x: Tensor, padding_value: int, k: int, branches: int) -> Tensor:
+        channels = x.shape[1] // branches
+        out = _empty_branch(x, channels)
+        kernels.library().mmg_padded_signs(
+            x.data_ptr(),
+            padding_value,
+            _pixels(x),
+            x.shape[1],
+            k * channels,
+            channels,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out.permute(0, 3, 1, 2)
+
+    def sign_gradient(
+        self,
+        gradient: Tensor,
+        x: Tensor,
+        residual: Tensor | None,
+        k: int,
+        branches: int,
+        out: Tensor,
+        surrogate: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        if surrogate is not None:
+            self.for_floats.sign_gradient(gradient, x, residual, k, branches, out, surrogate)
+            return
+        gradient, channels = nhwc(gradient), x.shape[1] // branches
+        kernels.library().mmg_sign_gradient(
+            gradient.data_ptr(),
+            x.data_ptr(),
+            kernels.pointer(residual),
+            _pixels(x),
+            x.shape[1],
+            k * channels,
+            channels,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+
+    def connect(self, x: Tensor, gate: Tensor, scales: Tensor) -> Tensor:
+        gate, scales = gate.float().contiguous(), scales.float().contiguous()
+        num_bases, out = len(gate), torch.empty_like(x)
+        kernels.library().mmg_connect(
+            x.data_ptr(),
+            _pixels(x),
+            num_bases,
+            x.shape[1] // num_bases,
+            scales.data_ptr(),
+            gate.data_ptr(),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
+
+    def connect_gradient(
+        self, gradient: Tensor, x: Tensor, gate: Tensor, scales: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        gate, scales, gradient = gate.float().contiguous(), scales.float().contiguous(), nhwc(gradient)
+        num_bases, out = len(gate), torch.empty_like(x)
+        sums = torch.empty(2, num_bases, dtype=torch.float64)
+        kernels.library().mmg_connect_gradient(
+            gradient.data_ptr(),
+            x.data_ptr(),
+            gate.data_ptr(),
+            scales.data_ptr(),
+            _pixels(x),
+            num_bases,
+            x.shape[1] // num_bases,
+            out.data_ptr(),
+            sums.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return (out, *sums)

@@ -1,0 +1,93 @@
+"""Lean training beside plain autograd: the same outputs, gradients and running statistics."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from mmgroupnet.layers import BinaryConv2d
+from mmgroupnet.models import GroupNetResNet
+
+DECOMPOSITIONS = ('soft_gate', 'gbd_v1', 'gbd_v2', 'gbd_v3', 'lbd')
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Gives batch norms scales and shifts that keep sums from being exactly zero, where rounding would decide on a
+    sign."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    return model
+
+
+def set_lean(model: nn.Module, is_lean: bool) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, BinaryConv2d):
+            module.memory_efficient = is_lean
+    return model
+
+
+def relative(value: Tensor, expected: Tensor) -> float:
+    """Distance of a gradient, relative to its norm; sums that cancel are compared as if they were of norm 1."""
+    return (value - expected).norm().item() / max(expected.norm().item(), 1.0)
+
+
+Run = Callable[..., Sequence[Tensor]]
+
+
+def outputs_and_gradients(model: nn.Module, inputs: Sequence[Tensor], run: Run) -> dict[str, Tensor]:
+    """Outputs, gradients of inputs and parameters for one random gradient of the outputs, and buffers."""
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    outs = run(model, *inputs)
+    generator = torch.Generator().manual_seed(3)
+    sum((out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum() for out in outs).backward()
+    found = {f'output {index}': out.detach() for index, out in enumerate(outs)}
+    found |= {f'input {index}': x.grad for index, x in enumerate(inputs)}
+    found |= {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return found | {name: buffer.double() for name, buffer in model.named_buffers()}
+
+
+def call(model: nn.Module, *inputs: Tensor) -> Sequence[Tensor]:
+    return model(*inputs)
+
+
+def assert_lean_is_plain(model: nn.Module, inputs: Sequence[Tensor], tolerance: float, run: Run = call) -> None:
+    lean, plain = set_lean(copy.deepcopy(model), True), set_lean(copy.deepcopy(model), False)
+    found, expected = (outputs_and_gradients(each, inputs, run) for each in (lean, plain))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if value is None:
+            assert found[name] is None or not found[name].any(), name
+        elif name.endswith('running_mean'):  # may be next to zero
+            assert_close(found[name], value, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: name + text)
+        else:
+            assert relative(found[name], value) <= tolerance, (name, relative(found[name], value))
+
+
+def small_network(**options) -> GroupNetResNet:
+    """A ResNet-18 of few channels with two bases, in training mode."""
+    torch.manual_seed(0)
+    return randomise(GroupNetResNet(**dict(depth=18, num_bases=2, base_channels=8) | options)).train()
+
+
+def block_of(network: GroupNetResNet, stage: int) -> nn.Module:
+    """A block whose shortcut is the identity."""
+    return network.stages[stage][1]
+
+
+def saved_bytes(run: Callable[[], object]) -> int:
+    """Bytes that the graph of ``run`` keeps for the backward pass, beside parameters."""
+    storages: dict[int, int] = {}
+
+    def note(value: Tensor) -> Tensor:
+        if not isinstance(value, nn.Parameter):
+            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        out = run()
+    del out
+    return sum(storages.values())

@@ -1,0 +1,127 @@
+"""Several processes with synchronised norms and the shipped hooks: the same collectives, and the training of one."""
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch import Tensor, distributed, nn
+from torch.testing import assert_close
+
+from mmgroupnet.models import GroupNetResNet
+from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
+from mmgroupnet.registry import HOOKS
+from tests.test_layers.test_lean.processes import noted_collectives, run_in_two_processes
+
+ROOT = Path(__file__).parents[3]
+RUNTIMES = ('default_runtime', 'segmentation_runtime')
+NETWORKS = ('soft_gate', 'lbd', 'tower')
+STEPS = 3
+
+
+class Tower(nn.Module):
+    """A tower of one level as a network; the norms of its input, which torch synchronises on GPUs alone, are left
+    out."""
+
+    def __init__(self, norm: str) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.tower = BinaryTower(6, 6, 2, 1, 2, True, dict(type=norm), {})
+        self.tower.input_norms[0] = nn.Identity()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.tower((self.stem(x), 0))]
+
+
+def build(name: str, norm: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name == 'tower':
+        return Tower(norm).double().train()
+    options = dict(depth=18, num_bases=2, base_channels=4, stage_blocks=(1, 2), norm_cfg=dict(type=norm))
+    if name == 'lbd':  # Of other scales sums that cancel leave rounding, which a ReLU takes for a sign.
+        options.update(binary_cfg=dict(weight=dict(type='mmgroupnet.UnscaledWeight')))
+    network = GroupNetResNet(decomposition=name, **options)
+    network.stem[-1] = nn.Identity()  # called as a module, which torch synchronises on GPUs alone
+    return network.double().train()
+
+
+def images() -> Tensor:
+    return torch.randn(STEPS, 4, 3, 20, 28, generator=torch.Generator().manual_seed(1)).double()
+
+
+def loss_of(outs: list[Tensor], share: slice) -> Tensor:
+    """A sum over the images, so that the gradients of processes add up to those of one."""
+    generator = torch.Generator().manual_seed(2)
+    return sum(
+        (out * torch.randn(4, *out.shape[1:], generator=generator, dtype=out.dtype)[share]).sum() for out in outs
+    )
+
+
+def train(name: str, norm: str, work_dir: str, share: slice, hook_configs: list[dict]) -> nn.Module:
+    """Some steps as the Runner makes them, with hooks, on a share of the images."""
+    network = build(name, norm)
+    hooks = [HOOKS.build(config) for config in hook_configs]
+    runner = SimpleNamespace(
+        model=network, logger=logging.getLogger('collectives'), work_dir=work_dir, epoch=0, iter=0
+    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+
+    def call(place: str, *args: object) -> None:
+        for hook in hooks:
+            getattr(hook, place)(runner, *args)
+
+    call('before_train')
+    for step, batch in enumerate(images()):
+        call('before_train_iter', step, None)
+        optimizer.zero_grad()
+        loss_of(network(batch[share]), share).backward()
+        if distributed.is_initialized():
+            for parameter in network.parameters():
+                distributed.all_reduce(parameter.grad)
+        optimizer.step()
+        call('after_train_iter', step, None, None)
+    call('after_train_epoch')
+    return network
+
+
+def train_in_process(rank: int, work_dir: str, hook_configs: list[dict]) -> dict[str, dict]:
+    found = {}
+    for name in NETWORKS:
+        with noted_collectives() as collectives:
+            network = train(name, 'SyncBN', work_dir, slice(0, 1) if rank == 0 else slice(1, 4), hook_configs)
+        found[name] = dict(
+            collectives=[(kind, str(dtype), list(shape)) for kind, dtype, shape in collectives],
+            state=network.state_dict(),
+        )
+    return found
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory) -> list[dict[str, dict]]:
+    """Networks of two processes, which have one image and three, with the statistics hook of the shipped configs."""
+    configs = [Config.fromfile(ROOT / f'configs/_base_/{runtime}.py') for runtime in RUNTIMES]
+    hooks = [dict(type='mmgroupnet.BinaryStatisticsHook')]
+    assert all(config.custom_hooks == hooks for config in configs)
+    folder = tmp_path_factory.mktemp('processes')
+    found = run_in_two_processes(folder, train_in_process, str(folder), hooks)
+    assert (folder / 'binary_statistics.jsonl').read_text()
+    return found
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+class TestTwoProcesses:
+    def test_issue_the_same_collectives(self, trained, name):
+        first, second = (each[name]['collectives'] for each in trained)
+        assert first == second
+        norms = sum(isinstance(module, nn.SyncBatchNorm) for module in build(name, 'SyncBN').modules())
+        assert len(first) == STEPS * (2 * norms + len(list(build(name, 'BN').parameters())))
+
+    def test_train_as_one_with_the_whole_batch(self, trained, name, tmp_path):
+        expected = train(name, 'BN', str(tmp_path), slice(0, 4), []).state_dict()
+        for each in trained:
+            state = each[name]['state']
+            assert state.keys() == expected.keys()
+            for key, value in expected.items():
+                assert_close(state[key], value, rtol=1e-9, atol=1e-9, msg=lambda text, key=key: f'{key}: {text}')
