@@ -50,7 +50,7 @@ class PackedUnit(PackedModule):
 
     @property
     def parameters_of_op(self) -> list[Tensor | None]:
-        """The tensors in the order of the op."""
+        """The tensors in the order of the op, None where one is not there."""
         return list(self._buffers.values())  # in the order in which they were registered
 
     def forward(self, x: Tensor) -> Tensor:
@@ -182,6 +182,7 @@ class PackedChain(PackedModule):
     ) -> Tensor:
         """Calls the op, see :func:`mmgroupnet.ops.run_block`."""
         units = [*([] if shortcut is None else [shortcut]), *units]
+        parameters = [parameter for unit in units for parameter in unit.parameters_of_op]
         return ops.run_block(
             x,
             int(connection),
@@ -189,7 +190,8 @@ class PackedChain(PackedModule):
             merge_scales,
             gate,
             [number for unit in units for number in unit.numbers],
-            [parameter for unit in units for parameter in unit.parameters_of_op],
+            [parameter for parameter in parameters if parameter is not None],
+            [place for place, parameter in enumerate(parameters) if parameter is not None],
             shortcut is not None,
             shortcut_map,
         )
