@@ -4,6 +4,7 @@ They hold what :func:`mmgroupnet.ops.run_block` takes and call it; nothing here 
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,11 @@ from mmgroupnet.ops import Connection, UnitGeometry
 
 # Parameters of a unit in the order of the op; each is a buffer or None.
 _PARAMETERS = ('bits', 'scale', 'bias', 'norm_scale', 'norm_shift', 'sign_scale', 'sign_shift')
+_HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 class PackedModule(nn.Module):
-    """Base of all packed layers: they stay on the CPU, in float32."""
+    """Base of all packed layers: they stay on the CPU, in float32, and have no gradients."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'PackedModule':
         probe = fn(torch.empty(0))
@@ -28,6 +30,19 @@ class PackedModule(nn.Module):
         if probe.dtype != torch.float32:
             raise RuntimeError(f'a packed model cannot be converted to {probe.dtype}: its kernels compute in float32')
         return super()._apply(fn, recurse)
+
+    def as_input(self, x: Tensor) -> Tensor:
+        """A map as the ops take it: in float32, as float layers under autocast do not give it, and outside autograd.
+
+        Raises:
+            RuntimeError: If a model in training mode would need the gradient of the map.
+        """
+        if self.training and x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f'{type(self).__name__} has no gradient, which the layers in front of it need in training mode: freeze '
+                'them, or call eval()'
+            )
+        return (x.float() if x.dtype in _HALF_PRECISION else x).detach()
 
 
 class PackedUnit(PackedModule):
@@ -54,6 +69,7 @@ class PackedUnit(PackedModule):
         return list(self._buffers.values())  # in the order in which they were registered
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.as_input(x)
         given = x.shape[1] // self.geometry.in_channels
         branches = self.geometry.branches(given)
         return PackedChain.run(x, Connection.SEPARATE, branches, [self])
@@ -114,6 +130,7 @@ class PackedMerge(PackedModule):
         return branches
 
     def forward(self, branches: Tensor) -> Tensor:
+        branches = self.as_input(branches)
         if self.num_bases == 1 and self.scales is None:
             return branches
         return ops.connect(branches, self.num_bases, self.scales, None)
@@ -139,7 +156,9 @@ class FloatShortcut(PackedModule):
 
     def forward(self, branches: Tensor) -> Tensor:
         pixels = branches[:, :, :: self.stride[0], :: self.stride[1]].permute(0, 2, 3, 1)
-        out = F.linear(pixels.reshape(-1, self.weight.shape[1]), self.weight, self.bias)
+        # Exported programs would keep a context, also where it changes nothing.
+        with torch.autocast('cpu', enabled=False) if torch.is_autocast_enabled('cpu') else nullcontext():
+            out = F.linear(pixels.reshape(-1, self.weight.shape[1]), self.weight, self.bias)
         return out.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
 
 
@@ -205,6 +224,7 @@ class PackedChain(PackedModule):
 
         Returns: Outputs of the branches, ``(N, K*C', H', W')``, unmerged.
         """
+        branches = self.as_input(branches)
         scales = None if last_merge is None else last_merge.scales
         connection, gate = self.connection, self.gate
         if self.num_bases == 1 and scales is None:

@@ -82,9 +82,9 @@ def pack(model: nn.Module) -> nn.Module:
     convs = {name: module for name, module in model.named_modules() if isinstance(module, BinaryConv2d)}
     if not convs:
         raise ValueError(f'model={type(model).__name__}: it has no binary layers of mmgroupnet to pack')
-    packed = copy.deepcopy(model).cpu().float().eval()
+    packed = copy.deepcopy(model).cpu().float()
     problems: dict[str, str] = {}
-    packed = _pack_module(packed, '', problems, {})
+    packed = _pack_module(packed, '', problems, {}).eval()  # twins are new modules
     layers = []
     for name, conv in convs.items():
         before = conv.weight.numel() * conv.weight.element_size()

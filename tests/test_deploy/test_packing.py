@@ -462,10 +462,3 @@ class TestPackedModel:
         elsewhere = Mock(device=torch.device('cuda:0'), dtype=torch.float32)
         with pytest.raises(RuntimeError, match='a packed model cannot be moved to cuda:0'):
             unit._apply(lambda tensor: elsewhere)
-
-    def test_it_cannot_be_trained(self):
-        packed = pack(build_backbone(num_bases=2, base_channels=8))
-        out = packed(pictures())[0]
-        with pytest.raises(RuntimeError, match='autograd'):
-            out.sum().backward()
-
