@@ -50,18 +50,19 @@ class PackedUnit(PackedModule):
 
     Args:
         geometry: Its numbers.
-        parameters: The tensors by name, see :func:`mmgroupnet.ops.run_block`; what is left out is not there.
+        parameters: The tensors by name, see :func:`mmgroupnet.ops.run_block`; what is left out is not there. Units
+            that are given the same tensor share it.
 
     Shape: as the layers that it stands for; the output is channels_last.
     """
 
-    def __init__(self, geometry: UnitGeometry, parameters: dict[str, Tensor]) -> None:
+    def __init__(self, geometry: UnitGeometry, parameters: dict[str, Tensor | None]) -> None:
         super().__init__()
         self.geometry = geometry
         self.numbers = geometry.encode()
         for name in _PARAMETERS:
             value = parameters.get(name)
-            self.register_buffer(name, None if value is None else value.detach().clone().contiguous())
+            self.register_buffer(name, None if value is None else value.contiguous())
 
     @property
     def parameters_of_op(self) -> list[Tensor | None]:
