@@ -179,7 +179,7 @@ def _pack_unit(
     norm: nn.Module | None = None,
     relu: bool = False,
     residual: Residual = Residual.NONE,
-    is_shared: bool = False,
+    shared_by: int | None = None,
     folds_input_norm: bool = True,
 ) -> PackedUnit:
     """A conv and what follows it.
@@ -188,7 +188,7 @@ def _pack_unit(
         packing: The packing of the model.
         conv: The conv.
         norm, relu, residual: What follows it. Default: nothing.
-        is_shared: Whether the branches share the conv. Default: False.
+        shared_by: Number of branches that share the conv. Default: None, each has weights of its own.
         folds_input_norm: Whether the norm in front of the sign is part of the unit. Default: True.
     """
     if not isinstance(conv, BinaryConv2d):
@@ -213,7 +213,8 @@ def _pack_unit(
             # norm(relu(scale * x)) = (norm_scale * scale) * relu(x) + norm_shift where no scale is negative.
             parameters['norm_scale'] = parameters['norm_scale'] * scale
             del parameters['scale']
-    return PackedUnit(conv.geometry(is_shared, relu, residual), parameters)
+    geometry = conv.geometry(shared_by is not None, relu, residual)
+    return PackedUnit(geometry, parameters, shared_by or 1)
 
 
 def _pack_merge(packing: _Packing, merge: Merge) -> PackedMerge:
@@ -221,11 +222,11 @@ def _pack_merge(packing: _Packing, merge: Merge) -> PackedMerge:
     return PackedMerge(merge.num_bases, scales, isinstance(merge, InPlaceMerge))
 
 
-def _pack_shortcut(packing: _Packing, shortcut: nn.Sequential) -> nn.Module:
-    """The twin of a (pooling,) conv and norm that all branches share; it takes the branches folded, as they are."""
+def _pack_shortcut(packing: _Packing, shortcut: nn.Sequential, num_bases: int) -> nn.Module:
+    """The twin of a (pooling,) conv and norm that K branches share; it takes the branches folded, as they are."""
     *pooling, conv, norm = (layer for layer in shortcut if not isinstance(layer, nn.Identity))
     if isinstance(conv, BinaryConv2d):
-        twin = _pack_unit(packing, conv, norm, is_shared=True)
+        twin = _pack_unit(packing, conv, norm, shared_by=num_bases)
     else:
         folded = _fold_norm(norm)
         weight = conv.weight.flatten(1) * folded['norm_scale'].unsqueeze(1)
@@ -247,7 +248,7 @@ def _pack_block(packing: _Packing, block: GroupNetBlock) -> PackedBlock:
             MergedConnection: Connection.MERGED,
         }[type(connection)]
     units = [_pack_unit(packing, *unit) for unit in block.chain().units]
-    shortcut = None if block.shortcut is None else _pack_shortcut(packing, block.shortcut)
+    shortcut = None if block.shortcut is None else _pack_shortcut(packing, block.shortcut, num_bases)
     merge = _pack_merge(packing, block.merge)
     return PackedBlock(merge=merge, connection=kind, num_bases=num_bases, units=units, gate=gate, shortcut=shortcut)
 
