@@ -181,14 +181,20 @@ def _(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor | Non
     return _empty(batch, folded if gate is not None else folded // num_bases, height, width, like=x)
 
 
-def _units(geometry: Sequence[int], parameters: Sequence[Tensor | None]) -> list[tuple[UnitGeometry, list]]:
-    parameters = list(parameters)
-    if len(parameters) != PARAMETERS_PER_UNIT * len(UnitGeometry.decode(tuple(geometry))):
-        raise ValueError(f'{len(parameters)} parameters: give {PARAMETERS_PER_UNIT} for each unit, or None')
-    return [
-        (unit, parameters[i * PARAMETERS_PER_UNIT : (i + 1) * PARAMETERS_PER_UNIT])
-        for i, unit in enumerate(UnitGeometry.decode(tuple(geometry)))
-    ]
+def _units(
+    geometry: Sequence[int], parameters: Sequence[Tensor], places: Sequence[int]
+) -> list[tuple[UnitGeometry, list[Tensor | None]]]:
+    """Each unit with its seven parameters, None where one is not given."""
+    units = UnitGeometry.decode(tuple(geometry))
+    slots: list[Tensor | None] = [None] * (PARAMETERS_PER_UNIT * len(units))
+    if len(set(places)) != len(parameters) or not all(0 <= place < len(slots) for place in places):
+        raise ValueError(
+            f'places={list(places)} for {len(units)} units and {len(parameters)} parameters: give the place of each '
+            f'among the {PARAMETERS_PER_UNIT} of every unit'
+        )
+    for place, parameter in zip(places, parameters, strict=True):
+        slots[place] = parameter
+    return [(unit, slots[i * PARAMETERS_PER_UNIT :][:PARAMETERS_PER_UNIT]) for i, unit in enumerate(units)]
 
 
 @torch.library.custom_op('mmgroupnet::run_block', mutates_args=())
@@ -199,7 +205,8 @@ def run_block(
     merge_scales: Tensor | None,
     gate: Tensor | None,
     geometry: Sequence[int],
-    parameters: Sequence[Tensor | None],
+    parameters: Sequence[Tensor],
+    places: Sequence[int],
     has_shortcut: bool,
     shortcut_map: Tensor | None,
 ) -> Tensor:
@@ -213,9 +220,10 @@ def run_block(
         merge_scales, gate: As for :func:`connect`.
         geometry: :meth:`UnitGeometry.encode` of the units, one behind the other; that of the shortcut unit, if there is
             one, comes first.
-        parameters: ``bits, scale, bias, norm_scale, norm_shift, sign_scale, sign_shift`` of each unit, or None. The
-            last two are per folded channel of the input, the others per folded channel of the output; a scale of
-            merged bases is per base and channel.
+        parameters: ``bits, scale, bias, norm_scale, norm_shift, sign_scale, sign_shift`` of each unit, without what a
+            unit does not have (``torch.jit`` cannot trace a list with None in it). The last two are per folded channel
+            of the input, the others per folded channel of the output; a scale of merged bases is per base and channel.
+        places: The place of each of them, ``7 * i + j`` for the j-th name of unit i.
         has_shortcut: Whether the first unit makes the shortcut of the connected input.
         shortcut_map: The shortcut, where others make it, ``(N, K*C', H', W')``. With neither, the shortcut is the
             connected input.
@@ -223,7 +231,7 @@ def run_block(
     Returns:
         ``(N, K*C', H', W')``, float32, channels_last.
     """
-    units = _units(geometry, parameters)
+    units = _units(geometry, parameters, places)
     _check(x, merge_scales, gate, shortcut_map, *parameters)
     kernels.check_tensor('merge_scales', merge_scales, (num_bases,))
     kernels.check_tensor('gate', gate, (num_bases,))
@@ -326,7 +334,7 @@ def _block_shape(
 
 
 @run_block.register_fake
-def _(x, connection, num_bases, merge_scales, gate, geometry, parameters, has_shortcut, shortcut_map) -> Tensor:
+def _(x, connection, num_bases, merge_scales, gate, geometry, parameters, places, has_shortcut, shortcut_map) -> Tensor:
     units = UnitGeometry.decode(tuple(geometry))
     shortcut_shape = None if shortcut_map is None else tuple(shortcut_map.shape)
     shape = _block_shape.__wrapped__(tuple(x.shape), connection, num_bases, units, has_shortcut, shortcut_shape)

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import mmgroupnet
 from mmgroupnet.converters.binarize import residual_bases
-from mmgroupnet.deploy import pack
+from mmgroupnet.deploy import pack_and_report
 from mmgroupnet.layers import (
     BinaryConv2d,
     BinaryLinear,
@@ -249,8 +249,8 @@ class TestTraining:
         estimate_statistics(model, lambda: model(images.flip(3)))
         calls = binary_layer_calls(model, lambda: model(images))
         assert_alive(calls)
-        packed = pack(model)
-        assert [layer.problem for layer in packed.packed_layers if layer.problem] == []
+        packed, layers = pack_and_report(model)
+        assert [layer.problem for layer in layers if layer.problem] == []
         assert not any(isinstance(module, BinaryConv2d) for module in packed.modules())
         with torch.no_grad():
             for out, expected in zip(sum(packed(images), []), sum(model(images), []), strict=True):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from mmgroupnet.layers.branches import split
+from mmgroupnet.layers.branches import share, split
 from mmgroupnet.layers.lean.path import find_hooks, first_derivatives, run_plain_for_hooks, wants_gradient
 from mmgroupnet.layers.observers import SignObserver, notify
 from mmgroupnet.ops import UnitGeometry
@@ -141,7 +141,9 @@ class SignConv:
         """
         z = self._shifted(x, operands)
         if observed is not None and observed.sign_observer is not None:
-            notify(observed, z >= 0)
+            # A conv that branches share sees them as batch.
+            positive = z >= 0
+            notify(observed, share(lambda part: part, positive, self.branches) if self.is_shared else positive)
         if self.geometry.merges:
             dtype = self.passes.dtype
             return convolve_signs(self.geometry, binary_sign(z).to(dtype), self._merged(operands).to(dtype))
