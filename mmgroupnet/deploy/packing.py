@@ -180,9 +180,7 @@ def _signs_and_scale(conv: BinaryConv2d) -> tuple[Tensor, Tensor]:
     magnitude = weight.flatten(1).abs()
     scale = magnitude.amax(1)
     if not torch.equal(magnitude, scale.view(-1, 1).expand_as(magnitude)):
-        raise NotPackable(
-            f'{type(conv.weight_quantizer).__name__} gives weights of more than one magnitude per output channel'
-        )
+        raise NotPackable(f'{type(conv.weight_quantizer).__name__} has no signs: its weights are real-valued')
     return weight, scale
 
 
