@@ -8,13 +8,12 @@ from torch import nn
 from torch.testing import assert_close
 
 import mmgroupnet
-from mmgroupnet.converters.binarize import residual_bases
+from mmgroupnet.converters import binarization_of
 from mmgroupnet.deploy import pack
 from mmgroupnet.layers import (
     BinaryConv2d,
     BinaryLinear,
     GroupwiseChain,
-    LayerwiseBinaryConv2d,
     LayerwiseBinaryLinear,
 )
 from tests.batteries import assert_finite_gradients, detection_samples
@@ -166,14 +165,14 @@ class TestNothingIsLost:
     def test_report_of_tensors(self):
         model = retinanet()
         before = set(model.state_dict())
-        report = mmgroupnet.binarize(model, POLICY).binarization
+        report = binarization_of(mmgroupnet.binarize(model, POLICY))
         assert report.without_target == []
         assert {name.rpartition('.')[0].rpartition('.')[2] for name in report.fresh} == {'input_norm', 'gate'}
         assert {'backbone.conv1.weight', 'neck.lateral_convs.0.conv.bias', 'bbox_head.retina_cls.bias'} <= before
         assert before & set(model.state_dict()) >= {'backbone.conv1.weight', 'neck.lateral_convs.0.conv.bias'}
 
     def test_report_of_rules(self):
-        text = mmgroupnet.binarize(retinanet(), POLICY).binarization.describe()
+        text = binarization_of(mmgroupnet.binarize(retinanet(), POLICY)).describe()
         lines = text.splitlines()
         assert lines[0] == 'policy[0] keep: 1 layers (backbone.conv1)'
         assert lines[2].startswith('policy[2] groupwise K=2: 8 blocks with 19 layers (8 x backbone.layer*.*)')
@@ -183,31 +182,13 @@ class TestNothingIsLost:
 
     def test_what_has_no_binary_form_is_reported(self):
         model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Linear(4, 4))
-        report = mmgroupnet.binarize(model, [dict(become='binary')]).binarization
+        report = binarization_of(mmgroupnet.binarize(model, [dict(become='binary')]))
         assert type(model[1]) is nn.Conv2d
         assert report.problems == {'1': 'depthwise'} and report.unmatched == ['2']
         assert 'kept, depthwise: 1 layers (1)' in report.describe()
 
 
 class TestWeights:
-    def test_residual_bases_approach_the_weights(self):
-        """The error of greedily fitted signs falls with every base; one base has the float signs."""
-        torch.manual_seed(0)
-        weight = torch.randn(8, 16, 3, 3)
-        errors = []
-        for num_bases in (1, 2, 3, 4):
-            conv = LayerwiseBinaryConv2d(
-                16, 8, 3, num_bases=num_bases, weight=dict(type='mmgroupnet.ChannelScaleWeight')
-            )
-            conv.weight.data.copy_(residual_bases(weight, num_bases))
-            errors.append(((conv.effective_weight() - weight).square().mean() / weight.square().mean()).item())
-        assert errors == sorted(errors, reverse=True)
-        assert errors[0] == pytest.approx(1 - 2 / torch.pi, abs=0.02)  # of a normal distribution
-        assert errors[3] < 0.05
-
-    def test_one_base_has_the_weights(self):
-        assert torch.equal(residual_bases(torch.ones(2, 3, 1, 1), 1), torch.ones(2, 3, 1, 1))
-
     def test_the_first_branch_has_the_weights_and_the_others_differ(self):
         model = retinanet()
         expected = model.backbone.layer1[0].conv1.weight.clone()
