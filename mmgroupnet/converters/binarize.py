@@ -42,8 +42,8 @@ def binarize(model: nn.Module, policy: Sequence[Mapping]) -> nn.Module:
     No two bases start equal, since they would stay equal for ever. Where the float weights do not tell them apart, as
     in a layer of zeros, they differ in a way that leaves the function as it is.
 
-    A part that was frozen, or whose batch norms were, trains when it becomes binary: a batch norm with the statistics
-    of nobody's data would leave its sign constant.
+    A part that was frozen, or whose batch norms were, trains when it becomes binary: a batch norm whose running
+    statistics match no data would leave its sign constant.
 
     Args:
         model: Any model; it is changed in place.

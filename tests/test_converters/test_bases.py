@@ -11,6 +11,7 @@ from torch.testing import assert_close
 import mmgroupnet
 from mmgroupnet.converters import binarization_of
 from mmgroupnet.converters.bases import branch_weight, fit_bases
+from mmgroupnet.deploy import pack
 from mmgroupnet.layers import BinaryConv2d
 from mmgroupnet.quantizers import ChannelScaleWeight, RealWeight, SignWeight, TensorScaleWeight, UnscaledWeight
 
@@ -200,6 +201,8 @@ class TestNonLocal:
         model = self.build(scale, become='layerwise', num_bases=num_bases)
         x, target = torch.randn(2, 4, 16, 6, 6)[:, :2]
         assert torch.equal(model(x), x)
+        with torch.no_grad():
+            assert torch.equal(pack(copy.deepcopy(model).eval())(x), x)
         conv = model[0].conv_out.conv
         train(model, x, target)
         assert not torch.equal(model(x), x)

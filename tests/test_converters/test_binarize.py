@@ -180,6 +180,15 @@ class TestNothingIsLost:
         assert 'backbone.norm_eval: True becomes False, since its binary layers train' in lines
         assert 'backbone.frozen_stages: 1 becomes -1, since its binary layers train' in lines
 
+    def test_a_report_is_of_one_model_and_no_part_of_it(self):
+        model = nn.Sequential(nn.Conv2d(4, 4, 1))
+        assert binarization_of(model) is None
+        names = set(vars(model))
+        mmgroupnet.binarize(model, [dict(become='binary')])
+        assert set(vars(model)) == names
+        assert binarization_of(model).rules[0].layers == ['0']
+        assert binarization_of(copy.deepcopy(model)) is None
+
     def test_what_has_no_binary_form_is_reported(self):
         model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Linear(4, 4))
         report = binarization_of(mmgroupnet.binarize(model, [dict(become='binary')]))
@@ -207,6 +216,14 @@ class TestWeights:
         )
         first, second = (branch.downsample[0].weight for branch in model.layer2[0].blocks[0].branches)
         assert torch.equal(first, second) and first is not second
+
+    def test_a_model_without_memory(self):
+        """As the names and shapes of a checkpoint are compared."""
+        with torch.device('meta'):
+            model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+            rules = [dict(become='binary', names='0'), dict(become='layerwise', num_bases=3)]
+            mmgroupnet.binarize(model, rules)
+        assert [tuple(layer.weight.shape) for layer in model] == [(4, 4, 1, 1), (12, 4, 1, 1)]
 
     def test_dtype_and_mode_are_kept(self):
         model = nn.Sequential(nn.Conv2d(4, 4, 1)).double().eval()
