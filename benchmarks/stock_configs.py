@@ -43,6 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from mmgroupnet.analysis.complexity import analyze, total  # noqa: E402
+from mmgroupnet.converters import binarization_of  # noqa: E402
 from mmgroupnet.deploy import pack_and_report  # noqa: E402
 from mmgroupnet.engine.binarization import binarize_config, load_policy  # noqa: E402
 from mmgroupnet.engine.configs import load_config  # noqa: E402
@@ -316,7 +317,7 @@ def check(name: str, policy: list[dict]) -> dict:
         binarize_config(binary, policy)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             run = Run(binary)
-            report = run.model.binarization
+            report = binarization_of(run.model)
             row['kept'] = dict(Counter([*report.problems.values(), *['no rule'] * len(report.unmatched)]))
             step = 'count'
             row['binary_share'], row['linear_share'] = share_of_operations(cfg, report)

@@ -84,6 +84,18 @@ class TestRefused:
         assert f'the last good checkpoint is {tmp_path}/work/epoch_1.pth' in str(caught.value)
         assert not (tmp_path / 'work/epoch_2.pth').exists()
 
+    @pytest.mark.parametrize('by_epoch', [True, False])
+    def test_loss_that_is_no_number_where_a_checkpoint_is_due(self, tmp_path, by_epoch):
+        """In the last iteration of the second epoch: these weights are in no checkpoint."""
+        jump = dict(type='MultiStepLR', milestones=[6], gamma=1e30, by_epoch=False)
+        saving = dict(type='CheckpointHook', by_epoch=by_epoch, interval=1 if by_epoch else 4)
+        cfg = load_tiny_run(tmp_path, param_scheduler=[jump], default_hooks__checkpoint=saving)
+        with pytest.raises(UserError, match=r'stopped at iteration 8 \(epoch 2, batch 4\): .*loss=nan') as caught:
+            run_training(cfg)
+        good = 'epoch_1.pth' if by_epoch else 'iter_4.pth'
+        assert f'the last good checkpoint is {tmp_path}/work/{good}' in str(caught.value)
+        assert [path.name for path in (tmp_path / 'work').glob('*.pth')] == [good]
+
     @pytest.mark.parametrize('resume', [False, True])
     def test_weights_of_another_architecture(self, trained, tmp_path, resume):
         checkpoint = str(trained / 'work/epoch_1.pth')
@@ -191,7 +203,10 @@ class TestTest:
         augment_test(cfg)
         for dataset in cfg.test_dataloader.dataset.datasets:
             assert [step.type for step in dataset.pipeline] == [
-                'LoadImageFromFile', 'Resize', 'LoadAnnotations', 'TestTimeAug',
+                'LoadImageFromFile',
+                'Resize',
+                'LoadAnnotations',
+                'TestTimeAug',
             ]
 
     def test_a_config_keeps_what_it_has_of_augmentation(self, trained, tmp_path):
