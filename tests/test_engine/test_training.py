@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from torch import nn
 
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.testing import augment_test, run_test
@@ -134,16 +135,30 @@ class TestRefused:
         with pytest.raises(UserError, match='Link your copy'):
             run_training(cfg)
 
-    @pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')
-    def test_amp_without_a_gpu(self, tmp_path):
-        with pytest.raises(UserError, match='--amp needs a GPU'):
-            run_training(load_tiny_run(tmp_path), amp=True)
-
     def test_auto_scale_lr_without_a_base(self, tmp_path):
         cfg = load_tiny_run(tmp_path)
         del cfg.auto_scale_lr['base_batch_size']
         with pytest.raises(UserError, match='--auto-scale-lr needs auto_scale_lr'):
             run_training(cfg, auto_scale_lr=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')
+def test_amp_on_the_cpu_is_bfloat16(tmp_path, monkeypatch):
+    seen = set()
+    convolve = nn.Conv2d.forward
+
+    def noted(conv, x):
+        out = convolve(conv, x)
+        if conv.training:
+            seen.add(out.dtype)
+        return out
+
+    monkeypatch.setattr(nn.Conv2d, 'forward', noted)
+    model = run_training(load_tiny_run(tmp_path, train_cfg__max_epochs=1, train_cfg__val_interval=2), amp=True)
+    assert seen == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    found = losses(tmp_path / 'work')
+    assert sorted(found) == [1, 2, 3, 4] and all(map(math.isfinite, found.values()))
 
 
 def test_a_backbone_alone_can_be_loaded(trained, tmp_path):
