@@ -233,7 +233,7 @@ class Block {
     float* values = has_output_shape(folded, size_) ? out_ : new_map(count_pixels(size_) * folded);
     connected_ = {values, branches, channels};
     plain_ = SignMap(count_pixels(size_), branches, channels);
-    return add(size_, {}, [=](const Rows& rows) {
+    return add(size_, {}, [=, this](const Rows& rows) {
       const int64_t words = plain_.view().pixel_words();
       for_rows(rows, size_, [&](int64_t first, int64_t last) {
         connect_pixels(kernels_, x_ + first * K * channels, last - first, K, channels, block_.merge_scales,
@@ -251,7 +251,7 @@ class Block {
     const int branches = differ ? unit.num_bases : map.branches, words = ceil_div(map.channels, kWordBits);
     uint64_t* const signs = const_cast<uint64_t*>(new_signs(size_, branches, map.channels).words);
     const float *scale = unit.sign_scale, *shift = unit.sign_shift;
-    return add(size_, {{connect, nullptr}}, [=](const Rows& rows) {
+    return add(size_, {{connect, nullptr}}, [=, this](const Rows& rows) {
       for_rows(rows, size_, [&](int64_t first, int64_t last) {
         for (int64_t pixel = first; pixel < last; ++pixel) {
           for (int k = 0; k < branches; ++k) {
@@ -286,7 +286,7 @@ class Block {
   int add_unit(const mmg_unit& unit, Size size, int signs, Signs from, const Destination& destination,
                std::vector<Input> others) {
     others.push_back({signs, &unit});
-    return add(output_size(unit, size), std::move(others), [=, &unit](const Rows& rows) {
+    return add(output_size(unit, size), std::move(others), [=, this, &unit](const Rows& rows) {
       convolve(kernels_, unit, rows, size, from, destination, threads_);
     });
   }

@@ -341,7 +341,7 @@ class TestFuzzer:
         library = next(Path(kernels.__file__).parent.glob('_kernels*.so'))
         program = tmp_path / 'fuzz_kernels'
         source = ROOT / 'tests' / 'csrc' / 'fuzz_kernels.cpp'
-        command = ['g++', '-std=c++17', '-O1', '-Wall', '-Wextra', '-Werror', f'-I{ROOT / "csrc"}', source, library]
+        command = ['g++', '-std=c++20', '-O1', '-Wall', '-Wextra', '-Werror', f'-I{ROOT / "csrc"}', source, library]
         subprocess.run([*command, f'-Wl,-rpath,{library.parent}', '-o', program], check=True)
         assert_runs(program, 100, 0, compiled)
 
