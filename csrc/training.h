@@ -55,8 +55,9 @@ inline V maximum(V a, V b) {
   return a > b ? a : b;
 }
 
-// Calls tile(V(), c, first, last) for tiles of lanes<V>() channels from channel c on and pixels [first, last), which make
-// up all of them. So many pixels of the widest maps that the lines of the next tile have been fetched beside this one's.
+// Calls tile(V(), c, first, last) for tiles of lanes<V>() channels from channel c on and pixels [first, last), which
+// make up all of them. So many pixels of the widest maps that the lines of the next tile have been fetched beside this
+// one's.
 template <typename Tile>
 inline void for_tiles(int64_t pixels, int channels, const Tile& tile) {
   constexpr int64_t kPixels = 32;

@@ -3,7 +3,7 @@
 import ctypes
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmgroupnet.ops.geometry import UnitGeometry
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 # Chooses the instruction set: portable, avx2 or avx512. Default: the best that the processor has.
 ENVIRONMENT_VARIABLE = 'MMGROUPNET_KERNEL'
 
@@ -47,36 +47,37 @@ class Block(Structure):
     ]
 
 
+# Values of a status, as in csrc/mmgroupnet.h.
+_OK, _OUT_OF_MEMORY = 0, 1
+# Functions that return a text.
+_TEXTS = ('mmg_available_kernels', 'mmg_selected_kernels', 'mmg_failure')
+# Functions that return a status: their arguments.
 _SIGNATURES = {
-    'mmg_abi_version': (c_int32, []),
-    'mmg_available_kernels': (c_char_p, []),
-    'mmg_select_kernels': (c_int32, [c_char_p]),
-    'mmg_selected_kernels': (c_char_p, []),
-    'mmg_arranged_bytes': (c_size_t, [POINTER(Unit)]),
-    'mmg_arrange_weights': (None, [POINTER(Unit), c_void_p, c_void_p]),
-    'mmg_sign_pack': (None, [c_void_p, c_int32, c_int32, c_int64, c_int32, c_int32, c_void_p, c_int32]),
-    'mmg_convolve': (None, [POINTER(Unit), c_int32, c_int32, c_int32, c_void_p, c_int32, c_int32, c_void_p, c_int32]),
-    'mmg_run_block': (None, [POINTER(Block), c_void_p, c_void_p, c_int32]),
-    'mmg_connect': (None, [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_int32]),
-    'mmg_pack_weights': (None, [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_int32]),
-    'mmg_scaled_signs': (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int32]),
-    'mmg_relu_sums': (None, [c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32]),
-    'mmg_relu_affine': (
-        None,
-        [c_void_p, c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_int32, c_void_p, c_int32],
-    ),
-    'mmg_gradient_sums': (None, [c_void_p, c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32]),
-    'mmg_affine_gradient': (
-        None,
-        [c_void_p, c_void_p, c_int32, *[c_void_p] * 3, c_int64, *[c_int32] * 3, c_void_p, c_void_p, c_int32],
-    ),
-    'mmg_padded_signs': (None, [c_void_p, c_float, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32]),
-    'mmg_sign_gradient': (None, [*[c_void_p] * 3, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32]),
-    'mmg_connect_gradient': (
-        None,
-        [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_int32],
-    ),
-    'mmg_ceiling': (c_double, [c_double]),
+    'mmg_select_kernels': [c_char_p],
+    'mmg_arranged_bytes': [POINTER(Unit), POINTER(c_size_t)],
+    'mmg_arrange_weights': [POINTER(Unit), c_void_p, c_void_p],
+    'mmg_sign_pack': [c_void_p, c_int32, c_int32, c_int64, c_int32, c_int32, c_void_p, c_int32],
+    'mmg_convolve': [POINTER(Unit), c_int32, c_int32, c_int32, c_void_p, c_int32, c_int32, c_void_p, c_int32],
+    'mmg_run_block': [POINTER(Block), c_void_p, c_void_p, c_int32],
+    'mmg_connect': [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_int32],
+    'mmg_pack_weights': [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_int32],
+    'mmg_scaled_signs': [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int32],
+    'mmg_relu_sums': [c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32],
+    'mmg_relu_affine': [c_void_p, c_int32, *[c_void_p] * 3, c_int64, c_int32, c_void_p, c_int32],
+    'mmg_gradient_sums': [c_void_p, c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32],
+    'mmg_affine_gradient': [
+        *[c_void_p] * 2,
+        c_int32,
+        *[c_void_p] * 3,
+        c_int64,
+        *[c_int32] * 3,
+        *[c_void_p] * 2,
+        c_int32,
+    ],
+    'mmg_padded_signs': [c_void_p, c_float, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32],
+    'mmg_sign_gradient': [*[c_void_p] * 3, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32],
+    'mmg_connect_gradient': [*[c_void_p] * 4, c_int64, *[c_int32] * 2, *[c_void_p] * 2, c_int32],
+    'mmg_ceiling': [c_double, POINTER(c_double)],
 }
 
 
@@ -104,14 +105,25 @@ def library() -> ctypes.CDLL | None:
             f'{found[0]} is of version {loaded.mmg_abi_version()}, this code of {ABI_VERSION}: compile it again, '
             'python setup.py build_ext --inplace'
         )
-    for name, (result, arguments) in _SIGNATURES.items():
+    for name in _TEXTS:
+        getattr(loaded, name).restype = c_char_p
+    for name, arguments in _SIGNATURES.items():
         function = getattr(loaded, name)
-        function.restype, function.argtypes = result, arguments
+        function.argtypes = arguments
+        function.errcheck = lambda status, function, _: _raise_failure(status, function.__name__, loaded.mmg_failure)
     wanted = os.environ.get(ENVIRONMENT_VARIABLE, '')
-    if loaded.mmg_select_kernels(wanted.encode()) != 0:
-        names = loaded.mmg_available_kernels().decode().split()
+    names = loaded.mmg_available_kernels().decode().split()
+    if wanted and wanted not in names:
         raise RuntimeError(f'{ENVIRONMENT_VARIABLE}={wanted}: this machine has the kernels {", ".join(names)}')
+    loaded.mmg_select_kernels(wanted.encode())
     return loaded
+
+
+def _raise_failure(status: int, name: str, describe: Callable[[], bytes]) -> None:
+    """What ctypes calls with the status of each function of the library."""
+    if status != _OK:
+        error = MemoryError if status == _OUT_OF_MEMORY else RuntimeError
+        raise error(f'{name}: {describe().decode()}')
 
 
 def available_kernels() -> list[str]:
@@ -135,6 +147,13 @@ def select_kernels(name: str) -> None:
         raise ValueError(f'name={name!r}: this machine has the kernels {", ".join(available_kernels()) or "none"}')
     library().mmg_select_kernels(name.encode())
     selected_kernels.cache_clear()
+
+
+def ceiling(seconds: float) -> float:
+    """Binary MACs per second of the ceiling loop on this thread, see csrc/mmgroupnet.h."""
+    found = c_double()
+    library().mmg_ceiling(seconds, found)
+    return found.value
 
 
 def nhwc(x: Tensor) -> Tensor:
@@ -264,7 +283,9 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
 
 
 def _arrange_weights(geometry: UnitGeometry, unit: Unit, bits: Tensor) -> Tensor:
-    size = library().mmg_arranged_bytes(unit)
+    bytes_needed = c_size_t()
+    library().mmg_arranged_bytes(unit, bytes_needed)
+    size = bytes_needed.value
     if size == 0:
         raise ValueError(
             f'in_channels={geometry.in_channels}: {geometry.row_bits} products in one sum, give fewer than 2**24'

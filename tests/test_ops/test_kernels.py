@@ -82,7 +82,7 @@ class TestSelection:
         code = (
             'from mmgroupnet.ops import kernels\n'
             'kernels.ABI_VERSION = 99\n'
-            "kernels._SIGNATURES['mmg_of_tomorrow'] = (None, [])\n"
+            "kernels._SIGNATURES['mmg_of_tomorrow'] = []\n"
             'kernels.available_kernels()'
         )
         assert 'this code of 99: compile it again' in run_python(code).stderr
