@@ -110,7 +110,8 @@ MMG_API int32_t mmg_pack_weights(const float* weights, int64_t rows, int32_t cha
 // Signs of latent weights (rows, size) times a scale a row.
 MMG_API int32_t mmg_scaled_signs(const float* weights, const float* scales, int64_t rows, int64_t size, float* out,
                                  int32_t threads);
-// Of each channel the sums of r and of r * r, (2, channels).
+// Of each channel the sums of r and of r * r, (2, channels). They are exact: integers, below 2^53 for 2^23 pixels or
+// fewer.
 MMG_API int32_t mmg_relu_sums(const int16_t* y, int32_t low, int64_t pixels, int32_t channels, double* sums,
                               int32_t threads);
 // scale * r + shift + residual, of which the last may be NULL.

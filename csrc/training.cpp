@@ -11,11 +11,12 @@
 namespace mmgroupnet {
 namespace {
 
-// Sums over jobs of `size` floats each, added up in double and in their order: they do not depend on the threads.
+// Sums over jobs of `size` numbers each, added up in double and in their order: they do not depend on the threads.
+template <typename T>
 void sum_jobs(int64_t pixels, int size, int threads, double* sums,
-              const std::function<void(int64_t, int64_t, float*)>& job) {
+              const std::function<void(int64_t, int64_t, T*)>& job) {
   const int64_t jobs = (pixels + kPixelsPerJob - 1) / kPixelsPerJob;
-  Storage<float> parts(jobs * size, 0.0f);
+  Storage<T> parts(jobs * size);
   for_pixels(0, pixels, threads, [&](int64_t first, int64_t last) {
     job(first, last - first, parts.data() + first / kPixelsPerJob * size);
   });
@@ -93,9 +94,14 @@ int32_t mmg_scaled_signs(const float* weights, const float* scales, int64_t rows
 
 int32_t mmg_relu_sums(const int16_t* y, int32_t low, int64_t pixels, int32_t channels, double* sums, int32_t threads) {
   return guard([&] {
-    sum_jobs(pixels, 2 * channels, threads, sums, [&](int64_t first, int64_t count, float* part) {
+    mmgroupnet::Storage<double> parts(3 * channels);
+    sum_jobs<int32_t>(pixels, 3 * channels, threads, parts.data(), [&](int64_t first, int64_t count, int32_t* part) {
       selected_kernels().relu_sums(y + first * channels, low, count, channels, part);
     });
+    for (int c = 0; c < channels; ++c) {
+      sums[c] = parts[c];
+      sums[channels + c] = parts[channels + c] + 65536 * parts[2 * channels + c];
+    }
   });
 }
 
@@ -114,7 +120,7 @@ int32_t mmg_relu_affine(const int16_t* y, int32_t low, const float* scale, const
 int32_t mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int64_t pixels, int32_t channels,
                           double* sums, int32_t threads) {
   return guard([&] {
-    sum_jobs(pixels, 2 * channels, threads, sums, [&](int64_t first, int64_t count, float* part) {
+    sum_jobs<float>(pixels, 2 * channels, threads, sums, [&](int64_t first, int64_t count, float* part) {
       selected_kernels().gradient_sums(gradient + first * channels, y + first * channels, low, count, channels, part);
     });
   });
@@ -124,7 +130,7 @@ int32_t mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low
                             const float* s, int64_t pixels, int32_t folded, int32_t first, int32_t channels, float* out,
                             double* sums, int32_t threads) {
   return guard([&] {
-    sum_jobs(pixels, channels, threads, sums, [&](int64_t pixel, int64_t count, float* part) {
+    sum_jobs<float>(pixels, channels, threads, sums, [&](int64_t pixel, int64_t count, float* part) {
       const int64_t at = pixel * folded + first;
       selected_kernels().affine_gradient(gradient + at, y + at, low, p + first, q + first, s + first, count, folded,
                                          channels, out + pixel * channels, part);
@@ -162,11 +168,11 @@ int32_t mmg_connect_gradient(const float* gradient, const float* x, const float*
   return guard([&] {
     const int64_t folded = static_cast<int64_t>(branches) * channels;
     mmgroupnet::Storage<double> by_channel(2 * folded);
-    sum_jobs(pixels, static_cast<int>(2 * folded), threads, by_channel.data(),
-             [&](int64_t first, int64_t count, float* part) {
-               selected_kernels().connect_gradient(gradient + first * folded, x + first * folded, gate, scales, count,
-                                                   branches, channels, out + first * folded, part);
-             });
+    sum_jobs<float>(pixels, static_cast<int>(2 * folded), threads, by_channel.data(),
+                    [&](int64_t first, int64_t count, float* part) {
+                      selected_kernels().connect_gradient(gradient + first * folded, x + first * folded, gate, scales,
+                                                          count, branches, channels, out + first * folded, part);
+                    });
     std::fill(sums, sums + 2 * branches, 0.0);
     for (int64_t i = 0; i < 2 * folded; ++i) sums[i / channels] += by_channel[i];
   });

@@ -35,7 +35,7 @@ class TestOutOfMemory:
     """More than an address space holds: no input is read before that is found."""
 
     def test_in_the_calling_thread(self, library):
-        bytes_needed = 2**50 // 256 * 2 * 64 * 4  # Two sums for each of 64 channels and 256 pixels.
+        bytes_needed = 2**50 // 256 * 3 * 64 * 4  # Three sums for each of 64 channels and 256 pixels.
         with pytest.raises(MemoryError, match=f'^mmg_relu_sums: {bytes_needed} bytes could not be allocated$'):
             library.mmg_relu_sums(None, 0, 2**50, 64, None, 2)
         assert_works()

@@ -145,3 +145,36 @@ class TestWeights:
         out = training.convolve(x, latent, unit.geometry)
         assert out.dtype == torch.int16
         assert torch.equal(out.int(), oracle.convolve(unit, torch.where(x >= 0, 1.0, -1.0)).int())
+
+
+class TestExactSums:
+    """Sums of r and of r * r are exact, so that a variance does not cancel."""
+
+    @pytest.fixture(autouse=True)
+    def needs_kernels(self, kernel_set):
+        if kernel_set == 'simulated':
+            pytest.skip('torch adds up floats')
+
+    @staticmethod
+    def assert_exact(y: Tensor, relu: bool) -> None:
+        r = y.long().clamp(min=0) if relu else y.long()
+        expected = torch.stack([r.sum((0, 2, 3)), r.square().sum((0, 2, 3))])
+        assert torch.equal(training.relu_sums(y, relu), expected.double())
+
+    @pytest.mark.parametrize('channels', CHANNELS)
+    @pytest.mark.parametrize('relu', [False, True])
+    def test_of_any_values(self, channels, relu):
+        self.assert_exact(last(torch.randint(-32768, 32768, (2, channels, 41, 37)).short()), relu)
+
+    @pytest.mark.parametrize('value', [-32768, -32767, -256, -1, 0, 255, 256, 32767])
+    @pytest.mark.parametrize('pixels', [1, 31, 32, 33, 255, 256, 257, 5000])
+    def test_of_one_value(self, value, pixels):
+        y = last(torch.full((1, 17, 1, pixels), value, dtype=torch.int16))
+        for relu in (False, True):
+            self.assert_exact(y, relu)
+
+    def test_variance_of_values_far_from_zero(self):
+        y = last((3001 + torch.randn(4, 16, 64, 64)).round().short())
+        self.assert_exact(y, False)
+        mean, square = training.relu_sums(y, False) / (4 * 64 * 64)
+        assert_close(square - mean.square(), y.double().var((0, 2, 3), correction=0), rtol=1e-8, atol=0)
