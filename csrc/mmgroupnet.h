@@ -33,6 +33,7 @@ MMG_API const char* mmg_selected_kernels(void);
 
 // One binary convolution of K branches and what is fused to it:
 //   out = norm_scale * relu(scale * conv(sign(sign_scale * x + sign_shift), weights) + bias) + norm_shift + residual
+// Numbers come in the order of UnitGeometry in mmgroupnet/ops/geometry.py.
 typedef struct {
   int32_t num_bases;                   // K
   int32_t in_channels, out_channels;   // of one branch
@@ -41,11 +42,11 @@ typedef struct {
   int32_t stride_height, stride_width;
   int32_t pad_height, pad_width;       // -1, -1: dilation * (kernel - 1) / 2, for each branch its own
   int32_t pad_value;                   // +1, -1 or 0
+  const int32_t* dilations;            // (K)
   int32_t shares_weights;              // all branches have the weights, scales and norms of one
   int32_t merges;                      // the K outputs are added up (layer-wise decomposition; the input is one branch)
   int32_t relu;
   int32_t residual;                    // MMG_RESIDUAL_*
-  const int32_t* dilations;            // (K)
   const uint8_t* weights;              // what mmg_arrange_weights wrote
   // Per folded channel of the output, (K' * out_channels); K' = 1 where weights are shared. NULL: 1 or 0.
   const float* scale;                  // (K * out_channels) where branches are merged

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmgroupnet.ops import kernels, simulation
-from mmgroupnet.ops.geometry import Connection, Residual, UnitGeometry
+from mmgroupnet.ops.geometry import PARAMETERS, Connection, Residual, UnitGeometry
 from mmgroupnet.ops.kernels import available_kernels, nhwc, select_kernels, selected_kernels
 from mmgroupnet.ops.packing import pack_bits, pack_weight, unpack_bits, unpack_weight
 
@@ -33,10 +33,6 @@ __all__ = [
     'unpack_bits',
     'unpack_weight',
 ]
-
-# Per unit: bits, scale, bias, norm_scale, norm_shift, sign_scale, sign_shift.
-PARAMETERS_PER_UNIT = 7
-
 
 def _check(x: Tensor, *parameters: Tensor | None) -> None:
     if x.dim() != 4:
@@ -113,7 +109,7 @@ def convolve(x: Tensor, bits: Tensor, geometry: Sequence[int]) -> Tensor:
     """
     (unit,) = UnitGeometry.decode(tuple(geometry))
     _check(x, bits)
-    parameters = [bits, *[None] * (PARAMETERS_PER_UNIT - 1)]
+    parameters = [bits, *[None] * (len(PARAMETERS) - 1)]
     given = _folded_channels(x, unit.in_channels, [1, unit.num_bases])
     batch, _, height, width = x.shape
     branches = given if unit.shares_weights else unit.num_bases
@@ -182,13 +178,10 @@ def _(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor | Non
 
 
 def _units(geometry: Sequence[int], parameters: Sequence[Tensor | None]) -> list[tuple[UnitGeometry, list]]:
-    parameters = list(parameters)
-    if len(parameters) != PARAMETERS_PER_UNIT * len(UnitGeometry.decode(tuple(geometry))):
-        raise ValueError(f'{len(parameters)} parameters: give {PARAMETERS_PER_UNIT} for each unit, or None')
-    return [
-        (unit, parameters[i * PARAMETERS_PER_UNIT : (i + 1) * PARAMETERS_PER_UNIT])
-        for i, unit in enumerate(UnitGeometry.decode(tuple(geometry)))
-    ]
+    units, parameters, per_unit = UnitGeometry.decode(tuple(geometry)), list(parameters), len(PARAMETERS)
+    if len(parameters) != per_unit * len(units):
+        raise ValueError(f'{len(parameters)} parameters: give {per_unit} for each unit, or None')
+    return [(unit, parameters[i * per_unit : (i + 1) * per_unit]) for i, unit in enumerate(units)]
 
 
 @torch.library.custom_op('mmgroupnet::run_block', mutates_args=())

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -12,27 +13,32 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmgroupnet.ops.geometry import UnitGeometry
+from mmgroupnet.ops.geometry import PARAMETERS, SAME_PADDING, Pair, Rates, UnitGeometry
 
 ABI_VERSION = 3
 # Chooses the instruction set: portable, avx2 or avx512. Default: the best that the processor has.
 ENVIRONMENT_VARIABLE = 'MMGROUPNET_KERNEL'
 
 
+# Fields of ``mmg_unit`` that are no plain number.
+_C_TYPES = {Pair: c_int32 * 2, Pair | None: c_int32 * 2, Rates: POINTER(c_int32)}
+
+
 class Unit(Structure):
-    """``mmg_unit`` of csrc/mmgroupnet.h."""
+    """``mmg_unit`` of csrc/mmgroupnet.h: a geometry, and addresses of what it computes with."""
 
     _fields_ = [
-        *(
-            (name, c_int32)
-            for name in (
-                'num_bases in_channels out_channels groups kernel_height kernel_width stride_height stride_width '
-                'pad_height pad_width pad_value shares_weights merges relu residual'
-            ).split()
-        ),
-        ('dilations', POINTER(c_int32)),
-        *((name, c_void_p) for name in 'weights scale bias norm_scale norm_shift sign_scale sign_shift'.split()),
+        *((field.name, _C_TYPES.get(field.type, c_int32)) for field in fields(UnitGeometry)),
+        *((name, c_void_p) for name in ('weights', *PARAMETERS[1:])),
     ]
+
+    @classmethod
+    def of(cls, geometry: UnitGeometry) -> 'Unit':
+        """The struct without addresses."""
+        numbers = {field.name: getattr(geometry, field.name) for field in fields(geometry)}
+        numbers['padding'] = geometry.padding or SAME_PADDING
+        numbers['dilations'] = (c_int32 * geometry.num_bases)(*geometry.dilations)
+        return cls(**numbers)
 
 
 class Block(Structure):
@@ -184,7 +190,7 @@ def check_parameters(geometry: UnitGeometry, parameters: Sequence[Tensor | None]
         sign_scale=(inputs,),
         sign_shift=(inputs,),
     )
-    given = dict(zip(shapes, parameters, strict=True))
+    given = dict(zip(PARAMETERS, parameters, strict=True))
     for name, shape in shapes.items():
         dtype = torch.uint8 if name == 'bits' else torch.float32
         check_tensor(name, given[name], shape, dtype)
@@ -237,8 +243,8 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
 
     Args:
         geometry: Its numbers.
-        parameters: ``bits, scale, bias, norm_scale, norm_shift, sign_scale, sign_shift``, contiguous; all but ``bits``
-            float32 or None. They must outlive the struct.
+        parameters: Those of :data:`PARAMETERS`, contiguous; all but ``bits`` float32 or None. They must outlive the
+            struct.
 
     Raises:
         ValueError: If a tensor is not what the geometry asks for, or a sum of the unit does not fit.
@@ -254,25 +260,9 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
     if kept is not None and key in kept.units:
         return kept.units[key]
     check_parameters(geometry, parameters)
-    height, width = geometry.padding or (-1, -1)
-    unit = Unit(
-        geometry.num_bases,
-        geometry.in_channels,
-        geometry.out_channels,
-        geometry.groups,
-        *geometry.kernel_size,
-        *geometry.stride,
-        height,
-        width,
-        geometry.padding_value,
-        geometry.shares_weights,
-        geometry.merges,
-        geometry.relu,
-        geometry.residual,
-        (c_int32 * geometry.num_bases)(*geometry.dilations),
-        None,
-        *key,
-    )
+    unit = Unit.of(geometry)
+    for name, address in zip(PARAMETERS[1:], key, strict=True):
+        setattr(unit, name, address)
     if kept is None:
         kept = bits._mmgroupnet_arranged = _Arranged(state, _arrange_weights(geometry, unit, bits))
     # The struct holds what it points to: another thread may replace it beside `bits` while this one still uses it.

@@ -44,21 +44,10 @@ class TestOutOfMemory:
     def test_in_a_job(self, library, kernel_set, threads):
         """A job keeps the activations of its rows, here one row."""
         channels, height, width = 2**23, 8, 2**28
-        unit = kernels.Unit(
-            num_bases=1,
-            in_channels=channels,
-            out_channels=1,
-            groups=1,
-            kernel_height=1,
-            kernel_width=1,
-            stride_height=1,
-            stride_width=1,
-            pad_value=1,
-            dilations=(ctypes.c_int32 * 1)(1),
-        )
+        numbers = geometry(num_bases=1, in_channels=channels, kernel_size=(1, 1), padding=(0, 0))
         bytes_needed = channels // 64 * BYTES[kernel_set] * width
         with pytest.raises(MemoryError, match=f'^mmg_convolve: {bytes_needed} bytes could not be allocated$'):
-            library.mmg_convolve(unit, 1, height, width, None, 1, False, None, threads)
+            library.mmg_convolve(kernels.Unit.of(numbers), 1, height, width, None, 1, False, None, threads)
         assert_works()
 
     def test_of_an_op(self, compiled):
