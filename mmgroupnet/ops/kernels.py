@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from dataclasses import fields
@@ -215,30 +216,31 @@ def check_tensor(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype
         )
 
 
+# What is kept for weights that live, by their ids.
+_ARRANGED: dict[int, '_Arranged'] = {}
+
+
 class _Arranged:
-    """What is kept with the weights of a unit. It is never copied or pickled with them: it holds addresses.
+    """What is kept for the weights of a unit.
 
     Args:
+        bits: The weights. When they die, this leaves :data:`_ARRANGED`.
         state: What it was made for: kernels, weights, geometry.
         weights: The weights in the order that the kernels want.
     """
 
-    def __init__(self, state: tuple, weights: Tensor) -> None:
+    def __init__(self, bits: Tensor, state: tuple, weights: Tensor) -> None:
+        key = id(bits)
+        self.bits = weakref.ref(bits, lambda _: _ARRANGED.pop(key, None))
         self.state = state
         self.weights = weights
         self.units: dict[tuple, Unit] = {}  # by the addresses of the other parameters
-
-    def __deepcopy__(self, memo: dict) -> None:
-        return None
-
-    def __reduce__(self) -> tuple:
-        return type(None), ()
 
 
 def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -> Unit:
     """The struct of a unit, with its weights in the order that the kernels in use want.
 
-    Both are kept with the weights until these change: filling them in takes as long as a small convolution. Pyramid
+    Both are kept until the weights change or die: filling them in takes as long as a small convolution. Pyramid
     levels share weights but not norms: each has its struct.
 
     Args:
@@ -254,8 +256,8 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
     version = bits.numpy().tobytes() if bits.is_inference() else bits._version
     state = (selected_kernels(), bits.data_ptr(), version, geometry)
     key = tuple(map(pointer, rest))
-    kept: _Arranged | None = getattr(bits, '_mmgroupnet_arranged', None)
-    if kept is not None and kept.state != state:
+    kept = _ARRANGED.get(id(bits))
+    if kept is not None and (kept.bits() is not bits or kept.state != state):
         kept = None
     if kept is not None and key in kept.units:
         return kept.units[key]
@@ -264,8 +266,8 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
     for name, address in zip(PARAMETERS[1:], key, strict=True):
         setattr(unit, name, address)
     if kept is None:
-        kept = bits._mmgroupnet_arranged = _Arranged(state, _arrange_weights(geometry, unit, bits))
-    # The struct holds what it points to: another thread may replace it beside `bits` while this one still uses it.
+        kept = _ARRANGED[id(bits)] = _Arranged(bits, state, _arrange_weights(geometry, unit, bits))
+    # The struct holds what it points to: another thread may replace what is kept while this one still uses it.
     unit.arranged = kept.weights
     unit.weights = kept.weights.data_ptr()
     kept.units[key] = unit

@@ -207,7 +207,18 @@ class TestDescribedUnits:
         for level, struct in zip(levels, structs, strict=True):
             assert kernels.describe_unit(unit.geometry, level) is struct
 
-    def test_copies_and_pickles_leave_addresses_behind(self, kernel_set):
+    def test_nothing_is_hung_on_weights_or_outlives_them(self, compiled):
+        unit = random_unit(geometry())
+        count = len(kernels._ARRANGED)
+        bits = ops.pack_weight(unit.weight)
+        for _ in range(3):
+            ops.convolve(random_signs(1, 32, 5, 5), bits, unit.numbers)
+        assert vars(bits) == {}
+        assert len(kernels._ARRANGED) == count + 1
+        del bits
+        assert len(kernels._ARRANGED) == count
+
+    def test_copies_and_pickles(self, kernel_set):
         unit = random_unit(geometry())
         x = random_signs(1, 32, 5, 5)
         bits = ops.pack_weight(unit.weight)
