@@ -32,7 +32,7 @@ struct Allocator {
   bool operator==(const Allocator&) const { return true; }
 };
 
-// For everything whose size a map or a unit gives.
+// For arrays whose size depends on a map or a unit.
 template <typename T>
 using Storage = std::vector<T, Allocator<T>>;
 

@@ -127,7 +127,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _raise_failure(status: int, name: str, describe: Callable[[], bytes]) -> None:
-    """What ctypes calls with the status of each function of the library."""
+    """Raises the error of a status. ctypes calls this behind each function of the library."""
     if status != _OK:
         error = MemoryError if status == _OUT_OF_MEMORY else RuntimeError
         raise error(f'{name}: {describe().decode()}')
@@ -216,17 +216,17 @@ def check_tensor(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype
         )
 
 
-# What is kept for weights that live, by their ids.
+# Arranged weights by the ids of the bits that they were made of.
 _ARRANGED: dict[int, '_Arranged'] = {}
 
 
 class _Arranged:
-    """What is kept for the weights of a unit.
+    """Weights in the order that the kernels want, with the structs that point to them.
 
     Args:
-        bits: The weights. When they die, this leaves :data:`_ARRANGED`.
-        state: What it was made for: kernels, weights, geometry.
-        weights: The weights in the order that the kernels want.
+        bits: The weights as they are stored. When they die, this leaves :data:`_ARRANGED`.
+        state: Kernels, version of the bits and geometry, for which the weights were arranged.
+        weights: The arranged weights.
     """
 
     def __init__(self, bits: Tensor, state: tuple, weights: Tensor) -> None:
