@@ -8,6 +8,13 @@ from torch import Tensor
 from mmgroupnet.ops.geometry import UnitGeometry
 
 
+def is_strided_pointwise(geometry: UnitGeometry) -> bool:
+    """Whether it is a strided 1x1 convolution: of channels_last maps with few channels oneDNN (3.12) computes the
+    gradient of its weights beyond the end of its scratch memory (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    return geometry.kernel_size == (1, 1) and geometry.stride != (1, 1)
+
+
 def convolve_signs(geometry: UnitGeometry, signs: Tensor, weight: Tensor) -> Tensor:
     """Pads signs and convolves them with weights, branch by branch.
 
@@ -32,6 +39,8 @@ def convolve_signs(geometry: UnitGeometry, signs: Tensor, weight: Tensor) -> Ten
         at = 0 if g.shares_weights else k
         height, width = g.pad_of(at)
         x = inputs[k if given > 1 else 0]
+        if is_strided_pointwise(g) and x.device.type == 'cpu':
+            x = x.contiguous()
         if g.padding_value and (height or width):
             x = F.pad(x, (width, width, height, height), value=float(g.padding_value))
             height = width = 0

@@ -20,7 +20,7 @@ from mmgroupnet.layers.branches import share, split
 from mmgroupnet.layers.lean.path import find_hooks, first_derivatives, run_plain_for_hooks, wants_gradient
 from mmgroupnet.layers.observers import SignObserver, notify
 from mmgroupnet.ops import UnitGeometry
-from mmgroupnet.ops.float_convolution import convolve_signs
+from mmgroupnet.ops.float_convolution import convolve_signs, is_strided_pointwise
 from mmgroupnet.ops.passes import BranchGradient, Passes, autocast_dtype, choose_passes, wide, without_autocast
 from mmgroupnet.ops.passes.torch_passes import MAX_LENGTH
 from mmgroupnet.quantizers import PolynomialSign, binary_sign, is_standard_sign, is_standard_weight, unscaled
@@ -225,10 +225,8 @@ class SignConv:
             columns = columns.transpose(0, 1).flatten(1)
             of_weight = (gradient.transpose(0, 1).flatten(1) @ columns.t()).view_as(weight)
             needs_weight = False
-        if is_small or (kernel_size == (1, 1) and stride != (1, 1)):
-            # So is oneDNN without channels_last; and with it, it (3.12) writes beyond the gradient of strided 1x1
-            # weights of few channels.
-            gradient, signs = gradient.contiguous(), signs.contiguous()
+        if is_small or (is_strided_pointwise(geometry) and gradient.device.type == 'cpu'):
+            gradient, signs = gradient.contiguous(), signs.contiguous()  # faster so, too, where there are few pixels
         of_signs, found, _ = torch.ops.aten.convolution_backward(
             gradient,
             signs,
