@@ -23,7 +23,10 @@ from mmgroupnet.quantizers.weights import (
     SignWeight,
     TensorScaleWeight,
     UnscaledWeight,
+    checked_signs,
+    has_state,
     is_standard_weight,
+    start_quantizer,
     unscaled,
 )
 
@@ -48,6 +51,9 @@ __all__ = [
     'MagnitudeAwareWeight',
     'BalancedWeight',
     'RealWeight',
+    'checked_signs',
+    'has_state',
     'is_standard_weight',
+    'start_quantizer',
     'unscaled',
 ]

@@ -30,7 +30,7 @@ class ConvOperands(NamedTuple):
     """What the output of a binary conv is differentiated by, besides its input.
 
     Attributes:
-        weight: What the signs of the weights are taken of, ``(K*C_out, C_in/groups, kh, kw)``.
+        weight: What the signs of the weights are taken of, ``(K*C_out, C_in/groups, kh, kw)``; straight through.
         scale: Magnitudes of the weights, ``(K*C_out,)``, not negative.
         shift: Added to the input in front of its sign, ``(K*C_in,)``; None for nothing.
         merge_scales: Learned scales of merged bases, ``(K,)``; None for their mean, and where bases are not merged.
@@ -101,7 +101,6 @@ class SignConv:
         self.branches = branches
         surrogate = conv.activation.surrogate_gradient
         self.surrogate = None if surrogate is PolynomialSign.surrogate_gradient else surrogate
-        self.weight_surrogate = conv.weight_quantizer.surrogate_of(self.geometry.num_bases)
         # Merged bases, whose scales differ, and long sums give floats.
         self.gives_integers = not self.geometry.merges and self.geometry.row_bits <= MAX_LENGTH
         self.passes = passes
@@ -250,8 +249,7 @@ class SignConv:
         if gradient is None:
             return None, None, None
         if not self.geometry.merges:
-            of_weight = unscaled(gradient, operands.scale)
-            return self._through_sign(of_weight, operands), None, None
+            return unscaled(gradient, operands.scale), None, None
         signs, scale = self._bases(operands)
         if operands.merge_scales is None:
             merge_scales = gradient.new_full((len(signs),), 1 / len(signs))
@@ -262,12 +260,7 @@ class SignConv:
         sums = torch.stack([(gradient * base).sum((1, 2, 3)) for base in signs])
         of_scale = (sums * merge_scales.view(-1, 1)).flatten()
         of_merge = (sums * scale.view_as(sums)).sum(1)
-        return self._through_sign(of_weight, operands), of_scale, of_merge
-
-    def _through_sign(self, gradient: Tensor, operands: ConvOperands) -> Tensor:
-        if self.weight_surrogate is None:
-            return gradient  # straight through
-        return gradient * self.weight_surrogate(operands.weight.detach())
+        return of_weight, of_scale, of_merge
 
 
 def _cat(maps: Sequence[Tensor]) -> Tensor:
