@@ -238,6 +238,7 @@ def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, has_noise: bool) -> B
         if has_noise and len(weight) > 0:
             weight = weight + torch.randn_like(weight) * weight.std(correction=0)
         twin.weight.copy_(residual_bases(weight, rule.num_bases) if is_merged else weight)
+        twin.start_quantizer()
         if layer.bias is not None:
             twin.bias.copy_(layer.bias)
     return twin
