@@ -204,7 +204,7 @@ def build_quantizer(cfg: dict, num_channels: int) -> nn.Module:
         TypeError: If the class leaves out a method that it has to define.
         ValueError: If parameters of an estimator could never get a gradient.
     """
-    kind = MODELS.get(cfg['type'])
+    kind = cfg['type'] if inspect.isclass(cfg['type']) else MODELS.get(cfg['type'])
     if inspect.isclass(kind) and inspect.isabstract(kind):
         missing = ', '.join(sorted(kind.__abstractmethods__))
         raise TypeError(f'{kind.__name__} does not define {missing}, which a quantizer of its kind has to')
