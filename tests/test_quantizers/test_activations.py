@@ -107,7 +107,6 @@ class TestGradient:
         (2 * clipped - clipped * clipped.abs()).sum().backward()
         assert_close(leaf.grad, reference.grad)
 
-
     @pytest.mark.parametrize('sign', SIGNS, ids=SIGN_IDS)
     @pytest.mark.parametrize('dtype', FLOAT_DTYPES, ids=str)
     def test_is_finite_at_the_ends_of_every_dtype(self, sign, dtype):
@@ -223,9 +222,7 @@ class TestShiftedSign:
 
 
 class TestBuild:
-    @pytest.mark.parametrize(
-        'cls', [PolynomialSign, ClippedIdentitySign, ShiftedSign, SwishSign, ErrorDecaySign, Tanh]
-    )
+    @pytest.mark.parametrize('cls', [PolynomialSign, ClippedIdentitySign, ShiftedSign, SwishSign, ErrorDecaySign, Tanh])
     def test_from_config(self, cls):
         assert type(build_quantizer(dict(type=f'mmgroupnet.{cls.__name__}'), num_channels=7)) is cls
 

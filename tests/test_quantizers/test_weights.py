@@ -105,7 +105,6 @@ class TestGradient:
             quantizer()(latent, num_bases).backward(upstream)
             assert torch.equal(latent.grad, upstream)
 
-
     @pytest.mark.parametrize('quantizer', [*QUANTIZERS, lambda: LearnedScaleWeight(4)])
     @pytest.mark.parametrize('dtype', FLOAT_DTYPES, ids=str)
     def test_is_finite(self, quantizer, dtype):
