@@ -3,6 +3,8 @@ is written, or is refused; packing honours it or names it."""
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -495,3 +497,25 @@ class TestRefused:
             with context:
                 conv = BinaryConv2d(3, 4, 3, num_bases=2, **options('ThresholdSign', 'LearnedScaleWeight'))
         assert conv.weight_quantizer.alpha.shape == (8,)
+
+
+def test_the_recipe_of_the_docs():
+    text = (Path(__file__).parents[2] / 'docs' / 'quantizers.md').read_text()
+    namespace: dict = {}
+    for block in re.findall(r'```python\n(.*?)```', text, re.DOTALL):
+        exec(block, namespace)
+    conv = namespace['conv'].double()
+    with torch.no_grad():
+        nn.init.normal_(conv.activation.threshold, std=0.2)
+        conv.weight_quantizer.factor[0] *= -1
+    assert runs_lean(conv)
+    assert_lean_is_plain(conv, [picture(conv)], 1e-9)
+    assert_packs(conv, picture(conv))
+    run_backward(conv)
+    assert conv.activation.threshold.grad.all() and conv.weight_quantizer.factor.grad.all()
+
+
+def test_the_docs_list_all_quantizers():
+    text = (Path(__file__).parents[2] / 'docs' / 'quantizers.md').read_text()
+    for name in SHIPPED_SIGNS + SHIPPED_WEIGHTS:
+        assert re.search(rf'^\| `{name}\b', text, re.MULTILINE), name
