@@ -40,7 +40,7 @@ class BuildWithMim(build_py):
 
 # The packed kernels (csrc/). Contraction would make floats differ from one instruction set to another; how wide vectors
 # are passed (psabi) is of no concern, since none leaves its file.
-KERNEL_FLAGS = ['-std=c++17', '-O3', '-g0', '-Wall', '-Wno-psabi', '-ffp-contract=off', '-fvisibility=hidden',
+KERNEL_FLAGS = ['-std=c++20', '-O3', '-g0', '-Wall', '-Wno-psabi', '-ffp-contract=off', '-fvisibility=hidden',
                 '-fopenmp']
 # One file an instruction set, which one is used is decided when it is loaded.
 INSTRUCTION_SET_FLAGS = {

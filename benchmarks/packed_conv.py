@@ -130,7 +130,7 @@ class FloatConvs:
 def ceiling(threads: int) -> float:
     """Binary MACs per second of the ceiling loop, on so many threads together."""
     with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(kernels.library().mmg_ceiling, [CEILING_SECONDS] * threads))
+        return sum(pool.map(kernels.ceiling, [CEILING_SECONDS] * threads))
 
 
 def packed_stopwatch(shape: Shape, num_bases: int) -> Callable[[], float]:

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from benchmarks.timing import Spread, describe_machine, format_table, interleave, stopwatch, write_json  # noqa: E402
-from mmgroupnet.deploy import pack  # noqa: E402
+from mmgroupnet.deploy import pack_and_report  # noqa: E402
 from mmgroupnet.deploy.packed_layers import PackedChain, PackedModule, PackedTower  # noqa: E402
 
 CALIBRATION_IMAGES = 8
@@ -267,8 +267,8 @@ def prepare(subject: Subject, threads: int, folder: Path) -> tuple[dict[str, Con
     for name, build in subject.binary.items():
         simulated = as_trained(build(), images[:2])
         run = in_torch(simulated, image)
-        packed = pack(simulated)
-        left = [layer.name for layer in packed.packed_layers if layer.problem]
+        packed, layers = pack_and_report(simulated)
+        left = [layer.name for layer in layers if layer.problem]
         if left:
             raise RuntimeError(f'{name}: not packed: {", ".join(left)}')
         packed_run = in_torch(packed, image)

@@ -43,7 +43,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from mmgroupnet.analysis.complexity import analyze, total  # noqa: E402
-from mmgroupnet.deploy import pack  # noqa: E402
+from mmgroupnet.converters import binarization_of  # noqa: E402
+from mmgroupnet.deploy import pack_and_report  # noqa: E402
 from mmgroupnet.engine.binarization import binarize_config, load_policy  # noqa: E402
 from mmgroupnet.engine.configs import load_config  # noqa: E402
 from mmgroupnet.engine.model_report import build_model, forward_call, input_size  # noqa: E402
@@ -272,8 +273,8 @@ class Run:
         raw = self.raw(self.model, self.pictures)
         if not any(len(out) % 2 == 0 and not torch.equal(*out.chunk(2)) for out in raw):
             raise Failure('the raw predictions are the same for both pictures')
-        packed = pack(self.model)
-        problems = Counter(layer.problem for layer in packed.packed_layers if layer.problem)
+        packed, layers = pack_and_report(self.model)
+        problems = Counter(layer.problem for layer in layers if layer.problem)
         if problems:
             raise Failure(f'not packed: {dict(problems)}')
         off = []
@@ -284,7 +285,7 @@ class Run:
             (found,), (expected,) = (self.predict(model, [picture]) for model in (packed, self.model))
             if [out.shape for out in found] != [out.shape for out in expected]:
                 raise Failure('packed and simulated raw predictions agree, and the results do not')
-            return len(packed.packed_layers), len(off), off[-1]
+            return len(layers), len(off), off[-1]
         raise Failure(f'packed outputs deviate by {min(off):.2g} of the largest and more, on {len(off)} pictures')
 
 
@@ -316,7 +317,7 @@ def check(name: str, policy: list[dict]) -> dict:
         binarize_config(binary, policy)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             run = Run(binary)
-            report = run.model.binarization
+            report = binarization_of(run.model)
             row['kept'] = dict(Counter([*report.problems.values(), *['no rule'] * len(report.unmatched)]))
             step = 'count'
             row['binary_share'], row['linear_share'] = share_of_operations(cfg, report)

@@ -275,11 +275,29 @@ double ceiling(int64_t rounds) {
 
 const Kernels* avx2_kernels() {
   if (!__builtin_cpu_supports("avx2")) return nullptr;
-  static const Kernels kernels = {"avx2",       kTileColumns, kRows,   kStepChannels, kStepBytes,     kLanes,
-                                  pack<Vector>, expand,       arrange, count,         finish<Vector>, merge,
-                                  gate,
-                                  relu_sums,     relu_affine,   gradient_sums, affine_gradient,
-                                  padded_signs,  sign_gradient, connect_gradient, ceiling};
+  static const Kernels kernels = {
+      .name = "avx2",
+      .tile_columns = kTileColumns,
+      .rows = kRows,
+      .step_channels = kStepChannels,
+      .step_bytes = kStepBytes,
+      .step_weight_bytes = kLanes,
+      .pack = pack<Vector>,
+      .expand = expand,
+      .arrange = arrange,
+      .count = count,
+      .finish = finish<Vector>,
+      .merge = merge,
+      .gate = gate,
+      .relu_sums = relu_sums,
+      .relu_affine = relu_affine,
+      .gradient_sums = gradient_sums,
+      .affine_gradient = affine_gradient,
+      .padded_signs = padded_signs,
+      .sign_gradient = sign_gradient,
+      .connect_gradient = connect_gradient,
+      .ceiling = ceiling,
+  };
   return &kernels;
 }
 

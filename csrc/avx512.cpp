@@ -144,11 +144,29 @@ const Kernels* avx512_kernels() {
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512vpopcntdq")) {
     return nullptr;
   }
-  static const Kernels kernels = {"avx512",      kTileColumns, 1,      kStepChannels, kStepBytes, kLanes * kStepBytes,
-                                  pack<Vector>,  expand,       arrange, count,
-                                  finish<Vector>, merge,       gate,
-                                  relu_sums,     relu_affine,   gradient_sums, affine_gradient,
-                                  padded_signs,  sign_gradient, connect_gradient, ceiling};
+  static const Kernels kernels = {
+      .name = "avx512",
+      .tile_columns = kTileColumns,
+      .rows = 1,
+      .step_channels = kStepChannels,
+      .step_bytes = kStepBytes,
+      .step_weight_bytes = kLanes * kStepBytes,
+      .pack = pack<Vector>,
+      .expand = expand,
+      .arrange = arrange,
+      .count = count,
+      .finish = finish<Vector>,
+      .merge = merge,
+      .gate = gate,
+      .relu_sums = relu_sums,
+      .relu_affine = relu_affine,
+      .gradient_sums = gradient_sums,
+      .affine_gradient = affine_gradient,
+      .padded_signs = padded_signs,
+      .sign_gradient = sign_gradient,
+      .connect_gradient = connect_gradient,
+      .ceiling = ceiling,
+  };
   return &kernels;
 }
 

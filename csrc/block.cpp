@@ -3,11 +3,13 @@
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <new>
 #include <utility>
 #include <vector>
 
 #include "block.h"
 #include "convolution.h"
+#include "memory.h"
 #include "threads.h"
 
 namespace mmgroupnet {
@@ -28,27 +30,30 @@ class Workspace {
   }
 
   // The smallest kept piece that is large enough, else a new one.
-  std::vector<uint64_t> take(size_t words) {
+  Storage<uint64_t> take(size_t words) {
     auto best = kept_.end();
     for (auto piece = kept_.begin(); piece != kept_.end(); ++piece) {
       if (piece->size() >= words && (best == kept_.end() || piece->size() < best->size())) best = piece;
     }
-    if (best == kept_.end()) return std::vector<uint64_t>(words);
-    std::vector<uint64_t> found = std::move(*best);
+    if (best == kept_.end()) return Storage<uint64_t>(words);
+    Storage<uint64_t> found = std::move(*best);
     kept_.erase(best);
     kept_bytes_ -= found.size() * sizeof(uint64_t);
     return found;
   }
 
-  void give_back(std::vector<uint64_t> piece) {
+  void give_back(Storage<uint64_t> piece) noexcept {
     const size_t bytes = piece.size() * sizeof(uint64_t);
     if (kept_bytes_ + bytes > kKeptBytes) return;
-    kept_bytes_ += bytes;
-    kept_.push_back(std::move(piece));
+    try {
+      kept_.push_back(std::move(piece));
+      kept_bytes_ += bytes;
+    } catch (const std::bad_alloc&) {  // The piece is freed.
+    }
   }
 
  private:
-  std::vector<std::vector<uint64_t>> kept_;
+  std::vector<Storage<uint64_t>> kept_;
   size_t kept_bytes_ = 0;
 };
 
@@ -72,7 +77,7 @@ class Array {
   const T* get() const { return const_cast<Array*>(this)->get(); }
 
  private:
-  std::vector<uint64_t> piece_;
+  Storage<uint64_t> piece_;
 };
 
 // Signs of a map as a unit reads them, with the memory that holds them.
@@ -94,10 +99,10 @@ bool has_sign_parameters(const mmg_unit& unit) { return unit.sign_scale != nullp
 // Merges and gates branches; makes the signs of the result, too, where `signs` is not null.
 void connect_pixels(const Kernels& kernels, const float* x, int64_t pixels, int branches, int channels,
                     const float* scales, const float* gate, float* out, uint64_t* signs) {
-  const std::vector<float> mean(branches, 1.0f / branches);
+  const Storage<float> mean(branches, 1.0f / branches);
   if (scales == nullptr) scales = mean.data();
   const int words = ceil_div(channels, kWordBits);
-  std::vector<float> merged(channels);
+  Storage<float> merged(channels);
   for (int64_t pixel = 0; pixel < pixels; ++pixel) {
     const float* from = x + pixel * branches * channels;
     if (gate == nullptr) {
@@ -233,7 +238,7 @@ class Block {
     float* values = has_output_shape(folded, size_) ? out_ : new_map(count_pixels(size_) * folded);
     connected_ = {values, branches, channels};
     plain_ = SignMap(count_pixels(size_), branches, channels);
-    return add(size_, {}, [=](const Rows& rows) {
+    return add(size_, {}, [=, this](const Rows& rows) {
       const int64_t words = plain_.view().pixel_words();
       for_rows(rows, size_, [&](int64_t first, int64_t last) {
         connect_pixels(kernels_, x_ + first * K * channels, last - first, K, channels, block_.merge_scales,
@@ -251,7 +256,7 @@ class Block {
     const int branches = differ ? unit.num_bases : map.branches, words = ceil_div(map.channels, kWordBits);
     uint64_t* const signs = const_cast<uint64_t*>(new_signs(size_, branches, map.channels).words);
     const float *scale = unit.sign_scale, *shift = unit.sign_shift;
-    return add(size_, {{connect, nullptr}}, [=](const Rows& rows) {
+    return add(size_, {{connect, nullptr}}, [=, this](const Rows& rows) {
       for_rows(rows, size_, [&](int64_t first, int64_t last) {
         for (int64_t pixel = first; pixel < last; ++pixel) {
           for (int k = 0; k < branches; ++k) {
@@ -286,7 +291,7 @@ class Block {
   int add_unit(const mmg_unit& unit, Size size, int signs, Signs from, const Destination& destination,
                std::vector<Input> others) {
     others.push_back({signs, &unit});
-    return add(output_size(unit, size), std::move(others), [=, &unit](const Rows& rows) {
+    return add(output_size(unit, size), std::move(others), [=, this, &unit](const Rows& rows) {
       convolve(kernels_, unit, rows, size, from, destination, threads_);
     });
   }
@@ -366,7 +371,7 @@ void sign_pack(const Kernels& kernels, const float* x, bool nchw, int batch, int
                uint64_t* signs, int threads) {
   const int words = ceil_div(channels, kWordBits);
   for_pixels(0, batch * pixels, threads, [&](int64_t first, int64_t last) {
-    std::vector<float> gathered(channels);
+    Storage<float> gathered(channels);
     for (int64_t i = first; i < last; ++i) {
       for (int k = 0; k < branches; ++k) {
         const float* from = x + (i * branches + k) * channels;

@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <memory>
-#include <vector>
 
+#include "memory.h"
 #include "threads.h"
 
 namespace mmgroupnet {
@@ -63,19 +62,6 @@ void copy_bits(const uint64_t* words, int first, int count, uint64_t* out) {
   }
 }
 
-struct Buffer {
-  std::unique_ptr<uint8_t[]> bytes;
-  int64_t size = 0;
-
-  uint8_t* reserve(int64_t wanted) {
-    if (wanted > size) {
-      bytes.reset(new uint8_t[wanted]);
-      size = wanted;
-    }
-    return bytes.get();
-  }
-};
-
 // One job: rows [first_row, last_row) of one image, branch and group, blocks [first_block, last_block) of its channels.
 struct Job {
   int image, branch, group, first_row, last_row, first_block, last_block;
@@ -95,10 +81,11 @@ class Convolution {
         destination_(destination),
         branches_(unit.merges ? 1 : output_branches(unit, signs.branches)) {}
 
-  std::vector<Job> jobs(const Rows& wanted_rows, int threads) const {
+  Storage<Job> jobs(const Rows& wanted_rows, int threads) const {
     const int height = wanted_rows.last - wanted_rows.first;
     // Bands of rows whose activations fit the scratch memory, but enough of them to keep all threads busy.
-    const int row_bytes = std::max(1, padded_width(dilation(unit_, 0)) * layout_.pixel_bytes * step_.height);
+    const int64_t row_bytes =
+        std::max<int64_t>(1, int64_t{padded_width(dilation(unit_, 0))} * layout_.pixel_bytes * step_.height);
     const int64_t output_bytes = int64_t{4} * out_.width * branches_ * unit_.out_channels;
     int rows = static_cast<int>(
         std::clamp<int64_t>(std::min(kScratchBytes / row_bytes, kOutputBytes / output_bytes), 1, height));
@@ -113,7 +100,7 @@ class Convolution {
     while (others * ceil_div(height, rows) * ceil_div(layout_.blocks, blocks) < wanted && blocks > 1) {
       blocks = ceil_div(blocks, 2);
     }
-    std::vector<Job> found;
+    Storage<Job> found;
     for (int image = wanted_rows.first_image; image < wanted_rows.last_image; ++image) {
       for (int row = wanted_rows.first; row < wanted_rows.last; row += rows) {
         for (int branch = 0; branch < branches_; ++branch) {
@@ -131,14 +118,14 @@ class Convolution {
 
   void run(const Job& job) const {
     const int rate = dilation(unit_, unit_.shares_weights ? 0 : job.branch);
-    thread_local Buffer buffer;
+    thread_local Storage<uint8_t> scratch;
     const int width = padded_width(rate);
-    const uint8_t* activations = expand(job, rate, width, buffer);
-    const std::vector<Run> runs = find_runs(rate, width);
-    const std::vector<Column> columns = find_columns(job, width);
+    const uint8_t* activations = expand(job, rate, width, scratch);
+    const Storage<Run> runs = find_runs(rate, width);
+    const Storage<Column> columns = find_columns(job, width);
     const int num_columns = static_cast<int>(columns.size());
     const int tiles = ceil_div(num_columns, kernels_.tile_columns);
-    std::vector<int32_t> different;
+    Storage<int32_t> different;
     for (int block = job.first_block; block < job.last_block; ++block) {
       for (int tile = 0; tile < tiles; ++tile) {
         const int first = tile * kernels_.tile_columns;
@@ -153,7 +140,7 @@ class Convolution {
   int padded_width(int rate) const { return (out_.width - 1) * step_.width + rate * (unit_.kernel_width - 1) + 1; }
 
   // Padded activations of all pixels that the job's rows see.
-  const uint8_t* expand(const Job& job, int rate, int width, Buffer& buffer) const {
+  const uint8_t* expand(const Job& job, int rate, int width, Storage<uint8_t>& scratch) const {
     const int bytes = layout_.pixel_bytes;
     const int row_groups = ceil_div(job.last_row - job.first_row, kernels_.rows);
     const int rows = (row_groups - 1) * kernels_.rows * step_.height + rate * (unit_.kernel_height - 1) + 1;
@@ -161,18 +148,19 @@ class Convolution {
     const int first_row = job.first_row * unit_.stride_height - pad.height;
     const int words = ceil_div(signs_.channels, kWordBits);
     const int first_bit = job.group * layout_.in_channels;
-    uint8_t* scratch = buffer.reserve(static_cast<int64_t>(rows) * width * bytes);
+    const size_t scratch_bytes = static_cast<size_t>(rows) * width * bytes;
+    if (scratch.size() < scratch_bytes) scratch = Storage<uint8_t>(scratch_bytes);
 
     const int group_words = ceil_div(layout_.in_channels, kWordBits);
-    const std::vector<uint64_t> pad_value(words, unit_.pad_value < 0 ? ~uint64_t{0} : 0);
-    std::vector<uint64_t> pad_pixel(group_words), row_of_group(kMaxRows * static_cast<size_t>(in_.width) * group_words);
+    const Storage<uint64_t> pad_value(words, unit_.pad_value < 0 ? ~uint64_t{0} : 0);
+    Storage<uint64_t> pad_pixel(group_words), row_of_group(kMaxRows * static_cast<size_t>(in_.width) * group_words);
     copy_bits(pad_value.data(), 0, layout_.in_channels, pad_pixel.data());
 
     // Columns [0, left), [left, right) and [right, width) of a row are padded, inside and padded.
     const int left = std::min(ceil_div(pad.width, grid_.width), width);
     const int right = std::clamp(ceil_div(pad.width + in_.width, grid_.width), left, width);
     const int branch = signs_.branches == 1 ? 0 : job.branch;
-    uint8_t* to = scratch;
+    uint8_t* to = scratch.data();
     for (int r = 0; r < rows; ++r) {
       const uint64_t* padded[kMaxRows];
       const uint64_t* inside[kMaxRows];
@@ -199,12 +187,12 @@ class Convolution {
       kernels_.expand(padded, no_strides, width - right, layout_.in_channels, to + right * bytes);
       to += static_cast<ptrdiff_t>(width) * bytes;
     }
-    return scratch;
+    return scratch.data();
   }
 
   // Taps that lie side by side are one run.
-  std::vector<Run> find_runs(int rate, int width) const {
-    std::vector<Run> runs;
+  Storage<Run> find_runs(int rate, int width) const {
+    Storage<Run> runs;
     for (int ky = 0; ky < unit_.kernel_height; ++ky) {
       const ptrdiff_t row = static_cast<ptrdiff_t>(ky) * rate * width * layout_.pixel_bytes;
       if (rate == 1) {
@@ -243,8 +231,8 @@ class Convolution {
     int y, x, rows;
   };
 
-  std::vector<Column> find_columns(const Job& job, int width) const {
-    std::vector<Column> columns;
+  Storage<Column> find_columns(const Job& job, int width) const {
+    Storage<Column> columns;
     columns.reserve(static_cast<size_t>(ceil_div(job.last_row - job.first_row, kernels_.rows)) * out_.width);
     for (int y = job.first_row; y < job.last_row; y += kernels_.rows) {
       const ptrdiff_t row = static_cast<ptrdiff_t>(y - job.first_row) * step_.height * width;
@@ -256,8 +244,8 @@ class Convolution {
     return columns;
   }
 
-  void run_tile(const Job& job, int rate, const uint8_t* activations, const std::vector<Run>& runs,
-                const Column* columns, int num_columns, int block, std::vector<int32_t>& different_buffer) const {
+  void run_tile(const Job& job, int rate, const uint8_t* activations, const Storage<Run>& runs,
+                const Column* columns, int num_columns, int block, Storage<int32_t>& different_buffer) const {
     Tile tile;
     tile.columns = num_columns;
     tile.runs = runs.data();
@@ -281,7 +269,7 @@ class Convolution {
     Epilogue epilogue = describe_epilogue(channel(weight_branch(job), job.group, first_channel), tile.channels);
     epilogue.bases = bases;
     epilogue.different_stride = stride;
-    std::vector<int32_t> excess(unit_.pad_value == 0 ? static_cast<size_t>(bases) * kLanes : 0);
+    Storage<int32_t> excess(unit_.pad_value == 0 ? static_cast<size_t>(bases) * kLanes : 0);
     for (int j = 0; j < kernels_.rows; ++j) {
       // Pixels that follow each other are finished together; a padded zero gives each its own excess.
       for (int i = 0, last; i < num_columns; i = last) {
@@ -329,7 +317,7 @@ class Convolution {
   }
 
   // A padded zero was counted as +1: takes away the sums of the taps that saw one.
-  void find_excess(const Job& job, int rate, int out_y, int out_x, int block, int bases, std::vector<int32_t>* excess,
+  void find_excess(const Job& job, int rate, int out_y, int out_x, int block, int bases, Storage<int32_t>* excess,
                    Epilogue* epilogue) const {
     const Size pad = padding(unit_, unit_.shares_weights ? 0 : job.branch);
     const int top = out_y * unit_.stride_height - pad.height, left = out_x * unit_.stride_width - pad.width;
@@ -451,7 +439,7 @@ void arrange_weights(const Kernels& kernels, const mmg_unit& unit, const uint8_t
   const int row_bytes = ceil_div(layout.taps * layout.in_channels, 8);
   const int tap_words = ceil_div(layout.in_channels, kWordBits);
   const int branches = unit.shares_weights ? 1 : unit.num_bases;
-  std::vector<uint64_t> words(static_cast<size_t>(kLanes) * tap_words);
+  Storage<uint64_t> words(static_cast<size_t>(kLanes) * tap_words);
   for (int group = 0; group < branches * unit.groups; ++group) {
     for (int block = 0; block < layout.blocks; ++block) {
       uint8_t* block_start = arranged + group * layout.group_bytes() + block * layout.block_bytes;
@@ -491,7 +479,7 @@ void convolve(const Kernels& kernels, const mmg_unit& unit, const Rows& rows, Si
   const bool packs_later = next_signs != nullptr && unit.groups > 1 && unit.out_channels / unit.groups % kWordBits != 0;
   if (packs_later) destination.signs = nullptr;
   const Convolution convolution(kernels, unit, size, signs, destination);
-  const std::vector<Job> jobs = convolution.jobs(rows, threads);
+  const Storage<Job> jobs = convolution.jobs(rows, threads);
   parallel_for(static_cast<int>(jobs.size()), threads, [&](int i) { convolution.run(jobs[i]); });
   if (packs_later) {
     const Size out = output_size(unit, size);

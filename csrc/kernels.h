@@ -79,7 +79,7 @@ struct Kernels {
   // out = merged + gate * (x - merged).
   void (*gate)(const float* x, const float* merged, float gate, int channels, float* out);
   // Passes of training, see training.h.
-  void (*relu_sums)(const int16_t* y, int low, int64_t pixels, int channels, float* sums);
+  void (*relu_sums)(const int16_t* y, int low, int64_t pixels, int channels, int32_t* sums);
   void (*relu_affine)(const int16_t* y, int low, const float* scale, const float* shift, const float* residual,
                       int64_t pixels, int channels, float* out);
   void (*gradient_sums)(const float* g, const int16_t* y, int low, int64_t pixels, int channels, float* sums);

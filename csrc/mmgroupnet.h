@@ -15,18 +15,25 @@ extern "C" {
 
 #define MMG_API __attribute__((visibility("default")))
 
-// What a caller must know to speak to this library; raised with every change of the structs below.
-enum { MMG_ABI_VERSION = 2 };
+// What a caller must know to speak to this library; raised with every change of its structs and functions.
+enum { MMG_ABI_VERSION = 3 };
 MMG_API int32_t mmg_abi_version(void);
+
+// All functions return a status but those that return the version or a text. No C++ exception leaves this library.
+enum { MMG_OK = 0, MMG_OUT_OF_MEMORY = 1, MMG_FAILED = 2 };
+// Why the last function of this thread that did not return MMG_OK failed, as "4096 bytes could not be allocated". Its
+// output is undefined.
+MMG_API const char* mmg_failure(void);
 
 // Instruction sets that this processor has and this library was built for, as "portable avx2 avx512".
 MMG_API const char* mmg_available_kernels(void);
-// Takes the kernels of that name; the best ones for an empty name. Returns 0, or -1 where they are not available.
+// Takes the kernels of that name, which must be available; the best ones for an empty name.
 MMG_API int32_t mmg_select_kernels(const char* name);
 MMG_API const char* mmg_selected_kernels(void);
 
 // One binary convolution of K branches and what is fused to it:
 //   out = norm_scale * relu(scale * conv(sign(sign_scale * x + sign_shift), weights) + bias) + norm_shift + residual
+// Numbers come in the order of UnitGeometry in mmgroupnet/ops/geometry.py.
 typedef struct {
   int32_t num_bases;                   // K
   int32_t in_channels, out_channels;   // of one branch
@@ -35,11 +42,11 @@ typedef struct {
   int32_t stride_height, stride_width;
   int32_t pad_height, pad_width;       // -1, -1: dilation * (kernel - 1) / 2, for each branch its own
   int32_t pad_value;                   // +1, -1 or 0
+  const int32_t* dilations;            // (K)
   int32_t shares_weights;              // all branches have the weights, scales and norms of one
   int32_t merges;                      // the K outputs are added up (layer-wise decomposition; the input is one branch)
   int32_t relu;
   int32_t residual;                    // MMG_RESIDUAL_*
-  const int32_t* dilations;            // (K)
   const uint8_t* weights;              // what mmg_arrange_weights wrote
   // Per folded channel of the output, (K' * out_channels); K' = 1 where weights are shared. NULL: 1 or 0.
   const float* scale;                  // (K * out_channels) where branches are merged
@@ -75,64 +82,62 @@ typedef struct {
 } mmg_block;
 
 // Bytes of the arranged weights of a unit, 0 where the selected kernels cannot take it.
-MMG_API size_t mmg_arranged_bytes(const mmg_unit* unit);
+MMG_API int32_t mmg_arranged_bytes(const mmg_unit* unit, size_t* bytes);
 // Brings weights in the order of the selected kernels. `bits`: row by row ceil(kh * kw * in_channels / groups / 8)
 // bytes, least significant bit first, in the order (kh, kw, channel); rows are K * out_channels, or out_channels where
 // shared.
-MMG_API void mmg_arrange_weights(const mmg_unit* unit, const uint8_t* bits, uint8_t* arranged);
+MMG_API int32_t mmg_arrange_weights(const mmg_unit* unit, const uint8_t* bits, uint8_t* arranged);
 
 // Signs of a float map with `branches` * `channels` channels. `nchw`: the map is (N, C, H, W), else NHWC.
-MMG_API void mmg_sign_pack(const float* x, int32_t nchw, int32_t batch, int64_t pixels, int32_t branches,
-                           int32_t channels, uint64_t* signs, int32_t threads);
+MMG_API int32_t mmg_sign_pack(const float* x, int32_t nchw, int32_t batch, int64_t pixels, int32_t branches,
+                              int32_t channels, uint64_t* signs, int32_t threads);
 // The exact integers of the convolution alone, NHWC; `in_branches` is K, or 1 where all branches read the same signs.
 // Scales and all that follows are left out, and so is merging. `out` is int16_t where `is_short`, which must not
 // overflow, else int32_t.
-MMG_API void mmg_convolve(const mmg_unit* unit, int32_t batch, int32_t height, int32_t width, const uint64_t* signs,
-                          int32_t in_branches, int32_t is_short, void* out, int32_t threads);
+MMG_API int32_t mmg_convolve(const mmg_unit* unit, int32_t batch, int32_t height, int32_t width, const uint64_t* signs,
+                             int32_t in_branches, int32_t is_short, void* out, int32_t threads);
 // Runs a block, `x` to `out`, both NHWC.
-MMG_API void mmg_run_block(const mmg_block* block, const float* x, float* out, int32_t threads);
+MMG_API int32_t mmg_run_block(const mmg_block* block, const float* x, float* out, int32_t threads);
 // Connects K branches: gate[k] * branch + (1 - gate[k]) * merged, (pixels, K * C) to the same; the merged map alone,
 // (pixels, C), where `gate` is NULL. `scales` NULL: the mean.
-MMG_API void mmg_connect(const float* x, int64_t pixels, int32_t branches, int32_t channels, const float* scales,
-                         const float* gate, float* out, int32_t threads);
+MMG_API int32_t mmg_connect(const float* x, int64_t pixels, int32_t branches, int32_t channels, const float* scales,
+                            const float* gate, float* out, int32_t threads);
 
 // Training. `y` are the integers of a convolution, NHWC; r = max(y, low), where low = 0 is a ReLU and MMG_NO_RELU none.
 enum { MMG_NO_RELU = -32768 };
 // Bits of latent weights (rows, channels, taps), in the order that mmg_arrange_weights takes.
-MMG_API void mmg_pack_weights(const float* weights, int64_t rows, int32_t channels, int32_t taps, uint8_t* bits,
+MMG_API int32_t mmg_pack_weights(const float* weights, int64_t rows, int32_t channels, int32_t taps, uint8_t* bits,
+                                 int32_t threads);
+// Of each channel the sums of r and of r * r, (2, channels). They are exact: integers, below 2^53 for 2^23 pixels or
+// fewer.
+MMG_API int32_t mmg_relu_sums(const int16_t* y, int32_t low, int64_t pixels, int32_t channels, double* sums,
                               int32_t threads);
-// Signs of latent weights (rows, size) times a scale a row.
-MMG_API void mmg_scaled_signs(const float* weights, const float* scales, int64_t rows, int64_t size, float* out,
-                              int32_t threads);
-// Of each channel the sums of r and of r * r, (2, channels).
-MMG_API void mmg_relu_sums(const int16_t* y, int32_t low, int64_t pixels, int32_t channels, double* sums,
-                           int32_t threads);
 // scale * r + shift + residual, of which the last may be NULL.
-MMG_API void mmg_relu_affine(const int16_t* y, int32_t low, const float* scale, const float* shift,
-                             const float* residual, int64_t pixels, int32_t channels, float* out, int32_t threads);
+MMG_API int32_t mmg_relu_affine(const int16_t* y, int32_t low, const float* scale, const float* shift,
+                                const float* residual, int64_t pixels, int32_t channels, float* out, int32_t threads);
 // Of each channel the sums of the gradient and of gradient * r, (2, channels).
-MMG_API void mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int64_t pixels, int32_t channels,
-                               double* sums, int32_t threads);
+MMG_API int32_t mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int64_t pixels,
+                                  int32_t channels, double* sums, int32_t threads);
 // Of one branch, `channels` from the folded channel `first` on: p * gradient + q * y + s where y > low, else 0,
 // (pixels, channels), and of each channel the sum of that.
-MMG_API void mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p, const float* q,
-                                 const float* s, int64_t pixels, int32_t folded, int32_t first, int32_t channels,
-                                 float* out, double* sums, int32_t threads);
+MMG_API int32_t mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p,
+                                    const float* q, const float* s, int64_t pixels, int32_t folded, int32_t first,
+                                    int32_t channels, float* out, double* sums, int32_t threads);
 // Signs of one branch minus `padding_value`, (pixels, channels).
-MMG_API void mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t folded, int32_t first,
-                              int32_t channels, float* out, int32_t threads);
+MMG_API int32_t mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t folded, int32_t first,
+                                 int32_t channels, float* out, int32_t threads);
 // One branch of max(0, 2 - 2 * |x|) * gradient + residual, with the gradient (pixels, channels); `residual` may be
 // NULL.
-MMG_API void mmg_sign_gradient(const float* gradient, const float* x, const float* residual, int64_t pixels,
-                               int32_t folded, int32_t first, int32_t channels, float* out, int32_t threads);
+MMG_API int32_t mmg_sign_gradient(const float* gradient, const float* x, const float* residual, int64_t pixels,
+                                  int32_t folded, int32_t first, int32_t channels, float* out, int32_t threads);
 // Gradients of mmg_connect's input, and of its gates and scales, (2, K).
-MMG_API void mmg_connect_gradient(const float* gradient, const float* x, const float* gate, const float* scales,
-                                  int64_t pixels, int32_t branches, int32_t channels, float* out, double* sums,
-                                  int32_t threads);
+MMG_API int32_t mmg_connect_gradient(const float* gradient, const float* x, const float* gate, const float* scales,
+                                     int64_t pixels, int32_t branches, int32_t channels, float* out, double* sums,
+                                     int32_t threads);
 
 // Binary MACs per second of a loop of xor, popcount and add on registers alone: the ceiling of this machine for the
 // selected kernels. One thread, for about `seconds`.
-MMG_API double mmg_ceiling(double seconds);
+MMG_API int32_t mmg_ceiling(double seconds, double* macs_per_second);
 
 #if defined(__cplusplus)
 }

@@ -58,12 +58,29 @@ double ceiling(int64_t rounds) {
 }  // namespace
 
 const Kernels* portable_kernels() {
-  static const Kernels kernels = {"portable",     4,      1,       kWordBits, sizeof(uint64_t),
-                                  kLanes * sizeof(uint64_t),
-                                  pack<Scalar>,   expand, arrange, count,
-                                  finish<Scalar>, merge,  gate,
-                                  relu_sums,     relu_affine,   gradient_sums, affine_gradient,
-                                  padded_signs,  sign_gradient, connect_gradient, ceiling};
+  static const Kernels kernels = {
+      .name = "portable",
+      .tile_columns = 4,
+      .rows = 1,
+      .step_channels = kWordBits,
+      .step_bytes = sizeof(uint64_t),
+      .step_weight_bytes = kLanes * sizeof(uint64_t),
+      .pack = pack<Scalar>,
+      .expand = expand,
+      .arrange = arrange,
+      .count = count,
+      .finish = finish<Scalar>,
+      .merge = merge,
+      .gate = gate,
+      .relu_sums = relu_sums,
+      .relu_affine = relu_affine,
+      .gradient_sums = gradient_sums,
+      .affine_gradient = affine_gradient,
+      .padded_signs = padded_signs,
+      .sign_gradient = sign_gradient,
+      .connect_gradient = connect_gradient,
+      .ceiling = ceiling,
+  };
   return &kernels;
 }
 

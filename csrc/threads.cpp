@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 
 namespace mmgroupnet {
 namespace {
@@ -24,8 +25,19 @@ void parallel_for(int num_jobs, int threads, const std::function<void(int)>& job
     for (int i = 0; i < num_jobs; ++i) job(i);
     return;
   }
+  // An exception must not leave an OpenMP region.
+  std::atomic<bool> has_failed{false};
+  std::exception_ptr failure;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (int i = 0; i < num_jobs; ++i) job(i);
+  for (int i = 0; i < num_jobs; ++i) {
+    if (has_failed.load()) continue;
+    try {
+      job(i);
+    } catch (...) {
+      if (!has_failed.exchange(true)) failure = std::current_exception();
+    }
+  }
+  if (failure != nullptr) std::rethrow_exception(failure);
 }
 
 void for_pixels(int64_t first, int64_t last, int threads, const std::function<void(int64_t, int64_t)>& job) {

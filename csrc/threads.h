@@ -8,7 +8,8 @@
 namespace mmgroupnet {
 
 // Runs job(0) ... job(num_jobs - 1), each once, on up to `threads` threads, the caller's among them, and returns when
-// all are done. In a forked child the caller works alone: the threads of its parent are not there.
+// all are done. In a forked child the caller works alone: the threads of its parent are not there. The first exception
+// of a job goes to the caller; jobs that have not begun by then are left out.
 void parallel_for(int num_jobs, int threads, const std::function<void(int)>& job);
 
 // Passes over pixels run in jobs of so many.

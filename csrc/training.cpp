@@ -1,19 +1,22 @@
 // Passes of training over whole maps, see training.h, and the packing of latent weights.
 #include <algorithm>
-#include <vector>
+#include <functional>
 
 #include "kernels.h"
+#include "memory.h"
 #include "mmgroupnet.h"
+#include "status.h"
 #include "threads.h"
 
 namespace mmgroupnet {
 namespace {
 
-// Sums over jobs of `size` floats each, added up in double and in their order: they do not depend on the threads.
+// Sums over jobs of `size` numbers each, added up in double and in their order: they do not depend on the threads.
+template <typename T>
 void sum_jobs(int64_t pixels, int size, int threads, double* sums,
-              const std::function<void(int64_t, int64_t, float*)>& job) {
+              const std::function<void(int64_t, int64_t, T*)>& job) {
   const int64_t jobs = (pixels + kPixelsPerJob - 1) / kPixelsPerJob;
-  std::vector<float> parts(jobs * size, 0.0f);
+  Storage<T> parts(jobs * size);
   for_pixels(0, pixels, threads, [&](int64_t first, int64_t last) {
     job(first, last - first, parts.data() + first / kPixelsPerJob * size);
   });
@@ -57,7 +60,7 @@ void pack_weights(const float* weights, int64_t rows, int channels, int taps, ui
   const int size = channels * taps;
   const int jobs = static_cast<int>((rows + kRowsPerJob - 1) / kRowsPerJob);
   parallel_for(jobs, threads, [&](int job) {
-    std::vector<uint8_t> negative(size);
+    Storage<uint8_t> negative(size);
     for (int64_t row = job * kRowsPerJob; row < std::min((job + 1) * kRowsPerJob, rows); ++row) {
       (channels % 8 == 0 ? pack_row_by_bytes : pack_row)(weights + row * size, channels, taps, negative.data(),
                                                          bits + row * ceil_div(size, 8));
@@ -68,85 +71,97 @@ void pack_weights(const float* weights, int64_t rows, int channels, int taps, ui
 }  // namespace mmgroupnet
 
 using mmgroupnet::for_pixels;
+using mmgroupnet::guard;
 using mmgroupnet::selected_kernels;
 using mmgroupnet::sum_jobs;
 
-void mmg_pack_weights(const float* weights, int64_t rows, int32_t channels, int32_t taps, uint8_t* bits,
-                      int32_t threads) {
-  mmgroupnet::pack_weights(weights, rows, channels, taps, bits, threads);
+int32_t mmg_pack_weights(const float* weights, int64_t rows, int32_t channels, int32_t taps, uint8_t* bits,
+                         int32_t threads) {
+  return guard([&] { mmgroupnet::pack_weights(weights, rows, channels, taps, bits, threads); });
 }
 
-void mmg_scaled_signs(const float* weights, const float* scales, int64_t rows, int64_t size, float* out,
-                      int32_t threads) {
-  mmgroupnet::parallel_for(static_cast<int>(rows), threads, [&](int row) {
-    const float positive = scales[row], negative = -positive;
-    const float* from = weights + row * size;
-    float* to = out + row * size;
-    for (int64_t i = 0; i < size; ++i) to[i] = from[i] >= 0 ? positive : negative;
+int32_t mmg_relu_sums(const int16_t* y, int32_t low, int64_t pixels, int32_t channels, double* sums, int32_t threads) {
+  return guard([&] {
+    mmgroupnet::Storage<double> parts(3 * channels);
+    sum_jobs<int32_t>(pixels, 3 * channels, threads, parts.data(), [&](int64_t first, int64_t count, int32_t* part) {
+      selected_kernels().relu_sums(y + first * channels, low, count, channels, part);
+    });
+    for (int c = 0; c < channels; ++c) {
+      sums[c] = parts[c];
+      sums[channels + c] = parts[channels + c] + 65536 * parts[2 * channels + c];
+    }
   });
 }
 
-void mmg_relu_sums(const int16_t* y, int32_t low, int64_t pixels, int32_t channels, double* sums, int32_t threads) {
-  sum_jobs(pixels, 2 * channels, threads, sums, [&](int64_t first, int64_t count, float* part) {
-    selected_kernels().relu_sums(y + first * channels, low, count, channels, part);
+int32_t mmg_relu_affine(const int16_t* y, int32_t low, const float* scale, const float* shift, const float* residual,
+                        int64_t pixels, int32_t channels, float* out, int32_t threads) {
+  return guard([&] {
+    for_pixels(0, pixels, threads, [&](int64_t first, int64_t last) {
+      const int64_t count = last - first;
+      const int64_t at = first * channels;
+      selected_kernels().relu_affine(y + at, low, scale, shift, residual == nullptr ? nullptr : residual + at, count,
+                                     channels, out + at);
+    });
   });
 }
 
-void mmg_relu_affine(const int16_t* y, int32_t low, const float* scale, const float* shift, const float* residual,
-                     int64_t pixels, int32_t channels, float* out, int32_t threads) {
-  for_pixels(0, pixels, threads, [&](int64_t first, int64_t last) {
-    const int64_t count = last - first;
-    const int64_t at = first * channels;
-    selected_kernels().relu_affine(y + at, low, scale, shift, residual == nullptr ? nullptr : residual + at, count,
-                                   channels, out + at);
+int32_t mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int64_t pixels, int32_t channels,
+                          double* sums, int32_t threads) {
+  return guard([&] {
+    sum_jobs<float>(pixels, 2 * channels, threads, sums, [&](int64_t first, int64_t count, float* part) {
+      selected_kernels().gradient_sums(gradient + first * channels, y + first * channels, low, count, channels, part);
+    });
   });
 }
 
-void mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int64_t pixels, int32_t channels,
-                       double* sums, int32_t threads) {
-  sum_jobs(pixels, 2 * channels, threads, sums, [&](int64_t first, int64_t count, float* part) {
-    selected_kernels().gradient_sums(gradient + first * channels, y + first * channels, low, count, channels, part);
+int32_t mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p, const float* q,
+                            const float* s, int64_t pixels, int32_t folded, int32_t first, int32_t channels, float* out,
+                            double* sums, int32_t threads) {
+  return guard([&] {
+    sum_jobs<float>(pixels, channels, threads, sums, [&](int64_t pixel, int64_t count, float* part) {
+      const int64_t at = pixel * folded + first;
+      selected_kernels().affine_gradient(gradient + at, y + at, low, p + first, q + first, s + first, count, folded,
+                                         channels, out + pixel * channels, part);
+    });
   });
 }
 
-void mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p, const float* q,
-                         const float* s, int64_t pixels, int32_t folded, int32_t first, int32_t channels, float* out,
-                         double* sums, int32_t threads) {
-  sum_jobs(pixels, channels, threads, sums, [&](int64_t pixel, int64_t count, float* part) {
-    const int64_t at = pixel * folded + first;
-    selected_kernels().affine_gradient(gradient + at, y + at, low, p + first, q + first, s + first, count, folded,
-                                       channels, out + pixel * channels, part);
+int32_t mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t folded, int32_t first,
+                         int32_t channels, float* out, int32_t threads) {
+  return guard([&] {
+    for_pixels(0, pixels, threads, [&](int64_t pixel, int64_t last) {
+      const int64_t count = last - pixel;
+      selected_kernels().padded_signs(x + pixel * folded + first, padding_value, count, folded, channels,
+                                      out + pixel * channels);
+    });
   });
 }
 
-void mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t folded, int32_t first,
-                      int32_t channels, float* out, int32_t threads) {
-  for_pixels(0, pixels, threads, [&](int64_t pixel, int64_t last) {
-    const int64_t count = last - pixel;
-    selected_kernels().padded_signs(x + pixel * folded + first, padding_value, count, folded, channels,
-                                    out + pixel * channels);
+int32_t mmg_sign_gradient(const float* gradient, const float* x, const float* residual, int64_t pixels, int32_t folded,
+                          int32_t first, int32_t channels, float* out, int32_t threads) {
+  return guard([&] {
+    for_pixels(0, pixels, threads, [&](int64_t pixel, int64_t last) {
+      const int64_t count = last - pixel;
+      const int64_t at = pixel * folded + first;
+      selected_kernels().sign_gradient(gradient + pixel * channels, x + at,
+                                       residual == nullptr ? nullptr : residual + at, count, folded, channels,
+                                       out + at);
+    });
   });
 }
 
-void mmg_sign_gradient(const float* gradient, const float* x, const float* residual, int64_t pixels, int32_t folded,
-                       int32_t first, int32_t channels, float* out, int32_t threads) {
-  for_pixels(0, pixels, threads, [&](int64_t pixel, int64_t last) {
-    const int64_t count = last - pixel;
-    const int64_t at = pixel * folded + first;
-    selected_kernels().sign_gradient(gradient + pixel * channels, x + at, residual == nullptr ? nullptr : residual + at,
-                                     count, folded, channels, out + at);
+int32_t mmg_connect_gradient(const float* gradient, const float* x, const float* gate, const float* scales,
+                             int64_t pixels, int32_t branches, int32_t channels, float* out, double* sums,
+                             int32_t threads) {
+  return guard([&] {
+    const int64_t folded = static_cast<int64_t>(branches) * channels;
+    mmgroupnet::Storage<double> by_channel(2 * folded);
+    sum_jobs<float>(pixels, static_cast<int>(2 * folded), threads, by_channel.data(),
+                    [&](int64_t first, int64_t count, float* part) {
+                      selected_kernels().connect_gradient(gradient + first * folded, x + first * folded, gate, scales,
+                                                          count, branches, channels, out + first * folded, part);
+                    });
+    std::fill(sums, sums + 2 * branches, 0.0);
+    for (int64_t i = 0; i < 2 * folded; ++i) sums[i / channels] += by_channel[i];
   });
-}
-
-void mmg_connect_gradient(const float* gradient, const float* x, const float* gate, const float* scales, int64_t pixels,
-                          int32_t branches, int32_t channels, float* out, double* sums, int32_t threads) {
-  const int64_t folded = static_cast<int64_t>(branches) * channels;
-  std::vector<double> by_channel(2 * folded);
-  sum_jobs(pixels, static_cast<int>(2 * folded), threads, by_channel.data(),
-           [&](int64_t first, int64_t count, float* part) {
-             selected_kernels().connect_gradient(gradient + first * folded, x + first * folded, gate, scales, count,
-                                                 branches, channels, out + first * folded, part);
-           });
-  std::fill(sums, sums + 2 * branches, 0.0);
-  for (int64_t i = 0; i < 2 * folded; ++i) sums[i / channels] += by_channel[i];
 }

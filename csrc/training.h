@@ -20,6 +20,7 @@ namespace {
 typedef float Floats __attribute__((vector_size(64)));
 typedef int16_t Shorts __attribute__((vector_size(32)));
 typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t UnsignedInts __attribute__((vector_size(64)));
 
 // V is `Floats`, or `float` for the channels that fill no vector.
 template <typename V>
@@ -27,11 +28,26 @@ constexpr int lanes() {
   return sizeof(V) / sizeof(float);
 }
 
+// As many integers.
 template <typename V>
-inline V load(const float* x) {
+using IntsOf = std::conditional_t<std::is_same_v<V, float>, int32_t, Ints>;
+template <typename V>
+using UnsignedIntsOf = std::conditional_t<std::is_same_v<V, float>, uint32_t, UnsignedInts>;
+
+template <typename V, typename T>
+inline V load(const T* x) {
   V value;
   std::memcpy(&value, x, sizeof(value));
   return value;
+}
+
+template <typename V>
+inline IntsOf<V> load_ints(const int16_t* x) {
+  if constexpr (std::is_same_v<V, float>) {
+    return *x;
+  } else {
+    return __builtin_convertvector(load<Shorts>(x), Ints);
+  }
 }
 
 template <typename V>
@@ -39,14 +55,12 @@ inline V load(const int16_t* x) {
   if constexpr (std::is_same_v<V, float>) {
     return static_cast<float>(*x);
   } else {
-    Shorts shorts;
-    std::memcpy(&shorts, x, sizeof(shorts));
-    return __builtin_convertvector(__builtin_convertvector(shorts, Ints), V);
+    return __builtin_convertvector(load_ints<V>(x), V);
   }
 }
 
-template <typename V>
-inline void store(float* x, V value) {
+template <typename V, typename T>
+inline void store(T* x, V value) {
   std::memcpy(x, &value, sizeof(value));
 }
 
@@ -55,8 +69,9 @@ inline V maximum(V a, V b) {
   return a > b ? a : b;
 }
 
-// Calls tile(V(), c, first, last) for tiles of lanes<V>() channels from channel c on and pixels [first, last), which make
-// up all of them. So many pixels of the widest maps that the lines of the next tile have been fetched beside this one's.
+// Calls tile(V(), c, first, last) for tiles of lanes<V>() channels from channel c on and pixels [first, last), which
+// make up all of them. So many pixels of the widest maps that the lines of the next tile have been fetched beside this
+// one's.
 template <typename Tile>
 inline void for_tiles(int64_t pixels, int channels, const Tile& tile) {
   constexpr int64_t kPixels = 32;
@@ -68,19 +83,31 @@ inline void for_tiles(int64_t pixels, int channels, const Tile& tile) {
   }
 }
 
-// sums[c] += r and sums[channels + c] += r * r. In float, for so few pixels that rounding does not matter.
-void relu_sums(const int16_t* y, int low, int64_t pixels, int channels, float* sums) {
+// Adds to `sums` the exact sums of r, of the low 16 bits of r * r and of its high 16 bits, (3, channels). All these are
+// numbers up to 2^16, so that 32 bits hold the sums of 2^15 pixels.
+//
+// The squares of a tile are added up modulo 2^32. Less 2^16 times the sum of their high bits, that is the sum of their
+// low bits, which is below 2^32.
+void relu_sums(const int16_t* y, int low, int64_t pixels, int channels, int32_t* sums) {
   for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
     using V = decltype(zero);
-    const V lowest = V() + static_cast<float>(low);
-    V sum = load<V>(sums + c), squares = load<V>(sums + channels + c);
-    for (int64_t i = first; i < last; ++i) {
-      const V r = maximum(load<V>(y + i * channels + c), lowest);
+    using Signed = IntsOf<V>;
+    using Unsigned = UnsignedIntsOf<V>;
+    const Signed lowest = Signed() + low;
+    Signed sum = Signed();
+    Unsigned squares = Unsigned(), high = Unsigned();
+    for (int64_t at = first * channels + c; at < last * channels; at += channels) {
+      const Signed r = maximum(load_ints<V>(y + at), lowest);
+      const Unsigned square = (Unsigned)(r * r);
       sum += r;
-      squares += r * r;
+      squares += square;
+      high += square >> 16;
     }
-    store(sums + c, sum);
-    store(sums + channels + c, squares);
+    int32_t* const low_sums = sums + channels;
+    int32_t* const high_sums = low_sums + channels;
+    store(sums + c, load<Signed>(sums + c) + sum);
+    store(low_sums + c, load<Unsigned>(low_sums + c) + squares - (high << 16));
+    store(high_sums + c, load<Unsigned>(high_sums + c) + high);
   });
 }
 

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mmgroupnet.deploy import pack
+from mmgroupnet.deploy import pack_and_report
 from mmgroupnet.layers import can_run_chain
 from mmgroupnet.models import GroupNetResNet
 from mmgroupnet.quantizers import ErrorDecay
@@ -89,7 +89,7 @@ def test_overfits_lean_plain_and_packed(options):
         assert (value - before[name]).abs().max() > 0.01, name
 
     model, images = model.float().eval(), images.float()
-    packed = pack(model)
-    assert len(packed.packed_layers) == 5 and not any(layer.problem for layer in packed.packed_layers)
+    packed, layers = pack_and_report(model)
+    assert len(layers) == 5 and not any(layer.problem for layer in layers)
     with torch.no_grad():
         assert_close(packed(images), model(images), rtol=1e-4, atol=1e-4)

@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
         help='make the model binary as this file says, such as configs/_base_/policies/groupnet_k4.py; the config in '
         'the work directory then says all of it',
     )
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (needs a GPU)')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (bfloat16 on a CPU)')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size of all processes'
     )

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from mmgroupnet.analysis.packed_operations import binary_operations
 from mmgroupnet.layers import BinaryConv2d
 
 # One 64-bit instruction computes so many binary operations.
@@ -107,13 +108,16 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> tuple[dict[
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             kwargs = kwargs or {}
             packet = func._overloadpacket
+            owner = next((names[module] for module in reversed(stack) if module in names), '')
+            if packet is torch.ops.mmgroupnet.run_block:
+                x, connection, _, _, _, geometry, _, _, has_shortcut, _ = args
+                bops[owner] += binary_operations(x.shape, connection, geometry, has_shortcut)
             if packet not in flop_registry:
                 with self:
                     out = func.decompose(*args, **kwargs)
                 return func(*args, **kwargs) if out is NotImplemented else out
             out = func(*tree_map_only(Tensor, _as_meta, args), **tree_map_only(Tensor, _as_meta, kwargs))
             if not any(map(_is_binary_layer, stack)):
-                owner = next((names[module] for module in reversed(stack) if module in names), '')
                 # Torch counts a multiply-accumulate as two.
                 flops[owner] += flop_registry[packet](*args, **kwargs, out_val=out) // 2
             device = next(value.device for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))

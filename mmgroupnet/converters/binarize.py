@@ -1,15 +1,14 @@
 """Makes the layers of any model binary, as a policy says."""
 
 import math
-import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mmgroupnet.converters.policy import Decision, Rule, decide, iterate_chains, parse_policy
+from mmgroupnet.converters.bases import branch_weight, fit_bases
+from mmgroupnet.converters.policy import Decision, Decisions, Rule, decide, iterate_chains, parse_policy
+from mmgroupnet.converters.report import Binarization, RuleMatches, note_binarization
 from mmgroupnet.layers import (
     BinaryConv2d,
     BinaryLinear,
@@ -23,73 +22,8 @@ from mmgroupnet.layers import (
 # alone, or two, would be normalised to the same values whatever they were.
 _LINEAR_GROUP_SIZE = 8
 
-
-@dataclass
-class RuleMatches:
-    """What one rule of a policy did.
-
-    Args:
-        rule: The rule.
-        layers: Names of the layers that it decided, as they were called in the float model.
-        blocks: Of a groupwise rule, names of the blocks.
-    """
-
-    rule: Rule
-    layers: list[str] = field(default_factory=list)
-    blocks: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Binarization:
-    """What :func:`binarize` did; names are those of the float model.
-
-    Args:
-        rules: What each rule did, in the policy's order.
-        unmatched: Layers that no rule selects; they are kept.
-        problems: Layers that a rule would make binary and that are kept, with the reason.
-        notes: What else was changed, such as stages that are no longer frozen.
-        without_target: Tensors of the float model that have no place in the binary one.
-        fresh: Tensors of the binary model that the float one has not: norms in front of signs, gates.
-    """
-
-    rules: list[RuleMatches]
-    unmatched: list[str]
-    problems: dict[str, str]
-    notes: list[str]
-    without_target: list[str]
-    fresh: list[str]
-
-    def describe(self) -> str:
-        """A few lines for a log."""
-        lines = []
-        for number, matches in enumerate(self.rules):
-            rule = matches.rule
-            what = rule.become if rule.num_bases is None else f'{rule.become} K={rule.num_bases}'
-            names = _listing(matches.blocks or matches.layers)
-            blocks = f'{len(matches.blocks)} blocks with ' if matches.blocks else ''
-            lines.append(f'policy[{number}] {what}: {blocks}{len(matches.layers)} layers{names}')
-        if self.unmatched:
-            lines.append(f'kept, no rule selects them: {len(self.unmatched)} layers{_listing(self.unmatched)}')
-        reasons = defaultdict(list)
-        for name, reason in self.problems.items():
-            reasons[reason].append(name)
-        lines += [f'kept, {reason}: {len(names)} layers{_listing(names)}' for reason, names in reasons.items()]
-        lines += self.notes
-        if self.without_target:
-            lines.append(
-                f'{len(self.without_target)} tensors of the float model have no place in the binary one'
-                f'{_listing(self.without_target)}'
-            )
-        return '\n'.join(lines)
-
-
-def _listing(names: Sequence[str]) -> str:
-    """All of the names; those that differ in their numbers alone are one entry, with how many they are."""
-    alike = defaultdict(list)
-    for name in names:
-        alike[re.sub(r'\d+', '*', name)].append(name)
-    entries = [found[0] if len(found) == 1 else f'{len(found)} x {pattern}' for pattern, found in alike.items()]
-    return f' ({", ".join(entries)})' if entries else ''
+# A conv of zeros has become another function if its binary weights are larger.
+_SMALL = 1e-3
 
 
 def binarize(model: nn.Module, policy: Sequence[Mapping]) -> nn.Module:
@@ -100,21 +34,23 @@ def binarize(model: nn.Module, policy: Sequence[Mapping]) -> nn.Module:
     whatever else has no binary form are kept and reported. The float weights are the starting point of the latent ones:
 
     - one base has the weights of the layer;
-    - the K bases of a layer-wise one are fitted one after the other, each to what the ones before it leave of the
-      weights, so that their merged weights are close to the float ones;
+    - the K bases of a layer-wise one are fitted with the scale of their quantizer, so that their merged weights are
+      close to the float ones, see :func:`mmgroupnet.converters.bases.fit_bases`;
     - of the K branches of a group the first has the weights of the block, and the others have weights with noise of
-      the same deviation, since equal branches would stay equal for ever. The mean of signs with noise follows a weight,
-      where one sign only has its sign.
+      the same size. The mean of signs with noise follows a weight, where one sign only has its sign.
 
-    A part that was frozen, or whose batch norms were, trains when it becomes binary: a batch norm with the statistics
-    of nobody's data would leave its sign constant.
+    No two bases start equal, since they would stay equal for ever. Where the float weights do not tell them apart, as
+    in a layer of zeros, they differ in a way that leaves the function as it is.
+
+    A part that was frozen, or whose batch norms were, trains when it becomes binary: a batch norm whose running
+    statistics match no data would leave its sign constant.
 
     Args:
         model: Any model; it is changed in place.
         policy: The rules, see :class:`mmgroupnet.converters.policy.Rule`.
 
     Returns:
-        The model. ``model.binarization`` says what was done, :class:`Binarization`.
+        The model. :func:`mmgroupnet.converters.binarization_of` says what was done.
 
     Raises:
         ValueError: If the policy is malformed, a rule selects nothing, or rules contradict each other, see
@@ -138,20 +74,18 @@ def binarize(model: nn.Module, policy: Sequence[Mapping]) -> nn.Module:
     for decision in decisions.layers:
         if decision.problem is None and decision.rule is not None and rules[decision.rule].become != 'keep':
             _swap(model, decision, rules[decision.rule], moved)
-    report.notes = _unfreeze(model)
+    report.notes = _unfreeze(model) + _bad_starts(model, decisions, moved)
     guard_foreign_code(model)
 
     names = set(model.state_dict())
     targets = {name: _targets(name, moved) for name in float_names}
     report.without_target = [name for name, found in targets.items() if not names.issuperset(found)]
     report.fresh = sorted(names.difference(*targets.values()))
-    model.binarization = report
+    note_binarization(model, report)
     return model
 
 
-def _build_chains(
-    model: nn.Module, blocks: Mapping[str, int], rules: Sequence[Rule]
-) -> dict[str, list[str]]:
+def _build_chains(model: nn.Module, blocks: Mapping[str, int], rules: Sequence[Rule]) -> dict[str, list[str]]:
     """Puts chains in the place of their blocks.
 
     Returns:
@@ -194,7 +128,7 @@ def _swap(model: nn.Module, decision: Decision, rule: Rule, moved: Mapping[str, 
             if isinstance(layer, BinaryConv2d):
                 continue  # The parent itself has two names.
             if id(layer) not in twins:
-                twins[id(layer)] = _binary_twin(layer, rule, has_noise=branch > 0)
+                twins[id(layer)] = _binary_twin(layer, rule, is_first=branch == 0)
             setattr(parent, child, twins[id(layer)])
 
 
@@ -208,7 +142,7 @@ def _input_norm(cfg: Mapping | None, channels: int, group_size: int = 1) -> dict
     return dict(cfg, num_groups=next(fitting, 1))
 
 
-def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, has_noise: bool) -> BinaryConv2d:
+def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, is_first: bool) -> BinaryConv2d:
     """The binary layer that takes the place of a float one, with its weights."""
     is_merged = rule.become == 'layerwise'
     options = dict(rule.binary_cfg, bias=layer.bias is not None)
@@ -233,37 +167,18 @@ def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, has_noise: bool) -> B
         )
     twin.to(layer.weight)
     twin.train(layer.training)
+    if layer.weight.is_meta:
+        return twin
     with torch.no_grad():
         weight = layer.weight.view(len(layer.weight), -1, *twin.kernel_size)
-        if has_noise and len(weight) > 0:
-            weight = weight + torch.randn_like(weight) * weight.std(correction=0)
-        twin.weight.copy_(residual_bases(weight, rule.num_bases) if is_merged else weight)
-        twin.start_quantizer()
+        if is_merged:
+            twin.weight.copy_(fit_bases(weight, twin.weight, twin.weight_quantizer))
+        else:
+            twin.weight.copy_(branch_weight(weight, is_first))
+            twin.start_quantizer()
         if layer.bias is not None:
             twin.bias.copy_(layer.bias)
     return twin
-
-
-def residual_bases(weight: Tensor, num_bases: int) -> Tensor:
-    r"""Latent weights of K bases whose mean, once they are binarised per output channel, is close to given weights.
-
-    Each base is fitted to what the ones before it leave, :math:`R_1 = W`, :math:`R_{i+1} = R_i - \operatorname{mean}
-    |R_i| \operatorname{sign}(R_i)`; it is :math:`K R_i`, so that the *mean* of the bases is their sum.
-
-    Args:
-        weight: ``(C_out, C_in/groups, kh, kw)``.
-        num_bases: Number K.
-
-    Returns: ``(K*C_out, C_in/groups, kh, kw)``.
-
-    Source: Guo et al., Network Sketching, CVPR 2017, algorithm 1 (direct approximation).
-    """
-    bases, rest = [], weight
-    for _ in range(num_bases):
-        bases.append(num_bases * rest)
-        scale = rest.abs().mean(dim=(1, 2, 3), keepdim=True)
-        rest = rest - torch.where(rest >= 0, scale, -scale)
-    return torch.cat(bases)
 
 
 def _unfreeze(model: nn.Module) -> list[str]:
@@ -298,3 +213,30 @@ def _unfreeze(model: nn.Module) -> list[str]:
     model.train(was_training)
     return notes
 
+
+def _bad_starts(model: nn.Module, decisions: Decisions, moved: Mapping[str, list[str]]) -> list[str]:
+    """Layers and blocks of zeros that cannot have both: the function of the float ones and bases that differ."""
+    notes, rules = [], decisions.rules
+    for decision in decisions.layers:
+        twins = [model.get_submodule(name) for name in _targets(decision.names[0], moved)]
+        if isinstance(twins[0], BinaryConv2d) and _is_zero(decision.layer):
+            with torch.no_grad():
+                largest = max(twin.effective_weight().abs().max().item() for twin in twins)
+            if largest > _SMALL:
+                notes.append(
+                    f'{decision.names[0]} is zero in the float model, and starts with weights of {largest:.2g}, since '
+                    'its quantizer has no smaller ones'
+                )
+    for block, index in decisions.blocks.items():
+        layers = [
+            decision.layer
+            for decision in decisions.layers
+            if decision.rule == index and decision.problem is None and decision.names[0].startswith(f'{block}.')
+        ]
+        if rules[index].num_bases > 1 and layers and all(map(_is_zero, layers)):
+            notes.append(f'{block} holds nothing but zeros in the float model: its branches start almost equal')
+    return notes
+
+
+def _is_zero(layer: nn.Module) -> bool:
+    return not layer.weight.is_meta and not layer.weight.any()

@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cache
+from types import new_class
 
 import torch
 from mmengine.logging import print_log
@@ -9,6 +11,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
 from mmgroupnet.converters.binarize import binarize
+from mmgroupnet.converters.report import binarization_of
 from mmgroupnet.deploy import with_data_preprocessor
 from mmgroupnet.registry import MODELS
 
@@ -37,38 +40,56 @@ def build_binarized(
         train_cfg: As ``pretrained``. Default: None.
 
     Returns:
-        The model; ``model.binarization`` says what was done.
+        The model, of a class of its own below that of the stock model; :func:`mmgroupnet.converters.binarization_of`
+        says what was done.
 
     Raises:
         ValueError: As :func:`mmgroupnet.binarize`, or if one of the model's parts refuses its arguments.
     """
     cfg = with_data_preprocessor(model, data_preprocessor)
     built = binarize(MMENGINE_MODELS.build(copy.deepcopy(cfg)), policy)  # Detectors write into their parts' configs.
-    built.binarized_from = (policy, cfg)
-    built.init_weights = _Initialisation(built)
+    built.__class__ = _binarized_class(type(built))
+    built.binarized_from = policy, cfg
     return built
 
 
-class _Initialisation:
-    """Initialises a model of :func:`build_binarized`; copied and pickled with it."""
+class _Binarized:
+    """What a binarised model does otherwise than its stock class, which follows in the order of the bases."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    binarized_from: tuple[Sequence[Mapping], dict]  # policy and config of the float model
 
-    def __call__(self) -> None:
-        policy, cfg = self.model.binarized_from
+    def init_weights(self) -> None:
+        """Makes the float model anew, initialises it, and takes its weights over."""
+        policy, cfg = self.binarized_from
         source = MMENGINE_MODELS.build(copy.deepcopy(cfg))
         if hasattr(source, 'init_weights'):
             source.init_weights()
         source = binarize(source, policy)
         with torch.no_grad():
             given = source.state_dict()
-            for name, tensor in self.model.state_dict().items():
+            for name, tensor in self.state_dict().items():
                 tensor.copy_(given[name])
-        report = source.binarization
+        report = binarization_of(source)
         print_log(
             f'{len(given) - len(report.fresh)} tensors come from the float model, {len(report.fresh)} are fresh (norms '
             f'in front of signs, gates), {len(report.without_target)} of the float model have no place: '
             f'{", ".join(report.without_target) or "none"}',
             logger='current',
         )
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        # Pickle looks classes up by their name, and this one is made while the program runs.
+        _, stock = type(self).__bases__
+        return _new, (stock,), self.__getstate__()
+
+
+@cache
+def _binarized_class(stock: type[nn.Module]) -> type[nn.Module]:
+    """The class of the binarised models of a stock class."""
+    return new_class(f'Binarized{stock.__name__}', (_Binarized, stock))
+
+
+def _new(stock: type[nn.Module]) -> nn.Module:
+    """A binarised model without its state, for copies and pickles."""
+    kind = _binarized_class(stock)
+    return kind.__new__(kind)

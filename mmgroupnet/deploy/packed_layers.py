@@ -4,6 +4,7 @@ They hold what :func:`mmgroupnet.ops.run_block` takes and call it; nothing here 
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +13,17 @@ from torch import Tensor, nn
 from mmgroupnet import ops
 from mmgroupnet.layers import broadcast
 from mmgroupnet.layers.binary_linear import as_map, as_vectors
+from mmgroupnet.layers.observers import notify
 from mmgroupnet.ops import Connection, UnitGeometry
+from mmgroupnet.ops.simulation import channelwise
 
 # Parameters of a unit in the order of the op; each is a buffer or None.
 _PARAMETERS = ('bits', 'scale', 'bias', 'norm_scale', 'norm_shift', 'sign_scale', 'sign_shift')
+_HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 class PackedModule(nn.Module):
-    """Base of all packed layers: they stay on the CPU, in float32."""
+    """Base of all packed layers: they stay on the CPU, in float32, and have no gradients."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'PackedModule':
         probe = fn(torch.empty(0))
@@ -29,34 +33,74 @@ class PackedModule(nn.Module):
             raise RuntimeError(f'a packed model cannot be converted to {probe.dtype}: its kernels compute in float32')
         return super()._apply(fn, recurse)
 
+    def as_input(self, x: Tensor) -> Tensor:
+        """A map as the ops take it: in float32, as float layers under autocast do not give it, and outside autograd.
+
+        Raises:
+            RuntimeError: If a model in training mode would need the gradient of the map.
+        """
+        if self.training and x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f'{type(self).__name__} has no gradient, which the layers in front of it need in training mode: freeze '
+                'them, or call eval()'
+            )
+        return (x.float() if x.dtype in _HALF_PRECISION else x).detach()
+
 
 class PackedUnit(PackedModule):
     """One binary conv with what is fused to it, ``norm(relu(scale * conv(sign(x)) + bias)) + residual``.
 
     Args:
         geometry: Its numbers.
-        parameters: The tensors by name, see :func:`mmgroupnet.ops.run_block`; what is left out is not there.
+        parameters: The tensors by name, see :func:`mmgroupnet.ops.run_block`; what is left out is not there. Units
+            that are given the same tensor share it.
+        shared_by: Number of branches that share its weights, where they do. Default: 1.
+
+    Attributes:
+        sign_observer: Called in every forward pass with the signs of the input, True where one is +1, as
+            :class:`mmgroupnet.layers.BinaryConv2d` calls its own. Default: None.
 
     Shape: as the layers that it stands for; the output is channels_last.
     """
 
-    def __init__(self, geometry: UnitGeometry, parameters: dict[str, Tensor]) -> None:
+    def __init__(self, geometry: UnitGeometry, parameters: dict[str, Tensor | None], shared_by: int = 1) -> None:
         super().__init__()
         self.geometry = geometry
         self.numbers = geometry.encode()
+        self.shared_by = shared_by
+        self.sign_observer: Callable[[Tensor], None] | None = None
         for name in _PARAMETERS:
             value = parameters.get(name)
-            self.register_buffer(name, None if value is None else value.detach().clone().contiguous())
+            self.register_buffer(name, None if value is None else value.contiguous())
+
+    def __getstate__(self) -> dict:
+        """Copies and files of a unit are not observed."""
+        return {**self.__dict__, 'sign_observer': None}
 
     @property
     def parameters_of_op(self) -> list[Tensor | None]:
-        """The tensors in the order of the op."""
+        """The tensors in the order of the op, None where one is not there."""
         return list(self._buffers.values())  # in the order in which they were registered
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.as_input(x)
         given = x.shape[1] // self.geometry.in_channels
         branches = self.geometry.branches(given)
+        self.observe(x)
         return PackedChain.run(x, Connection.SEPARATE, branches, [self])
+
+    def observe(self, x: Tensor) -> None:
+        """Gives the signs of an input to the observer, if there is one, as the layer that it stands for sees them: one
+        map for each branch, and those that share weights as its batch."""
+        if self.sign_observer is None:
+            return
+        g = self.geometry
+        branches = g.branches(self.shared_by)
+        if x.shape[1] < branches * g.in_channels:
+            x = broadcast(x, branches)
+        if g.shares_weights:
+            x = x.unflatten(1, (-1, g.in_channels)).flatten(0, 1)
+        notify(self, channelwise(x, self.sign_scale, self.sign_shift) >= 0)
 
     def extra_repr(self) -> str:
         g = self.geometry
@@ -114,6 +158,7 @@ class PackedMerge(PackedModule):
         return branches
 
     def forward(self, branches: Tensor) -> Tensor:
+        branches = self.as_input(branches)
         if self.num_bases == 1 and self.scales is None:
             return branches
         return ops.connect(branches, self.num_bases, self.scales, None)
@@ -139,7 +184,9 @@ class FloatShortcut(PackedModule):
 
     def forward(self, branches: Tensor) -> Tensor:
         pixels = branches[:, :, :: self.stride[0], :: self.stride[1]].permute(0, 2, 3, 1)
-        out = F.linear(pixels.reshape(-1, self.weight.shape[1]), self.weight, self.bias)
+        # Exported programs would keep a context, also where it changes nothing.
+        with torch.autocast('cpu', enabled=False) if torch.is_autocast_enabled('cpu') else nullcontext():
+            out = F.linear(pixels.reshape(-1, self.weight.shape[1]), self.weight, self.bias)
         return out.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
 
 
@@ -182,6 +229,7 @@ class PackedChain(PackedModule):
     ) -> Tensor:
         """Calls the op, see :func:`mmgroupnet.ops.run_block`."""
         units = [*([] if shortcut is None else [shortcut]), *units]
+        parameters = [parameter for unit in units for parameter in unit.parameters_of_op]
         return ops.run_block(
             x,
             int(connection),
@@ -189,7 +237,8 @@ class PackedChain(PackedModule):
             merge_scales,
             gate,
             [number for unit in units for number in unit.numbers],
-            [parameter for unit in units for parameter in unit.parameters_of_op],
+            [parameter for parameter in parameters if parameter is not None],
+            [place for place, parameter in enumerate(parameters) if parameter is not None],
             shortcut is not None,
             shortcut_map,
         )
@@ -203,13 +252,16 @@ class PackedChain(PackedModule):
 
         Returns: Outputs of the branches, ``(N, K*C', H', W')``, unmerged.
         """
+        branches = self.as_input(branches)
         scales = None if last_merge is None else last_merge.scales
         connection, gate = self.connection, self.gate
         if self.num_bases == 1 and scales is None:
             # The map of one branch is its own mean: x + gate * (x - x) = x.
             connection, gate = Connection.SEPARATE, None
         if self.shortcut is None or isinstance(self.shortcut, PackedUnit):
-            return self.run(branches, connection, self.num_bases, self.units, scales, gate, self.shortcut)
+            out = self.run(branches, connection, self.num_bases, self.units, scales, gate, self.shortcut)
+            self._observe(branches, connection, scales, gate, None)
+            return out
         # Torch has its part in this shortcut: it needs the connected map.
         if connection in (Connection.GATED, Connection.MERGED):
             branches = ops.connect(branches, self.num_bases, scales, gate)
@@ -217,7 +269,35 @@ class PackedChain(PackedModule):
         shortcut_map = self.shortcut(branches)
         if connection == Connection.BROADCAST:
             shortcut_map = broadcast(shortcut_map, self.num_bases)
-        return self.run(branches, connection, self.num_bases, self.units, shortcut_map=shortcut_map)
+        out = self.run(branches, connection, self.num_bases, self.units, shortcut_map=shortcut_map)
+        self._observe(branches, connection, None, None, shortcut_map)
+        return out
+
+    def _observe(
+        self,
+        x: Tensor,
+        connection: Connection,
+        merge_scales: Tensor | None,
+        gate: Tensor | None,
+        shortcut_map: Tensor | None,
+    ) -> None:
+        """Gives the units' signs to their observers, if there are any: it runs the units one by one, since the op keeps
+        what lies between them to itself. The arguments are those of :meth:`run`."""
+        shortcut = self.shortcut if isinstance(self.shortcut, PackedUnit) else None
+        if all(unit is None or unit.sign_observer is None for unit in (*self.units, shortcut)):
+            return
+        if connection in (Connection.GATED, Connection.MERGED):
+            x = ops.connect(x, self.num_bases, merge_scales, gate)
+        if connection in (Connection.BROADCAST, Connection.MERGED):
+            x = broadcast(x, self.num_bases)
+        if shortcut is not None:
+            shortcut.observe(x)
+            shortcut_map = self.run(x, Connection.SEPARATE, self.num_bases, [shortcut])
+        elif shortcut_map is None:
+            shortcut_map = x
+        for unit in self.units:
+            unit.observe(x)
+            x = self.run(x, Connection.SEPARATE, self.num_bases, [unit], shortcut_map=shortcut_map)
 
 
 class PackedBlock(PackedChain):

@@ -1,7 +1,7 @@
 """Replaces the binary layers of a trained model by their packed twins."""
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
@@ -73,66 +73,75 @@ def pack(model: nn.Module) -> nn.Module:
         model: A trained model with binary layers of mmgroupnet. It is left as it is.
 
     Returns:
-        The copy. ``packed.packed_layers`` lists what became of every binary conv, :class:`PackedLayer` by
-        :class:`PackedLayer`.
+        The copy.
 
     Raises:
         ValueError: If the model has no binary layers.
     """
+    return pack_and_report(model)[0]
+
+
+@torch.no_grad()
+def pack_and_report(model: nn.Module) -> tuple[nn.Module, list[PackedLayer]]:
+    """As :func:`pack`, and what became of every binary conv of the model."""
     convs = {name: module for name, module in model.named_modules() if isinstance(module, BinaryConv2d)}
     if not convs:
         raise ValueError(f'model={type(model).__name__}: it has no binary layers of mmgroupnet to pack')
-    packed = copy.deepcopy(model).cpu().float().eval()
-    problems: dict[str, str] = {}
-    packed = _pack_module(packed, '', problems, {})
+    packing = _Packing()
+    packed = packing.twin(copy.deepcopy(model).cpu().float(), '').eval()
     layers = []
     for name, conv in convs.items():
         before = conv.weight.numel() * conv.weight.element_size()
-        problem = problems.get(name)
+        problem = packing.problems.get(name)
         after = before if problem else len(conv.weight) * -(-conv.weight[0].numel() // 8)
         layers.append(PackedLayer(name, problem, before, after))
-    packed.packed_layers = layers
     # Packed layers read and write channels_last: the float ones between them need not turn their maps around.
     packed = packed.to(memory_format=torch.channels_last)
     guard_foreign_code(packed)
-    return packed
+    return packed, layers
 
 
-def _pack_module(
-    module: nn.Module, name: str, problems: dict[str, str], twins: dict[nn.Module, nn.Module]
-) -> nn.Module:
-    """The packed twin of a module, or the module itself with its children packed.
+class _Packing:
+    """The packing of one model.
 
-    Args:
-        module: The module.
-        name: Its name in the model.
-        problems: Takes why a binary conv was not packed, by its name.
-        twins: What became of the modules so far: one that has several names stays one.
+    Attributes:
+        problems: Why a binary conv was not packed, by its name.
     """
-    if module not in twins:
-        twins[module] = _pack_new(module, name, problems, twins)
-    return twins[module]
 
+    def __init__(self) -> None:
+        self.problems: dict[str, str] = {}
+        self._twins: dict[nn.Module, nn.Module] = {}
+        self._bits: dict[nn.Module, Tensor] = {}
 
-def _pack_new(
-    module: nn.Module, name: str, problems: dict[str, str], twins: dict[nn.Module, nn.Module]
-) -> nn.Module:
-    """As :func:`_pack_module`, for one that was not seen yet."""
-    for kind, make in _TWINS:
-        if not isinstance(module, kind):
-            continue
-        try:
-            return make(module)
-        except NotPackable as error:
-            if isinstance(module, BinaryConv2d):
-                problems[name] = str(error)
-                return module
-            break  # Perhaps its parts can be packed one by one.
-    for child_name, child in module._modules.items():  # named_children() leaves out second names
-        if child is not None:
-            twin = _pack_module(child, f'{name}.{child_name}' if name else child_name, problems, twins)
-            module._modules[child_name] = twin
-    return module
+    def twin(self, module: nn.Module, name: str) -> nn.Module:
+        """The packed twin of a module, or the module itself with its children packed. One that has several names stays
+        one."""
+        if module not in self._twins:
+            self._twins[module] = self._pack(module, name)
+        return self._twins[module]
+
+    def bits(self, conv: BinaryConv2d, signs: Tensor) -> Tensor:
+        """Packed weights of a conv. One that stands in several places, such as a conv of all pyramid levels with norms
+        for each, is stored once."""
+        if conv not in self._bits:
+            self._bits[conv] = pack_weight(signs)
+        return self._bits[conv]
+
+    def _pack(self, module: nn.Module, name: str) -> nn.Module:
+        for kind, make in _TWINS:
+            if not isinstance(module, kind):
+                continue
+            try:
+                return make(self, module)
+            except NotPackable as error:
+                if isinstance(module, BinaryConv2d):
+                    self.problems[name] = str(error)
+                    return module
+                break  # Perhaps its parts can be packed one by one.
+        for child_name, child in module._modules.items():  # named_children() leaves out second names
+            if child is not None:
+                module._modules[child_name] = self.twin(child, f'{name}.{child_name}' if name else child_name)
+        return module
 
 
 def _fold_norm(norm: nn.Module) -> dict[str, Tensor]:
@@ -148,7 +157,7 @@ def _fold_norm(norm: nn.Module) -> dict[str, Tensor]:
     return dict(norm_scale=scale, norm_shift=shift)
 
 
-def _sign_parameters(conv: BinaryConv2d) -> dict[str, Tensor]:
+def _sign_parameters(conv: BinaryConv2d, input_norm: nn.Module | None) -> dict[str, Tensor]:
     """Scale and shift of the input in front of its sign."""
     activation = conv.activation
     if not isinstance(activation, SignActivation):
@@ -156,8 +165,8 @@ def _sign_parameters(conv: BinaryConv2d) -> dict[str, Tensor]:
     if not is_standard_sign(activation):
         raise NotPackable(f'{type(activation).__name__} has a forward of its own')
     parameters = {}
-    if conv.input_norm is not None:
-        norm = _fold_norm(conv.input_norm)
+    if input_norm is not None:
+        norm = _fold_norm(input_norm)
         parameters = dict(sign_scale=norm['norm_scale'], sign_shift=norm['norm_shift'])
     shift = activation.shift_of_channels()
     if shift is not None:
@@ -172,52 +181,62 @@ def _signs_and_scale(conv: BinaryConv2d) -> tuple[Tensor, Tensor]:
     scale = magnitude.amax(1)
     # Many write straight-through estimators as sign + w - w.detach(), which is rounded.
     if not torch.allclose(magnitude, scale.view(-1, 1), rtol=1e-5, atol=0):
-        raise NotPackable(
-            f'{type(conv.weight_quantizer).__name__} gives weights of more than one magnitude per output channel'
-        )
+        problem = 'gives weights of more than one magnitude per output channel'
+        if torch.equal(weight, conv.weight):
+            problem = 'has no signs: its weights are real-valued'
+        raise NotPackable(f'{type(conv.weight_quantizer).__name__} {problem}')
     return weight, scale
 
 
-def pack_unit(
-    conv: BinaryConv2d,
+def _pack_unit(
+    packing: _Packing,
+    conv: nn.Module,
     norm: nn.Module | None = None,
     relu: bool = False,
     residual: Residual = Residual.NONE,
-    is_shared: bool = False,
+    shared_by: int | None = None,
+    folds_input_norm: bool = True,
 ) -> PackedUnit:
-    """A conv and what follows it."""
+    """A conv and what follows it.
+
+    Args:
+        packing: The packing of the model.
+        conv: The conv.
+        norm, relu, residual: What follows it. Default: nothing.
+        shared_by: Number of branches that share the conv. Default: None, each has weights of its own.
+        folds_input_norm: Whether the norm in front of the sign is part of the unit. Default: True.
+    """
     if not isinstance(conv, BinaryConv2d):
         raise NotPackable(f'{type(conv).__name__} is no binary conv')
     weight, scale = _signs_and_scale(conv)
     if conv.is_merged:
         scales = torch.full((conv.num_bases,), 1 / conv.num_bases)
         if isinstance(conv.merge, ScaledMerge):
-            scales = conv.merge.scales.detach()
+            scales = conv.merge.scales
         scale = scale * scales.repeat_interleave(conv.out_channels)
-    geometry = conv.geometry(is_shared, relu, residual)
-    parameters = dict(bits=pack_weight(weight), scale=scale, bias=conv.bias, **_sign_parameters(conv))
+    bias = None if conv.bias is None else conv.bias.detach()
+    input_norm = conv.input_norm if folds_input_norm else None
+    parameters = dict(bits=packing.bits(conv, weight), scale=scale, bias=bias, **_sign_parameters(conv, input_norm))
     if norm is not None:
         parameters.update(_fold_norm(norm))
         if conv.bias is None and not conv.is_merged:
             # norm(relu(scale * x)) = (norm_scale * scale) * relu(x) + norm_shift: no magnitude is negative.
             parameters['norm_scale'] = parameters['norm_scale'] * scale
             del parameters['scale']
-    unit = PackedUnit(geometry, parameters)
-    # One that stands in several places, such as a conv of all pyramid levels with norms for each, is stored once.
-    unit.bits = conv.__dict__.setdefault('_packed_bits', unit.bits)
-    return unit
+    geometry = conv.geometry(shared_by is not None, relu, residual)
+    return PackedUnit(geometry, parameters, shared_by or 1)
 
 
-def _pack_merge(merge: Merge) -> PackedMerge:
+def _pack_merge(packing: _Packing, merge: Merge) -> PackedMerge:
     scales = None if isinstance(merge, MeanMerge) else merge.weights(torch.empty(0))
     return PackedMerge(merge.num_bases, scales, isinstance(merge, InPlaceMerge))
 
 
-def _pack_shortcut(shortcut: nn.Sequential) -> nn.Module:
-    """The twin of a (pooling,) conv and norm that all branches share; it takes the branches folded, as they are."""
+def _pack_shortcut(packing: _Packing, shortcut: nn.Sequential, num_bases: int) -> nn.Module:
+    """The twin of a (pooling,) conv and norm that K branches share; it takes the branches folded, as they are."""
     *pooling, conv, norm = (layer for layer in shortcut if not isinstance(layer, nn.Identity))
     if isinstance(conv, BinaryConv2d):
-        twin = pack_unit(conv, norm, is_shared=True)
+        twin = _pack_unit(packing, conv, norm, shared_by=num_bases)
     else:
         folded = _fold_norm(norm)
         weight = conv.weight.flatten(1) * folded['norm_scale'].unsqueeze(1)
@@ -225,57 +244,52 @@ def _pack_shortcut(shortcut: nn.Sequential) -> nn.Module:
     return nn.Sequential(*pooling, twin) if pooling else twin
 
 
-def _pack_block(block: GroupNetBlock) -> PackedBlock:
+def _pack_block(packing: _Packing, block: GroupNetBlock) -> PackedBlock:
     num_bases = block.merge.num_bases
     gate = None
     connection = block.connection
     if isinstance(connection, SoftGate):
         kind = Connection.GATED
-        gate = connection.theta.detach().sigmoid().expand(num_bases).clone()
+        gate = connection.theta.sigmoid().expand(num_bases).clone()
     else:
         kind = {
             SeparateConnection: Connection.SEPARATE,
             BroadcastConnection: Connection.BROADCAST,
             MergedConnection: Connection.MERGED,
         }[type(connection)]
-    units = [pack_unit(*unit) for unit in block.chain().units]
-    shortcut = None if block.shortcut is None else _pack_shortcut(block.shortcut)
-    return PackedBlock(
-        merge=_pack_merge(block.merge), connection=kind, num_bases=num_bases, units=units, gate=gate, shortcut=shortcut
-    )
+    units = [_pack_unit(packing, *unit) for unit in block.chain().units]
+    shortcut = None if block.shortcut is None else _pack_shortcut(packing, block.shortcut, num_bases)
+    merge = _pack_merge(packing, block.merge)
+    return PackedBlock(merge=merge, connection=kind, num_bases=num_bases, units=units, gate=gate, shortcut=shortcut)
 
 
-def _pack_tower(tower: 'BinaryTower') -> PackedTower:
+def _pack_tower(packing: _Packing, tower: 'BinaryTower') -> PackedTower:
     num_bases = tower.merge.num_bases
     levels = []
     for level in range(len(tower.input_norms)):
-        units = [pack_unit(*unit) for unit in tower.chain(level).units]
+        units = [_pack_unit(packing, *unit) for unit in tower.chain(level).units]
         levels.append(PackedChain(Connection.BROADCAST, num_bases, units))
-    return PackedTower(tower.input_norms, levels, _pack_merge(tower.merge))
+    return PackedTower(tower.input_norms, levels, _pack_merge(packing, tower.merge))
 
 
-def _pack_apart(conv: BinaryConv2d) -> tuple[nn.Module | None, PackedUnit]:
+def _pack_apart(packing: _Packing, conv: BinaryConv2d) -> tuple[nn.Module | None, PackedUnit]:
     """A conv, and the norm in front of its sign where that cannot be folded into it: it stays what it is."""
     norm = conv.input_norm
     if norm is None or (isinstance(norm, _BatchNorm) and norm.running_mean is not None):
-        return None, pack_unit(conv)
-    conv.input_norm = None
-    try:
-        return norm, pack_unit(conv)
-    finally:
-        conv.input_norm = norm
+        return None, _pack_unit(packing, conv)
+    return norm, _pack_unit(packing, conv, folds_input_norm=False)
 
 
-def _pack_conv(conv: BinaryConv2d) -> nn.Module:
-    norm, unit = _pack_apart(conv)
+def _pack_conv(packing: _Packing, conv: BinaryConv2d) -> nn.Module:
+    norm, unit = _pack_apart(packing, conv)
     return unit if norm is None else nn.Sequential(norm, unit)
 
 
-def _pack_linear(linear: BinaryLinear) -> PackedLinear:
-    return PackedLinear(*_pack_apart(linear))
+def _pack_linear(packing: _Packing, linear: BinaryLinear) -> PackedLinear:
+    return PackedLinear(*_pack_apart(packing, linear))
 
 
-def _pack_conv_module(module: ConvModule) -> PackedUnit:
+def _pack_conv_module(packing: _Packing, module: ConvModule, residual: Residual = Residual.NONE) -> PackedUnit:
     if not isinstance(module.conv, BinaryConv2d):
         raise NotPackable('its conv is not binary')
     if type(module).forward is not ConvModule.forward:
@@ -284,16 +298,14 @@ def _pack_conv_module(module: ConvModule) -> PackedUnit:
         raise NotPackable(f'order={module.order}')
     if module.with_activation and (module.with_norm or not isinstance(module.activate, nn.ReLU)):
         raise NotPackable('an activation follows its norm')
-    return pack_unit(module.conv, module.norm if module.with_norm else None, relu=module.with_activation)
+    norm = module.norm if module.with_norm else None
+    return _pack_unit(packing, module.conv, norm, module.with_activation, residual)
 
 
-def _pack_skip(skip: RealValuedSkip) -> PackedUnit:
+def _pack_skip(packing: _Packing, skip: RealValuedSkip) -> PackedUnit:
     if not isinstance(skip.module, ConvModule):
         raise NotPackable(f'it goes around a {type(skip.module).__name__}')
-    unit = _pack_conv_module(skip.module)
-    unit.geometry = replace(unit.geometry, residual=Residual.INPUT)
-    unit.numbers = unit.geometry.encode()
-    return unit
+    return _pack_conv_module(packing, skip.module, Residual.INPUT)
 
 
 _TWINS = (

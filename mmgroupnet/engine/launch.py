@@ -3,12 +3,15 @@
 import datetime
 import os
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
-from mmengine.registry import MODEL_WRAPPERS, RUNNERS
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 from torch import distributed, nn
 
@@ -48,6 +51,22 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
             )
             module = revert_sync_batchnorm(module)
         super().__init__(module=module, **{**kwargs, 'device_ids': None})
+
+
+@OPTIM_WRAPPERS.register_module()
+class CPUAmpOptimWrapper(OptimWrapper):
+    """Mixed precision in bfloat16 on the CPU, where mmengine's ``AmpOptimWrapper`` refuses to run. There is no loss to
+    scale: bfloat16 has the range of float32."""
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Autocast around the forward pass.
+
+        Args:
+            model: The model.
+        """
+        with super().optim_context(model), torch.autocast('cpu', dtype=torch.bfloat16):
+            yield
 
 
 def setup_distribution(cfg: Config) -> None:

@@ -10,6 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmgroupnet.analysis.complexity import Complexity, analyze, by_part, table, total
+from mmgroupnet.converters import binarization_of
 from mmgroupnet.deploy import with_data_preprocessor
 from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.data import innermost_datasets
@@ -169,8 +170,9 @@ def describe_model(
     model = build_model(cfg) if model is None else model
     size = size or input_size(cfg)
     lines = []
-    if hasattr(model, 'binarization'):
-        lines += [model.binarization.describe(), '']
+    report = binarization_of(model)
+    if report is not None:
+        lines += [report.describe(), '']
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         if size is None:
             rows = analyze(model)

@@ -2,7 +2,7 @@
 
 import hashlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from mmgroupnet.deploy import PACKED_TYPE, PackedLayer, pack, with_data_preprocessor
+from mmgroupnet.deploy import PACKED_TYPE, PackedLayer, pack_and_report, with_data_preprocessor
 from mmgroupnet.engine.checkpoint import check_state_dict, is_packed, read_checkpoint, write_checkpoint
 from mmgroupnet.engine.errors import UserError
 
@@ -59,11 +59,18 @@ def _checksum(meta: Mapping, state_dict: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_packed(model: nn.Module, cfg: Config, path: str | Path, dataset_meta: Mapping | None = None) -> None:
+def save_packed(
+    model: nn.Module,
+    layers: Sequence[PackedLayer],
+    cfg: Config,
+    path: str | Path,
+    dataset_meta: Mapping | None = None,
+) -> None:
     """Writes a packed checkpoint, whole or not at all.
 
     Args:
-        model: A packed model, see :func:`mmgroupnet.deploy.pack`.
+        model: A packed model.
+        layers: What became of its binary layers, see :func:`mmgroupnet.deploy.pack_and_report`.
         cfg: Its config, with the model as it was before it was packed or as ``mmgroupnet.Packed``.
         path: The file; its folder is made.
         dataset_meta: Classes and palette, as in the checkpoint of the trained model. Default: None.
@@ -72,7 +79,7 @@ def save_packed(model: nn.Module, cfg: Config, path: str | Path, dataset_meta: M
         UserError: If the file cannot be written.
     """
     state_dict = model.state_dict()
-    for layer in model.packed_layers:
+    for layer in layers:
         if layer.problem is None:
             # The float conv of this name reads it, wherever its bits are now: see BinaryConv2d.
             state_dict._metadata[layer.name] = dict(version=1, packed=True)
@@ -222,10 +229,9 @@ def pack_checkpoint(cfg: Config, checkpoint: str | Path, out: str | Path, strict
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         model, dataset_meta = _load_float(original, checkpoint)
         try:
-            packed = pack(model)
+            packed, layers = pack_and_report(model)
         except ValueError as error:
             raise UserError(str(error)) from error
-        layers = packed.packed_layers
         unpacked = [layer for layer in layers if layer.problem is not None]
         if len(unpacked) == len(layers):
             raise UserError(f'none of the {len(layers)} binary layers can be packed ({_listing(unpacked)})')
@@ -236,7 +242,7 @@ def pack_checkpoint(cfg: Config, checkpoint: str | Path, out: str | Path, strict
         # Whoever loads the file builds the model anew: it has to have the same tensors.
         fresh = MMENGINE_MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
         check_state_dict(fresh, packed.state_dict(), str(out))
-    save_packed(packed, cfg, out, dataset_meta)
+    save_packed(packed, layers, cfg, out, dataset_meta)
     return layers
 
 

@@ -14,7 +14,7 @@ from mmgroupnet.engine.binarization import binarize_config, is_binarized_config
 from mmgroupnet.engine.checkpoint import check_state_dict, find_resumable, is_local, is_packed, read_checkpoint
 from mmgroupnet.engine.data import check_data
 from mmgroupnet.engine.errors import UserError
-from mmgroupnet.engine.launch import build_runner
+from mmgroupnet.engine.launch import CPUAmpOptimWrapper, build_runner
 from mmgroupnet.engine.model_report import describe_model
 from mmgroupnet.engine.packed_checkpoint import is_packed_config
 from mmgroupnet.engine.pretrained import fetch_pretrained
@@ -77,7 +77,7 @@ def run_training(
 
     Args:
         cfg: A checked config with ``work_dir`` and ``launcher``; changed in place.
-        amp: Train in automatic mixed precision. Default: False.
+        amp: Train in automatic mixed precision: float16 on a GPU, bfloat16 on a CPU. Default: False.
         auto_scale_lr: Scale the learning rate by the batch size of all processes. Default: False.
         resume: Checkpoint to go on from, or 'auto' for the last good one in the work directory, if there is one.
             Default: None, which leaves it to ``resume`` and ``load_from`` of the config.
@@ -93,11 +93,11 @@ def run_training(
     """
     if is_packed_config(cfg):
         raise UserError("model=dict(type='mmgroupnet.Packed', ...) cannot be trained: give the model inside it")
-    if amp:
-        if not torch.cuda.is_available():
-            raise UserError('--amp needs a GPU')
+    if amp and torch.cuda.is_available():
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    elif amp:
+        cfg.optim_wrapper.type = CPUAmpOptimWrapper.__name__
     if auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')

@@ -168,6 +168,10 @@ class BinaryConv2d(nn.Module):
         wide conv."""
         self.reset_parameters()
 
+    def __getstate__(self) -> dict:
+        """Copies and files of a conv are not observed."""
+        return {**self.__dict__, 'sign_observer': None}
+
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Mapping, *args: object
     ) -> None:

@@ -6,6 +6,7 @@ Only this file knows the layout. Everything else broadcasts, splits, merges, gat
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -166,11 +167,23 @@ class SoftGate(nn.Module):
 
 
 class RealValuedSkip(nn.Module):
-    """A module plus its input, ``(N, C, H, W)`` to the same."""
+    """A module plus its input, ``(N, C, H, W)`` to the same.
+
+    Public attributes of the module are those of the skip, too: mmdet and mmseg read ``fpn_convs[i].conv`` and the like.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # Copies, pickles and tracers ask for private names, and mean the skip itself.
+            if name.startswith('_') or name == 'module':
+                raise
+            return getattr(self.module, name)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.module(x) + x

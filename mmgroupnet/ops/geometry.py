@@ -1,8 +1,18 @@
 """Shapes of a packed unit, and how an op is told of them."""
 
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import lru_cache
+from itertools import islice
+
+# Types of fields; the kernels and encoded units have one number for all others.
+Pair = tuple[int, int]
+Rates = tuple[int, ...]
+# Stands for padding=None in numbers.
+SAME_PADDING = (-1, -1)
+# The tensors of a unit, in the order of all lists of them.
+PARAMETERS = ('bits', 'scale', 'bias', 'norm_scale', 'norm_shift', 'sign_scale', 'sign_shift')
 
 
 class Residual(IntEnum):
@@ -24,7 +34,7 @@ class Connection(IntEnum):
 
 @dataclass(frozen=True)
 class UnitGeometry:
-    """Everything of a packed unit that is a plain number.
+    """Shape parameters of a packed unit, in the order of ``mmg_unit`` in csrc/mmgroupnet.h.
 
     Args:
         num_bases: Number K of branches.
@@ -44,11 +54,11 @@ class UnitGeometry:
     in_channels: int
     out_channels: int
     groups: int
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int] | None
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair | None
     padding_value: int
-    dilations: tuple[int, ...]
+    dilations: Rates
     shares_weights: bool = False
     merges: bool = False
     relu: bool = False
@@ -100,41 +110,28 @@ class UnitGeometry:
     def encode(self) -> list[int]:
         """The numbers as one flat list, which ops take."""
         flat = []
-        for value in astuple(self):
-            if value is None:
-                flat += [-1, -1]
-            elif isinstance(value, tuple):
-                flat += value
-            else:
-                flat.append(int(value))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            value = SAME_PADDING if value is None else value
+            flat += value if isinstance(value, tuple) else [int(value)]
         return flat
 
     @staticmethod
     @lru_cache(maxsize=4096)
     def decode(numbers: tuple[int, ...]) -> 'tuple[UnitGeometry, ...]':
         """Reads back the units of a tuple that holds several, one behind the other."""
-        units = []
-        while numbers:
-            num_bases, in_channels, out_channels, groups, kh, kw, sh, sw, ph, pw, padding_value = numbers[:11]
-            dilations = numbers[11 : 11 + num_bases]
-            shares_weights, merges, relu, residual = numbers[11 + num_bases : 15 + num_bases]
-            numbers = numbers[15 + num_bases :]
-            padding = None if ph < 0 else (ph, pw)
-            units.append(
-                UnitGeometry(
-                    num_bases,
-                    in_channels,
-                    out_channels,
-                    groups,
-                    (kh, kw),
-                    (sh, sw),
-                    padding,
-                    padding_value,
-                    dilations,
-                    bool(shares_weights),
-                    bool(merges),
-                    bool(relu),
-                    Residual(residual),
-                )
-            )
-        return tuple(units)
+        kinds = [field.type for field in fields(UnitGeometry)][1:]
+        rest = iter(numbers)
+        # A unit's first number is its number of branches; the others are read inside the loop.
+        return tuple(
+            UnitGeometry(num_bases, *[_decode_field(kind, rest, num_bases) for kind in kinds]) for num_bases in rest
+        )
+
+
+def _decode_field(kind: type, numbers: Iterator[int], num_bases: int) -> object:
+    if kind == Rates:
+        return tuple(islice(numbers, num_bases))
+    if kind in (Pair, Pair | None):
+        pair = (next(numbers), next(numbers))
+        return None if pair == SAME_PADDING else pair
+    return kind(next(numbers))

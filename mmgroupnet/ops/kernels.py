@@ -3,8 +3,10 @@
 import ctypes
 import logging
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -12,27 +14,32 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmgroupnet.ops.geometry import UnitGeometry
+from mmgroupnet.ops.geometry import PARAMETERS, SAME_PADDING, Pair, Rates, UnitGeometry
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 # Chooses the instruction set: portable, avx2 or avx512. Default: the best that the processor has.
 ENVIRONMENT_VARIABLE = 'MMGROUPNET_KERNEL'
 
 
+# Fields of ``mmg_unit`` that are no plain number.
+_C_TYPES = {Pair: c_int32 * 2, Pair | None: c_int32 * 2, Rates: POINTER(c_int32)}
+
+
 class Unit(Structure):
-    """``mmg_unit`` of csrc/mmgroupnet.h."""
+    """``mmg_unit`` of csrc/mmgroupnet.h: a geometry, and addresses of what it computes with."""
 
     _fields_ = [
-        *(
-            (name, c_int32)
-            for name in (
-                'num_bases in_channels out_channels groups kernel_height kernel_width stride_height stride_width '
-                'pad_height pad_width pad_value shares_weights merges relu residual'
-            ).split()
-        ),
-        ('dilations', POINTER(c_int32)),
-        *((name, c_void_p) for name in 'weights scale bias norm_scale norm_shift sign_scale sign_shift'.split()),
+        *((field.name, _C_TYPES.get(field.type, c_int32)) for field in fields(UnitGeometry)),
+        *((name, c_void_p) for name in ('weights', *PARAMETERS[1:])),
     ]
+
+    @classmethod
+    def of(cls, geometry: UnitGeometry) -> 'Unit':
+        """The struct without addresses."""
+        numbers = {field.name: getattr(geometry, field.name) for field in fields(geometry)}
+        numbers['padding'] = geometry.padding or SAME_PADDING
+        numbers['dilations'] = (c_int32 * geometry.num_bases)(*geometry.dilations)
+        return cls(**numbers)
 
 
 class Block(Structure):
@@ -47,36 +54,36 @@ class Block(Structure):
     ]
 
 
+# Values of a status, as in csrc/mmgroupnet.h.
+_OK, _OUT_OF_MEMORY = 0, 1
+# Functions that return a text.
+_TEXTS = ('mmg_available_kernels', 'mmg_selected_kernels', 'mmg_failure')
+# Functions that return a status: their arguments.
 _SIGNATURES = {
-    'mmg_abi_version': (c_int32, []),
-    'mmg_available_kernels': (c_char_p, []),
-    'mmg_select_kernels': (c_int32, [c_char_p]),
-    'mmg_selected_kernels': (c_char_p, []),
-    'mmg_arranged_bytes': (c_size_t, [POINTER(Unit)]),
-    'mmg_arrange_weights': (None, [POINTER(Unit), c_void_p, c_void_p]),
-    'mmg_sign_pack': (None, [c_void_p, c_int32, c_int32, c_int64, c_int32, c_int32, c_void_p, c_int32]),
-    'mmg_convolve': (None, [POINTER(Unit), c_int32, c_int32, c_int32, c_void_p, c_int32, c_int32, c_void_p, c_int32]),
-    'mmg_run_block': (None, [POINTER(Block), c_void_p, c_void_p, c_int32]),
-    'mmg_connect': (None, [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_int32]),
-    'mmg_pack_weights': (None, [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_int32]),
-    'mmg_scaled_signs': (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int32]),
-    'mmg_relu_sums': (None, [c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32]),
-    'mmg_relu_affine': (
-        None,
-        [c_void_p, c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_int32, c_void_p, c_int32],
-    ),
-    'mmg_gradient_sums': (None, [c_void_p, c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32]),
-    'mmg_affine_gradient': (
-        None,
-        [c_void_p, c_void_p, c_int32, *[c_void_p] * 3, c_int64, *[c_int32] * 3, c_void_p, c_void_p, c_int32],
-    ),
-    'mmg_padded_signs': (None, [c_void_p, c_float, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32]),
-    'mmg_sign_gradient': (None, [*[c_void_p] * 3, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32]),
-    'mmg_connect_gradient': (
-        None,
-        [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_int32],
-    ),
-    'mmg_ceiling': (c_double, [c_double]),
+    'mmg_select_kernels': [c_char_p],
+    'mmg_arranged_bytes': [POINTER(Unit), POINTER(c_size_t)],
+    'mmg_arrange_weights': [POINTER(Unit), c_void_p, c_void_p],
+    'mmg_sign_pack': [c_void_p, c_int32, c_int32, c_int64, c_int32, c_int32, c_void_p, c_int32],
+    'mmg_convolve': [POINTER(Unit), c_int32, c_int32, c_int32, c_void_p, c_int32, c_int32, c_void_p, c_int32],
+    'mmg_run_block': [POINTER(Block), c_void_p, c_void_p, c_int32],
+    'mmg_connect': [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_int32],
+    'mmg_pack_weights': [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_int32],
+    'mmg_relu_sums': [c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32],
+    'mmg_relu_affine': [c_void_p, c_int32, *[c_void_p] * 3, c_int64, c_int32, c_void_p, c_int32],
+    'mmg_gradient_sums': [c_void_p, c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32],
+    'mmg_affine_gradient': [
+        *[c_void_p] * 2,
+        c_int32,
+        *[c_void_p] * 3,
+        c_int64,
+        *[c_int32] * 3,
+        *[c_void_p] * 2,
+        c_int32,
+    ],
+    'mmg_padded_signs': [c_void_p, c_float, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32],
+    'mmg_sign_gradient': [*[c_void_p] * 3, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32],
+    'mmg_connect_gradient': [*[c_void_p] * 4, c_int64, *[c_int32] * 2, *[c_void_p] * 2, c_int32],
+    'mmg_ceiling': [c_double, POINTER(c_double)],
 }
 
 
@@ -104,14 +111,25 @@ def library() -> ctypes.CDLL | None:
             f'{found[0]} is of version {loaded.mmg_abi_version()}, this code of {ABI_VERSION}: compile it again, '
             'python setup.py build_ext --inplace'
         )
-    for name, (result, arguments) in _SIGNATURES.items():
+    for name in _TEXTS:
+        getattr(loaded, name).restype = c_char_p
+    for name, arguments in _SIGNATURES.items():
         function = getattr(loaded, name)
-        function.restype, function.argtypes = result, arguments
+        function.argtypes = arguments
+        function.errcheck = lambda status, function, _: _raise_failure(status, function.__name__, loaded.mmg_failure)
     wanted = os.environ.get(ENVIRONMENT_VARIABLE, '')
-    if loaded.mmg_select_kernels(wanted.encode()) != 0:
-        names = loaded.mmg_available_kernels().decode().split()
+    names = loaded.mmg_available_kernels().decode().split()
+    if wanted and wanted not in names:
         raise RuntimeError(f'{ENVIRONMENT_VARIABLE}={wanted}: this machine has the kernels {", ".join(names)}')
+    loaded.mmg_select_kernels(wanted.encode())
     return loaded
+
+
+def _raise_failure(status: int, name: str, describe: Callable[[], bytes]) -> None:
+    """Raises the error of a status. ctypes calls this behind each function of the library."""
+    if status != _OK:
+        error = MemoryError if status == _OUT_OF_MEMORY else RuntimeError
+        raise error(f'{name}: {describe().decode()}')
 
 
 def available_kernels() -> list[str]:
@@ -135,6 +153,13 @@ def select_kernels(name: str) -> None:
         raise ValueError(f'name={name!r}: this machine has the kernels {", ".join(available_kernels()) or "none"}')
     library().mmg_select_kernels(name.encode())
     selected_kernels.cache_clear()
+
+
+def ceiling(seconds: float) -> float:
+    """Binary MACs per second of the ceiling loop on this thread, see csrc/mmgroupnet.h."""
+    found = c_double()
+    library().mmg_ceiling(seconds, found)
+    return found.value
 
 
 def nhwc(x: Tensor) -> Tensor:
@@ -165,7 +190,7 @@ def check_parameters(geometry: UnitGeometry, parameters: Sequence[Tensor | None]
         sign_scale=(inputs,),
         sign_shift=(inputs,),
     )
-    given = dict(zip(shapes, parameters, strict=True))
+    given = dict(zip(PARAMETERS, parameters, strict=True))
     for name, shape in shapes.items():
         dtype = torch.uint8 if name == 'bits' else torch.float32
         check_tensor(name, given[name], shape, dtype)
@@ -190,36 +215,37 @@ def check_tensor(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype
         )
 
 
+# Arranged weights by the ids of the bits that they were made of.
+_ARRANGED: dict[int, '_Arranged'] = {}
+
+
 class _Arranged:
-    """What is kept with the weights of a unit. It is never copied or pickled with them: it holds addresses.
+    """Weights in the order that the kernels want, with the structs that point to them.
 
     Args:
-        state: What it was made for: kernels, weights, geometry.
-        weights: The weights in the order that the kernels want.
+        bits: The weights as they are stored. When they die, this leaves :data:`_ARRANGED`.
+        state: Kernels, version of the bits and geometry, for which the weights were arranged.
+        weights: The arranged weights.
     """
 
-    def __init__(self, state: tuple, weights: Tensor) -> None:
+    def __init__(self, bits: Tensor, state: tuple, weights: Tensor) -> None:
+        key = id(bits)
+        self.bits = weakref.ref(bits, lambda _: _ARRANGED.pop(key, None))
         self.state = state
         self.weights = weights
         self.units: dict[tuple, Unit] = {}  # by the addresses of the other parameters
-
-    def __deepcopy__(self, memo: dict) -> None:
-        return None
-
-    def __reduce__(self) -> tuple:
-        return type(None), ()
 
 
 def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -> Unit:
     """The struct of a unit, with its weights in the order that the kernels in use want.
 
-    Both are kept with the weights until these change: filling them in takes as long as a small convolution. Pyramid
+    Both are kept until the weights change or die: filling them in takes as long as a small convolution. Pyramid
     levels share weights but not norms: each has its struct.
 
     Args:
         geometry: Its numbers.
-        parameters: ``bits, scale, bias, norm_scale, norm_shift, sign_scale, sign_shift``, contiguous; all but ``bits``
-            float32 or None. They must outlive the struct.
+        parameters: Those of :data:`PARAMETERS`, contiguous; all but ``bits`` float32 or None. They must outlive the
+            struct.
 
     Raises:
         ValueError: If a tensor is not what the geometry asks for, or a sum of the unit does not fit.
@@ -229,34 +255,18 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
     version = bits.numpy().tobytes() if bits.is_inference() else bits._version
     state = (selected_kernels(), bits.data_ptr(), version, geometry)
     key = tuple(map(pointer, rest))
-    kept: _Arranged | None = getattr(bits, '_mmgroupnet_arranged', None)
-    if kept is not None and kept.state != state:
+    kept = _ARRANGED.get(id(bits))
+    if kept is not None and (kept.bits() is not bits or kept.state != state):
         kept = None
     if kept is not None and key in kept.units:
         return kept.units[key]
     check_parameters(geometry, parameters)
-    height, width = geometry.padding or (-1, -1)
-    unit = Unit(
-        geometry.num_bases,
-        geometry.in_channels,
-        geometry.out_channels,
-        geometry.groups,
-        *geometry.kernel_size,
-        *geometry.stride,
-        height,
-        width,
-        geometry.padding_value,
-        geometry.shares_weights,
-        geometry.merges,
-        geometry.relu,
-        geometry.residual,
-        (c_int32 * geometry.num_bases)(*geometry.dilations),
-        None,
-        *key,
-    )
+    unit = Unit.of(geometry)
+    for name, address in zip(PARAMETERS[1:], key, strict=True):
+        setattr(unit, name, address)
     if kept is None:
-        kept = bits._mmgroupnet_arranged = _Arranged(state, _arrange_weights(geometry, unit, bits))
-    # The struct holds what it points to: another thread may replace it beside `bits` while this one still uses it.
+        kept = _ARRANGED[id(bits)] = _Arranged(bits, state, _arrange_weights(geometry, unit, bits))
+    # The struct holds what it points to: another thread may replace what is kept while this one still uses it.
     unit.arranged = kept.weights
     unit.weights = kept.weights.data_ptr()
     kept.units[key] = unit
@@ -264,7 +274,9 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
 
 
 def _arrange_weights(geometry: UnitGeometry, unit: Unit, bits: Tensor) -> Tensor:
-    size = library().mmg_arranged_bytes(unit)
+    bytes_needed = c_size_t()
+    library().mmg_arranged_bytes(unit, bytes_needed)
+    size = bytes_needed.value
     if size == 0:
         raise ValueError(
             f'in_channels={geometry.in_channels}: {geometry.row_bits} products in one sum, give fewer than 2**24'

@@ -1,10 +1,12 @@
 """The packed units in plain torch: what runs where the kernels were not compiled, and what the kernels are tested
 against."""
 
+from dataclasses import replace
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mmgroupnet.ops.float_convolution import convolve_signs
 from mmgroupnet.ops.geometry import Connection, Residual, UnitGeometry
 from mmgroupnet.ops.packing import unpack_weight
 
@@ -25,19 +27,8 @@ def channelwise(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor
 def convolve(geometry: UnitGeometry, s: Tensor, bits: Tensor) -> Tensor:
     """Convolves signs ``(N, B * C_in, H, W)`` of B branches with packed weights: exact integers ``(N, K * C_out, H',
     W')``, as floats, unmerged."""
-    g = geometry
-    weights = unpack_weight(bits, g.in_channels // g.groups, g.kernel_size).to(s.dtype).split(g.out_channels)
-    inputs = s.split(g.in_channels, dim=1)
-    branches = len(inputs) if g.shares_weights else g.num_bases
-    outs = []
-    for k in range(branches):
-        pad_height, pad_width = g.pad_of(0 if g.shares_weights else k)
-        padded = F.pad(
-            inputs[k if len(inputs) > 1 else 0], (pad_width, pad_width, pad_height, pad_height), value=g.padding_value
-        )
-        weight, rate = (weights[0], g.dilations[0]) if g.shares_weights else (weights[k], g.dilations[k])
-        outs.append(F.conv2d(padded, weight, None, g.stride, 0, rate, g.groups))
-    return torch.cat(outs, dim=1)
+    weight = unpack_weight(bits, geometry.in_channels // geometry.groups, geometry.kernel_size)
+    return convolve_signs(replace(geometry, merges=False), s, weight.to(s.dtype))
 
 
 def run_unit(geometry: UnitGeometry, x: Tensor, parameters: list[Tensor | None], shortcut: Tensor | None) -> Tensor:

@@ -80,6 +80,10 @@ Floats random_floats(size_t size) {
   std::exit(1);
 }
 
+void check(int32_t status) {
+  if (status != MMG_OK) fail(mmg_failure(), "");
+}
+
 std::vector<std::string> available_kernels() {
   std::istringstream names(mmg_available_kernels());
   std::vector<std::string> found;
@@ -125,9 +129,11 @@ struct Unit {
 
   // For the selected kernels.
   void arrange() {
-    arranged = Buffer<uint8_t>(mmg_arranged_bytes(&numbers), kWeightAlignment);
-    if (arranged.size() == 0) fail("no room for arranged weights", describe());
-    mmg_arrange_weights(&numbers, bits.data(), arranged.data());
+    size_t bytes = 0;
+    check(mmg_arranged_bytes(&numbers, &bytes));
+    if (bytes == 0) fail("the unit was refused", describe());
+    arranged = Buffer<uint8_t>(bytes, kWeightAlignment);
+    check(mmg_arrange_weights(&numbers, bits.data(), arranged.data()));
     numbers.weights = arranged.data();
   }
 
@@ -293,20 +299,20 @@ void fuzz_convolve(const std::vector<std::string>& names) {
   described << unit.describe() << " batch=" << batch << " size=" << height << "x" << width
             << " branches=" << in_branches;
   for (const std::string& name : names) {
-    mmg_select_kernels(name.c_str());
+    check(mmg_select_kernels(name.c_str()));
     unit.arrange();
     for (int threads = 1; threads <= 2; ++threads) {
       for (int is_nchw = 0; is_nchw <= 1; ++is_nchw) {
         Buffer<uint64_t> packed(signs.size());
-        mmg_sign_pack(is_nchw ? nchw.data() : x.data(), is_nchw, batch, static_cast<int64_t>(pixels), in_branches,
-                      unit.numbers.in_channels, packed.data(), threads);
+        check(mmg_sign_pack(is_nchw ? nchw.data() : x.data(), is_nchw, batch, static_cast<int64_t>(pixels),
+                            in_branches, unit.numbers.in_channels, packed.data(), threads));
         if (!packed.equals(signs)) fail("mmg_sign_pack, " + name, described.str());
       }
       Buffer<int32_t> out(expected.size());
-      mmg_convolve(&unit.numbers, batch, height, width, signs.data(), in_branches, 0, out.data(), threads);
+      check(mmg_convolve(&unit.numbers, batch, height, width, signs.data(), in_branches, 0, out.data(), threads));
       if (!out.equals(expected)) fail("mmg_convolve, " + name, described.str());
       Buffer<int16_t> shorts(expected.size());
-      mmg_convolve(&unit.numbers, batch, height, width, signs.data(), in_branches, 1, shorts.data(), threads);
+      check(mmg_convolve(&unit.numbers, batch, height, width, signs.data(), in_branches, 1, shorts.data(), threads));
       for (size_t i = 0; i < expected.size(); ++i) {
         if (shorts[i] != expected[i]) fail("mmg_convolve of 16 bits, " + name, described.str());
       }
@@ -320,7 +326,7 @@ void compare(const std::vector<std::string>& names, size_t size, const std::stri
              const Run& run) {
   std::unique_ptr<Floats> expected;
   for (const std::string& name : names) {
-    mmg_select_kernels(name.c_str());
+    check(mmg_select_kernels(name.c_str()));
     for (int threads = 1; threads <= 2; ++threads) {
       auto out = std::make_unique<Floats>(size);
       run(out->data(), threads);
@@ -416,7 +422,7 @@ void fuzz_block(const std::vector<std::string>& names) {
     if (block.shortcut != nullptr) shortcut.arrange();
     block.units = numbers.data();
     block.num_units = static_cast<int32_t>(units.size());
-    mmg_run_block(&block, x.data(), out, threads);
+    check(mmg_run_block(&block, x.data(), out, threads));
   });
 }
 
@@ -429,8 +435,8 @@ void fuzz_connect(const std::vector<std::string>& names) {
   described << "K=" << branches << " channels=" << channels << " pixels=" << pixels << " gated=" << is_gated;
   compare(names, static_cast<size_t>(pixels) * channels * (is_gated ? branches : 1), "mmg_connect", described.str(),
           [&](float* out, int threads) {
-            mmg_connect(x.data(), pixels, branches, channels, has_scales ? scales.data() : nullptr,
-                        is_gated ? gate.data() : nullptr, out, threads);
+            check(mmg_connect(x.data(), pixels, branches, channels, has_scales ? scales.data() : nullptr,
+                              is_gated ? gate.data() : nullptr, out, threads));
           });
 }
 
@@ -450,16 +456,18 @@ void check_lengths(const std::vector<std::string>& names) {
   for (size_t i = 0; i < x.size(); ++i) x[i] = -1;
   const Buffer<uint64_t> signs = naive_signs(x, 16, 1, numbers.in_channels);
   for (const std::string& name : names) {
-    mmg_select_kernels(name.c_str());
+    check(mmg_select_kernels(name.c_str()));
     unit.arrange();
     Buffer<int32_t> out(count(1, 2, 2, numbers.out_channels));
-    mmg_convolve(&numbers, 1, 4, 4, signs.data(), 1, 0, out.data(), 1);
+    check(mmg_convolve(&numbers, 1, 4, 4, signs.data(), 1, 0, out.data(), 1));
     for (size_t i = 0; i < out.size(); ++i) {
       if (out[i] != -9 * numbers.in_channels) fail("sum beyond 16 bits, " + name, unit.describe());
     }
     mmg_unit too_long = numbers;
     too_long.in_channels = (1 << 24) / 9 + 1;
-    if (mmg_arranged_bytes(&too_long) != 0) fail("a sum that no float holds was taken, " + name, unit.describe());
+    size_t bytes = 1;
+    check(mmg_arranged_bytes(&too_long, &bytes));
+    if (bytes != 0) fail("a sum that no float holds was taken, " + name, unit.describe());
   }
 }
 
@@ -469,7 +477,7 @@ int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 200;
   generator.seed(argc > 2 ? std::atoi(argv[2]) : 0);
   if (mmg_abi_version() != MMG_ABI_VERSION) fail("the library is of another version than its header", "");
-  if (mmg_select_kernels("no such kernels") == 0) fail("kernels of an unknown name were selected", "");
+  if (mmg_select_kernels("no such kernels") != MMG_FAILED) fail("kernels of an unknown name were selected", "");
   const std::vector<std::string> names = available_kernels();
   check_lengths(names);
   for (int i = 0; i < rounds; ++i) {

@@ -38,9 +38,11 @@ def test_what_is_timed_is_the_chain_of_binary_convs(num_bases):
 
 def test_it_is_what_the_op_computes():
     chain = PackedConvs(SMALL, 2, length=4)
-    parameters = [tensor for unit in chain.parameters for tensor in unit]
+    tensors = [tensor for unit in chain.parameters for tensor in unit]
+    parameters = [tensor for tensor in tensors if tensor is not None]
+    places = [place for place, tensor in enumerate(tensors) if tensor is not None]
     geometry = chain.geometry.encode() * 4
-    expected = run_block(chain.x, Connection.SEPARATE, 2, None, None, geometry, parameters, False, None)
+    expected = run_block(chain.x, Connection.SEPARATE, 2, None, None, geometry, parameters, places, False, None)
     assert torch.equal(chain(), expected)
 
 

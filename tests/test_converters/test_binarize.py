@@ -8,13 +8,12 @@ from torch import nn
 from torch.testing import assert_close
 
 import mmgroupnet
-from mmgroupnet.converters.binarize import residual_bases
-from mmgroupnet.deploy import pack
+from mmgroupnet.converters import binarization_of
+from mmgroupnet.deploy import pack_and_report
 from mmgroupnet.layers import (
     BinaryConv2d,
     BinaryLinear,
     GroupwiseChain,
-    LayerwiseBinaryConv2d,
     LayerwiseBinaryLinear,
 )
 from tests.batteries import assert_finite_gradients, detection_samples
@@ -78,9 +77,8 @@ def kinds(model: nn.Module) -> dict[str, str]:
 
 
 class TestLayers:
-    @pytest.mark.parametrize('become', [dict(become='binary'), dict(become='layerwise', num_bases=2)])
-    def test_learned_scales_start_at_the_weights(self, become):
-        rule = dict(**become, binary_cfg=dict(weight=dict(type='mmgroupnet.LearnedScaleWeight')))
+    def test_learned_scales_start_at_the_weights(self):
+        rule = dict(become='binary', binary_cfg=dict(weight=dict(type='mmgroupnet.LearnedScaleWeight')))
         (conv,) = mmgroupnet.binarize(nn.Sequential(nn.Conv2d(4, 6, 3)), [rule])
         assert_close(conv.weight_quantizer.alpha.detach(), conv.weight.detach().abs().mean((1, 2, 3)))
 
@@ -172,14 +170,14 @@ class TestNothingIsLost:
     def test_report_of_tensors(self):
         model = retinanet()
         before = set(model.state_dict())
-        report = mmgroupnet.binarize(model, POLICY).binarization
+        report = binarization_of(mmgroupnet.binarize(model, POLICY))
         assert report.without_target == []
         assert {name.rpartition('.')[0].rpartition('.')[2] for name in report.fresh} == {'input_norm', 'gate'}
         assert {'backbone.conv1.weight', 'neck.lateral_convs.0.conv.bias', 'bbox_head.retina_cls.bias'} <= before
         assert before & set(model.state_dict()) >= {'backbone.conv1.weight', 'neck.lateral_convs.0.conv.bias'}
 
     def test_report_of_rules(self):
-        text = mmgroupnet.binarize(retinanet(), POLICY).binarization.describe()
+        text = binarization_of(mmgroupnet.binarize(retinanet(), POLICY)).describe()
         lines = text.splitlines()
         assert lines[0] == 'policy[0] keep: 1 layers (backbone.conv1)'
         assert lines[2].startswith('policy[2] groupwise K=2: 8 blocks with 19 layers (8 x backbone.layer*.*)')
@@ -187,33 +185,24 @@ class TestNothingIsLost:
         assert 'backbone.norm_eval: True becomes False, since its binary layers train' in lines
         assert 'backbone.frozen_stages: 1 becomes -1, since its binary layers train' in lines
 
+    def test_a_report_is_of_one_model_and_no_part_of_it(self):
+        model = nn.Sequential(nn.Conv2d(4, 4, 1))
+        assert binarization_of(model) is None
+        names = set(vars(model))
+        mmgroupnet.binarize(model, [dict(become='binary')])
+        assert set(vars(model)) == names
+        assert binarization_of(model).rules[0].layers == ['0']
+        assert binarization_of(copy.deepcopy(model)) is None
+
     def test_what_has_no_binary_form_is_reported(self):
         model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Linear(4, 4))
-        report = mmgroupnet.binarize(model, [dict(become='binary')]).binarization
+        report = binarization_of(mmgroupnet.binarize(model, [dict(become='binary')]))
         assert type(model[1]) is nn.Conv2d
         assert report.problems == {'1': 'depthwise'} and report.unmatched == ['2']
         assert 'kept, depthwise: 1 layers (1)' in report.describe()
 
 
 class TestWeights:
-    def test_residual_bases_approach_the_weights(self):
-        """The error of greedily fitted signs falls with every base; one base has the float signs."""
-        torch.manual_seed(0)
-        weight = torch.randn(8, 16, 3, 3)
-        errors = []
-        for num_bases in (1, 2, 3, 4):
-            conv = LayerwiseBinaryConv2d(
-                16, 8, 3, num_bases=num_bases, weight=dict(type='mmgroupnet.ChannelScaleWeight')
-            )
-            conv.weight.data.copy_(residual_bases(weight, num_bases))
-            errors.append(((conv.effective_weight() - weight).square().mean() / weight.square().mean()).item())
-        assert errors == sorted(errors, reverse=True)
-        assert errors[0] == pytest.approx(1 - 2 / torch.pi, abs=0.02)  # of a normal distribution
-        assert errors[3] < 0.05
-
-    def test_one_base_has_the_weights(self):
-        assert torch.equal(residual_bases(torch.ones(2, 3, 1, 1), 1), torch.ones(2, 3, 1, 1))
-
     def test_the_first_branch_has_the_weights_and_the_others_differ(self):
         model = retinanet()
         expected = model.backbone.layer1[0].conv1.weight.clone()
@@ -232,6 +221,14 @@ class TestWeights:
         )
         first, second = (branch.downsample[0].weight for branch in model.layer2[0].blocks[0].branches)
         assert torch.equal(first, second) and first is not second
+
+    def test_a_model_without_memory(self):
+        """As the names and shapes of a checkpoint are compared."""
+        with torch.device('meta'):
+            model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+            rules = [dict(become='binary', names='0'), dict(become='layerwise', num_bases=3)]
+            mmgroupnet.binarize(model, rules)
+        assert [tuple(layer.weight.shape) for layer in model] == [(4, 4, 1, 1), (12, 4, 1, 1)]
 
     def test_dtype_and_mode_are_kept(self):
         model = nn.Sequential(nn.Conv2d(4, 4, 1)).double().eval()
@@ -255,8 +252,8 @@ class TestTraining:
         estimate_statistics(model, lambda: model(images.flip(3)))
         calls = binary_layer_calls(model, lambda: model(images))
         assert_alive(calls)
-        packed = pack(model)
-        assert [layer.problem for layer in packed.packed_layers if layer.problem] == []
+        packed, layers = pack_and_report(model)
+        assert [layer.problem for layer in layers if layer.problem] == []
         assert not any(isinstance(module, BinaryConv2d) for module in packed.modules())
         with torch.no_grad():
             for out, expected in zip(sum(packed(images), []), sum(model(images), []), strict=True):

@@ -47,7 +47,7 @@ def build(model_cfg):
 
 def test_is_the_stock_model(cfg):
     model = build(cfg.model)
-    assert type(model) is FCOS
+    assert isinstance(model, FCOS) and type(model).__name__ == 'BinarizedFCOS'
     assert any(isinstance(module, BinaryConv2d) for module in model.backbone.modules())
     float_names = set(build(cfg.model.model).state_dict())
     kept = {name for name in float_names if 'layer' not in name}
@@ -98,6 +98,7 @@ def test_a_copy_initialises_itself(cfg, duplicate):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with DefaultScope.overwrite_default_scope('mmdet'):
         twin.init_weights()
+    assert type(twin) is type(model) and twin.binarized_from == model.binarized_from
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not torch.equal(twin.backbone.conv1.weight, model.backbone.conv1.weight)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmgroupnet import convert_official
 from mmgroupnet.converters import official
-from mmgroupnet.deploy import pack
+from mmgroupnet.deploy import pack_and_report
 from tests.official import FAMILIES, OfficialNetwork, official_state_dict
 
 families = pytest.mark.parametrize('family', FAMILIES.values(), ids=FAMILIES)
@@ -240,8 +240,8 @@ class TestErrors:
 def test_the_classifier_packs(family):
     """The packed classifier against the authors' network, up to float32."""
     state_dict = official_state_dict(family, num_bases=3)
-    packed = pack(converted(state_dict).float())
-    assert [layer.problem for layer in packed.packed_layers if layer.problem] == []
+    packed, layers = pack_and_report(converted(state_dict).float())
+    assert [layer.problem for layer in layers if layer.problem] == []
     x = images()
     expected = OfficialNetwork(state_dict, family, 3)(x)
     with torch.no_grad():

@@ -32,6 +32,13 @@ def test_an_id_outside_the_classes_is_named_with_its_file(stage):
         check(dataset(), batch([[0, 3, 255], [19, 2, 3]]), stage)
 
 
+def test_negative_ids_are_named():
+    """As of a dataset that takes 1 from all ids, and has no 0."""
+    with pytest.raises(UserError, match=r'mask one\.png holds the ids -2, -1: '):
+        check(dataset(), batch([[0, -1, 255], [-2, 2, -1]]))
+    check(dataset(ignore_index=-1), batch([[0, -1]]))
+
+
 def test_classes_and_what_is_ignored_pass():
     check(dataset(), batch([[0, 1], [2, 255]]))
     check(dataset(ignore_index=9), batch([[0, 9]]))

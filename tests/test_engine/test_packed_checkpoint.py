@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 import mmgroupnet.engine.packed_checkpoint as packed_checkpoint
-from mmgroupnet.deploy import pack, with_data_preprocessor
+from mmgroupnet.deploy import pack, pack_and_report, with_data_preprocessor
 from mmgroupnet.deploy.packed_layers import PackedUnit
 from mmgroupnet.engine.checkpoint import is_packed, read_checkpoint
 from mmgroupnet.engine.configs import check_arguments
@@ -376,7 +376,7 @@ def small(tmp_path_factory):
     cfg = Config(dict(default_scope='mmgroupnet', model=layer))
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp('small') / 'packed.pth'
-    save_packed(pack(MODELS.build(cfg.model)), cfg, path, dict(classes=('one', 'two')))
+    save_packed(*pack_and_report(MODELS.build(cfg.model)), cfg, path, dict(classes=('one', 'two')))
     return path, read_packed(path)
 
 

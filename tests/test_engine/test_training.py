@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from torch import nn
 
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.testing import augment_test, run_test
@@ -84,6 +85,18 @@ class TestRefused:
         assert f'the last good checkpoint is {tmp_path}/work/epoch_1.pth' in str(caught.value)
         assert not (tmp_path / 'work/epoch_2.pth').exists()
 
+    @pytest.mark.parametrize('by_epoch', [True, False])
+    def test_loss_that_is_no_number_where_a_checkpoint_is_due(self, tmp_path, by_epoch):
+        """In the last iteration of the second epoch: these weights are in no checkpoint."""
+        jump = dict(type='MultiStepLR', milestones=[6], gamma=1e30, by_epoch=False)
+        saving = dict(type='CheckpointHook', by_epoch=by_epoch, interval=1 if by_epoch else 4)
+        cfg = load_tiny_run(tmp_path, param_scheduler=[jump], default_hooks__checkpoint=saving)
+        with pytest.raises(UserError, match=r'stopped at iteration 8 \(epoch 2, batch 4\): .*loss=nan') as caught:
+            run_training(cfg)
+        good = 'epoch_1.pth' if by_epoch else 'iter_4.pth'
+        assert f'the last good checkpoint is {tmp_path}/work/{good}' in str(caught.value)
+        assert [path.name for path in (tmp_path / 'work').glob('*.pth')] == [good]
+
     @pytest.mark.parametrize('resume', [False, True])
     def test_weights_of_another_architecture(self, trained, tmp_path, resume):
         checkpoint = str(trained / 'work/epoch_1.pth')
@@ -122,16 +135,30 @@ class TestRefused:
         with pytest.raises(UserError, match='Link your copy'):
             run_training(cfg)
 
-    @pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')
-    def test_amp_without_a_gpu(self, tmp_path):
-        with pytest.raises(UserError, match='--amp needs a GPU'):
-            run_training(load_tiny_run(tmp_path), amp=True)
-
     def test_auto_scale_lr_without_a_base(self, tmp_path):
         cfg = load_tiny_run(tmp_path)
         del cfg.auto_scale_lr['base_batch_size']
         with pytest.raises(UserError, match='--auto-scale-lr needs auto_scale_lr'):
             run_training(cfg, auto_scale_lr=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')
+def test_amp_on_the_cpu_is_bfloat16(tmp_path, monkeypatch):
+    seen = set()
+    convolve = nn.Conv2d.forward
+
+    def noted(conv, x):
+        out = convolve(conv, x)
+        if conv.training:
+            seen.add(out.dtype)
+        return out
+
+    monkeypatch.setattr(nn.Conv2d, 'forward', noted)
+    model = run_training(load_tiny_run(tmp_path, train_cfg__max_epochs=1, train_cfg__val_interval=2), amp=True)
+    assert seen == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    found = losses(tmp_path / 'work')
+    assert sorted(found) == [1, 2, 3, 4] and all(map(math.isfinite, found.values()))
 
 
 def test_a_backbone_alone_can_be_loaded(trained, tmp_path):
@@ -191,7 +218,10 @@ class TestTest:
         augment_test(cfg)
         for dataset in cfg.test_dataloader.dataset.datasets:
             assert [step.type for step in dataset.pipeline] == [
-                'LoadImageFromFile', 'Resize', 'LoadAnnotations', 'TestTimeAug',
+                'LoadImageFromFile',
+                'Resize',
+                'LoadAnnotations',
+                'TestTimeAug',
             ]
 
     def test_a_config_keeps_what_it_has_of_augmentation(self, trained, tmp_path):

@@ -1,13 +1,18 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmcv.cnn import ConvModule
 from torch import nn
 from torch.testing import assert_close
 
 from mmgroupnet.layers import (
     InPlaceMerge,
     MeanMerge,
+    RealValuedSkip,
     ScaledMerge,
     SoftGate,
     broadcast,
@@ -188,3 +193,41 @@ class TestSoftConnect:
         theta = torch.cat([SoftGate(5).theta.detach() for _ in range(200)])
         assert 0 <= theta.min() and theta.max() < 1
         assert abs(theta.mean() - 0.5) < 0.06 and abs(theta.var() - 1 / 12) < 0.02
+
+
+class TestRealValuedSkip:
+    def build(self):
+        return RealValuedSkip(ConvModule(3, 3, 1, norm_cfg=dict(type='BN'), act_cfg=None))
+
+    def test_adds_the_input(self):
+        skip, x = self.build(), torch.randn(2, 3, 4, 5)
+        assert torch.equal(skip(x), skip.module(x) + x)
+
+    def test_attributes_are_those_of_the_module(self):
+        skip = self.build()
+        assert skip.conv is skip.module.conv and skip.norm is skip.module.norm
+        assert skip.in_channels == 3 and skip.with_norm and not skip.with_activation
+        assert not hasattr(skip, 'stride_of_nothing')
+        with pytest.raises(AttributeError, match='no attribute .stride_of_nothing'):
+            _ = skip.stride_of_nothing
+
+    def test_private_names_are_its_own(self):
+        """A module with a ``__deepcopy__`` of its own would otherwise be what a copy of the skip is."""
+
+        class Copied(nn.Identity):
+            def __deepcopy__(self, memo):
+                return self
+
+        assert isinstance(copy.deepcopy(RealValuedSkip(Copied())), RealValuedSkip)
+
+    @pytest.mark.parametrize('duplicate', [copy.copy, copy.deepcopy, lambda skip: pickle.loads(pickle.dumps(skip))])
+    def test_copies(self, duplicate):
+        skip, x = self.build().eval(), torch.randn(2, 3, 4, 5)
+        twin = duplicate(skip)
+        assert torch.equal(twin(x), skip(x)) and twin.conv is twin.module.conv
+
+    def test_names_in_checkpoints_and_traces(self):
+        skip, x = self.build().eval(), torch.randn(2, 3, 4, 5)
+        assert {name.split('.')[0] for name in skip.state_dict()} == {'module'}
+        assert [name for name, _ in skip.named_children()] == ['module']
+        assert_close(torch.jit.trace(skip, x)(x), skip(x))

@@ -52,7 +52,7 @@ class Unit:
 
     @property
     def tensors(self) -> list[Tensor | None]:
-        """What the op takes: bits and parameters in its order."""
+        """Bits and parameters in the order of the op."""
         return [ops.pack_weight(self.weight), *(self.parameters.get(name) for name in PARAMETERS)]
 
     def parameter(self, name: str, branch: int, channels: int) -> Tensor | None:
@@ -170,13 +170,15 @@ class Block:
     @property
     def arguments(self) -> tuple:
         units = [*([] if self.shortcut is None else [self.shortcut]), *self.units]
+        tensors = [tensor for unit in units for tensor in unit.tensors]
         return (
             int(self.connection),
             self.num_bases,
             self.merge_scales,
             self.gate,
             [number for unit in units for number in unit.numbers],
-            [tensor for unit in units for tensor in unit.tensors],
+            [tensor for tensor in tensors if tensor is not None],
+            [place for place, tensor in enumerate(tensors) if tensor is not None],
             self.shortcut is not None,
             self.shortcut_map,
         )

@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmgroupnet.ops import Residual, UnitGeometry
+from mmgroupnet.ops.kernels import Unit
 from tests.test_ops.oracle import geometry
 
 
@@ -81,3 +84,17 @@ def test_weights_and_branches(overrides, rows, branches_of_three):
     assert unit.weight_rows == rows
     assert unit.row_bits == 18
     assert unit.branches(3) == branches_of_three
+
+
+@given(geometries())
+def test_struct_holds_the_encoded_numbers(unit):
+    struct = Unit.of(unit)
+    numbers = []
+    for field in fields(unit):
+        value = getattr(struct, field.name)
+        if field.name == 'dilations':
+            numbers += value[: unit.num_bases]
+        else:
+            numbers += [value] if isinstance(value, int) else value
+    assert numbers == unit.encode()
+    assert struct.weights is None and struct.sign_shift is None

@@ -82,7 +82,7 @@ class TestSelection:
         code = (
             'from mmgroupnet.ops import kernels\n'
             'kernels.ABI_VERSION = 99\n'
-            "kernels._SIGNATURES['mmg_of_tomorrow'] = (None, [])\n"
+            "kernels._SIGNATURES['mmg_of_tomorrow'] = []\n"
             'kernels.available_kernels()'
         )
         assert 'this code of 99: compile it again' in run_python(code).stderr
@@ -207,7 +207,18 @@ class TestDescribedUnits:
         for level, struct in zip(levels, structs, strict=True):
             assert kernels.describe_unit(unit.geometry, level) is struct
 
-    def test_copies_and_pickles_leave_addresses_behind(self, kernel_set):
+    def test_nothing_is_hung_on_weights_or_outlives_them(self, compiled):
+        unit = random_unit(geometry())
+        count = len(kernels._ARRANGED)
+        bits = ops.pack_weight(unit.weight)
+        for _ in range(3):
+            ops.convolve(random_signs(1, 32, 5, 5), bits, unit.numbers)
+        assert vars(bits) == {}
+        assert len(kernels._ARRANGED) == count + 1
+        del bits
+        assert len(kernels._ARRANGED) == count
+
+    def test_copies_and_pickles(self, kernel_set):
         unit = random_unit(geometry())
         x = random_signs(1, 32, 5, 5)
         bits = ops.pack_weight(unit.weight)
@@ -341,7 +352,7 @@ class TestFuzzer:
         library = next(Path(kernels.__file__).parent.glob('_kernels*.so'))
         program = tmp_path / 'fuzz_kernels'
         source = ROOT / 'tests' / 'csrc' / 'fuzz_kernels.cpp'
-        command = ['g++', '-std=c++17', '-O1', '-Wall', '-Wextra', '-Werror', f'-I{ROOT / "csrc"}', source, library]
+        command = ['g++', '-std=c++20', '-O1', '-Wall', '-Wextra', '-Werror', f'-I{ROOT / "csrc"}', source, library]
         subprocess.run([*command, f'-Wl,-rpath,{library.parent}', '-o', program], check=True)
         assert_runs(program, 100, 0, compiled)
 

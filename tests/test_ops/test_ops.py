@@ -157,6 +157,13 @@ class TestPackedModules:
         assert torch.equal(out, chain(other))
         assert out.is_contiguous(memory_format=torch.channels_last)
 
+    def test_traced(self, block, x):
+        block.merge_scales = None
+        chain = packed_chain(block)
+        traced = torch.jit.trace(chain, x)
+        other = dyadic(2, NUM_BASES * CHANNELS, 7, 5) * -2
+        assert torch.equal(traced(other), chain(other))
+
     def test_exported(self, block, x):
         block.merge_scales = None
         model = nn.Sequential(packed_chain(block), packed_unit(random_unit(geometry(in_channels=24), PARAMETERS)))
@@ -255,6 +262,13 @@ class TestWrongParameters:
         unit = random_unit(geometry(in_channels=CHANNELS))
         with pytest.raises(ValueError, match='bits'):
             ops.convolve(x, change(ops.pack_weight(unit.weight)), unit.numbers)
+
+    @pytest.mark.parametrize('places', [[], [0, 0], [0, 1, 2], [0, 21], [-1, 0]], ids=str)
+    def test_places(self, block, x, places):
+        arguments = list(block.arguments)
+        arguments[5:7] = arguments[5][:2], places
+        with pytest.raises(ValueError, match=f'places={places} for 3 units and 2 parameters'.replace('[', r'\[')):
+            ops.run_block(x, *arguments)
 
     @pytest.mark.parametrize('name', ['merge_scales', 'gate'])
     def test_one_of_each_branch(self, x, name):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mmgroupnet.deploy import pack
+from mmgroupnet.deploy import pack, pack_and_report
 from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d, can_run_chain
 from mmgroupnet.layers.lean import can_run_conv
 from mmgroupnet.quantizers import ChannelScaleWeight, PolynomialSign, SignActivation, SignWeight, binary_sign
@@ -269,8 +269,8 @@ def runs_lean(part: nn.Module) -> bool:
 def assert_packs(model: nn.Module, x: Tensor, problem: str | None = None) -> None:
     """Packs, or is named as not packed, with the outputs of the evaluated model."""
     model, x = copy.deepcopy(nn.Sequential(model)).float().eval(), x.float()
-    packed = pack(model)
-    assert {layer.problem for layer in packed.packed_layers} == {problem}
+    packed, layers = pack_and_report(model)
+    assert {layer.problem for layer in layers} == {problem}
     with torch.no_grad():
         out, expected = packed(x), model(x)
     for found, wanted in zip(*((each if isinstance(each, tuple) else [each]) for each in (out, expected)), strict=True):

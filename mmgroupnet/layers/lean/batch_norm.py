@@ -106,10 +106,10 @@ class BatchNorm:
         count = moments.new_full((1,), local)
         values = self._all_reduce(torch.cat([self._reduced(moments).flatten(), count]))
         sums, count = values[:-1].view(2, -1), values[-1].clone()  # a view would keep all of them
-        if norm.training and local <= 1 and count == 1:
+        if local <= 1 and count == 1:
             raise ValueError(
-                f'one value per channel: {type(norm).__name__}({self.channels}) takes more than one in training, over '
-                'all images and processes'
+                f'one value per channel: {type(norm).__name__}({self.channels}) takes the statistics of more than one, '
+                'over all images and processes'
             )
         # Without any value the statistics are those of zeros, and nothing moves.
         divisor = count.clamp(min=1)

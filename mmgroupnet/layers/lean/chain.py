@@ -203,7 +203,7 @@ class _Plan:
     """
 
     def __init__(self, chain: Chain, x: Tensor, weight: Tensor) -> None:
-        self.passes = choose_passes(x, weight)
+        self.passes = choose_passes(x, weight, f'the chain that begins with {chain.units[0].conv}')
         self.num_bases, self.recompute = chain.num_bases, chain.recompute
         self.units = [_Unit(unit, unit.conv.num_folded, False, self.passes) for unit in chain.units]
         self.shortcut = None

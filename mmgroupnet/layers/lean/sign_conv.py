@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from mmgroupnet.layers.branches import split
+from mmgroupnet.layers.branches import share, split
 from mmgroupnet.layers.lean.path import find_hooks, first_derivatives, run_plain_for_hooks, wants_gradient
 from mmgroupnet.layers.observers import SignObserver, notify
 from mmgroupnet.ops import UnitGeometry
@@ -150,7 +150,9 @@ class SignConv:
         """
         z = self._shifted(x, operands)
         if observed is not None and observed.sign_observer is not None:
-            notify(observed, z >= 0)
+            # A conv that branches share sees them as batch.
+            positive = z >= 0
+            notify(observed, share(lambda part: part, positive, self.branches) if self.is_shared else positive)
         if self.geometry.merges:
             dtype = self.passes.dtype
             return convolve_signs(self.geometry, binary_sign(z).to(dtype), self._merged(operands).to(dtype))
@@ -293,7 +295,7 @@ class _ConvFunction(torch.autograd.Function):
     def forward(ctx: FunctionCtx, conv: BinaryConv, x: Tensor, *tensors: Tensor | None) -> Tensor:
         operands = ConvOperands(*tensors)
         out_dtype = autocast_dtype(x) or x.dtype
-        ctx.sign_conv = SignConv(conv, conv.num_folded, choose_passes(x, operands.weight))
+        ctx.sign_conv = SignConv(conv, conv.num_folded, choose_passes(x, operands.weight, str(conv)))
         ctx.save_for_backward(x, *operands)
         with without_autocast(x.device):
             y = ctx.sign_conv.forward(ctx.sign_conv.passes.prepare(x), operands, observed=conv)

@@ -24,6 +24,7 @@ from mmgroupnet.layers import (
     share,
     trace_as_leaf,
 )
+from mmgroupnet.models.arguments import require_norm
 from mmgroupnet.ops import Residual
 from mmgroupnet.ops.passes import wide
 from mmgroupnet.pretrained import PretrainedError, check_pretrained
@@ -338,42 +339,87 @@ class GroupNetResNet(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg or dict(type='Kaiming', layer='Conv2d'))
+        self.decomposition = decomposition
+        self.learned_scales = learned_scales
+        self.in_place_sum = in_place_sum
+        self.gate_per_branch = gate_per_branch
+        self.norm_eval = norm_eval
+        self._check_choices(depth, num_bases, stem)
+        require_norm(self, norm_cfg)
+        block, depth_blocks = self.arch_settings[depth]
+        stage_blocks = depth_blocks if stage_blocks is None else stage_blocks
+        num_stages = len(stage_blocks)
+        strides = (1,) + (2,) * (num_stages - 1) if strides is None else strides
+        dilations = (1,) * num_stages if dilations is None else dilations
+        self.out_indices = tuple(range(num_stages) if out_indices is None else out_indices)
+        self.frozen_stages = frozen_stages
+        self._check_stages(stage_blocks, strides, dilations)
+        dilations = [self._branch_rates(stage, rates, num_bases) for stage, rates in enumerate(dilations)]
+
+        # LBD decomposes inside the convs, so that its blocks have one branch; everything else is one and the same path.
+        self.num_branches = 1 if decomposition == 'lbd' else num_bases
+        conv_cfg, shared_cfg = self._conv_cfgs(num_bases, binary_cfg or {}, real_valued)
+        self.stem = self._build_stem(stem, in_channels, base_channels, stem_bias, norm_cfg)
+        self.stages = nn.ModuleList()
+        channels_in = base_channels
+        for stage, num_blocks in enumerate(stage_blocks):
+            channels = base_channels * 2**stage
+            blocks = self._build_stage(
+                stage,
+                [block] * num_blocks,
+                channels_in,
+                channels,
+                strides[stage],
+                unit_options=dict(
+                    dilation=dilations[stage], num_branches=self.num_branches, conv_cfg=conv_cfg, norm_cfg=norm_cfg
+                ),
+                shortcut_options=dict(
+                    conv_cfg=shared_cfg if binary_downsample else None, norm_cfg=norm_cfg, avg_down=avg_down
+                ),
+                with_cp=with_cp,
+            )
+            self.stages.append(blocks)
+            channels_in = channels * block.expansion
+        self._freeze_stages()
+
+    def _check_choices(self, depth: int, num_bases: int, stem: str) -> None:
+        """Checks what the network is to be."""
         if depth not in self.arch_settings:
             raise ValueError(f'depth={depth}: GroupNetResNet has the depths {", ".join(map(str, self.arch_settings))}')
         if num_bases < 1:
             raise ValueError(f'num_bases={num_bases}: give the number of binary bases, an int >= 1')
+        decomposition = self.decomposition
         if decomposition not in self.decompositions:
             raise ValueError(
                 f'decomposition={decomposition!r}: choose one of {", ".join(map(repr, self.decompositions))}'
             )
-        if gate_per_branch and decomposition != 'soft_gate':
+        if self.gate_per_branch and decomposition != 'soft_gate':
             raise ValueError(
                 f"gate_per_branch=True: decomposition={decomposition!r} has no gates, only 'soft_gate' has"
             )
-        if in_place_sum and (decomposition != 'soft_gate' or learned_scales):
+        if self.in_place_sum and (decomposition != 'soft_gate' or self.learned_scales):
             raise ValueError(
-                f'in_place_sum=True, decomposition={decomposition!r}, learned_scales={learned_scales}: the sum is that '
-                "of decomposition='soft_gate' without learned scales"
+                f'in_place_sum=True, decomposition={decomposition!r}, learned_scales={self.learned_scales}: the sum is '
+                "that of decomposition='soft_gate' without learned scales"
             )
         if stem not in self.stems:
             raise ValueError(f'stem={stem!r}: choose one of {", ".join(map(repr, self.stems))}')
-        block, depth_blocks = self.arch_settings[depth]
-        stage_blocks = depth_blocks if stage_blocks is None else stage_blocks
+
+    def _check_stages(self, stage_blocks: Sequence[int], strides: Sequence[int], dilations: Sequence) -> None:
+        """Checks what is given stage by stage."""
         num_stages = len(stage_blocks)
         if not all(num_blocks >= 1 for num_blocks in stage_blocks):
             raise ValueError(f'stage_blocks={tuple(stage_blocks)}: every stage has at least one block')
-        strides = (1,) + (2,) * (num_stages - 1) if strides is None else strides
-        dilations = (1,) * num_stages if dilations is None else dilations
-        out_indices = range(num_stages) if out_indices is None else out_indices
         for name, values in (('strides', strides), ('dilations', dilations)):
             if len(values) != num_stages:
                 raise ValueError(f'{name}={values} has {len(values)} entries for {num_stages} stages')
-        dilations = [self._branch_rates(stage, rates, num_bases) for stage, rates in enumerate(dilations)]
-        if not all(0 <= index < num_stages for index in out_indices):
-            raise ValueError(f'out_indices={tuple(out_indices)}: there are the stages 0 to {num_stages - 1}')
-        if not -1 <= frozen_stages <= num_stages:
-            raise ValueError(f'frozen_stages={frozen_stages}: choose -1 (none), 0 (the stem) up to {num_stages}')
-        binary_cfg = binary_cfg or {}
+        if not all(0 <= index < num_stages for index in self.out_indices):
+            raise ValueError(f'out_indices={self.out_indices}: there are the stages 0 to {num_stages - 1}')
+        if not -1 <= self.frozen_stages <= num_stages:
+            raise ValueError(f'frozen_stages={self.frozen_stages}: choose -1 (none), 0 (the stem) up to {num_stages}')
+
+    def _conv_cfgs(self, num_bases: int, binary_cfg: dict, real_valued: bool) -> tuple[dict, dict]:
+        """Configs of the convs of the branches, and of those that the branches share."""
         if real_valued:
             if {'activation', 'weight'} & binary_cfg.keys():
                 raise ValueError(
@@ -382,67 +428,16 @@ class GroupNetResNet(BaseModule):
             binary_cfg = dict(
                 binary_cfg, activation=dict(type='mmgroupnet.Tanh'), weight=dict(type='mmgroupnet.RealWeight')
             )
-
-        self.decomposition = decomposition
-        self.out_indices = tuple(out_indices)
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
-        # LBD decomposes inside the convs, so that its blocks have one branch; everything else is one and the same path.
-        if decomposition == 'lbd':
-            self.num_branches = 1
-            conv_cfg = shared_cfg = dict(
+        if self.decomposition == 'lbd':
+            cfg = dict(
                 type='mmgroupnet.LayerwiseBinaryConv2d',
                 num_bases=num_bases,
-                learned_scales=learned_scales,
+                learned_scales=self.learned_scales,
                 **binary_cfg,
             )
-        else:
-            self.num_branches = num_bases
-            shared_cfg = dict(type='mmgroupnet.BinaryConv2d', num_bases=1, **binary_cfg)
-            conv_cfg = dict(shared_cfg, num_bases=num_bases)
-
-        self.stem = self._build_stem(stem, in_channels, base_channels, stem_bias, norm_cfg)
-        self.stages = nn.ModuleList()
-        channels_in = base_channels
-        for stage, num_blocks in enumerate(stage_blocks):
-            channels = base_channels * 2**stage
-            channels_out = channels * block.expansion
-            blocks = nn.ModuleList()
-            for index in range(num_blocks):
-                stride = strides[stage] if index == 0 else 1
-                units = block.build_units(
-                    channels_in,
-                    channels,
-                    stride,
-                    dilations[stage],
-                    num_branches=self.num_branches,
-                    conv_cfg=conv_cfg,
-                    norm_cfg=norm_cfg,
-                )
-                shortcut = None
-                if stride != 1 or channels_in != channels_out:
-                    shortcut = self._build_shortcut(
-                        channels_in, channels_out, stride, shared_cfg if binary_downsample else None, norm_cfg, avg_down
-                    )
-                is_last = index == num_blocks - 1
-                # A block whose branches nobody merges must not own scales: they would never get a gradient.
-                is_merged = (is_last and (decomposition == 'gbd_v2' or stage in self.out_indices)) or decomposition in (
-                    'gbd_v1',
-                    'soft_gate',
-                )
-                merge = build_merge(self.num_branches, learned_scales and is_merged and decomposition != 'lbd')
-                blocks.append(
-                    block(
-                        self._build_connection(stage, index, gate_per_branch),
-                        units,
-                        shortcut,
-                        InPlaceMerge(self.num_branches) if in_place_sum else merge,
-                        with_cp=with_cp,
-                    )
-                )
-                channels_in = channels_out
-            self.stages.append(blocks)
-        self._freeze_stages()
+            return cfg, cfg
+        shared_cfg = dict(type='mmgroupnet.BinaryConv2d', num_bases=1, **binary_cfg)
+        return dict(shared_cfg, num_bases=num_bases), shared_cfg
 
     @classmethod
     def _branch_rates(cls, stage: int, rates: int | str | Sequence[int], num_bases: int) -> int | tuple[int, ...]:
@@ -475,14 +470,48 @@ class GroupNetResNet(BaseModule):
             ]
         return nn.Sequential(*layers, build_norm_layer(norm_cfg, out_channels)[1])
 
-    def _build_connection(self, stage: int, index: int, gate_per_branch: bool) -> nn.Module:
+    def _build_stage(
+        self,
+        stage: int,
+        kinds: Sequence[type[GroupNetBlock]],
+        in_channels: int,
+        channels: int,
+        stride: int,
+        unit_options: dict,
+        shortcut_options: dict,
+        with_cp: bool,
+    ) -> nn.ModuleList:
+        """The blocks of a stage, of the given classes; the first one has the stride."""
+        blocks = nn.ModuleList()
+        for index, kind in enumerate(kinds):
+            out_channels = channels * kind.expansion
+            units = kind.build_units(in_channels, channels, stride, **unit_options)
+            shortcut = None
+            if stride != 1 or in_channels != out_channels:
+                shortcut = self._build_shortcut(in_channels, out_channels, stride, **shortcut_options)
+            merge = self._build_merge(stage, is_last=index == len(kinds) - 1)
+            blocks.append(kind(self._build_connection(stage, index), units, shortcut, merge, with_cp))
+            in_channels, stride = out_channels, 1
+        return blocks
+
+    def _build_merge(self, stage: int, is_last: bool) -> Merge:
+        """The merge behind a block."""
+        if self.in_place_sum:
+            return InPlaceMerge(self.num_branches)
+        # A block whose branches are not merged must not own scales: they would never get a gradient.
+        is_merged = self.decomposition in ('gbd_v1', 'soft_gate') or (
+            is_last and (self.decomposition == 'gbd_v2' or stage in self.out_indices)
+        )
+        return build_merge(self.num_branches, self.learned_scales and is_merged and self.decomposition != 'lbd')
+
+    def _build_connection(self, stage: int, index: int) -> nn.Module:
         """The connection in front of a block: all that tells the decompositions apart."""
         if stage == 0 and index == 0:
             return BroadcastConnection(self.num_branches)
         if self.decomposition in ('lbd', 'gbd_v3') or (self.decomposition == 'gbd_v2' and index > 0):
             return SeparateConnection()
         if self.decomposition == 'soft_gate':
-            return SoftGate(self.num_branches if gate_per_branch else 1)
+            return SoftGate(self.num_branches if self.gate_per_branch else 1)
         return MergedConnection()
 
     @staticmethod

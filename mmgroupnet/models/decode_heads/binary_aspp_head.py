@@ -5,6 +5,7 @@ from mmseg.models.decode_heads import ASPPHead
 from torch import nn
 
 from mmgroupnet.layers import layerwise_conv_cfg, refuse_options
+from mmgroupnet.models.arguments import require_norm
 from mmgroupnet.registry import MODELS
 
 
@@ -29,7 +30,7 @@ class BinaryASPPHead(ASPPHead):
     section 3.2 (layer-wise binary decomposition).
 
     Raises:
-        ValueError: If ``conv_cfg`` or ``act_cfg`` is given.
+        ValueError: If ``conv_cfg`` or ``act_cfg`` is given, or ``norm_cfg`` is None.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class BinaryASPPHead(ASPPHead):
         **kwargs,
     ) -> None:
         refuse_options(self, ('conv_cfg', 'act_cfg'), kwargs)
+        require_norm(self, norm_cfg)
         conv_cfg = layerwise_conv_cfg(num_bases, learned_scales, norm_cfg, binary_cfg)
         super().__init__(*args, norm_cfg=norm_cfg, conv_cfg=conv_cfg, act_cfg=None, **kwargs)
         self.image_pool = nn.Sequential(

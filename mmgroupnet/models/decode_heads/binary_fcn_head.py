@@ -3,6 +3,7 @@
 from mmseg.models.decode_heads import FCNHead
 
 from mmgroupnet.layers import RealValuedSkip, layerwise_conv_cfg, refuse_options
+from mmgroupnet.models.arguments import require_norm
 from mmgroupnet.registry import MODELS
 
 
@@ -25,7 +26,7 @@ class BinaryFCNHead(FCNHead):
     Source: Group-Net, section 3.2 (layer-wise binary decomposition), in the place of DeepLab's auxiliary head.
 
     Raises:
-        ValueError: If ``conv_cfg`` or ``act_cfg`` is given, or ``num_convs`` is below 1.
+        ValueError: If ``conv_cfg`` or ``act_cfg`` is given, ``norm_cfg`` is None, or ``num_convs`` is below 1.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class BinaryFCNHead(FCNHead):
         **kwargs,
     ) -> None:
         refuse_options(self, ('conv_cfg', 'act_cfg'), kwargs)
+        require_norm(self, norm_cfg)
         if num_convs < 1:
             raise ValueError(f'num_convs={num_convs}: give at least 1, or take FCNScoreHead')
         super().__init__(

@@ -15,6 +15,7 @@ from mmgroupnet.layers import (
     refuse_options,
     run_chain,
 )
+from mmgroupnet.models.arguments import require_norm
 from mmgroupnet.ops import Residual
 from mmgroupnet.registry import MODELS
 
@@ -105,7 +106,7 @@ class BinaryFCOSHead(FCOSHead):
     co-author's detectors.
 
     Raises:
-        ValueError: If one of the options is given that binary towers do not have.
+        ValueError: If one of the options is given that binary towers do not have, or ``norm_cfg`` is None.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class BinaryFCOSHead(FCOSHead):
         **kwargs,
     ) -> None:
         refuse_options(self, ('conv_cfg', 'conv_bias', 'dcn_on_last_conv'), kwargs)
+        require_norm(self, norm_cfg)
         self.num_bases = num_bases
         self.learned_scales = learned_scales
         self.binary_cfg = binary_cfg or {}

@@ -2,7 +2,8 @@
 
 from mmdet.models.necks import FPN
 
-from mmgroupnet.layers import RealValuedSkip, layerwise_conv_cfg
+from mmgroupnet.layers import RealValuedSkip, layerwise_conv_cfg, refuse_options
+from mmgroupnet.models.arguments import require_norm
 from mmgroupnet.registry import MODELS
 
 
@@ -23,8 +24,12 @@ class BinaryFPN(FPN):
         binary_cfg: Options of every binary conv: ``activation``, ``weight``, ``padding_value``, see
             :class:`BinaryConv2d`. Default: None.
         start_level, end_level, add_extra_convs, relu_before_extra_convs, upsample_cfg, init_cfg: As for mmdet's FPN.
+        kwargs: None: ``conv_cfg``, ``act_cfg`` and ``no_norm_on_lateral`` of mmdet's FPN have no meaning here.
 
     Source: Group-Net for detection (arXiv 1909.09934); the norms are those of its co-author's detectors.
+
+    Raises:
+        ValueError: If one of the options is given that binary convs do not have, or ``norm_cfg`` is None.
     """
 
     def __init__(
@@ -42,7 +47,10 @@ class BinaryFPN(FPN):
         relu_before_extra_convs: bool = False,
         upsample_cfg: dict = dict(mode='nearest'),
         init_cfg: dict | list[dict] | None = None,
+        **kwargs,
     ) -> None:
+        refuse_options(self, ('conv_cfg', 'act_cfg', 'no_norm_on_lateral'), kwargs)
+        require_norm(self, norm_cfg)
         super().__init__(
             in_channels,
             out_channels,
@@ -56,6 +64,7 @@ class BinaryFPN(FPN):
             act_cfg=None,
             upsample_cfg=upsample_cfg,
             init_cfg=init_cfg,
+            **kwargs,
         )
         # Extra convs halve the size: no skip fits around them.
         for level in range(len(self.lateral_convs)):

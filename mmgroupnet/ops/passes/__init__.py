@@ -129,8 +129,8 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, enabled=False)
 
 
-def choose_passes(x: Tensor, weight: Tensor) -> Passes:
-    """The backend for an input and latent weights.
+def choose_passes(x: Tensor, weight: Tensor, part: str) -> Passes:
+    """The backend for an input and latent weights; ``part`` names whose they are in an error.
 
     Half precision saves nothing on the CPU: there the kernels compute in float32, under autocast as well.
 
@@ -139,7 +139,7 @@ def choose_passes(x: Tensor, weight: Tensor) -> Passes:
     """
     dtype = autocast_dtype(x) or x.dtype
     if dtype not in _DTYPES or x.dtype not in _DTYPES:
-        what = 'autocast' if x.dtype in _DTYPES else 'an input'
-        raise ValueError(f'{what} of {dtype}: binary layers train in {", ".join(map(str, _DTYPES))}')
+        what = 'autocast' if x.dtype in _DTYPES else 'inputs'
+        raise ValueError(f'{part} under {what} of {dtype}: it trains in {", ".join(map(str, _DTYPES))}')
     is_ours = x.device.type == 'cpu' and weight.dtype == torch.float32 and x.dtype != torch.float64
     return KernelPasses() if is_ours and kernels.library() is not None else TorchPasses(dtype)

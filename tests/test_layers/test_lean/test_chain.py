@@ -319,7 +319,7 @@ class TestCircumstances:
         assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
     def test_one_value_per_channel(self):
-        message = r'one value per channel: BatchNorm2d\(64\) takes more than one in training, over all images'
+        message = r'one value per channel: BatchNorm2d\(64\) takes the statistics of more than one, over all images'
         with pytest.raises(ValueError, match=message):
             small_network(num_bases=1)(torch.randn(1, 3, 32, 32))
 

@@ -293,6 +293,7 @@ def test_segments_and_classifies():
         (dict(dilations=(1, 1, 2, (1, 2, 3))), r'dilations\[3\] has 3 rates for num_bases=2'),
         (dict(strides=(1, 2)), r'strides=\(1, 2\) has 2 entries for 4 stages'),
         (dict(out_indices=(1, 4)), r'out_indices=\(1, 4\).*0 to 3'),
+        (dict(norm_cfg=None), 'norm_cfg=None: the signs of GroupNetResNet need a norm in front of them'),
         (dict(frozen_stages=5), 'frozen_stages=5.*up to 4'),
         (dict(real_valued=True, binary_cfg=dict(weight=dict(type='mmgroupnet.RealWeight'))), 'real_valued'),
     ],

@@ -86,3 +86,8 @@ def test_alive_behind_a_rectified_map():
 def test_options_without_a_meaning_are_refused(name):
     with pytest.raises(ValueError, match=f'{name}=.*BinaryASPPHead are binary'):
         build(**{name: dict(type='ReLU')})
+
+
+def test_no_norm_is_refused():
+    with pytest.raises(ValueError, match='norm_cfg=None: the signs of BinaryASPPHead need a norm in front of them'):
+        build(norm_cfg=None)

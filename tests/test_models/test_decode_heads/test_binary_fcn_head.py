@@ -43,6 +43,7 @@ def test_skips_go_around_convs_that_keep_the_channels():
     head = build(num_convs=3).eval()
     assert [isinstance(conv, RealValuedSkip) for conv in head.convs] == [False, True, True]
     for conv in head.convs[1:]:
+        assert isinstance(conv.conv, LayerwiseBinaryConv2d) and conv.norm is conv.module.norm
         nn.init.zeros_(conv.module.norm.weight)
     x = torch.randn(2, *SHAPES[1])
     assert torch.equal(head.convs(x), head.convs[0](x))
@@ -62,6 +63,7 @@ def test_alive_behind_a_rectified_map():
         (dict(act_cfg=dict(type='ReLU')), 'act_cfg='),
         (dict(num_convs=0), 'num_convs=0.*at least 1'),
         (dict(num_bases=0), 'num_bases=0'),
+        (dict(norm_cfg=None), 'norm_cfg=None: the signs of BinaryFCNHead need a norm in front of them'),
     ],
     ids=str,
 )

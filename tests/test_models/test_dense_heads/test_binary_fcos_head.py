@@ -137,6 +137,7 @@ def test_rectified_inputs_keep_every_layer_alive():
         (dict(conv_cfg=dict(type='Conv2d')), ValueError, 'conv_cfg=.*binary_cfg'),
         (dict(conv_bias=True), ValueError, 'conv_bias=True'),
         (dict(dcn_on_last_conv=True), ValueError, 'dcn_on_last_conv=True'),
+        (dict(norm_cfg=None), ValueError, 'norm_cfg=None: the signs of BinaryFCOSHead need a norm in front of them'),
         (dict(num_bases=0), ValueError, 'num_bases=0'),
         (dict(num_bases=-2), ValueError, 'num_bases=-2'),
         (dict(num_base=2), TypeError, 'num_base'),

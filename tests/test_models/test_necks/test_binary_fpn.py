@@ -65,6 +65,13 @@ def test_every_conv_is_layerwise_binary_between_norms_and_nothing_is_rectified()
     assert not any(isinstance(module, nn.Conv2d | nn.ReLU | nn.PReLU | nn.Sigmoid) for module in neck.modules())
 
 
+def test_attributes_of_the_output_convs_are_read_as_those_of_the_stock_neck():
+    neck = build(add_extra_convs='on_output')
+    for conv in neck.fpn_convs:
+        assert isinstance(conv.conv, LayerwiseBinaryConv2d) and isinstance(conv.norm, nn.BatchNorm2d)
+        assert conv.in_channels == conv.out_channels == 12
+
+
 def test_options_reach_every_conv():
     neck = build(
         add_extra_convs='on_output',
@@ -113,8 +120,10 @@ def test_rectified_inputs_keep_every_layer_alive(extra, relu_before_extra_convs)
     [
         (dict(num_bases=0), ValueError, 'num_bases=0'),
         (dict(num_bases=-1), ValueError, 'num_bases=-1'),
-        (dict(conv_cfg=dict(type='Conv2d')), TypeError, 'conv_cfg'),
-        (dict(act_cfg=dict(type='ReLU')), TypeError, 'act_cfg'),
+        (dict(conv_cfg=dict(type='Conv2d')), ValueError, 'conv_cfg=.*BinaryFPN are binary, leave it out'),
+        (dict(act_cfg=dict(type='ReLU')), ValueError, 'act_cfg=.*BinaryFPN are binary'),
+        (dict(no_norm_on_lateral=True), ValueError, 'no_norm_on_lateral=True: the convs of BinaryFPN are binary'),
+        (dict(norm_cfg=None), ValueError, 'norm_cfg=None: the signs of BinaryFPN need a norm in front of them'),
         (dict(num_base=2), TypeError, 'num_base'),
         (dict(binary_cfg=dict(activation=dict(type='mmgroupnet.HardSign'))), KeyError, r'mmgroupnet\.HardSign'),
         (dict(binary_cfg=dict(weight=dict(type='mmgroupnet.TenserScaleWeight'))), KeyError, 'TenserScaleWeight'),

@@ -1,0 +1,31 @@
+"""oneDNN (3.12) writes beyond its scratch memory as it makes the gradient of strided 1x1 weights of few channels from
+channels_last maps, https://github.com/uxlfoundation/oneDNN/issues/6035. Lean convs give it contiguous maps there."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# The conv has fewer channels than a vector has lanes (8 with AVX2, 16 with AVX-512). Its map is so large that oneDNN
+# would write beyond the heap, and not only over what lies behind its scratch memory.
+CODE = """
+import torch
+from mmgroupnet.layers import BinaryConv2d
+
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    conv = BinaryConv2d(3, 16, 1, stride=2)
+    x = torch.randn(4, 3, 256, 256).contiguous(memory_format=torch.channels_last)
+    gradient = torch.randint(-8, 9, (4, 16, 128, 128)).float().contiguous(memory_format=torch.channels_last)
+    conv(x).backward(gradient)
+    signs = torch.where(x >= 0, 1.0, -1.0)[:, :, ::2, ::2]
+    # Sums of small integers are exact.
+    assert torch.equal(conv.weight.grad[:, :, 0, 0], torch.einsum('nohw,nihw->oi', gradient, signs))
+"""
+
+
+def test_gradient_of_strided_1x1_weights():
+    """A process of its own: without the workaround it crashes, hangs or has a wrong gradient."""
+    done = subprocess.run([sys.executable, '-c', CODE], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,176 @@
+"""Passes of lean training, for every set of kernels and in torch, against formulas in double precision."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from mmgroupnet.ops.passes import KernelPasses, Passes, TorchPasses
+from tests.test_ops import oracle
+from tests.test_ops.oracle import geometry, random_unit
+
+# Channels of a branch: fewer than a vector, whole vectors, whole ones and some.
+CHANNELS = (1, 7, 16, 70)
+NUM_BASES = 3
+
+
+def last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def maps(channels: int, count: int, num_bases: int = NUM_BASES) -> list[Tensor]:
+    return [last(torch.randn(2, num_bases * channels, 17, 19)) for _ in range(count)]
+
+
+def integers(channels: int) -> Tensor:
+    y = torch.randint(-9, 10, (2, NUM_BASES * channels, 17, 19), dtype=torch.int16)
+    y[0, 0, 0, :4] = torch.tensor([-32767, 32767, 0, -1], dtype=torch.int16)
+    return last(y)
+
+
+def vectors(channels: int, count: int) -> list[Tensor]:
+    return [torch.randn(NUM_BASES * channels) for _ in range(count)]
+
+
+@pytest.fixture
+def passes(kernel_set) -> Passes:
+    """The backend of a set of kernels, and torch's."""
+    return TorchPasses(torch.float32) if kernel_set == 'simulated' else KernelPasses()
+
+
+def rectified(y: Tensor, relu: bool) -> Tensor:
+    return y.double().clamp(min=0) if relu else y.double()
+
+
+def per_channel(vector: Tensor) -> Tensor:
+    return vector.double().view(-1, 1, 1)
+
+
+@pytest.mark.parametrize('channels', CHANNELS)
+@pytest.mark.parametrize('relu', [False, True])
+class TestPassesOverIntegers:
+    @pytest.mark.parametrize('has_residual', [False, True])
+    def test_affine(self, passes, channels, relu, has_residual):
+        y, (residual,), (scale, shift) = integers(channels), maps(channels, 1), vectors(channels, 2)
+        out = passes.affine(y, scale, shift, residual if has_residual else None, relu, torch.float32)
+        expected = per_channel(scale) * rectified(y, relu) + per_channel(shift)
+        assert out.dtype == torch.float32
+        assert_close(out.double(), expected + residual if has_residual else expected, rtol=1e-5, atol=1e-5)
+
+    def test_gradient_sums(self, passes, channels, relu):
+        (gradient,), y = maps(channels, 1), integers(channels)
+        expected = torch.stack([gradient.double(), gradient.double() * rectified(y, relu)]).sum((1, 3, 4))
+        assert_close(passes.gradient_sums(gradient, y, relu), expected, rtol=1e-5, atol=1e-2)
+
+    def test_affine_gradient(self, passes, channels, relu):
+        y, (gradient,), (p, q, s) = integers(channels), maps(channels, 1), vectors(channels, 3)
+        whole = per_channel(p) * gradient + per_channel(q) * y.double() + per_channel(s)
+        whole = (whole * (y > 0) if relu else whole).chunk(NUM_BASES, dim=1)
+        branch_of = passes.affine_gradient(gradient, y, p, q, s, NUM_BASES, relu)
+        for k in range(NUM_BASES):
+            branch, total = branch_of(k, True)
+            assert_close(branch.double(), whole[k], rtol=1e-5, atol=1e-5)
+            assert_close(total.double(), whole[k].sum((0, 2, 3)), rtol=1e-5, atol=1e-2)
+        kept = [branch_of(k, False)[0] for k in range(NUM_BASES)]
+        for value, wanted in zip(kept, whole, strict=True):
+            assert_close(value.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('channels', CHANNELS)
+class TestPassesOverMaps:
+    @pytest.mark.parametrize('padding_value', [-1, 0, 1])
+    def test_padded_signs(self, passes, channels, padding_value):
+        (x,) = maps(channels, 1)
+        x[0, 0, 0, :2] = torch.tensor([0.0, -0.0])
+        for k, branch in enumerate(x.chunk(NUM_BASES, dim=1)):
+            expected = torch.where(branch >= 0, 1.0, -1.0) - padding_value
+            assert torch.equal(passes.padded_signs(x, padding_value, k, NUM_BASES), expected)
+
+    @pytest.mark.parametrize('has_residual', [False, True])
+    @pytest.mark.parametrize('is_polynomial', [False, True])
+    def test_sign_gradient(self, passes, channels, has_residual, is_polynomial):
+        x, gradient, residual = maps(channels, 3)
+        x[0, 0, 0, :3] = torch.tensor([-1.0, 1.0, 0.0])
+        out = torch.empty_like(x)
+        for k, part in enumerate(gradient.chunk(NUM_BASES, dim=1)):
+            passes.sign_gradient(
+                part, x, residual if has_residual else None, k, NUM_BASES, out, None if is_polynomial else torch.cos
+            )
+        expected = ((2 - 2 * x.abs()).clamp(min=0) if is_polynomial else torch.cos(x)) * gradient
+        assert_close(out, expected + residual if has_residual else expected)
+
+    def test_connect_and_its_gradient(self, passes, channels):
+        x, gradient = maps(channels, 2)
+        gate, scales = torch.rand(NUM_BASES), torch.rand(NUM_BASES)
+        leaves = [value.double().requires_grad_() for value in (x, gate, scales)]
+        branches = leaves[0].chunk(NUM_BASES, dim=1)
+        merged = sum(scale * branch for scale, branch in zip(leaves[2], branches, strict=True))
+        out = torch.cat([merged + c * (b - merged) for c, b in zip(leaves[1], branches, strict=True)], dim=1)
+        assert_close(passes.connect(x, gate, scales).double(), out.detach(), rtol=1e-5, atol=1e-5)
+        expected = torch.autograd.grad(out, leaves, gradient.double())
+        for value, wanted in zip(passes.connect_gradient(gradient, x, gate, scales), expected, strict=True):
+            assert_close(value.double(), wanted, rtol=1e-4, atol=1e-4)
+
+    def test_threads_do_not_matter(self, passes, kernel_set, channels):
+        x, gradient = maps(channels, 2)
+        y, gate = integers(channels), torch.rand(NUM_BASES)
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads if kernel_set != 'simulated' else 1)
+            found.append((*passes.connect_gradient(gradient, x, gate, gate), passes.gradient_sums(x, y, True)))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        dict(in_channels=3),
+        dict(in_channels=8),
+        dict(in_channels=64, groups=2),
+        dict(in_channels=70, stride=(2, 1)),
+        dict(in_channels=33, shares_weights=True, num_bases=1),
+        dict(in_channels=3, padding_value=-1, padding=(2, 1)),
+    ],
+)
+def test_convolve(passes, overrides):
+    unit = random_unit(geometry(**overrides))
+    x = passes.prepare(oracle.dyadic(2, 2 * unit.geometry.in_channels, 7, 6))
+    latent = unit.weight * torch.rand(unit.weight.shape).add(0.5)
+    out = passes.convolve(x, latent, unit.geometry)
+    assert out.dtype == torch.int16
+    assert torch.equal(out.int(), oracle.convolve(unit, torch.where(x >= 0, 1.0, -1.0)).int())
+
+
+def test_sums_beyond_sixteen_bits_are_floats(passes):
+    unit = random_unit(geometry(in_channels=3641, num_bases=1, kernel_size=(3, 3), padding=(1, 1)))
+    x = passes.prepare(torch.ones(1, 3641, 2, 2))
+    out = passes.convolve(x, torch.ones_like(unit.weight), unit.geometry)
+    assert_close(out, torch.full_like(out, 32769.0), rtol=1e-5, atol=0)
+
+
+class TestExactSums:
+    """Sums of r and of r * r are exact, so that a variance does not cancel."""
+
+    @staticmethod
+    def assert_exact(passes: Passes, y: Tensor, relu: bool) -> None:
+        r = y.long().clamp(min=0) if relu else y.long()
+        expected = torch.stack([r.sum((0, 2, 3)), r.square().sum((0, 2, 3))])
+        assert torch.equal(passes.moments(y, relu), expected.double())
+
+    @pytest.mark.parametrize('channels', CHANNELS)
+    @pytest.mark.parametrize('relu', [False, True])
+    def test_of_any_values(self, passes, channels, relu):
+        self.assert_exact(passes, last(torch.randint(-32768, 32768, (2, channels, 41, 37)).short()), relu)
+
+    @pytest.mark.parametrize('value', [-32768, -32767, -256, -1, 0, 255, 256, 32767])
+    @pytest.mark.parametrize('pixels', [1, 31, 32, 33, 255, 256, 257, 5000])
+    def test_of_one_value(self, passes, value, pixels):
+        y = last(torch.full((1, 17, 1, pixels), value, dtype=torch.int16))
+        for relu in (False, True):
+            self.assert_exact(passes, y, relu)
+
+    def test_variance_of_values_far_from_zero(self, passes):
+        y = last((3001 + torch.randn(4, 16, 64, 64)).round().short())
+        self.assert_exact(passes, y, False)
+        mean, square = passes.moments(y, False) / (4 * 64 * 64)
+        assert_close(square - mean.square(), y.double().var((0, 2, 3), correction=0), rtol=1e-8, atol=0)
