@@ -41,7 +41,8 @@ class GroupwiseBlock(nn.Module):
             inputs = split(self.gate(x, last_merge), num_bases)
         else:
             inputs = [x if last_merge is None else last_merge(x)] * num_bases
-        outs = [branch(given) for branch, given in zip(self.branches, inputs, strict=True)]
+        # By index: torch.fx cannot iterate over what it traces.
+        outs = [branch(inputs[index]) for index, branch in enumerate(self.branches)]
         return outs[0] if num_bases == 1 else torch.cat(outs, dim=1)
 
 

@@ -1,0 +1,121 @@
+"""Evaluated models through ``torch.export.export`` and ``torch.jit.trace``, in any grad mode, frozen or not."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval_for_single_model
+from mmengine.runner import load_state_dict
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils._pytree import tree_leaves
+
+import mmgroupnet
+from mmgroupnet.engine.configs import load_config
+from mmgroupnet.models import GroupNetResNet
+from tests.liveness import estimate_statistics
+from tests.test_converters.test_binarize import POLICY, retinanet
+from tests.test_layers.test_lean.comparison import randomise
+
+ROOT = Path(__file__).parents[1]
+IMAGE = (1, 3, 64, 96)
+
+
+class BackboneAndNeck(nn.Module):
+    """The maps of a detector in front of its head, as one tuple."""
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.neck = backbone, neck
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.neck(self.backbone(x)))
+
+
+class Maps(nn.Module):
+    """All maps that a detector gives, as one tuple."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tree_leaves(self.model(x)))
+
+
+def flagship() -> nn.Module:
+    model = load_config(str(ROOT / 'configs/fcos_groupnet_r50_coco.py')).model
+    return BackboneAndNeck(MODELS.build(model.backbone), MODELS.build(model.neck))
+
+
+MODELS_OF = dict(
+    resnet18=lambda: GroupNetResNet(depth=18, num_bases=2, base_channels=8),
+    resnet50=lambda: GroupNetResNet(depth=50, num_bases=2, base_channels=8),
+    binarised_retinanet=lambda: Maps(mmgroupnet.binarize(retinanet(), POLICY)),
+)
+FULL_SIZE = dict(
+    resnet18=lambda: GroupNetResNet(depth=18, num_bases=5),
+    resnet50=lambda: GroupNetResNet(depth=50, num_bases=5),
+    flagship=flagship,
+)
+
+
+def assert_programs_agree(model: nn.Module, x: Tensor) -> None:
+    """In double precision, where rounding turns no sign: with gradients the model itself runs lean, a program plain."""
+    model, x = model.double(), x.double()
+    estimate_statistics(randomise(model), lambda: model(x))
+    model.eval()
+    expected = tree_leaves(model(x))
+    for program in (torch.export.export(model, (x,)).module(), torch.jit.trace(model, x, check_trace=False)):
+        found = tree_leaves(program(x))
+        assert len(found) == len(expected)
+        for out, wanted in zip(found, expected, strict=True):
+            assert_close(out, wanted)
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning', 'ignore::FutureWarning')
+class TestPrograms:
+    @pytest.mark.parametrize(('grad', 'frozen'), itertools.product((True, False), (True, False)))
+    @pytest.mark.parametrize('name', MODELS_OF)
+    def test_agree_in_any_mode(self, name, grad, frozen):
+        torch.manual_seed(0)
+        model = MODELS_OF[name]().requires_grad_(not frozen)
+        with torch.set_grad_enabled(grad):
+            assert_programs_agree(model, torch.randn(IMAGE))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize('name', FULL_SIZE)
+    def test_agree_in_full_size(self, name):
+        torch.manual_seed(0)
+        assert_programs_agree(FULL_SIZE[name](), torch.randn(IMAGE))
+
+
+@pytest.mark.parametrize('stem', ['imagenet', 'cifar'])
+def test_efficient_conv_bn_eval_of_mmengine(stem):
+    """It traces with torch.fx: binary blocks are nodes that run as ever, lean in training."""
+    torch.manual_seed(0)
+    model, expected = (GroupNetResNet(depth=18, num_bases=2, base_channels=8, stem=stem).double() for _ in range(2))
+    load_state_dict(expected, model.state_dict(), strict=True)
+    x = torch.randn(2, 3, 48, 64).double()
+    turn_on_efficient_conv_bn_eval_for_single_model(model)
+    for training in (True, False):
+        outs, wanted = model.train(training)(x), expected.train(training)(x)
+        for out, other in zip(outs, wanted, strict=True):
+            assert_close(out, other)
+        sum(out.sum() for out in outs).backward()
+        sum(other.sum() for other in wanted).backward()
+    for parameter, other in zip(model.parameters(), expected.parameters(), strict=True):
+        assert_close(parameter.grad, other.grad)
+
+
+def test_efficient_conv_bn_eval_of_a_binarised_backbone():
+    torch.manual_seed(0)
+    model = mmgroupnet.binarize(retinanet(), POLICY).backbone.double()
+    model.eval()
+    x = torch.randn(1, 3, 64, 64).double()
+    expected = model(x)
+    turn_on_efficient_conv_bn_eval_for_single_model(model)
+    for out, wanted in zip(model(x), expected, strict=True):
+        assert_close(out, wanted)
