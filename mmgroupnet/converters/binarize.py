@@ -171,9 +171,11 @@ def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, is_first: bool) -> Bi
         return twin
     with torch.no_grad():
         weight = layer.weight.view(len(layer.weight), -1, *twin.kernel_size)
-        twin.weight.copy_(
-            fit_bases(weight, twin.weight, twin.weight_quantizer) if is_merged else branch_weight(weight, is_first)
-        )
+        if is_merged:
+            twin.weight.copy_(fit_bases(weight, twin.weight, twin.weight_quantizer))
+        else:
+            twin.weight.copy_(branch_weight(weight, is_first))
+            twin.start_quantizer()
         if layer.bias is not None:
             twin.bias.copy_(layer.bias)
     return twin

@@ -154,6 +154,8 @@ class FromFloatResNet:
             )
         for name, value in bases.items():
             convs[name].weight.copy_(value)
+            if isinstance(convs[name], BinaryConv2d):
+                convs[name].start_quantizer()
         print_log(
             f'{len(bases)} of {len(convs)} convs start from the float ResNet {self.checkpoint}, norms anew'
             + (f'; not in it, and drawn: {", ".join(drawn)}' if drawn else ''),

@@ -179,8 +179,12 @@ def _signs_and_scale(conv: BinaryConv2d) -> tuple[Tensor, Tensor]:
     weight = conv.weight_quantizer(conv.weight, conv.num_bases).detach()
     magnitude = weight.flatten(1).abs()
     scale = magnitude.amax(1)
-    if not torch.equal(magnitude, scale.view(-1, 1).expand_as(magnitude)):
-        raise NotPackable(f'{type(conv.weight_quantizer).__name__} has no signs: its weights are real-valued')
+    # Many write straight-through estimators as sign + w - w.detach(), which is rounded.
+    if not torch.allclose(magnitude, scale.view(-1, 1), rtol=1e-5, atol=0):
+        problem = 'gives weights of more than one magnitude per output channel'
+        if torch.equal(weight, conv.weight):
+            problem = 'has no signs: its weights are real-valued'
+        raise NotPackable(f'{type(conv.weight_quantizer).__name__} {problem}')
     return weight, scale
 
 

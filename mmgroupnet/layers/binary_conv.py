@@ -15,7 +15,7 @@ from mmgroupnet.layers.lean.sign_conv import ConvOperands, can_run_conv, run_con
 from mmgroupnet.layers.observers import SignObserver, notify
 from mmgroupnet.ops import Residual, UnitGeometry
 from mmgroupnet.ops.float_convolution import convolve_signs
-from mmgroupnet.quantizers import SignActivation, SignWeight, build_quantizer
+from mmgroupnet.quantizers import SignActivation, SignWeight, build_quantizer, checked_signs, start_quantizer
 from mmgroupnet.registry import MODELS
 
 
@@ -161,7 +161,7 @@ class BinaryConv2d(nn.Module):
     def start_quantizer(self) -> None:
         """Gives learned scales their first values, for the latent weights as they are now."""
         if isinstance(self.weight_quantizer, SignWeight):
-            self.weight_quantizer.start(self.weight.detach(), self.num_bases)
+            start_quantizer(self.weight_quantizer, self.weight, self.num_bases)
 
     def init_weights(self) -> None:
         """As :meth:`reset_parameters`; without it mmcv's ConvModule would initialise the K branches as if they were one
@@ -220,7 +220,7 @@ class BinaryConv2d(nn.Module):
 
     def operands(self) -> ConvOperands:
         """The tensors that lean training differentiates by."""
-        latent, scale, _ = self.weight_quantizer.binarise(self.weight, self.num_bases)
+        latent, scale = self.weight_quantizer.binarise(self.weight, self.num_bases)
         return ConvOperands(latent, scale, self.activation.shift_of_channels(), self.merge_scales())
 
     def merge_scales(self) -> Tensor | None:
@@ -242,13 +242,7 @@ class BinaryConv2d(nn.Module):
         has_own_forward = not isinstance(quantizer, SignWeight) or type(quantizer).forward is not SignWeight.forward
         if self.is_merged or has_own_forward or find_hooks(quantizer) is not None:
             return self.effective_weight(), None
-        signs, scale = quantizer.signs(self.weight, self.num_bases)
-        if type(quantizer).signs is not SignWeight.signs and not bool((signs.detach().abs() == 1).all()):
-            raise ValueError(
-                f'signs of {type(quantizer).__name__} are not all -1 or +1: return signs, or give it a forward that '
-                'returns the weights'
-            )
-        return signs, scale
+        return checked_signs(quantizer, self.weight, self.num_bases)
 
     @trace_as_leaf
     def forward(self, x: Tensor) -> Tensor:

@@ -21,9 +21,13 @@ from mmgroupnet.quantizers.weights import (
     MagnitudeAwareWeight,
     RealWeight,
     SignWeight,
+    Surrogate,
     TensorScaleWeight,
     UnscaledWeight,
+    checked_signs,
+    has_state,
     is_standard_weight,
+    start_quantizer,
     unscaled,
 )
 
@@ -40,6 +44,7 @@ __all__ = [
     'build_quantizer',
     'is_standard_sign',
     'SignWeight',
+    'Surrogate',
     'BinaryWeight',
     'TensorScaleWeight',
     'ChannelScaleWeight',
@@ -48,6 +53,9 @@ __all__ = [
     'MagnitudeAwareWeight',
     'BalancedWeight',
     'RealWeight',
+    'checked_signs',
+    'has_state',
     'is_standard_weight',
+    'start_quantizer',
     'unscaled',
 ]

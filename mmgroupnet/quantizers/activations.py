@@ -53,9 +53,12 @@ class SignActivation(nn.Module, ABC):
 
     @abstractmethod
     def surrogate_gradient(self, x: Tensor) -> Tensor:
-        """Stand-in for dq/dx at ``x``; same shape as ``x``. It may read the module's state, in the backward pass: that
-        state changes between steps alone. Parameters that only this method reads get no gradient: make them
-        buffers."""
+        """Stand-in for dq/dx at ``x``, element by element, in its shape.
+
+        It may read the module's state, which must not change between forward and backward pass. Parameters that only
+        this method reads would get no gradient, and are refused: make them buffers. A module without buffers and
+        parameters may be asked for one branch of the channels at a time.
+        """
 
     def shift_of_channels(self) -> Tensor | None:
         """What is added to the input in front of the sign, ``(C,)``, differentiable in the module's parameters; None
@@ -143,7 +146,7 @@ class SwishSign(SignActivation):
 
     Shape: any; see :class:`SignActivation`.
 
-    Source: Darabi et al., BNN+: Improved Binary Network Training, 2018, equations 4 and 5.
+    Source: Darabi et al., BNN+: Improved Binary Network Training, 2018 (arXiv 1812.11800), section 3.
 
     Raises:
         ValueError: If ``beta`` is not above 0.
@@ -156,8 +159,8 @@ class SwishSign(SignActivation):
         self.beta = beta
 
     def surrogate_gradient(self, x: Tensor) -> Tensor:
-        z = self.beta * x
-        # 1 / (1 + cosh(z)) = 2 * sigmoid(z) * sigmoid(-z), which does not overflow.
+        z = (self.beta * x).clamp(-100, 100)  # 0 beyond; an overflow in half precision would give 0 * infinity
+        # 1 / (1 + cosh(z)) = 2 * sigmoid(z) * sigmoid(-z)
         return 2 * self.beta * (2 - z * (z / 2).tanh()) * z.sigmoid() * (-z).sigmoid()
 
     def extra_repr(self) -> str:
@@ -201,19 +204,39 @@ def build_quantizer(cfg: dict, num_channels: int) -> nn.Module:
         TypeError: If the class leaves out a method that it has to define.
         ValueError: If parameters of an estimator could never get a gradient.
     """
-    kind = MODELS.get(cfg['type'])
+    kind = cfg['type'] if inspect.isclass(cfg['type']) else MODELS.get(cfg['type'])
     if inspect.isclass(kind) and inspect.isabstract(kind):
         missing = ', '.join(sorted(kind.__abstractmethods__))
         raise TypeError(f'{kind.__name__} does not define {missing}, which a quantizer of its kind has to')
     if kind is not None and 'num_channels' in inspect.signature(kind).parameters:
         cfg = dict(cfg, num_channels=num_channels)
     quantizer = MODELS.build(cfg)
-    if is_standard_sign(quantizer) and quantizer.shift_of_channels() is None:
-        idle = [name for name, _ in quantizer.named_parameters()]
-        if idle:
-            raise ValueError(
-                f'{type(quantizer).__name__} has the parameters {", ".join(idle)}, which can get no gradient: a '
-                'surrogate gradient only shapes the backward pass. Make them buffers, or use them in '
-                'shift_of_channels or in a forward of its own'
-            )
+    if is_standard_sign(quantizer):
+        with torch.enable_grad():
+            refuse_idle_parameters(quantizer, quantizer.shift_of_channels())
     return quantizer
+
+
+def refuse_idle_parameters(quantizer: nn.Module, out: Tensor | None) -> None:
+    """Refuses a quantizer with parameters that can get no gradient.
+
+    Args:
+        quantizer: The quantizer.
+        out: All that is differentiated by its parameters; None for nothing.
+
+    Raises:
+        ValueError: If there is no way from ``out`` to a parameter that wants a gradient.
+    """
+    wanted = {name: parameter for name, parameter in quantizer.named_parameters() if parameter.requires_grad}
+    if not wanted or torch.is_inference_mode_enabled():
+        return
+    found = [None] * len(wanted)
+    if out is not None and out.requires_grad:
+        found = torch.autograd.grad(out.sum(), list(wanted.values()), allow_unused=True)
+    idle = [name for name, gradient in zip(wanted, found, strict=True) if gradient is None]
+    if idle:
+        raise ValueError(
+            f'{type(quantizer).__name__} has the parameters {", ".join(idle)}, which can get no gradient: a surrogate '
+            'gradient only shapes the backward pass. Make them buffers, or use them in shift_of_channels (of weights: '
+            'scale or latent) or in a forward of its own'
+        )

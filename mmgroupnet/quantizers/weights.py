@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from mmgroupnet.quantizers.activations import binary_sign
+from mmgroupnet.quantizers.activations import binary_sign, refuse_idle_parameters
 from mmgroupnet.quantizers.error_decay import ErrorDecay
 from mmgroupnet.registry import MODELS
 
@@ -16,36 +17,53 @@ Surrogate = Callable[[Tensor], Tensor]
 
 
 class BinaryWeight(NamedTuple):
-    """Weights ``scale * sign(latent)`` of K folded branches.
+    """Weights ``scale * sign(latent)`` of K folded branches, whose gradient passes to ``latent`` as it is.
 
     Attributes:
         latent: What the sign sees, ``(K*C_out, C_in/groups, kh, kw)``.
         scale: ``(K*C_out,)``, not negative.
-        surrogate: Stand-in for the gradient of the sign at ``latent``; None for 1, straight through.
     """
 
     latent: Tensor
     scale: Tensor
-    surrogate: Surrogate | None
+
+
+class _InFrontOfSign(torch.autograd.Function):
+    """The identity, but for channels of negative scale: they get the opposite signs. Backwards the gradient times the
+    surrogate gradient, and turned in the same channels."""
+
+    @staticmethod
+    def forward(latent: Tensor, negative: Tensor | None, surrogate: Surrogate | None) -> Tensor:
+        # The sign of -0 is that of 0: it is the sign that is turned.
+        return latent.view_as(latent) if negative is None else torch.where(negative, -binary_sign(latent), latent)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+        latent, negative, ctx.surrogate = inputs
+        ctx.save_for_backward(None if ctx.surrogate is None else latent, negative)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        latent, negative = ctx.saved_tensors
+        if ctx.surrogate is not None:
+            gradient = gradient * ctx.surrogate(latent)
+        return gradient if negative is None else torch.where(negative, -gradient, gradient), None, None
 
 
 class _Signs(torch.autograd.Function):
     """Signs of the weights forwards; backwards the gradient divided by the scale, see :meth:`SignWeight.signs`."""
 
     @staticmethod
-    def forward(latent: Tensor, scale: Tensor, surrogate: Surrogate | None) -> Tensor:
+    def forward(latent: Tensor, scale: Tensor) -> Tensor:
         return binary_sign(latent)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
-        latent, scale, ctx.surrogate = inputs
-        ctx.save_for_backward(None if ctx.surrogate is None else latent, scale)
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        latent, scale = ctx.saved_tensors
-        gradient = unscaled(grad_output, scale)
-        return gradient if latent is None else gradient * ctx.surrogate(latent), None, None
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        return unscaled(gradient, *ctx.saved_tensors), None
 
 
 def unscaled(gradient: Tensor, scale: Tensor) -> Tensor:
@@ -55,24 +73,20 @@ def unscaled(gradient: Tensor, scale: Tensor) -> Tensor:
 
 
 class _ScaledSigns(torch.autograd.Function):
-    """``scale * sign(latent)``; the gradient passes to the latent weights as it is, or times the surrogate."""
+    """``scale * sign(latent)``; the gradient passes to ``latent`` as it is."""
 
     @staticmethod
-    def forward(latent: Tensor, scale: Tensor, surrogate: Surrogate | None) -> Tensor:
+    def forward(latent: Tensor, scale: Tensor) -> Tensor:
         return binary_sign(latent) * scale.view(-1, 1, 1, 1)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
-        latent, scale, ctx.surrogate = inputs
-        needs_latent = ctx.surrogate is not None or ctx.needs_input_grad[1]
-        ctx.save_for_backward(latent if needs_latent else None)
+        ctx.save_for_backward(inputs[0] if ctx.needs_input_grad[1] else None)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         (latent,) = ctx.saved_tensors
-        of_latent = grad_output if ctx.surrogate is None else grad_output * ctx.surrogate(latent)
-        of_scale = (grad_output * binary_sign(latent)).sum((1, 2, 3)) if ctx.needs_input_grad[1] else None
-        return of_latent, of_scale, None
+        return gradient, None if latent is None else (gradient * binary_sign(latent)).sum((1, 2, 3))
 
 
 class SignWeight(nn.Module, ABC):
@@ -90,8 +104,8 @@ class SignWeight(nn.Module, ABC):
     @abstractmethod
     def scale(self, latent: Tensor) -> Tensor:
         r"""The scale :math:`\alpha` of what the sign sees, ``(K, C_out, C_in/groups, kh, kw)`` without gradient, in a
-        shape that broadcasts to it, the same for all inputs of an output channel. It is not negative, unless it is
-        learned: a negative learned scale turns the signs of its channel."""
+        shape that broadcasts to ``(K, C_out, 1, 1, 1)``. Only a quantizer with parameters or buffers may give negative
+        ones: they turn the signs of their channels."""
 
     def latent(self, weight: Tensor) -> Tensor:
         """What the sign sees of latent weights ``(K, C_out, C_in/groups, kh, kw)``, differentiable; by default the
@@ -99,8 +113,8 @@ class SignWeight(nn.Module, ABC):
         return weight
 
     def surrogate_gradient(self, latent: Tensor) -> Tensor:
-        """Stand-in for the gradient of ``scale * sign(latent)`` at ``latent`` ``(K, C_out, C_in/groups, kh, kw)``; by
-        default 1."""
+        """Stand-in for the gradient of ``|scale| * sign(latent)`` at ``latent`` ``(K, C_out, C_in/groups, kh, kw)``; by
+        default 1. It may read the module's state, as :meth:`SignActivation.surrogate_gradient` may."""
         return torch.ones_like(latent)
 
     def start(self, weight: Tensor, num_bases: int = 1) -> None:
@@ -108,44 +122,43 @@ class SignWeight(nn.Module, ABC):
         nothing."""
 
     def binarise(self, weight: Tensor, num_bases: int = 1) -> BinaryWeight:
-        """Latent weights, scales and surrogate gradient of ``num_bases`` branches."""
+        """Latent weights and scales of ``num_bases`` branches."""
         branches = weight.unflatten(0, (num_bases, -1))
         latent = self.latent(branches)
-        scale = self.scale(latent.detach()).expand(*branches.shape[:2], 1, 1, 1).flatten()
+        scale = self.scale(latent.detach()).expand(*branches.shape[:2], 1, 1, 1)
+        negative = surrogate = None
+        if has_state(self):
+            negative = scale.detach() < 0
+            scale = torch.where(negative, -scale, scale)  # abs() has no gradient at 0, and would stay there
+        if type(self).surrogate_gradient is not SignWeight.surrogate_gradient:
+            surrogate = self.surrogate_gradient
+        if negative is not None or surrogate is not None:
+            latent = _InFrontOfSign.apply(latent, negative, surrogate)
         # The view of a weight is the weight: nothing more is kept for the backward pass.
         latent = weight if latent is branches else latent.flatten(0, 1)
-        if any(True for _ in self.parameters()):  # a learned scale
-            latent = latent * torch.where(scale.detach() < 0, -1.0, 1.0).to(latent.dtype).view(-1, 1, 1, 1)
-            scale = scale.abs()
-        return BinaryWeight(latent, scale.to(weight.dtype), self.surrogate_of(num_bases))
-
-    def surrogate_of(self, num_bases: int) -> Surrogate | None:
-        """The :meth:`surrogate_gradient` of folded branches; None for 1."""
-        if type(self).surrogate_gradient is SignWeight.surrogate_gradient:
-            return None
-
-        def surrogate(latent: Tensor) -> Tensor:
-            return self.surrogate_gradient(latent.unflatten(0, (num_bases, -1))).flatten(0, 1)
-
-        return surrogate
-
-    def scales(self, weight: Tensor, num_bases: int = 1) -> Tensor:
-        """The magnitudes of the weights of ``num_bases`` branches per folded output channel, ``(K*C_out,)``."""
-        return self.binarise(weight, num_bases).scale
+        return BinaryWeight(latent, scale.flatten().to(weight.dtype))
 
     def signs(self, weight: Tensor, num_bases: int = 1) -> tuple[Tensor, Tensor]:
-        r"""Signs of the weights of ``num_bases`` branches, and their :meth:`scales`.
+        r"""Signs of the weights of ``num_bases`` branches, and their scales, ``(K*C_out,)``.
 
         A convolution with :math:`\alpha b` whose products cancel gives what is left of rounding, which a ReLU behind it
         takes for a sign. :math:`\alpha \operatorname{conv}(s, b)` is exactly zero there. Its gradient in b is
         :math:`\alpha` times that in :math:`\alpha b`, which the latent weights get: it is divided.
         """
-        latent, scale, surrogate = self.binarise(weight, num_bases)
-        return _Signs.apply(latent, scale.detach(), surrogate), scale
+        latent, scale = self.binarise(weight, num_bases)
+        return _Signs.apply(latent, scale.detach()), scale
 
     def forward(self, weight: Tensor, num_bases: int = 1) -> Tensor:
         """Binarises the weights of ``num_bases`` branches, folded into the first axis."""
-        return _ScaledSigns.apply(*self.binarise(weight, num_bases))
+        if type(self).signs is SignWeight.signs:
+            return _ScaledSigns.apply(*self.binarise(weight, num_bases))
+        signs, scale = checked_signs(self, weight, num_bases)
+        return signs * scale.view(-1, 1, 1, 1)
+
+
+def has_state(quantizer: nn.Module) -> bool:
+    """Whether a quantizer has parameters or buffers."""
+    return any(True for _ in chain(quantizer.parameters(), quantizer.buffers()))
 
 
 def is_standard_weight(quantizer: nn.Module) -> bool:
@@ -154,6 +167,47 @@ def is_standard_weight(quantizer: nn.Module) -> bool:
     return isinstance(quantizer, SignWeight) and all(
         getattr(type(quantizer), name) is getattr(SignWeight, name) for name in ('forward', 'signs', 'binarise')
     )
+
+
+def checked_signs(quantizer: SignWeight, weight: Tensor, num_bases: int) -> tuple[Tensor, Tensor]:
+    """:meth:`SignWeight.signs` of a quantizer.
+
+    Raises:
+        ValueError: If it has signs of its own, and they are not all -1 or +1.
+    """
+    signs, scale = quantizer.signs(weight, num_bases)
+    is_own = type(quantizer).signs is not SignWeight.signs
+    if is_own and not torch.compiler.is_compiling() and not bool((signs.detach().abs() == 1).all()):
+        raise ValueError(
+            f'signs of {type(quantizer).__name__} are not all -1 or +1: return signs, or give it a forward that '
+            'returns the weights'
+        )
+    return signs, scale
+
+
+def start_quantizer(quantizer: SignWeight, weight: Tensor, num_bases: int) -> None:
+    """Gives a quantizer its first values, and refuses one that could not train as it is written.
+
+    Args:
+        quantizer: The quantizer.
+        weight: The latent weights that training begins with, ``(K*C_out, C_in/groups, kh, kw)``.
+        num_bases: Number K of branches.
+
+    Raises:
+        ValueError: If it has parameters that can get no gradient, or is without state and gives a negative scale.
+    """
+    weight = weight.detach()
+    quantizer.start(weight, num_bases)
+    if not is_standard_weight(quantizer):
+        return
+    with torch.enable_grad():
+        latent, scale = quantizer.binarise(weight, num_bases)
+        refuse_idle_parameters(quantizer, latent.sum() + scale.sum())
+    if not scale.is_meta and bool((scale < 0).any()):
+        raise ValueError(
+            f'scale of {type(quantizer).__name__} is negative: return magnitudes (only a scale that is learned, or '
+            'kept in a buffer, may turn signs)'
+        )
 
 
 @MODELS.register_module()
@@ -209,14 +263,15 @@ class LearnedScaleWeight(SignWeight):
 
 
 @MODELS.register_module()
-class MagnitudeAwareWeight(TensorScaleWeight):
-    r"""One scale per conv and branch, and the magnitude-aware gradient of Bi-Real Net, which is scaled and clipped.
+class MagnitudeAwareWeight(ChannelScaleWeight):
+    r"""One scale per output channel, and the magnitude-aware gradient of Bi-Real Net, which is scaled and clipped.
 
     .. math::
-        \alpha = \operatorname{mean}|w|, \qquad
-        \frac{\partial L}{\partial w} \approx \frac{\partial L}{\partial (\alpha b)} \, \alpha \, [|w| < 1]
+        \alpha_c = \operatorname{mean}|w_c|, \qquad
+        \frac{\partial L}{\partial w} \approx \frac{\partial L}{\partial (\alpha_c b)} \, \alpha_c \, [|w| < 1]
 
-    Source: Liu et al., Bi-Real Net, ECCV 2018, section 3.3 (magnitude-aware gradient with respect to weights).
+    Source: Liu et al., Bi-Real Net, ECCV 2018, section 3.3 (magnitude-aware gradient with respect to weights; per
+    output channel as in its released code).
     """
 
     def surrogate_gradient(self, latent: Tensor) -> Tensor:
@@ -227,13 +282,16 @@ class MagnitudeAwareWeight(TensorScaleWeight):
 class BalancedWeight(ErrorDecay, SignWeight):
     r"""Balanced and standardised weights of IR-Net (Libra parameter binarisation), with its error decay estimator.
 
-    Each output channel is standardised, so that half of its signs are positive; the scale is a power of two.
+    The weights of each output channel lie around zero, so that about half of the signs are positive; the scale is a
+    power of two.
 
     .. math::
         u = \frac{w - \operatorname{mean}(w_c)}{\operatorname{std}(w_c)}, \qquad
         \alpha_c = 2^{\operatorname{round}(\log_2 \operatorname{mean}|u_c|)}, \qquad
-        \frac{\partial L}{\partial u} \approx \frac{\partial L}{\partial (\alpha b)} \, \alpha \, k t
+        \frac{\partial L}{\partial u} \approx \frac{\partial L}{\partial (\alpha_c b)} \, \alpha_c \, k t
         \bigl(1 - \tanh^2(t u)\bigr)
+
+    The deviation counts as at least 1e-5. Equal weights, the only one of a channel as well, have scale 0.
 
     Args:
         t_min, t_max: Of the estimator, see :class:`ErrorDecay`.
@@ -242,14 +300,11 @@ class BalancedWeight(ErrorDecay, SignWeight):
     """
 
     def latent(self, weight: Tensor) -> Tensor:
-        centred = weight - weight.mean(dim=(2, 3, 4), keepdim=True)
-        # A channel of one constant has no deviation: its signs are those of zeros.
-        deviation = centred.square().mean(dim=(2, 3, 4), keepdim=True)
-        return centred * (deviation + torch.finfo(weight.dtype).tiny).rsqrt()
+        deviation = weight.std(dim=(2, 3, 4), correction=0, keepdim=True)
+        return (weight - weight.mean(dim=(2, 3, 4), keepdim=True)) / deviation.clamp(min=1e-5)
 
     def scale(self, latent: Tensor) -> Tensor:
-        magnitude = latent.abs().mean(dim=(2, 3, 4), keepdim=True)
-        return torch.where(magnitude > 0, magnitude.log2().round().exp2(), 0.0)
+        return latent.abs().mean(dim=(2, 3, 4), keepdim=True).log2().round().exp2()  # of 0 it is 0
 
     def surrogate_gradient(self, latent: Tensor) -> Tensor:
         return self.scale(latent) * super().surrogate_gradient(latent)

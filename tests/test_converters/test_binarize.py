@@ -77,6 +77,11 @@ def kinds(model: nn.Module) -> dict[str, str]:
 
 
 class TestLayers:
+    def test_learned_scales_start_at_the_weights(self):
+        rule = dict(become='binary', binary_cfg=dict(weight=dict(type='mmgroupnet.LearnedScaleWeight')))
+        (conv,) = mmgroupnet.binarize(nn.Sequential(nn.Conv2d(4, 6, 3)), [rule])
+        assert_close(conv.weight_quantizer.alpha.detach(), conv.weight.detach().abs().mean((1, 2, 3)))
+
     def test_every_rule_does_what_it_says(self):
         model = retinanet()
         assert mmgroupnet.binarize(model, POLICY) is model

@@ -252,6 +252,14 @@ def test_a_classifier_of_other_classes_is_refused(tmp_path):
         classifier(checkpoint, num_classes=7)
 
 
+def test_learned_scales_start_at_the_weights(tmp_path):
+    checkpoint = save(float_network().state_dict(), tmp_path / 'float.pth')
+    backbone = initialised(checkpoint, binary_cfg=dict(weight=dict(type='mmgroupnet.LearnedScaleWeight')))
+    for module in backbone.modules():
+        if isinstance(module, BinaryConv2d):
+            assert_close(module.weight_quantizer.alpha.detach(), module.weight.detach().abs().mean((1, 2, 3)))
+
+
 def test_it_is_registered():
     assert WEIGHT_INITIALIZERS.get('mmgroupnet.FromFloatResNet') is FromFloatResNet
 

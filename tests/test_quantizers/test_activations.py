@@ -1,21 +1,24 @@
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from mmgroupnet.quantizers import (
     ClippedIdentitySign,
+    ErrorDecaySign,
     PolynomialSign,
     ShiftedSign,
     SignActivation,
+    SwishSign,
     Tanh,
     binary_sign,
     build_quantizer,
 )
 from tests.strategies import FLOAT_DTYPES, float_tensors
 
-SIGNS = [PolynomialSign, ClippedIdentitySign, lambda: ShiftedSign(1)]
-SIGN_IDS = ['polynomial', 'clipped', 'shifted']
+SIGNS = [PolynomialSign, ClippedIdentitySign, lambda: ShiftedSign(1), SwishSign, ErrorDecaySign]
+SIGN_IDS = ['polynomial', 'clipped', 'shifted', 'swish', 'error decay']
 
 
 def polynomial(x: torch.Tensor) -> torch.Tensor:
@@ -51,7 +54,7 @@ class TestValues:
     @settings(deadline=None)
     @given(float_tensors())
     def test_output_is_binary(self, x):
-        for sign in (PolynomialSign(), ClippedIdentitySign(), ShiftedSign(1).to(x.dtype)):
+        for sign in (make().to(x.dtype) for make in SIGNS):
             out = sign(x.unsqueeze(1))
             assert out.dtype == x.dtype
             assert set(out.unique().tolist()) <= {-1.0, 1.0}
@@ -104,6 +107,82 @@ class TestGradient:
         (2 * clipped - clipped * clipped.abs()).sum().backward()
         assert_close(leaf.grad, reference.grad)
 
+    @pytest.mark.parametrize('sign', SIGNS, ids=SIGN_IDS)
+    @pytest.mark.parametrize('dtype', FLOAT_DTYPES, ids=str)
+    def test_is_finite_at_the_ends_of_every_dtype(self, sign, dtype):
+        largest, smallest = torch.finfo(dtype).max, torch.finfo(dtype).tiny
+        x = torch.tensor([[-largest, -20, -smallest, 0.0, smallest, 20, largest]], dtype=dtype).T.requires_grad_()
+        sign().to(dtype)(x).sum().backward()
+        assert x.grad.dtype == dtype and x.grad.isfinite().all()
+
+
+class TestSwishSign:
+    def test_gradient_at_chosen_points(self):
+        # With z = beta * x = 2, tanh(z / 2) = 0.761594 and cosh(z) = 3.762196.
+        x = torch.tensor([-0.4, -0.0, 0.0, 0.4, 2.0], requires_grad=True)
+        SwishSign()(x).sum().backward()
+        at_two = 5 * (2 - 2 * 0.761594) / (1 + 3.762196)
+        at_ten = 5 * (2 - 10 * 0.999909) / (1 + 11013.233)
+        assert_close(x.grad, torch.tensor([at_two, 5, 5, at_two, at_ten]), rtol=1e-4, atol=0)
+        assert at_ten < 0  # the tails are negative
+
+    @settings(deadline=None)
+    @given(float_tensors(dtypes=(torch.float64,)), st.floats(0.5, 10))
+    def test_gradient_is_the_derivative_of_sign_swish(self, x, beta):
+        leaf, reference = x.clone().requires_grad_(), x.clone().requires_grad_()
+        SwishSign(beta)(leaf).sum().backward()
+        z = beta * reference
+        (2 * z.sigmoid() * (1 + z * (1 - z.sigmoid())) - 1).sum().backward()
+        assert_close(leaf.grad, reference.grad, rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize('beta', [0, -1, float('nan')])
+    def test_beta_is_above_zero(self, beta):
+        with pytest.raises(ValueError, match='beta=.*: give the sharpness of SwishSign, a number above 0'):
+            SwishSign(beta)
+
+    def test_shows_its_sharpness(self):
+        assert repr(SwishSign(2.5)) == 'SwishSign(beta=2.5)'
+
+
+class TestErrorDecaySign:
+    def gradient(self, progress: float, x: list[float]) -> torch.Tensor:
+        sign, leaf = ErrorDecaySign(), torch.tensor(x, dtype=torch.float64, requires_grad=True)
+        sign.progress = progress
+        sign(leaf).sum().backward()
+        return leaf.grad
+
+    # 1 - tanh(1)^2 = 0.419974.
+    def test_starts_close_to_the_identity(self):
+        expected = torch.tensor([0.419974, 0.990066, 1, 1, 0.990066]).double()  # k = 10, t = 0.1
+        assert_close(self.gradient(0.0, [-10, -1, -0.0, 0.0, 1]), expected, rtol=0, atol=1e-6)
+
+    def test_has_the_tangent_of_tanh_in_the_middle(self):
+        expected = torch.tensor([0.419974, 1, 0.419974, 0.070651]).double()  # k = t = 1
+        assert_close(self.gradient(0.5, [-1, 0, 1, 2]), expected, rtol=0, atol=1e-6)
+
+    def test_ends_close_to_the_sign(self):
+        expected = torch.tensor([0, 4.19974, 10, 4.19974, 0]).double()  # k = 1, t = 10
+        assert_close(self.gradient(1.0, [-2, -0.1, 0, 0.1, 2]), expected, rtol=0, atol=1e-5)
+
+    @settings(deadline=None)
+    @given(float_tensors(dtypes=(torch.float64,)), st.floats(0, 1))
+    def test_gradient_is_the_derivative_of_its_approximation(self, x, progress):
+        reference = x.clone().requires_grad_()
+        t = 10 ** (2 * progress - 1)
+        (max(1 / t, 1) * torch.tanh(t * reference)).sum().backward()
+        assert_close(self.gradient(progress, x.tolist()), reference.grad, rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize('t_min, t_max', [(0, 1), (-1, 1), (2, 1)])
+    def test_sharpness_rises(self, t_min, t_max):
+        with pytest.raises(ValueError, match=f't_min={t_min}, t_max={t_max}: give two numbers with 0 < t_min <= t_max'):
+            ErrorDecaySign(t_min, t_max)
+
+    def test_progress_is_shown_and_not_saved(self):
+        sign = ErrorDecaySign()
+        sign.progress = 0.25
+        assert repr(sign) == 'ErrorDecaySign(t_min=0.1, t_max=10.0, progress=0.25)'
+        assert not sign.state_dict()
+
 
 class TestShiftedSign:
     def test_starts_unshifted(self):
@@ -139,15 +218,13 @@ class TestShiftedSign:
         assert torch.equal(other(x), sign(x))
 
     def test_the_others_hold_nothing(self):
-        assert not PolynomialSign().state_dict() and not ClippedIdentitySign().state_dict()
+        assert not any(sign().state_dict() for sign in (PolynomialSign, ClippedIdentitySign, SwishSign, ErrorDecaySign))
 
 
 class TestBuild:
-    @pytest.mark.parametrize(
-        'name, cls', [('PolynomialSign', PolynomialSign), ('ClippedIdentitySign', ClippedIdentitySign), ('Tanh', Tanh)]
-    )
-    def test_from_config(self, name, cls):
-        assert type(build_quantizer(dict(type=f'mmgroupnet.{name}'), num_channels=7)) is cls
+    @pytest.mark.parametrize('cls', [PolynomialSign, ClippedIdentitySign, ShiftedSign, SwishSign, ErrorDecaySign, Tanh])
+    def test_from_config(self, cls):
+        assert type(build_quantizer(dict(type=f'mmgroupnet.{cls.__name__}'), num_channels=7)) is cls
 
     def test_channels_go_to_whom_they_concern(self):
         cfg = dict(type='mmgroupnet.ShiftedSign')

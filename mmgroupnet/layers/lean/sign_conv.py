@@ -8,7 +8,7 @@ weights: no padded copy is made. Its gradient in the weights is likewise that of
 the sum of the gradient over all pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -23,14 +23,22 @@ from mmgroupnet.ops import UnitGeometry
 from mmgroupnet.ops.float_convolution import convolve_signs, is_strided_pointwise
 from mmgroupnet.ops.passes import BranchGradient, Passes, autocast_dtype, choose_passes, wide, without_autocast
 from mmgroupnet.ops.passes.torch_passes import MAX_LENGTH
-from mmgroupnet.quantizers import PolynomialSign, binary_sign, is_standard_sign, is_standard_weight, unscaled
+from mmgroupnet.quantizers import (
+    PolynomialSign,
+    Surrogate,
+    binary_sign,
+    has_state,
+    is_standard_sign,
+    is_standard_weight,
+    unscaled,
+)
 
 
 class ConvOperands(NamedTuple):
     """What the output of a binary conv is differentiated by, besides its input.
 
     Attributes:
-        weight: What the signs of the weights are taken of, ``(K*C_out, C_in/groups, kh, kw)``.
+        weight: What the signs of the weights are taken of, ``(K*C_out, C_in/groups, kh, kw)``; straight through.
         scale: Magnitudes of the weights, ``(K*C_out,)``, not negative.
         shift: Added to the input in front of its sign, ``(K*C_in,)``; None for nothing.
         merge_scales: Learned scales of merged bases, ``(K,)``; None for their mean, and where bases are not merged.
@@ -101,7 +109,8 @@ class SignConv:
         self.branches = branches
         surrogate = conv.activation.surrogate_gradient
         self.surrogate = None if surrogate is PolynomialSign.surrogate_gradient else surrogate
-        self.weight_surrogate = conv.weight_quantizer.surrogate_of(self.geometry.num_bases)
+        # Per channel, perhaps: its input has the channels of all branches.
+        self.surrogate_has_state = has_state(conv.activation)
         # Merged bases, whose scales differ, and long sums give floats.
         self.gives_integers = not self.geometry.merges and self.geometry.row_bits <= MAX_LENGTH
         self.passes = passes
@@ -180,6 +189,7 @@ class SignConv:
         # A shift wants the gradient without the residual.
         added = residual if operands.shift is None else None
         z_gradient = torch.empty_like(z) if needs_x else None
+        surrogate_of = self._surrogates(z) if needs_x else None
         # Branches that share their weights are one batch.
         batches = [range(self.branches)] if self.is_shared else [(k,) for k in range(self.branches)]
         for index, batch in enumerate(batches):
@@ -197,7 +207,7 @@ class SignConv:
                 torch.add(of_weight, of_padding, alpha=geometry.padding_value, out=weight_gradient[at])
             if needs_x:
                 for k, found in zip(batch, of_signs.chunk(len(batch)), strict=True):
-                    self.passes.sign_gradient(found, z, added, k, self.branches, z_gradient, self.surrogate)
+                    self.passes.sign_gradient(found, z, added, k, self.branches, z_gradient, surrogate_of(k))
         of_shift = None
         if needs_shift:
             sums = z_gradient.sum((0, 2, 3), dtype=torch.float64)
@@ -206,6 +216,13 @@ class SignConv:
             z_gradient = z_gradient + residual
         of_weight, of_scale, of_merge = self._operand_gradients(operands, weight_gradient)
         return z_gradient, [of_weight, of_scale, of_shift, of_merge]
+
+    def _surrogates(self, z: Tensor) -> Callable[[int], Surrogate | None]:
+        """The surrogate gradient of each branch; None for that of ``PolynomialSign``."""
+        if self.surrogate is None or self.is_shared or not self.surrogate_has_state:
+            return lambda k: self.surrogate
+        found = split(self.surrogate(z.to(wide(z.dtype))), self.branches)
+        return lambda k: lambda x: found[k]
 
     def _convolution_backward(
         self, gradient: Tensor, signs: Tensor, weight: Tensor, base: int, needs_x: bool, needs_weight: bool
@@ -250,8 +267,7 @@ class SignConv:
         if gradient is None:
             return None, None, None
         if not self.geometry.merges:
-            of_weight = unscaled(gradient, operands.scale)
-            return self._through_sign(of_weight, operands), None, None
+            return unscaled(gradient, operands.scale), None, None
         signs, scale = self._bases(operands)
         if operands.merge_scales is None:
             merge_scales = gradient.new_full((len(signs),), 1 / len(signs))
@@ -262,12 +278,7 @@ class SignConv:
         sums = torch.stack([(gradient * base).sum((1, 2, 3)) for base in signs])
         of_scale = (sums * merge_scales.view(-1, 1)).flatten()
         of_merge = (sums * scale.view_as(sums)).sum(1)
-        return self._through_sign(of_weight, operands), of_scale, of_merge
-
-    def _through_sign(self, gradient: Tensor, operands: ConvOperands) -> Tensor:
-        if self.weight_surrogate is None:
-            return gradient  # straight through
-        return gradient * self.weight_surrogate(operands.weight.detach())
+        return of_weight, of_scale, of_merge
 
 
 def _cat(maps: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,50 @@
+"""Moves the error decay estimator of IR-Net along its schedule."""
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmgroupnet.engine.errors import UserError
+from mmgroupnet.registry import HOOKS
+
+
+@HOOKS.register_module()
+class ErrorDecayHook(Hook):
+    """Sets ``progress`` of every error decay estimator of the model: 0 in the first epoch, 1 in the last one.
+
+    Training of one epoch, and training that counts iterations, goes from 0 in the first iteration to 1 in the last one.
+    The progress follows from the epoch or iteration, so that resumed training has the right one.
+
+    Source: Qin et al., IR-Net, CVPR 2020, section 3.3; see :class:`mmgroupnet.quantizers.ErrorDecay`.
+
+    Raises:
+        UserError: If no quantizer of the model has the estimator.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Finds the estimators, under model wrappers, too.
+
+        Args:
+            runner: The runner.
+        """
+        from mmgroupnet.quantizers import ErrorDecay
+
+        self._estimators = [module for module in runner.model.modules() if isinstance(module, ErrorDecay)]
+        if not self._estimators:
+            raise UserError(
+                'ErrorDecayHook: no quantizer of the model has the error decay estimator: give '
+                "binary_cfg=dict(activation=dict(type='mmgroupnet.ErrorDecaySign')) or "
+                "weight=dict(type='mmgroupnet.BalancedWeight'), or leave out the hook"
+            )
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        """Sets the progress.
+
+        Args:
+            runner: The runner.
+            batch_idx: Not used.
+            data_batch: Not used.
+        """
+        # Loops that count iterations have one epoch.
+        step, steps = (runner.epoch, runner.max_epochs) if runner.max_epochs > 1 else (runner.iter, runner.max_iters)
+        for estimator in self._estimators:
+            estimator.progress = step / max(1, steps - 1)
