@@ -14,7 +14,7 @@ BASE_PYTHON ?= $(or $(firstword $(foreach python,python3 python3.12 python3.11,$
 
 # Clones may share an environment: the checkout's own package always comes first.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
-# The models of the demo and the tests are small: beyond four threads they get slower, not faster.
+# The models of the demo are small: beyond four threads they get slower, not faster.
 ifndef OMP_NUM_THREADS
 export OMP_NUM_THREADS := $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
 endif
@@ -58,8 +58,9 @@ demo: env $(KERNELS)
 demo-seg: env $(KERNELS)
 	"$(PY)" demo/run_segmentation_demo.py $(ARGS)
 
+# A process per core, up to four, with one thread each: the models of the tests are small.
 test: env $(KERNELS)
-	"$(PY)" -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 "$(PY)" -m pytest --numprocesses "$$(cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))" --dist loadscope $(ARGS)
 
 lint: env
 	"$(PY)" -m ruff check .

@@ -10,7 +10,15 @@ from torch.testing import assert_close
 
 from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d, can_run_chain
 from mmgroupnet.layers.lean import can_run_conv
-from tests.test_layers.test_lean.comparison import block_of, outputs_and_gradients, saved_bytes, small_network
+from tests.test_layers.test_lean.comparison import (
+    DECOMPOSITIONS,
+    block_of,
+    outputs_and_gradients,
+    relative,
+    saved_bytes,
+    set_lean,
+    small_network,
+)
 
 IMAGES = (2, 3, 32, 32)
 
@@ -212,7 +220,23 @@ class TestHooks:
             can_run_chain(block.chain(), torch.randn(2, 16, 4, 4), block)
 
 
-def test_changes_between_forward_and_backward_change_nothing():
+@pytest.mark.parametrize('decomposition', DECOMPOSITIONS)
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_evaluation_mode_between_forward_and_backward_changes_nothing(decomposition, with_cp):
+    x = torch.randn(IMAGES).double()
+    network = small_network(decomposition=decomposition, with_cp=with_cp).double()
+    plain = set_lean(copy.deepcopy(network), False)
+    out = network(x)[-1].square().sum()
+    network.eval()
+    out.backward()
+    plain(x)[-1].square().sum().backward()
+    for (name, value), wanted in zip(network.named_parameters(), plain.parameters(), strict=True):
+        assert (value.grad is None) == (wanted.grad is None)
+        if wanted.grad is not None:
+            assert relative(value.grad, wanted.grad) <= 1e-9, name
+
+
+def test_other_changes_between_forward_and_backward_change_nothing():
     x = torch.randn(IMAGES).double()
     network = small_network().double()
     other = copy.deepcopy(network)
@@ -222,7 +246,6 @@ def test_changes_between_forward_and_backward_change_nothing():
             module.eps, module.momentum = 0.5, 0.9
         if isinstance(module, BinaryConv2d):
             module.memory_efficient, module.stride, module.padding_value = False, (3, 3), 0
-    network.eval()
     out.sum().backward()
     expected.sum().backward()
     for value, wanted in zip(network.parameters(), other.parameters(), strict=True):
