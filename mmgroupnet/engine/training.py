@@ -98,6 +98,8 @@ def run_training(
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     elif amp:
         cfg.optim_wrapper.type = CPUAmpOptimWrapper.__name__
+        for option in ('loss_scale', 'dtype'):  # of AmpOptimWrapper
+            cfg.optim_wrapper.pop(option, None)
     if auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')

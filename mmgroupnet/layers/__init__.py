@@ -1,12 +1,6 @@
 """Binary layers and the functions that know how K branches are folded into the channels."""
 
-from mmgroupnet.layers.binary_conv import (
-    BinaryConv2d,
-    LayerwiseBinaryConv2d,
-    layerwise_conv_cfg,
-    raise_packed,
-    refuse_options,
-)
+from mmgroupnet.layers.binary_conv import BinaryConv2d, LayerwiseBinaryConv2d, raise_packed
 from mmgroupnet.layers.binary_linear import BinaryLinear, LayerwiseBinaryLinear
 from mmgroupnet.layers.branches import (
     InPlaceMerge,
@@ -40,8 +34,6 @@ __all__ = [
     'build_merge',
     'guard_foreign_code',
     'raise_packed',
-    'layerwise_conv_cfg',
-    'refuse_options',
     'RealValuedSkip',
     'SoftGate',
     'broadcast',

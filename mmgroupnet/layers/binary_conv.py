@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from mmgroupnet.layers.branches import ScaledMerge, build_merge
 from mmgroupnet.layers.fx import trace_as_leaf
-from mmgroupnet.layers.lean.path import find_hooks
-from mmgroupnet.layers.lean.sign_conv import ConvOperands, can_run_conv, run_conv
-from mmgroupnet.layers.observers import SignObserver, notify
+from mmgroupnet.layers.lean import ConvOperands, can_run_conv, run_conv
+from mmgroupnet.layers.lean.path import find_hooks, is_as_written
+from mmgroupnet.layers.observers import Observed, notify
 from mmgroupnet.ops import Residual, UnitGeometry
 from mmgroupnet.ops.float_convolution import convolve_signs
 from mmgroupnet.quantizers import SignActivation, SignWeight, build_quantizer, checked_signs, start_quantizer
@@ -35,7 +35,7 @@ def raise_packed(prefix: str) -> NoReturn:
 
 
 @MODELS.register_module()
-class BinaryConv2d(nn.Module):
+class BinaryConv2d(Observed):
     """Binary 2D convolution of K folded branches: (norm,) sign, pad, convolve with binarised weights.
 
     Every branch has its own weights and its own input channels; with ``num_bases=1`` it takes the place of an
@@ -75,6 +75,8 @@ class BinaryConv2d(nn.Module):
         ValueError: If an argument is out of its range, or channels are not divisible by ``groups``.
     """
 
+    is_merged: ClassVar[bool] = False  # whether the K bases read one map and are added up
+
     def __init__(
         self,
         in_channels: int,
@@ -109,7 +111,6 @@ class BinaryConv2d(nn.Module):
         self.num_bases = num_bases
         self.padding_value = padding_value
         self.memory_efficient = memory_efficient
-        self.sign_observer: SignObserver | None = None
         self.dilation = dilation if isinstance(dilation, int) else tuple(dilation)
         rates = self.branch_dilations()
         if padding == 'same':
@@ -137,13 +138,21 @@ class BinaryConv2d(nn.Module):
         self.bias = nn.Parameter(torch.empty(branches * out_channels)) if bias else None
         self.reset_parameters()
 
-    # Whether the K bases read one map and are added up.
-    is_merged = False
-
     @property
     def is_binary(self) -> bool:
         """Whether signs meet signs in it; in the first of two training stages they do not."""
         return isinstance(self.activation, SignActivation) and isinstance(self.weight_quantizer, SignWeight)
+
+    @property
+    def has_own_weight(self) -> bool:
+        """Whether a subclass or the instance makes its weights otherwise than this class says."""
+        standard = LayerwiseBinaryConv2d if self.is_merged else BinaryConv2d
+        return 'effective_weight' in self.__dict__ or type(self).effective_weight is not standard.effective_weight
+
+    @property
+    def is_as_written(self) -> bool:
+        """Whether it computes what this class says: neither a subclass nor the instance has a forward of its own."""
+        return is_as_written(self, BinaryConv2d) and not self.has_own_weight
 
     @property
     def num_folded(self) -> int:
@@ -167,10 +176,6 @@ class BinaryConv2d(nn.Module):
         """As :meth:`reset_parameters`; without it mmcv's ConvModule would initialise the K branches as if they were one
         wide conv."""
         self.reset_parameters()
-
-    def __getstate__(self) -> dict:
-        """Copies and files of a conv are not observed."""
-        return {**self.__dict__, 'sign_observer': None}
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Mapping, *args: object
@@ -196,22 +201,22 @@ class BinaryConv2d(nn.Module):
     def geometry(
         self, is_shared: bool = False, relu: bool = False, residual: Residual = Residual.NONE
     ) -> UnitGeometry:
-        """What packed kernels want to know.
+        """Shape parameters of the conv and of what follows it.
 
         Args:
             is_shared: The branches of the input share this conv.
             relu, residual: What follows it, see :class:`UnitGeometry`.
         """
         return UnitGeometry(
-            self.num_bases,
-            self.in_channels,
-            self.out_channels,
-            self.groups,
-            self.kernel_size,
-            self.stride,
-            None if self.padding == 'same' else self.padding,
-            self.padding_value,
-            self.branch_dilations(),
+            num_bases=self.num_bases,
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+            groups=self.groups,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=None if self.padding == 'same' else self.padding,
+            padding_value=self.padding_value,
+            dilations=self.branch_dilations(),
             shares_weights=is_shared and not self.is_merged,
             merges=self.is_merged,
             relu=relu,
@@ -240,7 +245,7 @@ class BinaryConv2d(nn.Module):
         scale, or, where the quantizer has a forward of its own, its weights and None."""
         quantizer = self.weight_quantizer
         has_own_forward = not isinstance(quantizer, SignWeight) or type(quantizer).forward is not SignWeight.forward
-        if self.is_merged or has_own_forward or find_hooks(quantizer) is not None:
+        if self.is_merged or self.has_own_weight or has_own_forward or find_hooks(quantizer) is not None:
             return self.effective_weight(), None
         return checked_signs(quantizer, self.weight, self.num_bases)
 
@@ -254,7 +259,7 @@ class BinaryConv2d(nn.Module):
         return self._forward_normed(x if self.input_norm is None else self.input_norm(x))
 
     def _forward_normed(self, x: Tensor) -> Tensor:
-        """What is behind the norm in front of the sign."""
+        """Everything behind ``input_norm``."""
         if can_run_conv(self, x):
             out = run_conv(self, x)
         else:
@@ -299,6 +304,8 @@ class LayerwiseBinaryConv2d(BinaryConv2d):
         ValueError: As :class:`BinaryConv2d`, and if ``dilation`` is not one int.
     """
 
+    is_merged = True
+
     def __init__(self, *args, learned_scales: bool = False, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.dilation, int):
@@ -307,8 +314,6 @@ class LayerwiseBinaryConv2d(BinaryConv2d):
                 'give one int'
             )
         self.merge = build_merge(self.num_bases, learned_scales)
-
-    is_merged = True
 
     def merge_scales(self) -> Tensor | None:
         return self.merge.scales if isinstance(self.merge, ScaledMerge) else None
@@ -320,37 +325,3 @@ class LayerwiseBinaryConv2d(BinaryConv2d):
         """The merged weights, ``(C_out, C_in/groups, kh, kw)``."""
         # The leading axis stands where merging expects the batch.
         return self.merge(super().effective_weight().unsqueeze(0)).squeeze(0)
-
-
-def refuse_options(part: nn.Module, names: Sequence[str], given: Mapping[str, object]) -> None:
-    """Refuses options of a stock part that its binary form has no use for.
-
-    Raises:
-        ValueError: If one of ``names`` is ``given``.
-    """
-    for name in names:
-        if name in given:
-            raise ValueError(
-                f'{name}={given[name]!r}: the convs of {type(part).__name__} are binary, leave it out (options of '
-                'these: binary_cfg)'
-            )
-
-
-def layerwise_conv_cfg(num_bases: int, learned_scales: bool, norm_cfg: dict, binary_cfg: dict | None) -> dict:
-    """The ``conv_cfg`` that makes a stock neck or head binary.
-
-    With it mmcv's ``ConvModule`` is norm, sign, layer-wise binary conv, followed by its own norm and activation: the
-    norm in front of the sign makes it safe behind whatever ends in a ReLU.
-
-    Args:
-        num_bases, learned_scales: As for :class:`LayerwiseBinaryConv2d`.
-        norm_cfg: Config of the norm in front of the sign.
-        binary_cfg: Further options of the conv, see :class:`BinaryConv2d`.
-    """
-    return dict(
-        type='mmgroupnet.LayerwiseBinaryConv2d',
-        num_bases=num_bases,
-        learned_scales=learned_scales,
-        input_norm=norm_cfg,
-        **(binary_cfg or {}),
-    )

@@ -11,20 +11,21 @@ def trace_as_leaf(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorates a ``forward`` that torch.fx cannot look into (mmengine's ``efficient_conv_bn_eval`` traces with it).
 
     Args:
-        forward: Takes one map and, behind it, what is no tensor.
+        forward: Takes one map, followed by arguments that are not tensors.
     """
 
     @functools.wraps(forward)
-    def wrapper(self: nn.Module, x: Tensor, *args: object) -> Tensor:
-        if not isinstance(x, torch.fx.Proxy):
-            return forward(self, x, *args)
+    def wrapper(self: nn.Module, *args: object, **kwargs: object) -> Tensor:
+        if not (args and isinstance(args[0], torch.fx.Proxy)):
+            return forward(self, *args, **kwargs)
+        x, *others = args
         tracer = x.tracer
-        if not args:
+        if not (others or kwargs):
             return tracer.create_proxy('call_module', tracer.path_of_module(self), (x,), {})
 
         # Modules cannot be arguments of a node: a function holds them.
         def call(x: Tensor) -> Tensor:
-            return self(x, *args)
+            return self(x, *others, **kwargs)
 
         return tracer.create_proxy('call_function', call, (x,), {})
 

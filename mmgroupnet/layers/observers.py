@@ -1,4 +1,4 @@
-"""Observers of signs: what watches a binary layer without changing how it runs."""
+"""Observers of signs: functions that watch a binary layer without changing how it runs."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,16 @@ from torch import Tensor, nn
 SignObserver = Callable[[Tensor], None]
 
 
-def notify(layer: nn.Module, positive: Tensor) -> None:
+class Observed(nn.Module):
+    """A layer with a ``sign_observer``; copies and files of it are not observed."""
+
+    sign_observer: SignObserver | None = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, 'sign_observer': None}
+
+
+def notify(layer: Observed, positive: Tensor) -> None:
     """Shows the signs of a layer to its ``sign_observer``.
 
     Args:

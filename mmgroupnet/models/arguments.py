@@ -1,4 +1,6 @@
-"""Checks of arguments that several parts have."""
+"""Arguments that several binary parts have."""
+
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -14,3 +16,37 @@ def require_norm(part: nn.Module, norm_cfg: dict | None) -> None:
             f'norm_cfg=None: the signs of {type(part).__name__} need a norm in front of them, since a sign of what '
             "comes out of a ReLU is constant; give a norm such as dict(type='BN')"
         )
+
+
+def refuse_options(part: nn.Module, names: Sequence[str], given: Mapping[str, object]) -> None:
+    """Refuses options of a stock part that its binary form has no use for.
+
+    Raises:
+        ValueError: If one of ``names`` is ``given``.
+    """
+    for name in names:
+        if name in given:
+            raise ValueError(
+                f'{name}={given[name]!r}: the convs of {type(part).__name__} are binary, leave it out (options of '
+                'these: binary_cfg)'
+            )
+
+
+def layerwise_conv_cfg(num_bases: int, learned_scales: bool, norm_cfg: dict, binary_cfg: dict | None) -> dict:
+    """The ``conv_cfg`` that makes a stock neck or head binary.
+
+    With it mmcv's ``ConvModule`` is norm, sign, layer-wise binary conv, followed by its own norm and activation: the
+    norm in front of the sign makes it safe behind whatever ends in a ReLU.
+
+    Args:
+        num_bases, learned_scales: As for :class:`LayerwiseBinaryConv2d`.
+        norm_cfg: Config of the norm in front of the sign.
+        binary_cfg: Further options of the conv, see :class:`BinaryConv2d`.
+    """
+    return dict(
+        type='mmgroupnet.LayerwiseBinaryConv2d',
+        num_bases=num_bases,
+        learned_scales=learned_scales,
+        input_norm=norm_cfg,
+        **(binary_cfg or {}),
+    )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import lru_cache
 from itertools import islice
+from typing import Any
 
 # Types of fields; the kernels and encoded units have one number for all others.
 Pair = tuple[int, int]
@@ -21,6 +22,10 @@ class Residual(IntEnum):
     NONE = 0
     INPUT = 1
     SHORTCUT = 2
+
+    def of(self, x: Any, shortcut: Any) -> Any:
+        """What is added: nothing, the unit's input or the block's shortcut."""
+        return (None, x, shortcut)[self]
 
 
 class Connection(IntEnum):
@@ -74,6 +79,16 @@ class UnitGeometry:
         """Weights of one output channel, in the order (kh, kw, channel)."""
         return self.kernel_size[0] * self.kernel_size[1] * (self.in_channels // self.groups)
 
+    @property
+    def sums_fit_int16(self) -> bool:
+        """Whether the sum of one output channel fits 16 bits."""
+        return self.row_bits <= 32767
+
+    @property
+    def is_strided_pointwise(self) -> bool:
+        """Whether it is a strided 1x1 convolution."""
+        return self.kernel_size == (1, 1) and self.stride != (1, 1)
+
     def pad_of(self, branch: int) -> tuple[int, int]:
         """Rows and columns that are padded on each side for a branch."""
         if self.padding is not None:
@@ -104,7 +119,7 @@ class UnitGeometry:
         return size
 
     def branches(self, given: int) -> int:
-        """Branches that the unit reads of a map of so many (1: all read the same), and those of its output."""
+        """Branches of the output for an input of ``given`` branches (1: all read the same map)."""
         return 1 if self.merges else given if self.shares_weights else self.num_bases
 
     def encode(self) -> list[int]:

@@ -28,6 +28,8 @@ _C_TYPES = {Pair: c_int32 * 2, Pair | None: c_int32 * 2, Rates: POINTER(c_int32)
 class Unit(Structure):
     """``mmg_unit`` of csrc/mmgroupnet.h: a geometry, and addresses of what it computes with."""
 
+    arranged: Tensor | None = None  # keeps the memory of `weights`
+
     _fields_ = [
         *((field.name, _C_TYPES.get(field.type, c_int32)) for field in fields(UnitGeometry)),
         *((name, c_void_p) for name in ('weights', *PARAMETERS[1:])),

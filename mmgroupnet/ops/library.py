@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmgroupnet.ops import kernels, simulation
+from mmgroupnet.ops.float_convolution import signs_of
 from mmgroupnet.ops.geometry import PARAMETERS, Connection, Residual, UnitGeometry
 from mmgroupnet.ops.kernels import nhwc
 from mmgroupnet.ops.packing import pack_bits
@@ -101,7 +102,7 @@ def convolve(x: Tensor, bits: Tensor, geometry: Sequence[int]) -> Tensor:
     library = kernels.library()
     if library is None:
         kernels.check_parameters(unit, parameters)
-        return nhwc(simulation.convolve(unit, simulation.signs(x), bits).to(torch.int32))
+        return nhwc(simulation.convolve(unit, signs_of(x), bits).to(torch.int32))
     described = kernels.describe_unit(unit, parameters)
     words = sign_pack(x, given)
     library.mmg_convolve(

@@ -3,17 +3,11 @@ against."""
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from mmgroupnet.ops.float_convolution import convolve_signs
-from mmgroupnet.ops.geometry import Connection, Residual, UnitGeometry
+from mmgroupnet.ops.float_convolution import convolve_signs, signs_of
+from mmgroupnet.ops.geometry import Connection, UnitGeometry
 from mmgroupnet.ops.packing import unpack_weight
-
-
-def signs(x: Tensor) -> Tensor:
-    """-1 or +1; zeros of both signs are +1."""
-    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
 
 
 def channelwise(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -40,12 +34,12 @@ def run_unit(geometry: UnitGeometry, x: Tensor, parameters: list[Tensor | None],
     s = x
     if has_sign_parameters and x.shape[1] == g.in_channels and not g.shares_weights and not g.merges:
         s = x.repeat(1, g.num_bases, 1, 1)  # Every branch has a threshold of its own.
-    out = channelwise(convolve(g, signs(channelwise(s, sign_scale, sign_shift)), bits), scale, None)
+    out = channelwise(convolve(g, signs_of(channelwise(s, sign_scale, sign_shift)), bits), scale, None)
     if g.merges:
         out = out.unflatten(1, (g.num_bases, -1)).sum(dim=1)
     out = channelwise(out, None, bias)
     out = channelwise(out.relu() if g.relu else out, norm_scale, norm_shift)
-    residual = {Residual.NONE: None, Residual.INPUT: x, Residual.SHORTCUT: shortcut}[g.residual]
+    residual = g.residual.of(x, shortcut)
     if residual is None:
         return out
     return out + residual.repeat(1, out.shape[1] // residual.shape[1], 1, 1)

@@ -203,7 +203,8 @@ def start_quantizer(quantizer: SignWeight, weight: Tensor, num_bases: int) -> No
     with torch.enable_grad():
         latent, scale = quantizer.binarise(weight, num_bases)
         refuse_idle_parameters(quantizer, latent.sum() + scale.sum())
-    if not scale.is_meta and bool((scale < 0).any()):
+    has_values = type(scale.detach()) is Tensor and not scale.is_meta  # fake tensors have none
+    if has_values and bool((scale < 0).any()):
         raise ValueError(
             f'scale of {type(quantizer).__name__} is negative: return magnitudes (only a scale that is learned, or '
             'kept in a buffer, may turn signs)'

@@ -1,6 +1,7 @@
 """Shows whether a binary network is alive."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 
 from mmgroupnet.registry import HOOKS
 
+SignObserver = Callable[[Tensor], None]
+
 
 @dataclass
 class _SignRecord:
-    """What was seen of one layer's sign since the last report."""
+    """Signs of one layer since the last report."""
 
     positive: int = 0
     total: int = 0
@@ -31,6 +34,18 @@ class _SignRecord:
         self.ever_negative = self.ever_negative | (~per_channel).any(1)
 
 
+def _both(observer: SignObserver, other: SignObserver | None) -> SignObserver:
+    """An observer beside another one that was there before."""
+    if other is None:
+        return observer
+
+    def observe(positive: Tensor) -> None:
+        observer(positive)
+        other(positive)
+
+    return observe
+
+
 @HOOKS.register_module()
 class BinaryStatisticsHook(Hook):
     """Logs once an epoch, per binary layer, the share of +1 at the sign, dead channels, and flips of weight signs.
@@ -39,7 +54,7 @@ class BinaryStatisticsHook(Hook):
     layer whose share of +1 lies outside ``alive_range`` gets a warning. The log has one line; the full table goes to
     ``binary_statistics.jsonl`` in the work directory, one line per report and layer.
 
-    All processes observe alike, by the ``sign_observer`` of each layer, so that watching changes neither path nor
+    All processes observe alike, through the ``sign_observer`` of each layer, so that watching changes neither path nor
     memory of training; the first one reports, on the signs of its images.
 
     Args:
@@ -60,6 +75,7 @@ class BinaryStatisticsHook(Hook):
         self.alive_range = alive_range
         self._records: dict[str, _SignRecord] = {}
         self._weight_signs: dict[str, Tensor] = {}
+        self._replaced: dict[str, SignObserver | None] = {}
 
     @staticmethod
     def _layers(runner: Runner) -> dict[str, nn.Module]:
@@ -68,13 +84,16 @@ class BinaryStatisticsHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         return {name: module for name, module in model.named_modules() if isinstance(module, BinaryConv2d)}
 
+    def _signs_of_weights(self, runner: Runner) -> dict[str, Tensor]:
+        return {name: layer.weight.detach() >= 0 for name, layer in self._layers(runner).items()}
+
     def before_train(self, runner: Runner) -> None:
         """Notes the signs of the weights.
 
         Args:
             runner: The runner.
         """
-        self._weight_signs = {name: layer.weight.detach() >= 0 for name, layer in self._layers(runner).items()}
+        self._weight_signs = self._signs_of_weights(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         """Observes the signs in the iterations that are sampled.
@@ -87,7 +106,8 @@ class BinaryStatisticsHook(Hook):
         if batch_idx % self.interval:
             return
         for name, layer in self._layers(runner).items():
-            layer.sign_observer = self._records.setdefault(name, _SignRecord()).add
+            self._replaced[name] = layer.sign_observer
+            layer.sign_observer = _both(self._records.setdefault(name, _SignRecord()).add, layer.sign_observer)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
@@ -101,8 +121,8 @@ class BinaryStatisticsHook(Hook):
             outputs: Not used.
         """
         if batch_idx % self.interval == 0:
-            for layer in self._layers(runner).values():
-                layer.sign_observer = None
+            for name, layer in self._layers(runner).items():
+                layer.sign_observer = self._replaced.pop(name)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Reports.
@@ -125,8 +145,10 @@ class BinaryStatisticsHook(Hook):
         records, self._records = self._records, {}
         if not records:
             return
-        before = self._weight_signs
-        signs = self._weight_signs = {name: layer.weight.detach() >= 0 for name, layer in self._layers(runner).items()}
+        before, signs = self._weight_signs, self._signs_of_weights(runner)
+        self._weight_signs = signs
+        if not is_main_process():
+            return
         rows = [
             dict(
                 epoch=epoch,
@@ -141,7 +163,7 @@ class BinaryStatisticsHook(Hook):
             for name, record in records.items()
             if record.total  # A layer may not have run, such as one of a branch that only some images take.
         ]
-        if not (rows and is_main_process()):
+        if not rows:
             return
         with (Path(runner.work_dir) / 'binary_statistics.jsonl').open('a') as file:
             file.writelines(json.dumps(row) + '\n' for row in rows)

@@ -2,6 +2,7 @@
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.registry import HOOKS
@@ -19,6 +20,9 @@ class ErrorDecayHook(Hook):
     Raises:
         UserError: If no quantizer of the model has the estimator.
     """
+
+    def __init__(self) -> None:
+        self._estimators: list[nn.Module] = []
 
     def before_train(self, runner: Runner) -> None:
         """Finds the estimators, under model wrappers, too.

@@ -5,8 +5,10 @@ Everything that decides how a layer runs is decided once, in the forward pass, b
 backward pass asks no module.
 """
 
-from mmgroupnet.layers.lean.chain import Chain, ChainUnit, can_run_chain, run_chain
-from mmgroupnet.layers.lean.sign_conv import BinaryConv, ConvOperands, can_run_conv, run_conv
+from mmgroupnet.layers.lean.chain import Chain, can_run_chain, run_chain
+from mmgroupnet.layers.lean.conv import can_run_conv, run_conv
+from mmgroupnet.layers.lean.interface import BinaryConv, ConvOperands
+from mmgroupnet.layers.lean.unit import ChainUnit
 
 __all__ = [
     'BinaryConv',

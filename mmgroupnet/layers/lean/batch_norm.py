@@ -20,13 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
-# Of norms whose statistics and gradients are spelled out above; mmengine's own SyncBatchNorm has that of torch's.
-_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
+from mmgroupnet.layers.lean.path import is_as_written
 
 
 def is_batch_norm(norm: nn.Module) -> bool:
-    """Whether a norm computes what torch's batch norm, or its synchronised one, does."""
-    return type(norm).forward in _FORWARDS
+    """Whether a norm computes what torch's batch norm, or its synchronised one, does; mmengine's has the forward of
+    torch's."""
+    return is_as_written(norm, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def is_synchronised(norm: nn.Module) -> bool:
@@ -41,7 +41,7 @@ def is_synchronised(norm: nn.Module) -> bool:
 
 
 class Statistics(NamedTuple):
-    r"""What a norm normalises with, and keeps for its backward pass.
+    r"""Statistics of one forward pass.
 
     Attributes:
         mean: :math:`\mu`, ``(C,)``, float64.
@@ -62,7 +62,7 @@ class AffineOfNorm(NamedTuple):
 
 
 class BatchNorm:
-    """Forward and backward pass of a batch norm: what decides how it runs is taken of the norm once.
+    """Forward and backward pass of a batch norm. Mode, eps and process group are read once, here.
 
     Args:
         norm: The norm.
@@ -106,7 +106,7 @@ class BatchNorm:
         count = moments.new_full((1,), local)
         values = self._all_reduce(torch.cat([self._reduced(moments).flatten(), count]))
         sums, count = values[:-1].view(2, -1), values[-1].clone()  # a view would keep all of them
-        if local <= 1 and count == 1:
+        if local <= 1 and count == 1:  # in this order: reading count would wait for a GPU
             raise ValueError(
                 f'one value per channel: {type(norm).__name__}({self.channels}) takes the statistics of more than one, '
                 'over all images and processes'
@@ -127,8 +127,10 @@ class BatchNorm:
         """Moves the running statistics of a norm in training."""
         if not (norm.training and norm.track_running_stats and norm.running_mean is not None):
             return
-        norm.num_batches_tracked.add_(1)
-        momentum = 1 / norm.num_batches_tracked.double() if norm.momentum is None else norm.momentum
+        momentum = norm.momentum
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            momentum = 1 / norm.num_batches_tracked.double() if momentum is None else momentum
         momentum = momentum * (count > 0).double()
         unbiased = variance * (count / (count - 1).clamp(min=1))
         for running, value in ((norm.running_mean, mean), (norm.running_var, unbiased)):

@@ -11,38 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from mmgroupnet.layers.lean.batch_norm import AffineOfNorm, BatchNorm, Statistics, is_batch_norm, is_synchronised
-from mmgroupnet.layers.lean.float_shortcut import FloatShortcut, is_float_shortcut
-from mmgroupnet.layers.lean.path import find_hooks, first_derivatives, run_plain_for_hooks, wants_gradient
-from mmgroupnet.layers.lean.sign_conv import ConvOperands, SignConv, has_standard_quantizers, only_needed
+from mmgroupnet.layers.lean.batch_norm import is_batch_norm, is_synchronised
+from mmgroupnet.layers.lean.float_shortcut import is_float_shortcut
+from mmgroupnet.layers.lean.interface import has_standard_quantizers
+from mmgroupnet.layers.lean.path import find_hooks, first_derivatives, report_hooks, wants_gradient
+from mmgroupnet.layers.lean.unit import ChainUnit, Kept, LeanUnit, only_needed
 from mmgroupnet.ops import Residual
-from mmgroupnet.ops.passes import Passes, choose_passes, without_autocast
-
-
-class ChainUnit(NamedTuple):
-    """A conv of a chain and what follows it.
-
-    Attributes:
-        conv: A binary conv, see :class:`mmgroupnet.layers.lean.BinaryConv`; of a shortcut also full-precision layers.
-        norm: The norm behind it.
-        relu: Whether a ReLU stands between them.
-        residual: What is added at the end: the unit's input, or the chain's shortcut.
-    """
-
-    conv: nn.Module
-    norm: nn.Module
-    relu: bool = True
-    residual: Residual = Residual.NONE
-
-    @property
-    def is_binary(self) -> bool:
-        """Whether the conv is a binary one."""
-        return hasattr(self.conv, 'operands')
-
-    def tensors(self) -> list[Tensor | None]:
-        """What it is differentiated by: operands of the conv, weight and bias of the norm."""
-        of_conv = self.conv.operands() if self.is_binary else self.conv.parameters()
-        return [*of_conv, self.norm.weight, self.norm.bias]
+from mmgroupnet.ops.passes import choose_passes
+from mmgroupnet.ops.precision import without_autocast
 
 
 class Chain(NamedTuple):
@@ -66,131 +42,36 @@ class Chain(NamedTuple):
         return self.units if self.shortcut is None else (*self.units, self.shortcut)
 
 
-def can_run_chain(chain: Chain, x: Tensor, owner: nn.Module, *bypassed: nn.Module | None) -> bool:
+def can_run_chain(chain: Chain, x: Tensor, owner: nn.Module, bypassed: Sequence[nn.Module | None]) -> bool:
     """Whether a chain runs lean on an input: it consists of convs that can, without norms of their own or biases, and
     of batch norms; see :mod:`mmgroupnet.layers.lean.path`.
 
     Args:
         chain: The chain.
         x: The input.
-        owner: The module that it stands for; its submodules are bypassed.
-        bypassed: Further modules that are.
+        owner: The module that it stands for.
+        bypassed: The modules whose work the chain does.
+
+    Raises:
+        RuntimeError: If a bypassed part has hooks and the norms synchronise over processes.
     """
     if not wants_gradient([x, *owner.parameters()]):
         return False
     for unit in chain.all_units:
         if not is_batch_norm(unit.norm):
             return False
-        if unit.is_binary:
+        if unit.takes_signs:
             conv = unit.conv
-            if not has_standard_quantizers(conv) or conv.bias is not None or conv.input_norm is not None:
+            if not (conv.is_as_written and has_standard_quantizers(conv)):
+                return False
+            if conv.bias is not None or conv.input_norm is not None:
                 return False
         elif unit is not chain.shortcut or not is_float_shortcut(unit.conv):
-            return False  # Of a module that is packed in part some convs are packed.
-    hooked = _find_hooks(owner, bypassed)
+            return False  # such as a packed conv, in a block that was packed in part
+    hooked = next((found for part in bypassed if part is not None and (found := find_hooks(part, owner))), None)
     if hooked is not None:
-        run_plain_for_hooks(owner, hooked, any(is_synchronised(unit.norm) for unit in chain.all_units))
+        report_hooks(owner, hooked, any(is_synchronised(unit.norm) for unit in chain.all_units))
     return hooked is None
-
-
-def _find_hooks(owner: nn.Module, bypassed: Sequence[nn.Module | None]) -> str | None:
-    for name, child in owner.named_children():
-        found = find_hooks(child)
-        if found is not None:
-            return f'{name}.{found}' if found else name
-    others = (type(module).__name__ for module in bypassed if module is not None and find_hooks(module) is not None)
-    return next(others, None)
-
-
-class _Kept(NamedTuple):
-    """What a unit keeps for its backward pass.
-
-    Attributes:
-        y: The integers (floats of other convs); None where they are computed again.
-        mean, inverse_deviation, count: The norm's :class:`Statistics`.
-    """
-
-    y: Tensor | None
-    mean: Tensor
-    inverse_deviation: Tensor
-    count: Tensor
-
-    @property
-    def statistics(self) -> Statistics:
-        """Those of the norm."""
-        return Statistics(*self[1:])
-
-
-class _Unit:
-    """Forward and backward pass of a unit of a chain without autograd; its tensors are handed to it.
-
-    Args:
-        unit: The unit, from which all that decides how it runs is taken.
-        branches: Folded branches of its input.
-        is_shared: Whether the branches share the unit.
-        passes: The backend.
-    """
-
-    def __init__(self, unit: ChainUnit, branches: int, is_shared: bool, passes: Passes) -> None:
-        self.relu, self.residual, self.branches = unit.relu, unit.residual, branches
-        self.is_binary = unit.is_binary
-        num_operands = len(ConvOperands._fields) if unit.is_binary else len(list(unit.conv.parameters()))
-        self.num_tensors = num_operands + len(AffineOfNorm._fields)
-        self.conv = (SignConv if unit.is_binary else FloatShortcut)(unit.conv, branches, passes)
-        self.norm = BatchNorm(unit.norm, branches if is_shared else 1)
-        self.passes = passes if self.conv.gives_integers else passes.for_floats
-        self.dtype = passes.dtype
-
-    def split(self, tensors: Sequence[Tensor | None]) -> tuple[Sequence[Tensor | None], AffineOfNorm]:
-        """The tensors of the conv and those of the norm."""
-        *of_conv, weight, bias = tensors
-        return ConvOperands(*of_conv) if self.is_binary else of_conv, AffineOfNorm(weight, bias)
-
-    def forward(self, unit: ChainUnit, x: Tensor, tensors: Sequence[Tensor | None]) -> _Kept:
-        """Convolves, shows the signs to the conv's observer, and moves the norm's statistics."""
-        operands, _ = self.split(tensors)
-        y = self.conv.forward(x, operands, observed=unit.conv if self.is_binary else None)
-        moments = self.passes.moments(y, self.relu) if self.norm.uses_batch else None
-        pixels = y.shape[0] * y.shape[2] * y.shape[3]
-        return _Kept(y, *self.norm.statistics(unit.norm, moments, pixels, self.conv.output_scale(operands)))
-
-    def output(self, kept: _Kept, x: Tensor, shortcut: Tensor | None, tensors: Sequence[Tensor | None]) -> Tensor:
-        """The output for an input and, where the unit adds it, the chain's shortcut."""
-        operands, affine = self.split(tensors)
-        y = self.conv.forward(x, operands) if kept.y is None else kept.y
-        residual = {Residual.NONE: None, Residual.INPUT: x, Residual.SHORTCUT: shortcut}[self.residual]
-        scale, shift = self.norm.scale_and_shift(affine, kept.statistics, self.conv.output_scale(operands))
-        return self.passes.affine(y, scale, shift, residual, self.relu, x.dtype)
-
-    def backward(
-        self,
-        gradient: Tensor,
-        x: Tensor,
-        kept: _Kept,
-        tensors: Sequence[Tensor | None],
-        residual: Tensor | None,
-        needs_x: bool,
-        needed: Sequence[bool],
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """Gradients of the input, plus ``residual``, and of the tensors. That of what the unit adds at its end is
-        ``gradient`` itself, and the chain's matter."""
-        operands, affine = self.split(tensors)
-        y = self.conv.forward(x, operands) if kept.y is None else kept.y
-        scale = self.conv.output_scale(operands)
-        sums = self.passes.gradient_sums(gradient, y, self.relu)
-        of_norm, vectors = self.norm.backward(affine, sums, kept.statistics, scale)
-        # The gradient of y is that of scale * y times the scale.
-        folded = scale.double().repeat(len(vectors[0]) // len(scale))
-        gradient_of = self.passes.affine_gradient(
-            gradient, y, *(vector * folded for vector in vectors), self.branches, self.relu
-        )
-        x_gradient, of_conv = self.conv.backward(gradient_of, x, operands, residual, needs_x, needed[:-2])
-        if self.is_binary and needed[1] and not self.conv.geometry.merges:
-            # sum over (p * g + q * r + s) * r, the gradient of scale * y times y, which is r or has no gradient.
-            p, q, s = vectors
-            r, r_r = self.passes.moments(y, self.relu)
-            of_conv[1] = (p * sums[1] + q * r_r + s * r).view(-1, len(scale)).sum(0)
-        return x_gradient, only_needed([*of_conv, *of_norm], needed, tensors)
 
 
 class _Plan:
@@ -205,15 +86,15 @@ class _Plan:
     def __init__(self, chain: Chain, x: Tensor, weight: Tensor) -> None:
         self.passes = choose_passes(x, weight, f'the chain that begins with {chain.units[0].conv}')
         self.num_bases, self.recompute = chain.num_bases, chain.recompute
-        self.units = [_Unit(unit, unit.conv.num_folded, False, self.passes) for unit in chain.units]
+        self.units = [LeanUnit(unit, unit.conv.num_folded, False, self.passes) for unit in chain.units]
         self.shortcut = None
         if chain.shortcut is not None:
-            self.shortcut = _Unit(chain.shortcut, chain.num_bases, True, self.passes)
-        self.counts = [unit.num_tensors for unit in self.all_units]
+            self.shortcut = LeanUnit(chain.shortcut, chain.num_bases, True, self.passes)
+        self.counts = [unit.num_tensors for unit in chain.all_units]
         self.in_channels = chain.units[0].conv.in_channels
 
     @property
-    def all_units(self) -> list[_Unit]:
+    def all_units(self) -> list[LeanUnit]:
         """The units and the shortcut."""
         return self.units if self.shortcut is None else [*self.units, self.shortcut]
 
@@ -227,7 +108,9 @@ class _Plan:
         x = self.passes.prepare(x)
         if gate is not None:
             return self.passes.connect(x, gate.detach(), scales.detach())
-        return x if x.shape[1] == self.num_bases * self.in_channels else torch.cat([x] * self.num_bases, dim=1)
+        if x.shape[1] != self.num_bases * self.in_channels:
+            x = self.passes.prepare(torch.cat([x] * self.num_bases, dim=1))
+        return x
 
     def connect_gradient(
         self, gradient: Tensor, x: Tensor, gate: Tensor | None, scales: Tensor | None
@@ -263,7 +146,7 @@ class _ChainFunction(torch.autograd.Function):
         kept += of_shortcut
         if plan.recompute:
             kept = [each._replace(y=None) for each in kept]
-        ctx.save_for_backward(x, gate, scales, *tensors, *(value for each in kept for value in each))
+        ctx.save_for_backward(x, gate, scales, *tensors, *(value for each in kept for value in each.tensors()))
         return current.to(x.dtype)
 
     @staticmethod
@@ -278,12 +161,12 @@ class _ChainFunction(torch.autograd.Function):
         x, gate, scales, *saved = ctx.saved_tensors
         num_tensors = sum(plan.counts)
         rest = iter(saved[num_tensors:])
-        kept = {unit: _Kept(*(next(rest) for _ in _Kept._fields)) for unit in plan.all_units}
+        kept = {unit: Kept.of(rest) for unit in plan.all_units}
         tensors = dict(zip(plan.all_units, plan.group(saved[:num_tensors]), strict=True))
         needs_connection = ctx.needs_input_grad[1:4]
         needed = dict(zip(plan.all_units, plan.group(ctx.needs_input_grad[4:]), strict=True))
         needs_connected = any(needs_connection)
-        gradients: dict[_Unit, list[Tensor | None]] = {}
+        gradients: dict[LeanUnit, list[Tensor | None]] = {}
         gradient = plan.passes.prepare(gradient)  # once for all passes
 
         # The inputs of all units once more.
@@ -296,7 +179,7 @@ class _ChainFunction(torch.autograd.Function):
             inputs.append(unit.output(kept[unit], inputs[-1], shortcut_map, tensors[unit]))
         del shortcut_map
 
-        def run(unit: _Unit, g: Tensor, given: Tensor, residual: Tensor | None, needs_x: bool) -> Tensor | None:
+        def run(unit: LeanUnit, g: Tensor, given: Tensor, residual: Tensor | None, needs_x: bool) -> Tensor | None:
             given_gradient, gradients[unit] = unit.backward(
                 g, given, kept[unit], tensors[unit], residual, needs_x, needed[unit]
             )

@@ -1,5 +1,6 @@
 """A full-precision shortcut that all branches of a lean chain share."""
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -8,16 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgroupnet.layers.branches import share
+from mmgroupnet.layers.lean.path import is_as_written
 from mmgroupnet.ops.passes import BranchGradient, Passes
 
-# They do what their class says, and the same in the backward pass, where they run again.
+# Layers without state: running them again gives the same output.
 _TYPES = (nn.Conv2d, nn.AvgPool2d, nn.Identity)
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    return list(module) if type(module) is nn.Sequential else [module]
 
 
 def is_float_shortcut(module: nn.Module) -> bool:
     """Whether a module consists of plain convolutions and average poolings."""
-    layers = list(module) if type(module) is nn.Sequential else [module]
-    return all(type(layer) in _TYPES for layer in layers)
+    layers = _layers(module)
+    return all(type(layer) in _TYPES and is_as_written(layer, type(layer)) for layer in layers) and any(
+        isinstance(layer, nn.Conv2d) for layer in layers
+    )
 
 
 class FloatShortcut:
@@ -32,33 +40,41 @@ class FloatShortcut:
     gives_integers = False
 
     def __init__(self, module: nn.Module, branches: int, passes: Passes) -> None:
-        self.layers = list(module) if isinstance(module, nn.Sequential) else [module]
+        self.layers = [copy.copy(layer) for layer in _layers(module)]  # strides and sizes, as they are now
         self.branches = branches
         self.dtype = passes.dtype
 
+    @staticmethod
+    def operands(tensors: Sequence) -> Sequence:
+        """Values of the module's parameters."""
+        return tensors
+
     def output_scale(self, operands: Sequence[Tensor]) -> Tensor:
         """One, per channel of the output."""
-        conv = next(layer for layer in self.layers if isinstance(layer, nn.Conv2d))
-        return conv.weight.new_ones(conv.out_channels)
+        weight = operands[0]
+        return weight.new_ones(len(weight))
 
     def forward(self, x: Tensor, operands: Sequence[Tensor], observed: nn.Module | None = None) -> Tensor:
         """``(N, K*C_in, H, W)`` to ``(N, K*C_out, H', W')``."""
         # Without the cache of casts: one that was made without autograd would have no gradient.
         is_half = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(x.device.type, self.dtype, cache_enabled=False) if is_half else nullcontext():
+            values = iter(operands)
             for layer in self.layers:
-                x = self._run(layer, x)
+                tensors = [next(values) for _ in layer.parameters()]
+                x = self._run(layer, x, *tensors)
         return x
 
-    def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
-        if not isinstance(layer, nn.Conv2d):
+    def _run(self, layer: nn.Module, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        if weight is None:
             return layer(x)  # channel by channel, of whichever branch
         is_linear = layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
         if is_linear and x.is_contiguous(memory_format=torch.channels_last):
             # The channels of a pixel lie side by side, branch by branch: a matrix product, without a copy.
             pixels = x.permute(0, 2, 3, 1).unflatten(3, (self.branches, -1))
-            return F.linear(pixels, layer.weight.flatten(1), layer.bias).flatten(3).permute(0, 3, 1, 2)
-        return share(layer, x.contiguous(), self.branches)  # it may be strided, see SignConv
+            return F.linear(pixels, weight.flatten(1), bias).flatten(3).permute(0, 3, 1, 2)
+        # Contiguous, since it may be a strided 1x1 convolution, see mmgroupnet.ops.float_convolution.
+        return share(lambda part: layer._conv_forward(part, weight, bias), x.contiguous(), self.branches)
 
     def backward(
         self,
@@ -71,7 +87,8 @@ class FloatShortcut:
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """As :meth:`SignConv.backward`."""
         x = x.detach().requires_grad_(needs_x)
-        wanted = [value for value, is_needed in zip(operands, needed, strict=True) if is_needed]
+        operands = [value.detach().requires_grad_(is_needed) for value, is_needed in zip(operands, needed, strict=True)]
+        wanted = [value for value in operands if value.requires_grad]
         if not (needs_x or wanted):
             return None, [None] * len(needed)
         with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Whether layers run lean or plain: by what all processes know alike, never by what only watches."""
+"""Decides whether layers run lean or plain, by facts that are equal in all processes; observers do not count."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_
 
 
 def wants_gradient(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether autograd will run over tensors, and nothing traces, exports or transforms what computes on them."""
+    """Whether autograd will run over tensors, and no tracer, exporter or functorch transform is active."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or not torch.is_grad_enabled():
         return False
     if not any(tensor is not None and tensor.requires_grad for tensor in tensors):
@@ -22,7 +22,7 @@ def wants_gradient(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def first_derivatives(backward: Callable) -> Callable:
-    """Decorates the ``backward`` of a lean autograd function: it refuses to be differentiated itself."""
+    """As torch's ``once_differentiable``, but the error comes at ``create_graph=True`` and names the way out."""
 
     @wraps(backward)
     def wrapper(*args: object) -> object:
@@ -36,18 +36,33 @@ def first_derivatives(backward: Callable) -> Callable:
     return wrapper
 
 
-def find_hooks(module: nn.Module) -> str | None:
-    """The name of a module's first part that has hooks of any kind, which want the part to be called; 'all modules' for
-    global hooks; None without hooks. The module itself counts as a part, under the name ''."""
+def is_as_written(module: nn.Module, *classes: type[nn.Module]) -> bool:
+    """Whether a module computes what one of some classes says: neither its class nor the instance has a
+    ``forward`` of its own."""
+    return 'forward' not in module.__dict__ and any(type(module).forward is each.forward for each in classes)
+
+
+def find_hooks(module: nn.Module, owner: nn.Module | None = None) -> str | None:
+    """Where a module or a part of it has hooks of any kind, which want the part to be called.
+
+    Args:
+        module: The module.
+        owner: Names the parts. Default: None, the module.
+
+    Returns:
+        The name of the part, or of its class where the owner does not contain it; 'all modules' for global hooks; None
+        without hooks.
+    """
     if any(getattr(torch_module, f'_global{kind}') for kind in _HOOKS):
         return 'all modules'
-    for name, part in module.named_modules():
+    for part in module.modules():
         if any(getattr(part, kind) for kind in _HOOKS):
-            return name
+            names = (name for name, other in (owner or module).named_modules() if other is part)
+            return next(names, '') or type(part).__name__
     return None
 
 
-def run_plain_for_hooks(owner: nn.Module, hooked: str, is_synchronised: bool) -> None:
+def report_hooks(owner: nn.Module, hooked: str, is_synchronised: bool) -> None:
     """Says once that a module runs plain because its parts have hooks.
 
     Args:

@@ -24,9 +24,10 @@ from mmgroupnet.layers import (
     share,
     trace_as_leaf,
 )
+from mmgroupnet.layers.lean.path import is_as_written
 from mmgroupnet.models.arguments import require_norm
 from mmgroupnet.ops import Residual
-from mmgroupnet.ops.passes import wide
+from mmgroupnet.ops.precision import wide
 from mmgroupnet.pretrained import PretrainedError, check_pretrained
 from mmgroupnet.registry import MODELS
 
@@ -114,7 +115,7 @@ class BinaryUnit(nn.Module):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Runs the unit; ``shortcut`` is that of the block, where it is the residual."""
         out = self.norm(self.relu(self.conv(x)))
-        residual = {Residual.NONE: None, Residual.INPUT: x, Residual.SHORTCUT: shortcut}[self.residual]
+        residual = self.residual.of(x, shortcut)
         return out if residual is None else out + residual
 
 
@@ -169,6 +170,13 @@ class GroupNetBlock(nn.Module, ABC):
             recompute=self.with_cp,
         )
 
+    def _is_as_written(self) -> bool:
+        """Whether the parts that a chain stands for compute what their classes here say."""
+        connections = (SoftGate, MergedConnection, BroadcastConnection, SeparateConnection)
+        return is_as_written(self.connection, *connections) and all(
+            is_as_written(unit, BinaryUnit) and is_as_written(unit.relu, nn.ReLU) for unit in self.units
+        )
+
     @trace_as_leaf
     def forward(self, branches: Tensor, last_merge: Merge | None) -> Tensor:
         """Connects and runs the branches.
@@ -183,7 +191,8 @@ class GroupNetBlock(nn.Module, ABC):
 
     def _run(self, branches: Tensor, last_merge: Merge | None) -> Tensor:
         chain = self.chain()
-        if can_run_chain(chain, branches, self, last_merge):
+        bypassed = [self.connection, *self.units, self.shortcut, last_merge]
+        if self._is_as_written() and can_run_chain(chain, branches, self, bypassed):
             return run_chain(chain, branches, *self.connection.gate_and_scales(branches, last_merge))
 
         def run(branches: Tensor) -> Tensor:
@@ -366,7 +375,8 @@ class GroupNetResNet(BaseModule):
             channels = base_channels * 2**stage
             blocks = self._build_stage(
                 stage,
-                [block] * num_blocks,
+                block,
+                num_blocks,
                 channels_in,
                 channels,
                 strides[stage],
@@ -473,7 +483,8 @@ class GroupNetResNet(BaseModule):
     def _build_stage(
         self,
         stage: int,
-        kinds: Sequence[type[GroupNetBlock]],
+        block: type[GroupNetBlock],
+        num_blocks: int,
         in_channels: int,
         channels: int,
         stride: int,
@@ -481,16 +492,16 @@ class GroupNetResNet(BaseModule):
         shortcut_options: dict,
         with_cp: bool,
     ) -> nn.ModuleList:
-        """The blocks of a stage, of the given classes; the first one has the stride."""
+        """The blocks of a stage; the first one has the stride."""
         blocks = nn.ModuleList()
-        for index, kind in enumerate(kinds):
-            out_channels = channels * kind.expansion
-            units = kind.build_units(in_channels, channels, stride, **unit_options)
+        out_channels = channels * block.expansion
+        for index in range(num_blocks):
+            units = block.build_units(in_channels, channels, stride, **unit_options)
             shortcut = None
             if stride != 1 or in_channels != out_channels:
                 shortcut = self._build_shortcut(in_channels, out_channels, stride, **shortcut_options)
-            merge = self._build_merge(stage, is_last=index == len(kinds) - 1)
-            blocks.append(kind(self._build_connection(stage, index), units, shortcut, merge, with_cp))
+            merge = self._build_merge(stage, is_last=index == num_blocks - 1)
+            blocks.append(block(self._build_connection(stage, index), units, shortcut, merge, with_cp))
             in_channels, stride = out_channels, 1
         return blocks
 

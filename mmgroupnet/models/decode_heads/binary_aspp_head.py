@@ -4,8 +4,7 @@ from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmseg.models.decode_heads import ASPPHead
 from torch import nn
 
-from mmgroupnet.layers import layerwise_conv_cfg, refuse_options
-from mmgroupnet.models.arguments import require_norm
+from mmgroupnet.models.arguments import layerwise_conv_cfg, refuse_options, require_norm
 from mmgroupnet.registry import MODELS
 
 

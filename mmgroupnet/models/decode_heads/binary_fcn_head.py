@@ -2,8 +2,8 @@
 
 from mmseg.models.decode_heads import FCNHead
 
-from mmgroupnet.layers import RealValuedSkip, layerwise_conv_cfg, refuse_options
-from mmgroupnet.models.arguments import require_norm
+from mmgroupnet.layers import RealValuedSkip
+from mmgroupnet.models.arguments import layerwise_conv_cfg, refuse_options, require_norm
 from mmgroupnet.registry import MODELS
 
 

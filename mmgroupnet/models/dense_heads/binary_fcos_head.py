@@ -12,10 +12,10 @@ from mmgroupnet.layers import (
     broadcast,
     build_merge,
     can_run_chain,
-    refuse_options,
     run_chain,
 )
-from mmgroupnet.models.arguments import require_norm
+from mmgroupnet.layers.lean.path import is_as_written
+from mmgroupnet.models.arguments import refuse_options, require_norm
 from mmgroupnet.ops import Residual
 from mmgroupnet.registry import MODELS
 
@@ -72,7 +72,8 @@ class BinaryTower(nn.Module):
         x, level = feature_and_level
         x = self.input_norms[level](x)
         chain = self.chain(level)
-        if can_run_chain(chain, x, self):
+        bypassed = [self.relu, *(part for unit in chain.units for part in (unit.conv, unit.norm))]
+        if is_as_written(self.relu, nn.ReLU) and can_run_chain(chain, x, self, bypassed):
             return self.merge(run_chain(chain, x))
         x = broadcast(x, self.merge.num_bases)
         for unit in chain.units:

@@ -1,15 +1,14 @@
 """Passes of lean training by the compiled kernels, on the CPU; see :class:`mmgroupnet.ops.passes.Passes` for what each
 does. Maps are float32 and channels_last, integers int16."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from mmgroupnet.ops import kernels
-from mmgroupnet.ops.geometry import UnitGeometry
+from mmgroupnet.ops.geometry import PARAMETERS, UnitGeometry
 from mmgroupnet.ops.kernels import nhwc
-from mmgroupnet.ops.passes.torch_passes import MAX_LENGTH, TorchPasses
+from mmgroupnet.ops.passes.protocol import BranchGradient, Surrogate
+from mmgroupnet.ops.passes.torch_passes import TorchPasses
 
 _NO_RELU = -32768
 
@@ -24,11 +23,11 @@ def _pixels(x: Tensor) -> int:
 
 def _empty_branch(like: Tensor, channels: int) -> Tensor:
     batch, _, height, width = like.shape
-    return torch.empty(batch, height, width, channels)
+    return torch.empty(batch, height, width, channels, dtype=torch.float32)
 
 
 class KernelPasses:
-    """Passes by the compiled kernels; what gives floats is left to torch, in float32."""
+    """Passes by the compiled kernels; sums beyond 16 bits and floats are left to torch, in float32."""
 
     dtype = torch.float32
     for_floats = TorchPasses(torch.float32)
@@ -37,14 +36,14 @@ class KernelPasses:
         return nhwc(x.detach().float())
 
     def convolve(self, x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
-        if geometry.row_bits > MAX_LENGTH:
+        if not geometry.sums_fit_int16:
             return self.for_floats.convolve(x, weight, geometry)
         library, threads = kernels.library(), torch.get_num_threads()
         rows, channels, height, width = weight.shape
         bits = torch.empty(rows, -(-geometry.row_bits // 8), dtype=torch.uint8)
         weight = weight.detach().contiguous()
         library.mmg_pack_weights(weight.data_ptr(), rows, channels, height * width, bits.data_ptr(), threads)
-        unit = kernels.describe_unit(geometry, [bits, *[None] * 6])
+        unit = kernels.describe_unit(geometry, [bits, *[None] * (len(PARAMETERS) - 1)])
         batch, folded, height, width = x.shape
         given = folded // geometry.in_channels
         words = torch.empty(_pixels(x) * given * -(-geometry.in_channels // 64), dtype=torch.int64)
@@ -64,9 +63,7 @@ class KernelPasses:
         )
         return sums
 
-    def affine(
-        self, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
-    ) -> Tensor:
+    def affine(self, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         scale, shift = scale.float(), shift.float()
         residual = None if residual is None else nhwc(residual)
         out = torch.empty_like(y, dtype=torch.float32)
@@ -99,7 +96,7 @@ class KernelPasses:
 
     def affine_gradient(
         self, gradient: Tensor, y: Tensor, p: Tensor, q: Tensor, s: Tensor, branches: int, relu: bool
-    ) -> Callable[[int, bool], tuple[Tensor, Tensor]]:
+    ) -> BranchGradient:
         gradient = nhwc(gradient)
         vectors = [vector.float().contiguous() for vector in (p, q, s)]
         channels = y.shape[1] // branches
@@ -149,7 +146,7 @@ class KernelPasses:
         k: int,
         branches: int,
         out: Tensor,
-        surrogate: Callable[[Tensor], Tensor] | None,
+        surrogate: Surrogate | None,
     ) -> None:
         if surrogate is not None:
             self.for_floats.sign_gradient(gradient, x, residual, k, branches, out, surrogate)

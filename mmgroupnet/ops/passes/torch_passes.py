@@ -1,22 +1,16 @@
 """Passes of lean training in plain torch, for any device and floating dtype; see :class:`mmgroupnet.ops.passes.Passes`
 for what each does."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from mmgroupnet.ops.float_convolution import convolve_signs
+from mmgroupnet.ops import simulation
+from mmgroupnet.ops.float_convolution import convolve_signs, signs_of
 from mmgroupnet.ops.geometry import UnitGeometry
+from mmgroupnet.ops.passes.protocol import BranchGradient, Surrogate
+from mmgroupnet.ops.precision import wide
 
-# Sums that fit 16 bits.
-MAX_LENGTH = 32767
 _PIXELS = (0, 2, 3)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which products and sums of a dtype are computed: float32, or float64 where it is that."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _channels(vector: Tensor, dtype: torch.dtype) -> Tensor:
@@ -29,8 +23,8 @@ def _rectified(y: Tensor, dtype: torch.dtype, relu: bool) -> Tensor:
     return y.clamp(min=0) if relu else y
 
 
-def _signs(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.where(x >= 0, 1.0, -1.0).to(dtype)
+def _branch(x: Tensor, k: int, branches: int) -> Tensor:
+    return x.chunk(branches, dim=1)[k]
 
 
 class TorchPasses:
@@ -48,10 +42,10 @@ class TorchPasses:
         return x.detach()
 
     def convolve(self, x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
-        y = convolve_signs(geometry, _signs(x, self.dtype), _signs(weight, self.dtype))
-        # Half precision is no larger, and not exact: what it rounded stays as it is. Convolutions by Winograd's
-        # transform are next to the integers.
-        is_exact = self.dtype in (torch.float32, torch.float64) and geometry.row_bits <= MAX_LENGTH
+        y = convolve_signs(geometry, signs_of(x, self.dtype), signs_of(weight, self.dtype))
+        # Half precision rounds sums, and int16 would save nothing: they stay floats. In float32 Winograd's convolutions
+        # are within rounding of the integers.
+        is_exact = self.dtype in (torch.float32, torch.float64) and geometry.sums_fit_int16
         return y.round_().to(torch.int16) if is_exact else y
 
     def moments(self, y: Tensor, relu: bool) -> Tensor:
@@ -66,13 +60,10 @@ class TorchPasses:
         variance, mean = (value.double() for value in torch.var_mean(r, _PIXELS, correction=0))
         return torch.stack([mean, variance + mean.square()]) * pixels
 
-    def affine(
-        self, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
-    ) -> Tensor:
-        computed = wide(dtype)
-        r = _rectified(y, computed, relu)
-        out = torch.addcmul(_channels(shift, computed), r, _channels(scale, computed))
-        return (out if residual is None else out.add_(residual)).to(dtype)
+    def affine(self, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        dtype = wide(self.dtype)
+        out = torch.addcmul(_channels(shift, dtype), _rectified(y, dtype, relu), _channels(scale, dtype))
+        return out if residual is None else out.add_(residual)
 
     def gradient_sums(self, gradient: Tensor, y: Tensor, relu: bool) -> Tensor:
         gradient = gradient.to(wide(gradient.dtype))
@@ -81,13 +72,12 @@ class TorchPasses:
 
     def affine_gradient(
         self, gradient: Tensor, y: Tensor, p: Tensor, q: Tensor, s: Tensor, branches: int, relu: bool
-    ) -> Callable[[int, bool], tuple[Tensor, Tensor]]:
+    ) -> BranchGradient:
         dtype = wide(gradient.dtype)
-        channels = y.shape[1] // branches
 
         def branch(k: int, reuse: bool = False) -> tuple[Tensor, Tensor]:
-            of_gradient, of_r, term = (_channels(v.narrow(0, k * channels, channels), dtype) for v in (p, q, s))
-            g, integers = (value.narrow(1, k * channels, channels).to(dtype) for value in (gradient, y))
+            of_gradient, of_r, term = (_channels(vector.chunk(branches)[k], dtype) for vector in (p, q, s))
+            g, integers = (_branch(value, k, branches).to(dtype) for value in (gradient, y))
             out = (of_gradient * g).addcmul_(integers, of_r).add_(term)
             out = out.mul_(integers > 0) if relu else out
             return out, out.sum(_PIXELS)
@@ -95,9 +85,8 @@ class TorchPasses:
         return branch
 
     def padded_signs(self, x: Tensor, padding_value: int, k: int, branches: int) -> Tensor:
-        channels = x.shape[1] // branches
-        x = x.narrow(1, k * channels, channels)
-        return torch.where(x >= 0, 1.0 - padding_value, -1.0 - padding_value).to(self.dtype)
+        positive, negative = 1.0 - padding_value, -1.0 - padding_value
+        return torch.where(_branch(x, k, branches) >= 0, positive, negative).to(self.dtype)
 
     def sign_gradient(
         self,
@@ -107,20 +96,18 @@ class TorchPasses:
         k: int,
         branches: int,
         out: Tensor,
-        surrogate: Callable[[Tensor], Tensor] | None,
+        surrogate: Surrogate | None,
     ) -> None:
-        dtype, channels = wide(x.dtype), x.shape[1] // branches
-        x = x.narrow(1, k * channels, channels).to(dtype)
+        dtype = wide(x.dtype)
+        x = _branch(x, k, branches).to(dtype)
         found = ((2 - 2 * x.abs()).clamp_(min=0) if surrogate is None else surrogate(x)) * gradient.to(dtype)
         if residual is not None:
-            found = found + residual.narrow(1, k * channels, channels)
-        out.narrow(1, k * channels, channels).copy_(found)
+            found = found + _branch(residual, k, branches)
+        _branch(out, k, branches).copy_(found)
 
     def connect(self, x: Tensor, gate: Tensor, scales: Tensor) -> Tensor:
-        branches = x.to(wide(x.dtype)).unflatten(1, (len(gate), -1))
-        gates, lambdas = (value.to(branches.dtype).view(-1, 1, 1, 1) for value in (gate, scales))
-        merged = (branches * lambdas).sum(dim=1, keepdim=True)
-        return (merged + gates * (branches - merged)).flatten(1, 2).to(x.dtype)
+        dtype = wide(x.dtype)
+        return simulation.connect(x.to(dtype), len(gate), scales.to(dtype), gate.to(dtype)).to(x.dtype)
 
     def connect_gradient(
         self, gradient: Tensor, x: Tensor, gate: Tensor, scales: Tensor

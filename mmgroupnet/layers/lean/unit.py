@@ -1,0 +1,150 @@
+"""A unit of a lean chain: conv, ReLU, norm, residual."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from mmgroupnet.layers.lean.batch_norm import AffineOfNorm, BatchNorm, Statistics
+from mmgroupnet.layers.lean.float_shortcut import FloatShortcut
+from mmgroupnet.layers.lean.interface import BinaryConv, ConvOperands
+from mmgroupnet.layers.lean.sign_conv import SignConv
+from mmgroupnet.ops import Residual
+from mmgroupnet.ops.passes import Passes
+
+
+class ChainUnit(NamedTuple):
+    """A conv of a chain and what follows it.
+
+    Attributes:
+        conv: A binary conv, see :class:`mmgroupnet.layers.lean.BinaryConv`; of a shortcut also full-precision layers.
+        norm: The norm behind it.
+        relu: Whether a ReLU stands between them.
+        residual: What is added at the end: the unit's input, or the chain's shortcut.
+    """
+
+    conv: BinaryConv | nn.Module
+    norm: nn.Module
+    relu: bool = True
+    residual: Residual = Residual.NONE
+
+    @property
+    def takes_signs(self) -> bool:
+        """Whether its conv is a binary one, not a full-precision shortcut."""
+        return hasattr(self.conv, 'operands')  # a runtime check of the whole protocol would be slow
+
+    def tensors(self) -> list[Tensor | None]:
+        """Tensors that get gradients: operands of the conv, weight and bias of the norm."""
+        of_conv = self.conv.operands() if self.takes_signs else self.conv.parameters()
+        return [*of_conv, self.norm.weight, self.norm.bias]
+
+    @property
+    def num_tensors(self) -> int:
+        """Number of :meth:`tensors`."""
+        of_conv = ConvOperands._fields if self.takes_signs else list(self.conv.parameters())
+        return len(of_conv) + len(AffineOfNorm._fields)
+
+
+class Kept(NamedTuple):
+    """What a unit keeps for its backward pass.
+
+    Attributes:
+        y: The integers (floats of other convs); None where they are computed again.
+        statistics: Those of the norm.
+    """
+
+    y: Tensor | None
+    statistics: Statistics
+
+    def tensors(self) -> list[Tensor | None]:
+        """The tensors one by one, as autograd saves them."""
+        return [self.y, *self.statistics]
+
+    @classmethod
+    def of(cls, tensors: Iterator[Tensor | None]) -> 'Kept':
+        """Takes its tensors from those that autograd saved."""
+        return cls(next(tensors), Statistics(*islice(tensors, len(Statistics._fields))))
+
+
+class LeanUnit:
+    """Forward and backward pass of a unit of a chain without autograd; its tensors are handed to it.
+
+    Args:
+        unit: The unit, from which all that decides how it runs is taken.
+        branches: Folded branches of its input.
+        is_shared: Whether the branches share the unit.
+        passes: The backend.
+    """
+
+    def __init__(self, unit: ChainUnit, branches: int, is_shared: bool, passes: Passes) -> None:
+        self.relu, self.residual, self.branches = unit.relu, unit.residual, branches
+        self.takes_signs = unit.takes_signs
+        self.conv = (SignConv if unit.takes_signs else FloatShortcut)(unit.conv, branches, passes)
+        self.norm = BatchNorm(unit.norm, branches if is_shared else 1)
+        self.passes = passes if self.conv.gives_integers else passes.for_floats
+        self.prepare = passes.prepare
+
+    def split(self, values: Sequence) -> tuple[Sequence, AffineOfNorm]:
+        """Values of the tensors of the conv, and of those of the norm."""
+        *of_conv, weight, bias = values
+        return self.conv.operands(of_conv), AffineOfNorm(weight, bias)
+
+    def forward(self, unit: ChainUnit, x: Tensor, tensors: Sequence[Tensor | None]) -> Kept:
+        """Convolves, shows the signs to the conv's observer, and moves the norm's statistics."""
+        operands, _ = self.split(tensors)
+        y = self.conv.forward(x, operands, observed=unit.conv if self.takes_signs else None)
+        moments = self.passes.moments(y, self.relu) if self.norm.uses_batch else None
+        pixels = y.shape[0] * y.shape[2] * y.shape[3]
+        return Kept(y, self.norm.statistics(unit.norm, moments, pixels, self.conv.output_scale(operands)))
+
+    def output(self, kept: Kept, x: Tensor, shortcut: Tensor | None, tensors: Sequence[Tensor | None]) -> Tensor:
+        """The output for an input and, where the unit adds it, the chain's shortcut."""
+        operands, affine = self.split(tensors)
+        y = self.conv.forward(x, operands) if kept.y is None else kept.y
+        residual = self.residual.of(x, shortcut)
+        scale, shift = self.norm.scale_and_shift(affine, kept.statistics, self.conv.output_scale(operands))
+        # Of a unit in floats, too, as the next unit takes it.
+        return self.prepare(self.passes.affine(y, scale, shift, residual, self.relu).to(x.dtype))
+
+    def backward(
+        self,
+        gradient: Tensor,
+        x: Tensor,
+        kept: Kept,
+        tensors: Sequence[Tensor | None],
+        residual: Tensor | None,
+        needs_x: bool,
+        needed: Sequence[bool],
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """Gradients of the input, plus ``residual``, and of the tensors. The residual that the unit adds gets
+        ``gradient`` itself; the chain passes it on."""
+        operands, affine = self.split(tensors)
+        needs, _ = self.split(needed)
+        y = self.conv.forward(x, operands) if kept.y is None else kept.y
+        scale = self.conv.output_scale(operands)
+        sums = self.passes.gradient_sums(gradient, y, self.relu)
+        of_norm, vectors = self.norm.backward(affine, sums, kept.statistics, scale)
+        # The gradient of y is that of scale * y times the scale.
+        folded = scale.double().repeat(len(vectors[0]) // len(scale))
+        gradient_of = self.passes.affine_gradient(
+            gradient, y, *(vector * folded for vector in vectors), self.branches, self.relu
+        )
+        x_gradient, of_conv = self.conv.backward(gradient_of, x, operands, residual, needs_x, needs)
+        if self.takes_signs and needs.scale and not self.conv.geometry.merges:
+            # sum over (p * g + q * r + s) * r, the gradient of scale * y times y, which is r or has no gradient.
+            p, q, s = vectors
+            r, r_r = self.passes.moments(y, self.relu)
+            of_scale = (p * sums[1] + q * r_r + s * r).view(-1, len(scale)).sum(0)
+            of_conv = ConvOperands(*of_conv)._replace(scale=of_scale)
+        return x_gradient, only_needed([*of_conv, *of_norm], needed, tensors)
+
+
+def only_needed(
+    gradients: Sequence[Tensor | None], needed: Sequence[bool], like: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients that are asked for, in the dtypes of their tensors."""
+    return [
+        gradient.to(tensor.dtype) if is_needed else None
+        for gradient, is_needed, tensor in zip(gradients, needed, like, strict=True)
+    ]
