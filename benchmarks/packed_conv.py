@@ -128,7 +128,7 @@ class FloatConvs:
 
 
 def ceiling(threads: int) -> float:
-    """Binary MACs per second of the ceiling loop, on so many threads together."""
+    """Binary MACs per second of the ceiling loop, on `threads` threads together."""
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(kernels.ceiling, [CEILING_SECONDS] * threads))
 

@@ -50,7 +50,7 @@ struct Destination {
 Size output_size(const mmg_unit& unit, Size input);
 // The input's rows that the output's rows before `last_row` see end before this one.
 int last_input_row(const mmg_unit& unit, Size input, int last_row);
-// Branches of a unit's output for an input of so many; 1 where they are merged.
+// Branches of a unit's output for `input_branches` of its input; 1 where merged.
 int output_branches(const mmg_unit& unit, int input_branches);
 
 size_t arranged_bytes(const Kernels& kernels, const mmg_unit& unit);

@@ -34,7 +34,7 @@ struct Tile {
   int channels;            // at most 64; the lanes beyond may be left out
 };
 
-// What is made of the sums of some pixels that follow each other, and up to 64 channels of each:
+// Epilogue of a run of consecutive pixels, of up to 64 channels each:
 //   sum = sum_over_bases(scale * (length - 2 * different + excess))
 //   out = norm_scale * max(sum + bias, low) + norm_shift + residual
 // and its signs. Any pointer but `out` may be null; `norm_scale` and `norm_shift` are null together.
@@ -58,7 +58,7 @@ struct Kernels {
   const char* name;
   int tile_columns;
   int rows;  // of a column
-  // A step takes this many input channels of one tap. Activations are kept step by step, in so many bytes each.
+  // A step takes this many input channels of one tap. Activations are kept step by step, `step_bytes` each.
   int step_channels;
   int step_bytes;
   int step_weight_bytes;  // of one step of 64 output channels

@@ -21,8 +21,8 @@ MMG_API int32_t mmg_abi_version(void);
 
 // All functions return a status but those that return the version or a text. No C++ exception leaves this library.
 enum { MMG_OK = 0, MMG_OUT_OF_MEMORY = 1, MMG_FAILED = 2 };
-// Why the last function of this thread that did not return MMG_OK failed, as "4096 bytes could not be allocated". Its
-// output is undefined.
+// Reason of this thread's last failure, such as "4096 bytes could not be allocated"; the output of the failed call is
+// undefined.
 MMG_API const char* mmg_failure(void);
 
 // Instruction sets that this processor has and this library was built for, as "portable avx2 avx512".

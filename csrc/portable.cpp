@@ -1,4 +1,4 @@
-// The truth: portable kernels, to which those of every instruction set are equal. A step is a word of 64 channels.
+// Reference kernels; every other set must match them bit for bit. A step is a word of 64 channels.
 #include <cstring>
 
 #include "elementwise.h"

@@ -12,7 +12,7 @@ namespace mmgroupnet {
 // of a job goes to the caller; jobs that have not begun by then are left out.
 void parallel_for(int num_jobs, int threads, const std::function<void(int)>& job);
 
-// Passes over pixels run in jobs of so many.
+// Pixels of one job.
 constexpr int64_t kPixelsPerJob = 256;
 
 // Calls `job(first, last)` for pieces of the pixels [first, last).

@@ -70,10 +70,10 @@ inline V maximum(V a, V b) {
 }
 
 // Calls tile(V(), c, first, last) for tiles of lanes<V>() channels from channel c on and pixels [first, last), which
-// make up all of them. So many pixels of the widest maps that the lines of the next tile have been fetched beside this
-// one's.
+// make up all of them.
 template <typename Tile>
 inline void for_tiles(int64_t pixels, int channels, const Tile& tile) {
+  // 32 pixels: by then the next tile's cache lines have been fetched.
   constexpr int64_t kPixels = 32;
   for (int64_t first = 0; first < pixels; first += kPixels) {
     const int64_t last = first + kPixels < pixels ? first + kPixels : pixels;

@@ -1,4 +1,4 @@
-"""Other people's models and weights, made ours."""
+"""Makes models of other libraries binary, and reads weights of other networks."""
 
 from mmgroupnet.converters.binarize import binarize
 from mmgroupnet.converters.binarized import BINARIZED_TYPE, build_binarized

@@ -70,17 +70,17 @@ def binarize(model: nn.Module, policy: Sequence[Mapping]) -> nn.Module:
         else:
             report.rules[decision.rule].layers.append(decision.names[0])
 
-    moved = _build_chains(model, decisions.blocks, rules)
+    renamed = _build_chains(model, decisions.blocks, rules)
     for decision in decisions.layers:
         if decision.problem is None and decision.rule is not None and rules[decision.rule].become != 'keep':
-            _swap(model, decision, rules[decision.rule], moved)
-    report.notes = _unfreeze(model) + _bad_starts(model, decisions, moved)
+            _swap(model, decision, rules[decision.rule], renamed)
+    report.notes = _unfreeze(model) + _bad_starts(model, decisions, renamed)
     guard_foreign_code(model)
 
     names = set(model.state_dict())
-    targets = {name: _targets(name, moved) for name in float_names}
-    report.without_target = [name for name, found in targets.items() if not names.issuperset(found)]
-    report.fresh = sorted(names.difference(*targets.values()))
+    targets = {name: _targets(name, renamed) for name in float_names}
+    report.dropped_tensors = [name for name, found in targets.items() if not names.issuperset(found)]
+    report.new_tensors = sorted(names.difference(*targets.values()))
     note_binarization(model, report)
     return model
 
@@ -91,7 +91,7 @@ def _build_chains(model: nn.Module, blocks: Mapping[str, int], rules: Sequence[R
     Returns:
         The names of a block's branches now, by its name before.
     """
-    moved: dict[str, list[str]] = {}
+    renamed: dict[str, list[str]] = {}
     prefixes = {id(module): f'{name}.' if name else '' for name, module in model.named_modules()}
     for parent, names, index in list(iterate_chains(model, blocks)):
         rule = rules[index]
@@ -102,26 +102,26 @@ def _build_chains(model: nn.Module, blocks: Mapping[str, int], rules: Sequence[R
         prefix = prefixes[id(parent)]
         for position, name in enumerate(names):
             at = f'{prefix}{names[0]}.blocks.{position}.branches.'
-            moved[prefix + name] = [f'{at}{branch}' for branch in range(rule.num_bases)]
+            renamed[prefix + name] = [f'{at}{branch}' for branch in range(rule.num_bases)]
             if position > 0:
                 delattr(parent, name)
         setattr(parent, names[0], chain.train(parent.training))
-    return moved
+    return renamed
 
 
-def _targets(name: str, moved: Mapping[str, list[str]]) -> list[str]:
+def _targets(name: str, renamed: Mapping[str, list[str]]) -> list[str]:
     """The names that a module or tensor of the float model has now."""
-    for block, branches in moved.items():
+    for block, branches in renamed.items():
         if name.startswith(f'{block}.'):
             return [branch + name[len(block) :] for branch in branches]
     return [name]
 
 
-def _swap(model: nn.Module, decision: Decision, rule: Rule, moved: Mapping[str, list[str]]) -> None:
+def _swap(model: nn.Module, decision: Decision, rule: Rule, renamed: Mapping[str, list[str]]) -> None:
     """Puts the binary layers of a decision in the place of its layer, or of the layer's copies in the branches."""
     twins: dict[int, nn.Module] = {}
     for name in decision.names:
-        for branch, target in enumerate(_targets(name, moved)):
+        for branch, target in enumerate(_targets(name, renamed)):
             parent_name, _, child = target.rpartition('.')
             parent = model.get_submodule(parent_name)
             layer = getattr(parent, child)
@@ -214,11 +214,11 @@ def _unfreeze(model: nn.Module) -> list[str]:
     return notes
 
 
-def _bad_starts(model: nn.Module, decisions: Decisions, moved: Mapping[str, list[str]]) -> list[str]:
+def _bad_starts(model: nn.Module, decisions: Decisions, renamed: Mapping[str, list[str]]) -> list[str]:
     """Layers and blocks of zeros that cannot have both: the function of the float ones and bases that differ."""
     notes, rules = [], decisions.rules
     for decision in decisions.layers:
-        twins = [model.get_submodule(name) for name in _targets(decision.names[0], moved)]
+        twins = [model.get_submodule(name) for name in _targets(decision.names[0], renamed)]
         if isinstance(twins[0], BinaryConv2d) and _is_zero(decision.layer):
             with torch.no_grad():
                 largest = max(twin.effective_weight().abs().max().item() for twin in twins)

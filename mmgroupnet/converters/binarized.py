@@ -71,9 +71,9 @@ class _Binarized:
                 tensor.copy_(given[name])
         report = binarization_of(source)
         print_log(
-            f'{len(given) - len(report.fresh)} tensors come from the float model, {len(report.fresh)} are fresh (norms '
-            f'in front of signs, gates), {len(report.without_target)} of the float model have no place: '
-            f'{", ".join(report.without_target) or "none"}',
+            f'{len(given) - len(report.new_tensors)} tensors come from the float model, {len(report.new_tensors)} are '
+            f'new (norms in front of signs, gates), {len(report.dropped_tensors)} of the float model have no place: '
+            f'{", ".join(report.dropped_tensors) or "none"}',
             logger='current',
         )
 

@@ -1,4 +1,4 @@
-"""What was done to a model that was made binary."""
+"""Report of a binarisation."""
 
 import re
 from collections import defaultdict
@@ -35,16 +35,16 @@ class Binarization:
         unmatched: Layers that no rule selects; they are kept.
         problems: Layers that a rule would make binary and that are kept, with the reason.
         notes: What else was changed, such as stages that are no longer frozen, and layers that start badly.
-        without_target: Tensors of the float model that have no place in the binary one.
-        fresh: Tensors of the binary model that the float one has not: norms in front of signs, gates.
+        dropped_tensors: Tensors of the float model that have no place in the binary one.
+        new_tensors: Tensors of the binary model that the float one has not: norms in front of signs, gates.
     """
 
     rules: list[RuleMatches]
     unmatched: list[str]
     problems: dict[str, str]
     notes: list[str]
-    without_target: list[str]
-    fresh: list[str]
+    dropped_tensors: list[str]
+    new_tensors: list[str]
 
     def describe(self) -> str:
         """A few lines for a log."""
@@ -62,10 +62,10 @@ class Binarization:
             reasons[reason].append(name)
         lines += [f'kept, {reason}: {len(names)} layers{_listing(names)}' for reason, names in reasons.items()]
         lines += self.notes
-        if self.without_target:
+        if self.dropped_tensors:
             lines.append(
-                f'{len(self.without_target)} tensors of the float model have no place in the binary one'
-                f'{_listing(self.without_target)}'
+                f'{len(self.dropped_tensors)} tensors of the float model have no place in the binary one'
+                f'{_listing(self.dropped_tensors)}'
             )
         return '\n'.join(lines)
 

@@ -15,10 +15,9 @@ from mmgroupnet.layers import broadcast
 from mmgroupnet.layers.binary_linear import as_map, as_vectors
 from mmgroupnet.layers.observers import notify
 from mmgroupnet.ops import Connection, UnitGeometry
+from mmgroupnet.ops.geometry import PARAMETERS
 from mmgroupnet.ops.simulation import channelwise
 
-# Parameters of a unit in the order of the op; each is a buffer or None.
-_PARAMETERS = ('bits', 'scale', 'bias', 'norm_scale', 'norm_shift', 'sign_scale', 'sign_shift')
 _HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -34,7 +33,7 @@ class PackedModule(nn.Module):
         return super()._apply(fn, recurse)
 
     def as_input(self, x: Tensor) -> Tensor:
-        """A map as the ops take it: in float32, as float layers under autocast do not give it, and outside autograd.
+        """Casts half precision (from float layers under autocast) to float32, and detaches.
 
         Raises:
             RuntimeError: If a model in training mode would need the gradient of the map.
@@ -52,8 +51,8 @@ class PackedUnit(PackedModule):
 
     Args:
         geometry: Its numbers.
-        parameters: The tensors by name, see :func:`mmgroupnet.ops.run_block`; what is left out is not there. Units
-            that are given the same tensor share it.
+        parameters: The tensors by name, see :func:`mmgroupnet.ops.run_block`; missing ones are None. Units that
+            are given the same tensor share it.
         shared_by: Number of branches that share its weights, where they do. Default: 1.
 
     Attributes:
@@ -69,7 +68,7 @@ class PackedUnit(PackedModule):
         self.numbers = geometry.encode()
         self.shared_by = shared_by
         self.sign_observer: Callable[[Tensor], None] | None = None
-        for name in _PARAMETERS:
+        for name in PARAMETERS:
             value = parameters.get(name)
             self.register_buffer(name, None if value is None else value.contiguous())
 
@@ -164,7 +163,7 @@ class PackedMerge(PackedModule):
         return ops.connect(branches, self.num_bases, self.scales, None)
 
 
-class FloatShortcut(PackedModule):
+class PackedFloatShortcut(PackedModule):
     """Full-precision 1x1 conv with its norm, which all branches share, as one matrix product: in channels_last the
     branches of all pixels are its rows, as they lie.
 

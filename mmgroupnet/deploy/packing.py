@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgroupnet.deploy.packed_layers import (
-    FloatShortcut,
     PackedBlock,
     PackedChain,
+    PackedFloatShortcut,
     PackedLinear,
     PackedMerge,
     PackedTower,
@@ -25,7 +25,6 @@ from mmgroupnet.layers import (
     MeanMerge,
     Merge,
     RealValuedSkip,
-    ScaledMerge,
     SoftGate,
     guard_foreign_code,
 )
@@ -46,7 +45,7 @@ else:  # There are no towers.
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """What became of one binary conv.
+    """Result of packing one binary conv.
 
     Args:
         name: Its name in the model.
@@ -83,7 +82,17 @@ def pack(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def pack_and_report(model: nn.Module) -> tuple[nn.Module, list[PackedLayer]]:
-    """As :func:`pack`, and what became of every binary conv of the model."""
+    """As :func:`pack`; also returns one :class:`PackedLayer` per binary conv.
+
+    Args:
+        model: A trained model with binary layers of mmgroupnet. It is left as it is.
+
+    Returns:
+        The copy, and the layers in the order of the model.
+
+    Raises:
+        ValueError: If the model has no binary layers.
+    """
     convs = {name: module for name, module in model.named_modules() if isinstance(module, BinaryConv2d)}
     if not convs:
         raise ValueError(f'model={type(model).__name__}: it has no binary layers of mmgroupnet to pack')
@@ -174,7 +183,7 @@ def _sign_parameters(conv: BinaryConv2d, input_norm: nn.Module | None) -> dict[s
     return parameters
 
 
-def _signs_and_scale(conv: BinaryConv2d) -> tuple[Tensor, Tensor]:
+def _signs_and_magnitude(conv: BinaryConv2d) -> tuple[Tensor, Tensor]:
     """Weights of one magnitude per output channel, whatever quantizer makes them, and that magnitude."""
     weight = conv.weight_quantizer(conv.weight, conv.num_bases).detach()
     magnitude = weight.flatten(1).abs()
@@ -208,12 +217,9 @@ def _pack_unit(
     """
     if not isinstance(conv, BinaryConv2d):
         raise NotPackable(f'{type(conv).__name__} is no binary conv')
-    weight, scale = _signs_and_scale(conv)
+    weight, scale = _signs_and_magnitude(conv)
     if conv.is_merged:
-        scales = torch.full((conv.num_bases,), 1 / conv.num_bases)
-        if isinstance(conv.merge, ScaledMerge):
-            scales = conv.merge.scales
-        scale = scale * scales.repeat_interleave(conv.out_channels)
+        scale = scale * conv.merge.weights(scale).repeat_interleave(conv.out_channels)
     bias = None if conv.bias is None else conv.bias.detach()
     input_norm = conv.input_norm if folds_input_norm else None
     parameters = dict(bits=packing.bits(conv, weight), scale=scale, bias=bias, **_sign_parameters(conv, input_norm))
@@ -240,7 +246,7 @@ def _pack_shortcut(packing: _Packing, shortcut: nn.Sequential, num_bases: int) -
     else:
         folded = _fold_norm(norm)
         weight = conv.weight.flatten(1) * folded['norm_scale'].unsqueeze(1)
-        twin = FloatShortcut(weight, folded['norm_shift'], conv.stride)
+        twin = PackedFloatShortcut(weight, folded['norm_shift'], conv.stride)
     return nn.Sequential(*pooling, twin) if pooling else twin
 
 

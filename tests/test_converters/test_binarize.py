@@ -171,8 +171,8 @@ class TestNothingIsLost:
         model = retinanet()
         before = set(model.state_dict())
         report = binarization_of(mmgroupnet.binarize(model, POLICY))
-        assert report.without_target == []
-        assert {name.rpartition('.')[0].rpartition('.')[2] for name in report.fresh} == {'input_norm', 'gate'}
+        assert report.dropped_tensors == []
+        assert {name.rpartition('.')[0].rpartition('.')[2] for name in report.new_tensors} == {'input_norm', 'gate'}
         assert {'backbone.conv1.weight', 'neck.lateral_convs.0.conv.bias', 'bbox_head.retina_cls.bias'} <= before
         assert before & set(model.state_dict()) >= {'backbone.conv1.weight', 'neck.lateral_convs.0.conv.bias'}
 
