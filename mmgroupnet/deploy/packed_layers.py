@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmgroupnet import ops
 from mmgroupnet.layers import broadcast
 from mmgroupnet.layers.binary_linear import as_map, as_vectors
-from mmgroupnet.layers.observers import notify
+from mmgroupnet.layers.observers import Observed, notify
 from mmgroupnet.ops import Connection, UnitGeometry
 from mmgroupnet.ops.geometry import PARAMETERS
 from mmgroupnet.ops.simulation import channelwise
@@ -46,7 +46,7 @@ class PackedModule(nn.Module):
         return (x.float() if x.dtype in _HALF_PRECISION else x).detach()
 
 
-class PackedUnit(PackedModule):
+class PackedUnit(Observed, PackedModule):
     """One binary conv with what is fused to it, ``norm(relu(scale * conv(sign(x)) + bias)) + residual``.
 
     Args:
@@ -67,14 +67,9 @@ class PackedUnit(PackedModule):
         self.geometry = geometry
         self.numbers = geometry.encode()
         self.shared_by = shared_by
-        self.sign_observer: Callable[[Tensor], None] | None = None
         for name in PARAMETERS:
             value = parameters.get(name)
             self.register_buffer(name, None if value is None else value.contiguous())
-
-    def __getstate__(self) -> dict:
-        """Copies and files of a unit are not observed."""
-        return {**self.__dict__, 'sign_observer': None}
 
     @property
     def parameters_of_op(self) -> list[Tensor | None]:

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 import torch
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgroupnet.deploy.packed_layers import (
     PackedBlock,
@@ -25,8 +24,11 @@ from mmgroupnet.layers import (
     MeanMerge,
     Merge,
     RealValuedSkip,
+    ScaledMerge,
     SoftGate,
     guard_foreign_code,
+    is_as_written,
+    is_guard,
 )
 from mmgroupnet.models.backbones.groupnet_resnet import (
     BroadcastConnection,
@@ -97,7 +99,7 @@ def pack_and_report(model: nn.Module) -> tuple[nn.Module, list[PackedLayer]]:
     if not convs:
         raise ValueError(f'model={type(model).__name__}: it has no binary layers of mmgroupnet to pack')
     packing = _Packing()
-    packed = packing.twin(copy.deepcopy(model).cpu().float(), '').eval()
+    packed = packing.twin(copy.deepcopy(model).cpu().float().eval(), '').eval()
     layers = []
     for name, conv in convs.items():
         before = conv.weight.numel() * conv.weight.element_size()
@@ -141,6 +143,7 @@ class _Packing:
             if not isinstance(module, kind):
                 continue
             try:
+                _refuse_hooks(module)
                 return make(self, module)
             except NotPackable as error:
                 if isinstance(module, BinaryConv2d):
@@ -153,9 +156,20 @@ class _Packing:
         return module
 
 
+def _refuse_hooks(module: nn.Module) -> None:
+    """Refuses a module whose twin would lose hooks."""
+    for part in module.modules():
+        if not all(map(is_guard, (*part._forward_hooks.values(), *part._forward_pre_hooks.values()))):
+            raise NotPackable(f'{type(part).__name__} has hooks, which its packed twin would not call')
+
+
+def _can_fold(norm: nn.Module) -> bool:
+    return is_as_written(norm, nn.BatchNorm2d, nn.SyncBatchNorm) and norm.running_mean is not None
+
+
 def _fold_norm(norm: nn.Module) -> dict[str, Tensor]:
     """Scale and shift of a batch norm in evaluation mode, ``scale * x + shift``."""
-    if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+    if not _can_fold(norm):
         raise NotPackable(f'{type(norm).__name__} is no batch norm with running statistics')
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is not None:
@@ -217,6 +231,8 @@ def _pack_unit(
     """
     if not isinstance(conv, BinaryConv2d):
         raise NotPackable(f'{type(conv).__name__} is no binary conv')
+    if not is_as_written(conv, BinaryConv2d, BinaryLinear) or conv.has_own_weight:
+        raise NotPackable(f'{type(conv).__name__} has a forward of its own')
     weight, scale = _signs_and_magnitude(conv)
     if conv.is_merged:
         scale = scale * conv.merge.weights(scale).repeat_interleave(conv.out_channels)
@@ -234,6 +250,8 @@ def _pack_unit(
 
 
 def _pack_merge(packing: _Packing, merge: Merge) -> PackedMerge:
+    if not is_as_written(merge, MeanMerge, ScaledMerge, InPlaceMerge):
+        raise NotPackable(f'{type(merge).__name__} has a forward of its own')
     scales = None if isinstance(merge, MeanMerge) else merge.weights(torch.empty(0))
     return PackedMerge(merge.num_bases, scales, isinstance(merge, InPlaceMerge))
 
@@ -251,6 +269,8 @@ def _pack_shortcut(packing: _Packing, shortcut: nn.Sequential, num_bases: int) -
 
 
 def _pack_block(packing: _Packing, block: GroupNetBlock) -> PackedBlock:
+    if not (is_as_written(block, GroupNetBlock) and block.is_as_written):
+        raise NotPackable(f'{type(block).__name__} or one of its parts has a forward of its own')
     num_bases = block.merge.num_bases
     gate = None
     connection = block.connection
@@ -270,6 +290,8 @@ def _pack_block(packing: _Packing, block: GroupNetBlock) -> PackedBlock:
 
 
 def _pack_tower(packing: _Packing, tower: 'BinaryTower') -> PackedTower:
+    if not (is_as_written(tower, BinaryTower) and tower.is_as_written):
+        raise NotPackable(f'{type(tower).__name__} or one of its parts has a forward of its own')
     num_bases = tower.merge.num_bases
     levels = []
     for level in range(len(tower.input_norms)):
@@ -281,7 +303,7 @@ def _pack_tower(packing: _Packing, tower: 'BinaryTower') -> PackedTower:
 def _pack_apart(packing: _Packing, conv: BinaryConv2d) -> tuple[nn.Module | None, PackedUnit]:
     """A conv, and the norm in front of its sign where that cannot be folded into it: it stays what it is."""
     norm = conv.input_norm
-    if norm is None or (isinstance(norm, _BatchNorm) and norm.running_mean is not None):
+    if norm is None or _can_fold(norm):
         return None, _pack_unit(packing, conv)
     return norm, _pack_unit(packing, conv, folds_input_norm=False)
 
@@ -302,14 +324,14 @@ def _pack_conv_module(packing: _Packing, module: ConvModule, residual: Residual 
         raise NotPackable(f'{type(module).__name__} computes something of its own')
     if module.order != ('conv', 'norm', 'act') or module.with_spectral_norm or module.with_explicit_padding:
         raise NotPackable(f'order={module.order}')
-    if module.with_activation and (module.with_norm or not isinstance(module.activate, nn.ReLU)):
+    if module.with_activation and (module.with_norm or not is_as_written(module.activate, nn.ReLU)):
         raise NotPackable('an activation follows its norm')
     norm = module.norm if module.with_norm else None
     return _pack_unit(packing, module.conv, norm, module.with_activation, residual)
 
 
 def _pack_skip(packing: _Packing, skip: RealValuedSkip) -> PackedUnit:
-    if not isinstance(skip.module, ConvModule):
+    if not (is_as_written(skip, RealValuedSkip) and isinstance(skip.module, ConvModule)):
         raise NotPackable(f'it goes around a {type(skip.module).__name__}')
     return _pack_conv_module(packing, skip.module, Residual.INPUT)
 

@@ -18,7 +18,8 @@ from mmgroupnet.layers.branches import (
 from mmgroupnet.layers.fx import trace_as_leaf
 from mmgroupnet.layers.groupwise import GroupwiseBlock, GroupwiseChain
 from mmgroupnet.layers.lean import Chain, ChainUnit, can_run_chain, run_chain
-from mmgroupnet.layers.memory_layout import guard_foreign_code
+from mmgroupnet.layers.lean.path import is_as_written
+from mmgroupnet.layers.memory_layout import guard_foreign_code, is_guard
 
 __all__ = [
     'BinaryConv2d',
@@ -33,6 +34,8 @@ __all__ = [
     'ScaledMerge',
     'build_merge',
     'guard_foreign_code',
+    'is_as_written',
+    'is_guard',
     'raise_packed',
     'RealValuedSkip',
     'SoftGate',

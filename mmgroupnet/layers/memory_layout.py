@@ -1,4 +1,4 @@
-"""Memory layouts: binary layers write channels_last where that is faster, which not everybody's code can read."""
+"""Memory layouts: third-party modules are kept on contiguous NCHW tensors, where binary layers write channels_last."""
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
@@ -10,6 +10,11 @@ def _contiguous_inputs(module: nn.Module, inputs: tuple) -> tuple:
 
 def _contiguous_outputs(module: nn.Module, inputs: tuple, out: object) -> object:
     return tree_map_only(Tensor, Tensor.contiguous, out)
+
+
+def is_guard(hook: object) -> bool:
+    """Whether a hook is one of :func:`guard_foreign_code`."""
+    return hook in (_contiguous_inputs, _contiguous_outputs)
 
 
 def guard_foreign_code(model: nn.Module) -> None:

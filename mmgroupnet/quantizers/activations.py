@@ -180,7 +180,8 @@ class ErrorDecaySign(ErrorDecay, SignActivation):
 def is_standard_sign(activation: nn.Module) -> bool:
     """Whether an activation quantizer computes what :class:`SignActivation` says, with any surrogate gradient and
     shift, so that lean training and packing may do it in its place."""
-    return isinstance(activation, SignActivation) and type(activation).forward is SignActivation.forward
+    has_own_forward = 'forward' in activation.__dict__ or type(activation).forward is not SignActivation.forward
+    return isinstance(activation, SignActivation) and not has_own_forward
 
 
 @MODELS.register_module()

@@ -165,7 +165,8 @@ def is_standard_weight(quantizer: nn.Module) -> bool:
     """Whether a weight quantizer computes what :class:`SignWeight` says, with any scale, latent weights and surrogate
     gradient, so that lean training may do it in its place."""
     return isinstance(quantizer, SignWeight) and all(
-        getattr(type(quantizer), name) is getattr(SignWeight, name) for name in ('forward', 'signs', 'binarise')
+        name not in quantizer.__dict__ and getattr(type(quantizer), name) is getattr(SignWeight, name)
+        for name in ('forward', 'signs', 'binarise')
     )
 
 

@@ -42,7 +42,9 @@ class Chain(NamedTuple):
         return self.units if self.shortcut is None else (*self.units, self.shortcut)
 
 
-def can_run_chain(chain: Chain, x: Tensor, owner: nn.Module, bypassed: Sequence[nn.Module | None]) -> bool:
+def can_run_chain(
+    chain: Chain, x: Tensor, owner: nn.Module, bypassed: Sequence[nn.Module | None] | None = None
+) -> bool:
     """Whether a chain runs lean on an input: it consists of convs that can, without norms of their own or biases, and
     of batch norms; see :mod:`mmgroupnet.layers.lean.path`.
 
@@ -50,7 +52,7 @@ def can_run_chain(chain: Chain, x: Tensor, owner: nn.Module, bypassed: Sequence[
         chain: The chain.
         x: The input.
         owner: The module that it stands for.
-        bypassed: The modules whose work the chain does.
+        bypassed: The modules whose work the chain does. Default: None, all children of the owner.
 
     Raises:
         RuntimeError: If a bypassed part has hooks and the norms synchronise over processes.
@@ -68,7 +70,8 @@ def can_run_chain(chain: Chain, x: Tensor, owner: nn.Module, bypassed: Sequence[
                 return False
         elif unit is not chain.shortcut or not is_float_shortcut(unit.conv):
             return False  # such as a packed conv, in a block that was packed in part
-    hooked = next((found for part in bypassed if part is not None and (found := find_hooks(part, owner))), None)
+    parts = owner.children() if bypassed is None else bypassed
+    hooked = next((found for part in parts if part is not None and (found := find_hooks(part, owner))), None)
     if hooked is not None:
         report_hooks(owner, hooked, any(is_synchronised(unit.norm) for unit in chain.all_units))
     return hooked is None

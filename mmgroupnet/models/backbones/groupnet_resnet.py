@@ -19,12 +19,12 @@ from mmgroupnet.layers import (
     broadcast,
     build_merge,
     can_run_chain,
+    is_as_written,
     raise_packed,
     run_chain,
     share,
     trace_as_leaf,
 )
-from mmgroupnet.layers.lean.path import is_as_written
 from mmgroupnet.models.arguments import require_norm
 from mmgroupnet.ops import Residual
 from mmgroupnet.ops.precision import wide
@@ -170,7 +170,8 @@ class GroupNetBlock(nn.Module, ABC):
             recompute=self.with_cp,
         )
 
-    def _is_as_written(self) -> bool:
+    @property
+    def is_as_written(self) -> bool:
         """Whether the parts that a chain stands for compute what their classes here say."""
         connections = (SoftGate, MergedConnection, BroadcastConnection, SeparateConnection)
         return is_as_written(self.connection, *connections) and all(
@@ -192,7 +193,7 @@ class GroupNetBlock(nn.Module, ABC):
     def _run(self, branches: Tensor, last_merge: Merge | None) -> Tensor:
         chain = self.chain()
         bypassed = [self.connection, *self.units, self.shortcut, last_merge]
-        if self._is_as_written() and can_run_chain(chain, branches, self, bypassed):
+        if self.is_as_written and can_run_chain(chain, branches, self, bypassed):
             return run_chain(chain, branches, *self.connection.gate_and_scales(branches, last_merge))
 
         def run(branches: Tensor) -> Tensor:

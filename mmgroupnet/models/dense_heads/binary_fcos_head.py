@@ -12,9 +12,9 @@ from mmgroupnet.layers import (
     broadcast,
     build_merge,
     can_run_chain,
+    is_as_written,
     run_chain,
 )
-from mmgroupnet.layers.lean.path import is_as_written
 from mmgroupnet.models.arguments import refuse_options, require_norm
 from mmgroupnet.ops import Residual
 from mmgroupnet.registry import MODELS
@@ -73,13 +73,18 @@ class BinaryTower(nn.Module):
         x = self.input_norms[level](x)
         chain = self.chain(level)
         bypassed = [self.relu, *(part for unit in chain.units for part in (unit.conv, unit.norm))]
-        if is_as_written(self.relu, nn.ReLU) and can_run_chain(chain, x, self, bypassed):
+        if self.is_as_written and can_run_chain(chain, x, self, bypassed):
             return self.merge(run_chain(chain, x))
         x = broadcast(x, self.merge.num_bases)
         for unit in chain.units:
             out = unit.norm(self.relu(unit.conv(x)))
             x = out + x if unit.residual == Residual.INPUT else out
         return self.merge(x)
+
+    @property
+    def is_as_written(self) -> bool:
+        """Whether the parts that a chain stands for compute what this class says."""
+        return is_as_written(self.relu, nn.ReLU)
 
     def chain(self, level: int) -> Chain:
         """The units of a pyramid level."""
