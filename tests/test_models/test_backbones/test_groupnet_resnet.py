@@ -13,17 +13,6 @@ RESNET18 = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=2, base_ch
 RESNET50 = dict(type='mmgroupnet.GroupNetResNet', depth=50, num_bases=2, base_channels=4, stage_blocks=(1, 2, 1, 2))
 
 
-class TestStockResNet(BackboneBattery):
-    """The reference of the battery."""
-
-    config = dict(type='mmdet.ResNet', depth=18, base_channels=8, norm_eval=False, zero_init_residual=False)
-    out_channels = (8, 16, 32, 64)
-
-    def frozen_modules(self, backbone, frozen_stages):
-        names = ['conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4']
-        return [] if frozen_stages < 0 else [getattr(backbone, name) for name in names[: frozen_stages + 2]]
-
-
 class TestResNet18(BackboneBattery):
     config = RESNET18
     out_channels = (8, 16, 32, 64)
