@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mmgroupnet.layers import BinaryConv2d, Chain, ChainUnit, LayerwiseBinaryConv2d, run_chain
+from mmgroupnet.layers import BinaryConv2d, Chain, ChainUnit, run_chain
 from mmgroupnet.ops import Residual, kernels
 from mmgroupnet.ops.passes import KernelPasses, TorchPasses, choose_passes
 from tests.test_layers.test_lean.comparison import DECOMPOSITIONS, set_lean, small_network
@@ -161,15 +161,3 @@ def test_float_shortcut_under_autocast(dtype, backend):
         found[each] = (out.float(), given.grad.float(), shortcut.conv.weight.grad.clone())
     for value, expected in zip(found[dtype], found[None], strict=True):
         assert distance(value, expected) < 2 * ROUNDING[dtype]
-
-
-@pytest.mark.parametrize('cls', [BinaryConv2d, LayerwiseBinaryConv2d])
-@pytest.mark.parametrize('dtype', HALVES)
-def test_models_of_half_precision(cls, dtype):
-    """Without autocast, as model.half() makes them: torch computes."""
-    conv = cls(3, 4, 3, padding=1, bias=True).to(dtype)
-    x = torch.randn(2, 3, 9, 8, dtype=dtype, requires_grad=True)
-    out = conv(x)
-    out.sum().backward()
-    assert out.dtype == x.grad.dtype == conv.weight.grad.dtype == dtype
-    assert conv.weight.grad.isfinite().all() and conv.weight.grad.any()
