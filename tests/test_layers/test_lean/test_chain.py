@@ -14,8 +14,7 @@ from mmgroupnet.models import BinaryFPN, GroupNetResNet
 from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
 from mmgroupnet.ops import Residual
 from mmgroupnet.quantizers import ShiftedSign
-from tests.strategies import seeds
-from tests.test_layers.test_lean.comparison import (
+from tests.lean_comparison import (
     DECOMPOSITIONS,
     assert_lean_is_plain,
     block_of,
@@ -26,6 +25,7 @@ from tests.test_layers.test_lean.comparison import (
     set_lean,
     small_network,
 )
+from tests.strategies import seeds
 
 ACTIVATIONS = ('PolynomialSign', 'ClippedIdentitySign', 'ShiftedSign')
 WEIGHTS = ('TensorScaleWeight', 'ChannelScaleWeight', 'UnscaledWeight')

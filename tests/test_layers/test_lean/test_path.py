@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d, can_run_chain
 from mmgroupnet.layers.lean import can_run_conv
 from mmgroupnet.layers.lean.path import _say
-from tests.test_layers.test_lean.comparison import (
+from tests.lean_comparison import (
     DECOMPOSITIONS,
     block_of,
     outputs_and_gradients,
