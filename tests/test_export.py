@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 import mmgroupnet
 from mmgroupnet.engine.configs import load_config
 from mmgroupnet.models import GroupNetResNet
+from tests.lean_comparison import randomise
 from tests.liveness import estimate_statistics
 from tests.test_converters.test_binarize import POLICY, retinanet
-from tests.test_layers.test_lean.comparison import randomise
 
 ROOT = Path(__file__).parents[1]
 IMAGE = (1, 3, 64, 96)

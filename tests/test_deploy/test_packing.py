@@ -408,11 +408,6 @@ class TestClassesOfOthers:
         with torch.no_grad():
             assert_agrees('conv', packed(x), conv(x))
 
-    def test_weights_of_several_magnitudes_are_left(self):
-        conv = BinaryConv2d(6, 4, 3, weight=dict(type='mmgroupnet.RealWeight'))
-        _, (layer,) = pack_and_report(conv)
-        assert layer.problem == 'RealWeight has no signs: its weights are real-valued'
-
     @pytest.mark.parametrize('sign', [OffsetSign(), type('Heir', (OffsetSign,), {})(), LearnedOffsetSign(6)])
     def test_a_sign_with_a_forward_of_its_own_is_left(self, sign):
         conv = BinaryConv2d(6, 4, 3)

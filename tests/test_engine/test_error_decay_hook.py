@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.model import BaseModel
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
@@ -98,7 +97,3 @@ def test_a_model_without_estimators_is_refused():
     runner = SimpleNamespace(model=BinaryConv2d(1, 1, 1))
     with pytest.raises(UserError, match='ErrorDecayHook: no quantizer of the model has the error decay estimator'):
         ErrorDecayHook().before_train(runner)
-
-
-def test_it_is_registered():
-    assert HOOKS.get('mmgroupnet.ErrorDecayHook') is ErrorDecayHook

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from mmgroupnet.ops.passes import KernelPasses, Passes, TorchPasses
+from mmgroupnet.ops import kernels
+from mmgroupnet.ops.passes import KernelPasses, Passes, TorchPasses, choose_passes
 from tests.test_ops import oracle
 from tests.test_ops.oracle import geometry, random_unit
 
@@ -174,3 +175,56 @@ class TestExactSums:
         self.assert_exact(passes, y, False)
         mean, square = passes.moments(y, False) / (4 * 64 * 64)
         assert_close(square - mean.square(), y.double().var((0, 2, 3), correction=0), rtol=1e-8, atol=0)
+
+
+class TestChoiceOfABackend:
+    @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+    def test_the_cpu_computes_in_single_precision(self, dtype):
+        if kernels.library() is None:
+            pytest.skip('the kernels were not compiled')
+        weight = torch.ones(1)
+        assert isinstance(choose_passes(torch.ones(1, dtype=dtype), weight, 'a conv'), KernelPasses)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            assert isinstance(choose_passes(torch.ones(1, dtype=dtype), weight, 'a conv'), KernelPasses)
+
+    def test_others_convolve_in_the_dtype_of_autocast(self):
+        x = torch.ones(1, device='meta')
+        assert choose_passes(x.double(), x, 'a conv').dtype == torch.float64
+        x = torch.ones(1, dtype=torch.float64)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            found = choose_passes(x, x, 'a conv')
+        assert isinstance(found, TorchPasses) and found.dtype == torch.bfloat16
+
+    def test_a_dtype_without_kernels_is_refused(self):
+        message = 'a conv under inputs of torch.float8_e4m3fn: it trains in torch.float16, torch.bfloat16, '
+        with pytest.raises(ValueError, match=message):
+            choose_passes(torch.ones(1).to(torch.float8_e4m3fn), torch.ones(1), 'a conv')
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+class TestSumsOfHalfPrecision:
+    """Products and sums over pixels are float32: of maps whose sums half precision cannot hold."""
+
+    def test_products_of_gradients_and_integers(self, dtype):
+        gradient = torch.full((1, 1, 4, 4), 100.0, dtype=dtype)
+        y = torch.full((1, 1, 4, 4), 1000.0, dtype=dtype)
+        sums = TorchPasses(dtype).gradient_sums(gradient, y, relu=True)
+        assert_close(sums, torch.tensor([[1600.0], [1.6e6]], dtype=torch.float64))
+
+    def test_sums_over_all_pixels(self, dtype):
+        shape = (8, 1, 100, 168)
+        gradient = torch.full(shape, 0.6, dtype=dtype)
+        ones = torch.ones(1, dtype=torch.float64)
+        branch = TorchPasses(dtype).affine_gradient(gradient, torch.ones(shape), ones, 0 * ones, 0 * ones, 1, True)
+        _, total = branch(0, False)
+        assert total.dtype == torch.float32
+        assert_close(total.item(), float(gradient[0, 0, 0, 0]) * gradient.numel(), rtol=1e-4, atol=0)
+
+    def test_gates(self, dtype):
+        x = torch.full((4, 2, 100, 100), 3.0, dtype=dtype)
+        x[:, 1] = 1.0
+        gate, scales = torch.tensor([0.5, 0.25]), torch.tensor([0.5, 0.5])
+        _, of_gate, of_scales = TorchPasses(dtype).connect_gradient(torch.full_like(x, 8.0), x, gate, scales)
+        # m = 2; g * (x - m) = +-8 in 40,000 pixels; (1 - gate) * g sums up to 10.
+        assert_close(of_gate, torch.tensor([320000.0, -320000.0]))
+        assert_close(of_scales, torch.tensor([1.2e6, 4e5]))

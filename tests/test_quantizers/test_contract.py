@@ -17,7 +17,7 @@ from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d, can_run_chain
 from mmgroupnet.layers.lean import can_run_conv
 from mmgroupnet.quantizers import ChannelScaleWeight, PolynomialSign, SignActivation, SignWeight, binary_sign
 from mmgroupnet.registry import MODELS
-from tests.test_layers.test_lean.comparison import assert_lean_is_plain, small_network
+from tests.lean_comparison import assert_lean_is_plain, small_network
 
 SMALL = dict(stage_blocks=(1, 1), strides=(1, 2), dilations=(1, 1))
 

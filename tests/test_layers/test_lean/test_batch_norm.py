@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from mmgroupnet.layers.lean.batch_norm import AffineOfNorm, BatchNorm
 from mmgroupnet.ops.passes import TorchPasses
-from tests.test_layers.test_lean.processes import noted_collectives, run_in_two_processes
+from tests.processes import noted_collectives, run_in_two_processes
 
 CHANNELS = 3
 PASSES = TorchPasses(torch.float64)

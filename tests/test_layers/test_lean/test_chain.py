@@ -14,8 +14,7 @@ from mmgroupnet.models import BinaryFPN, GroupNetResNet
 from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
 from mmgroupnet.ops import Residual
 from mmgroupnet.quantizers import ShiftedSign
-from tests.strategies import seeds
-from tests.test_layers.test_lean.comparison import (
+from tests.lean_comparison import (
     DECOMPOSITIONS,
     assert_lean_is_plain,
     block_of,
@@ -26,6 +25,7 @@ from tests.test_layers.test_lean.comparison import (
     set_lean,
     small_network,
 )
+from tests.strategies import seeds
 
 ACTIVATIONS = ('PolynomialSign', 'ClippedIdentitySign', 'ShiftedSign')
 WEIGHTS = ('TensorScaleWeight', 'ChannelScaleWeight', 'UnscaledWeight')
@@ -317,11 +317,6 @@ class TestCircumstances:
             network(torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(1)))[-1].sum().backward()
             grads.append([value.grad for value in network.parameters()])
         assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
-
-    def test_one_value_per_channel(self):
-        message = r'one value per channel: BatchNorm2d\(64\) takes the statistics of more than one, over all images'
-        with pytest.raises(ValueError, match=message):
-            small_network(num_bases=1)(torch.randn(1, 3, 32, 32))
 
     def test_weights_changed_in_between_are_noticed(self):
         network = small_network()

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from mmgroupnet.models import GroupNetResNet
 from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
 from mmgroupnet.registry import HOOKS
-from tests.test_layers.test_lean.processes import noted_collectives, run_in_two_processes
+from tests.processes import noted_collectives, run_in_two_processes
 
 ROOT = Path(__file__).parents[3]
 RUNTIMES = ('default_runtime', 'segmentation_runtime')

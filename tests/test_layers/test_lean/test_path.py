@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d, can_run_chain
 from mmgroupnet.layers.lean import can_run_conv
-from tests.test_layers.test_lean.comparison import (
+from mmgroupnet.layers.lean.path import _say
+from tests.lean_comparison import (
     DECOMPOSITIONS,
     block_of,
     outputs_and_gradients,
@@ -65,13 +66,6 @@ class TestWhatRunsLean:
         x = torch.randn(1, 3, 5, 5)
         assert not can_run_conv(conv, x)
         assert can_run_conv(conv, x.requires_grad_())
-
-    @pytest.mark.parametrize('trace', ['jit', 'export'])
-    def test_tracing_runs_plain(self, trace):
-        conv, x = BinaryConv2d(3, 4, 3).eval(), torch.randn(1, 3, 5, 5)
-        expected = conv(x)
-        traced = torch.jit.trace(conv, x) if trace == 'jit' else torch.export.export(conv, (x,)).module()
-        assert torch.equal(traced(x), expected)
 
     @pytest.mark.parametrize('cls', [BinaryConv2d, LayerwiseBinaryConv2d])
     def test_gradients_of_functions(self, cls):
@@ -166,20 +160,22 @@ class TestHooks:
         network(torch.randn(IMAGES))
         assert calls == [1]
 
-    @pytest.mark.parametrize('part', ['activation', 'weight_quantizer', 'merge'])
+    @pytest.mark.parametrize(
+        ('cls', 'part'),
+        [
+            (BinaryConv2d, 'activation'),
+            (BinaryConv2d, 'weight_quantizer'),
+            (LayerwiseBinaryConv2d, 'activation'),
+            (LayerwiseBinaryConv2d, 'weight_quantizer'),
+            (LayerwiseBinaryConv2d, 'merge'),
+        ],
+    )
     @pytest.mark.parametrize('is_lean', [True, False])
-    def test_of_a_conv_fire(self, part, is_lean):
-        conv = LayerwiseBinaryConv2d(3, 4, 3, num_bases=2, memory_efficient=is_lean)
+    def test_of_a_conv_fire(self, cls, part, is_lean):
+        conv = cls(3, 4, 3, num_bases=2, memory_efficient=is_lean)
         calls: list[int] = []
         conv.get_submodule(part).register_forward_hook(lambda *call: calls.append(1))
-        conv(torch.randn(1, 3, 5, 5))
-        assert calls == [1]
-
-    def test_of_a_weight_quantizer_fire(self):
-        conv = BinaryConv2d(3, 4, 3)
-        calls: list[int] = []
-        conv.weight_quantizer.register_forward_hook(lambda *call: calls.append(1))
-        conv(torch.randn(1, 3, 5, 5))
+        conv(torch.randn(1, 3 * conv.num_folded, 5, 5))
         assert calls == [1]
 
     @pytest.mark.parametrize('register', [register_module_forward_hook, register_module_full_backward_hook])
@@ -201,8 +197,6 @@ class TestHooks:
         monkeypatch.setattr('mmgroupnet.layers.lean.path.print_log', lambda message, **kwargs: said.append(message))
         network = small_network()
         block_of(network, 0).units[0].norm.register_forward_hook(lambda *call: None)
-        from mmgroupnet.layers.lean.path import _say
-
         _say.cache_clear()
         for _ in range(2):
             network(torch.randn(IMAGES))

@@ -13,17 +13,6 @@ RESNET18 = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=2, base_ch
 RESNET50 = dict(type='mmgroupnet.GroupNetResNet', depth=50, num_bases=2, base_channels=4, stage_blocks=(1, 2, 1, 2))
 
 
-class TestStockResNet(BackboneBattery):
-    """The reference of the battery."""
-
-    config = dict(type='mmdet.ResNet', depth=18, base_channels=8, norm_eval=False, zero_init_residual=False)
-    out_channels = (8, 16, 32, 64)
-
-    def frozen_modules(self, backbone, frozen_stages):
-        names = ['conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4']
-        return [] if frozen_stages < 0 else [getattr(backbone, name) for name in names[: frozen_stages + 2]]
-
-
 class TestResNet18(BackboneBattery):
     config = RESNET18
     out_channels = (8, 16, 32, 64)
@@ -278,32 +267,54 @@ def test_segments_and_classifies():
     assert [result.pred_score.shape for result in classifier.predict(images, labels)] == [(4,)] * 2
 
 
-@pytest.mark.parametrize(
-    'options, message',
-    [
-        (dict(depth=19), 'depth=19.*18, 20, 32, 34, 44, 50, 56, 101'),
-        (dict(stem='deep'), "stem='deep'.*'imagenet', 'cifar'"),
-        (dict(dilations=(1, 'bpac', 2, 4)), r"dilations\[1\]='bpac'.*third and the fourth stage"),
-        (dict(dilations=(1, 1, 'aspp', 4)), r"dilations\[2\]='aspp'.*an int, 2 ints, or"),
-        (dict(num_bases=0), 'num_bases=0'),
-        (dict(decomposition='gbd_v4'), "decomposition='gbd_v4'.*'lbd'.*'gbd_v3'.*'soft_gate'"),
-        (dict(decomposition='gbd_v1', gate_per_branch=True), 'gate_per_branch=True.*gbd_v1'),
-        (dict(decomposition='gbd_v1', in_place_sum=True), "in_place_sum=True, decomposition='gbd_v1'.*soft_gate"),
-        (dict(learned_scales=True, in_place_sum=True), 'in_place_sum=True.*learned_scales=True.*without learned'),
-        (dict(dilations=(1, 1, 2, (1, 2, 3))), r'dilations\[3\] has 3 rates for num_bases=2'),
-        (dict(strides=(1, 2)), r'strides=\(1, 2\) has 2 entries for 4 stages'),
-        (dict(out_indices=(1, 4)), r'out_indices=\(1, 4\).*0 to 3'),
-        (dict(norm_cfg=None), 'norm_cfg=None: the signs of GroupNetResNet need a norm in front of them'),
-        (dict(frozen_stages=5), 'frozen_stages=5.*up to 4'),
-        (dict(real_valued=True, binary_cfg=dict(weight=dict(type='mmgroupnet.RealWeight'))), 'real_valued'),
-    ],
-    ids=str,
-)
-def test_bad_arguments_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        MODELS.build(dict(RESNET18, **options))
+class TestBadArguments:
+    @pytest.mark.parametrize(
+        'options, message',
+        [
+            (dict(depth=19), 'depth=19.*18, 20, 32, 34, 44, 50, 56, 101'),
+            (dict(stem='deep'), "stem='deep'.*'imagenet', 'cifar'"),
+            (dict(num_bases=0), 'num_bases=0: .* an int >= 1'),
+            (dict(decomposition='gbd_v4'), "decomposition='gbd_v4'.*'lbd'.*'gbd_v3'.*'soft_gate'"),
+            (
+                dict(decomposition='gbd_v1', gate_per_branch=True),
+                "gate_per_branch=True: decomposition='gbd_v1' has no",
+            ),
+            (dict(decomposition='gbd_v1', in_place_sum=True), "in_place_sum=True, decomposition='gbd_v1'.*soft_gate"),
+            (dict(learned_scales=True, in_place_sum=True), 'in_place_sum=True.*learned_scales=True.*without learned'),
+            (dict(stage_blocks=(1, 0, 1, 1)), r'stage_blocks=\(1, 0, 1, 1\): every stage has at least one block'),
+            (dict(strides=(1, 2)), r'strides=\(1, 2\) has 2 entries for 4 stages'),
+            (dict(strides=(1, 2, 2, 0)), 'stride=0: give an int >= 1'),
+            (dict(dilations=(1, 1, 1)), r'dilations=\(1, 1, 1\) has 3 entries for 4 stages'),
+            (dict(dilations=(1, 'bpac', 2, 4)), r"dilations\[1\]='bpac'.*third and the fourth stage"),
+            (dict(dilations=(1, 1, 'aspp', 4)), r"dilations\[2\]='aspp'.*an int, 2 ints, or"),
+            (dict(dilations=(1, 1, 2, (1, 2, 3))), r'dilations\[3\] has 3 rates for num_bases=2: give one int for all'),
+            (dict(dilations=(1, 1, 1, 0)), 'dilation=0: rates are ints >= 1'),
+            (dict(dilations=(1, 1, 1, (1, 0))), r'dilation=\(1, 0\): rates are ints >= 1'),
+            (dict(decomposition='lbd', dilations=(1, 1, 1, (1, 2))), r'dilation=\(1, 2\): .* give one int'),
+            (dict(out_indices=(-1,)), r'out_indices=\(-1,\): there are the stages 0 to 3'),
+            (dict(out_indices=(1, 4)), r'out_indices=\(1, 4\): there are the stages 0 to 3'),
+            (dict(norm_cfg=None), 'norm_cfg=None: the signs of GroupNetResNet need a norm in front of them'),
+            (dict(frozen_stages=-2), r'frozen_stages=-2: choose -1 \(none\), 0 \(the stem\) up to 4'),
+            (dict(frozen_stages=5), r'frozen_stages=5: choose -1 \(none\), 0 \(the stem\) up to 4'),
+            (
+                dict(real_valued=True, binary_cfg=dict(weight=dict(type='mmgroupnet.RealWeight'))),
+                'binary_cfg=.* names quantizers, which real_valued=True replaces',
+            ),
+            (dict(binary_cfg=dict(padding_value=3)), 'padding_value=3: a padded sign can be'),
+        ],
+        ids=str,
+    )
+    def test_values(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            MODELS.build(dict(RESNET18, **options))
 
+    @pytest.mark.parametrize('decomposition', ['lbd', 'gbd_v1', 'gbd_v2', 'gbd_v3', 'soft_gate'])
+    @pytest.mark.parametrize('key, value', [('num_bases', 3), ('padding', 1), ('paddingvalue', 1)])
+    def test_options_that_are_not_those_of_every_conv(self, decomposition, key, value):
+        with pytest.raises(TypeError, match=f"'{key}'"):
+            MODELS.build(dict(RESNET18, decomposition=decomposition, binary_cfg={key: value}))
 
-def test_unknown_quantizer_is_refused():
-    with pytest.raises(KeyError, match=r'mmgroupnet\.HardSign'):
-        MODELS.build(dict(RESNET18, binary_cfg=dict(activation=dict(type='mmgroupnet.HardSign'))))
+    @pytest.mark.parametrize('key', ['activation', 'weight'])
+    def test_unknown_quantizer(self, key):
+        with pytest.raises(KeyError, match='mmgroupnet.Nothing is not in the mmgroupnet::model registry'):
+            MODELS.build(dict(RESNET18, binary_cfg={key: dict(type='mmgroupnet.Nothing')}))

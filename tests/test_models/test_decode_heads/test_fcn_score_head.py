@@ -11,21 +11,6 @@ FCN16S = dict(FCN32S, in_channels=[6, 8], in_index=[0, 1])
 SHAPES = [(6, 17, 23), (8, 9, 12)]
 
 
-class TestStockFCNHead(DecodeHeadBattery):
-    """The reference of the battery."""
-
-    config = dict(
-        type='mmseg.FCNHead',
-        in_channels=8,
-        in_index=1,
-        channels=4,
-        num_classes=5,
-        dropout_ratio=0,
-        norm_cfg=dict(type='BN'),
-    )
-    input_shapes = SHAPES
-
-
 class TestFCN32s(DecodeHeadBattery):
     config = FCN32S
     input_shapes = SHAPES

@@ -22,13 +22,6 @@ TRICKS = dict(norm_on_bbox=True, centerness_on_reg=True, center_sampling=True, l
 SHAPES = [(8, 9, 14), (8, 5, 7), (8, 3, 4)]
 
 
-class TestStockHead(HeadBattery):
-    """The reference of the battery."""
-
-    config = dict(COMMON, type='mmdet.FCOSHead')
-    input_shapes = SHAPES
-
-
 class TestBinaryFCOSHead(HeadBattery):
     config = CONFIG
     input_shapes = SHAPES

@@ -11,20 +11,6 @@ CONFIG = dict(type='mmgroupnet.BinaryFPN', in_channels=[8, 16, 32], out_channels
 SHAPES = [(8, 17, 23), (16, 9, 12), (32, 5, 6)]
 
 
-class TestStockFPN(NeckBattery):
-    """The reference of the battery."""
-
-    config = dict(
-        type='mmdet.FPN',
-        in_channels=[8, 16, 32],
-        out_channels=12,
-        num_outs=5,
-        add_extra_convs=True,
-        norm_cfg=dict(type='BN'),
-    )
-    input_shapes = SHAPES
-
-
 class TestBinaryFPN(NeckBattery):
     config = dict(CONFIG, add_extra_convs='on_output')
     input_shapes = SHAPES
