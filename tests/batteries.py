@@ -10,7 +10,7 @@ A new part is tested by a class that names its config and the shapes of its inpu
 import copy
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -21,6 +21,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
+
+from tests.programs import Maps, export, trace
 
 Shape = tuple[int, int, int]  # (C, H, W)
 
@@ -67,18 +69,6 @@ def detection_samples(boxes: Sequence[Sequence[Sequence[float]]], shape: tuple[i
         )
         samples.append(sample)
     return samples
-
-
-class _Maps(nn.Module):
-    """A part as a function of tensors to a tuple of tensors, as exporters take it."""
-
-    def __init__(self, part: nn.Module, run: Callable[[nn.Module, Sequence[Tensor]], list[Tensor]]) -> None:
-        super().__init__()
-        self.part = part
-        self.call = run
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.call(self.part, inputs))
 
 
 class Battery(ABC):
@@ -201,18 +191,14 @@ class Battery(ABC):
         assert {parameter.dtype for parameter in part.parameters()} == {torch.float32}
 
     @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning', 'ignore::FutureWarning')
-    @pytest.mark.parametrize('way', ['export', 'trace'])
+    @pytest.mark.parametrize('way', [export, trace], ids=lambda way: way.__name__)
     def test_an_evaluated_part_is_exported_and_traced(self, way):
         """With gradients, as it comes out of training; tests/test_export.py has the other modes."""
         part = self.build()
         part.eval()
-        inputs = tuple(self.inputs(batch=1))
+        inputs = self.inputs(batch=1)
         expected = self.run(part, inputs)
-        model = _Maps(part, self.run)
-        if way == 'export':
-            program = torch.export.export(model, inputs).module()
-        else:
-            program = torch.jit.trace(model, inputs, check_trace=False)
+        program = way(Maps(part, self.run), *inputs)
         for out, wanted in zip(program(*inputs), expected, strict=True):
             assert_close(out, wanted)
 

@@ -17,6 +17,7 @@ from mmgroupnet.engine.configs import load_config
 from mmgroupnet.models import GroupNetResNet
 from tests.lean_comparison import randomise
 from tests.liveness import estimate_statistics
+from tests.programs import Maps, export, trace
 from tests.test_converters.test_binarize import POLICY, retinanet
 
 ROOT = Path(__file__).parents[1]
@@ -32,17 +33,6 @@ class BackboneAndNeck(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.neck(self.backbone(x)))
-
-
-class Maps(nn.Module):
-    """All maps that a detector gives, as one tuple."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tree_leaves(self.model(x)))
 
 
 def flagship() -> nn.Module:
@@ -68,8 +58,8 @@ def assert_programs_agree(model: nn.Module, x: Tensor) -> None:
     estimate_statistics(randomise(model), lambda: model(x))
     model.eval()
     expected = tree_leaves(model(x))
-    for program in (torch.export.export(model, (x,)).module(), torch.jit.trace(model, x, check_trace=False)):
-        found = tree_leaves(program(x))
+    for way in (export, trace):
+        found = tree_leaves(way(model, x)(x))
         assert len(found) == len(expected)
         for out, wanted in zip(found, expected, strict=True):
             assert_close(out, wanted)

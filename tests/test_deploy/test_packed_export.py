@@ -1,30 +1,18 @@
-"""Packed models through ``torch.export.export`` and ``torch.jit.trace``: the programs give what the models give."""
-
-import io
+"""Packed models through ``torch.export.export`` and ``torch.jit.trace``: the programs, saved and loaded, give
+what the models give."""
 
 import pytest
 import torch
 from mmdet.registry import MODELS
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 import mmgroupnet
 from mmgroupnet.deploy import pack
 from tests.liveness import estimate_statistics
+from tests.programs import Maps, export, trace
 from tests.test_converters.test_binarize import POLICY, retinanet
 from tests.test_deploy.test_packing import as_trained, build_backbone, pictures
 from tests.test_models.test_combinations import BACKBONES, HEADS, NECKS, build
-
-
-class Maps(nn.Module):
-    """All maps that a model gives, as one tuple."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tree_leaves(self.model(x)))
 
 
 class FeaturesOf(nn.Module):
@@ -64,22 +52,6 @@ def packed(request) -> Maps:
     return pack(as_trained(model))
 
 
-def trace(model: nn.Module, x: Tensor) -> nn.Module:
-    """The traced program, saved and loaded."""
-    file = io.BytesIO()
-    torch.jit.save(torch.jit.trace(model, x, check_trace=False), file)
-    file.seek(0)
-    return torch.jit.load(file)
-
-
-def export(model: nn.Module, x: Tensor) -> nn.Module:
-    """The exported program, saved and loaded."""
-    file = io.BytesIO()
-    torch.export.save(torch.export.export(model, (x,)), file)
-    file.seek(0)
-    return torch.export.load(file).module()
-
-
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 @pytest.mark.parametrize(('grad', 'frozen'), [(True, False), (False, True)], ids=['grad', 'frozen'])
 @pytest.mark.parametrize('way', [trace, export], ids=lambda way: way.__name__)
@@ -87,7 +59,7 @@ def test_the_program_gives_what_the_model_gives(packed, way, grad, frozen):
     packed.requires_grad_(not frozen)
     x = pictures()
     with torch.set_grad_enabled(grad):
-        program = way(packed, x)
+        program = way(packed, x, reload=True)
         for given in (x, x.flip(3)):
             expected = packed(given)
             found = program(given)

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mmgroupnet.layers import BinaryConv2d, Chain, ChainUnit, LayerwiseBinaryConv2d, can_run_chain, run_chain
+from mmgroupnet.layers import BinaryConv2d, Chain, ChainUnit, LayerwiseBinaryConv2d, run_chain
 from mmgroupnet.models import BinaryFPN, GroupNetResNet
 from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
 from mmgroupnet.ops import Residual
 from mmgroupnet.quantizers import ShiftedSign
 from tests.lean_comparison import (
     DECOMPOSITIONS,
+    PlainChain,
     assert_lean_is_plain,
     block_of,
     call,
@@ -31,54 +32,6 @@ ACTIVATIONS = ('PolynomialSign', 'ClippedIdentitySign', 'ShiftedSign')
 WEIGHTS = ('TensorScaleWeight', 'ChannelScaleWeight', 'UnscaledWeight')
 # Largest distance of gradients, relative to their norm.
 WHOLE_NETWORK, SINGLE_BLOCK = 1e-9, 1e-5
-
-
-class PlainChain(nn.Module):
-    """A chain as an ordinary module: lean where it can be, else written down unit by unit."""
-
-    def __init__(self, chain: Chain, gate: Tensor | None = None, scales: Tensor | None = None) -> None:
-        super().__init__()
-        self.chain_of = chain
-        units = (*chain.units, *([] if chain.shortcut is None else [chain.shortcut]))
-        self.convs = nn.ModuleList(unit.conv for unit in units)
-        self.norms = nn.ModuleList(unit.norm for unit in units)
-        self.gate = None if gate is None else nn.Parameter(gate)
-        self.scales = None if scales is None else nn.Parameter(scales)
-
-    def chain(self) -> Chain:
-        units = [
-            unit._replace(conv=conv, norm=norm)
-            for unit, conv, norm in zip(
-                (*self.chain_of.units, self.chain_of.shortcut), self.convs, self.norms, strict=False
-            )
-        ]
-        count = len(self.chain_of.units)
-        shortcut = None if self.chain_of.shortcut is None else units[count]
-        return self.chain_of._replace(units=tuple(units[:count]), shortcut=shortcut)
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        chain = self.chain()
-        if can_run_chain(chain, x, self):
-            return (run_chain(chain, x, self.gate, self.scales),)
-        num_bases = chain.num_bases
-        branches = list(x.chunk(num_bases, dim=1))
-        if self.gate is not None:
-            merged = sum(scale * branch for scale, branch in zip(self.scales, branches, strict=True))
-            branches = [gate * x + (1 - gate) * merged for gate, x in zip(self.gate, branches, strict=True)]
-        connected = torch.cat(branches, dim=1)
-        shortcut = connected
-        if chain.shortcut is not None:
-            rows = torch.cat(connected.chunk(num_bases, dim=1))
-            shortcut = torch.cat(chain.shortcut.norm(chain.shortcut.conv(rows)).chunk(num_bases), dim=1)
-        current = connected
-        for unit in chain.units:
-            out = unit.norm(unit.conv(current).relu())
-            if unit.residual == Residual.INPUT:
-                out = out + current
-            elif unit.residual == Residual.SHORTCUT:
-                out = out + shortcut
-            current = out
-        return (current,)
 
 
 @st.composite

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from torch import Tensor, distributed, nn
 from torch.testing import assert_close
 
+from mmgroupnet.layers import can_run_chain
 from mmgroupnet.models import GroupNetResNet
 from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
 from mmgroupnet.registry import HOOKS
@@ -17,7 +18,8 @@ from tests.processes import noted_collectives, run_in_two_processes
 
 ROOT = Path(__file__).parents[3]
 RUNTIMES = ('default_runtime', 'segmentation_runtime')
-NETWORKS = ('soft_gate', 'lbd', 'tower')
+# Of each network the images of the first process and of the second one.
+SHARES = dict(soft_gate=(1, 3), lbd=(1, 3), tower=(1, 3), blocks=(0, 3))
 STEPS = 3
 
 
@@ -35,8 +37,27 @@ class Tower(nn.Module):
         return [self.tower((self.stem(x), 0))]
 
 
+class Blocks(nn.Module):
+    """The blocks of a network without its stem, which lean training leaves to torch."""
+
+    def __init__(self, norm: str) -> None:
+        super().__init__()
+        options = dict(depth=18, num_bases=2, base_channels=3, stage_blocks=(1, 2), norm_cfg=dict(type=norm))
+        network = GroupNetResNet(**options)
+        self.blocks = nn.ModuleList(block for stage in network.stages for block in stage)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        merge = None
+        for block in self.blocks:
+            assert can_run_chain(block.chain(), x, block, merge)
+            x, merge = block(x, merge), block.merge
+        return [merge(x)]
+
+
 def build(name: str, norm: str) -> nn.Module:
     torch.manual_seed(0)
+    if name == 'blocks':
+        return Blocks(norm).double().train()
     if name == 'tower':
         return Tower(norm).double().train()
     options = dict(depth=18, num_bases=2, base_channels=4, stage_blocks=(1, 2), norm_cfg=dict(type=norm))
@@ -88,9 +109,10 @@ def train(name: str, norm: str, work_dir: str, share: slice, hook_configs: list[
 
 def train_in_process(rank: int, work_dir: str, hook_configs: list[dict]) -> dict[str, dict]:
     found = {}
-    for name in NETWORKS:
+    for name, (first, second) in SHARES.items():
+        share = slice(0, first) if rank == 0 else slice(first, first + second)
         with noted_collectives() as collectives:
-            network = train(name, 'SyncBN', work_dir, slice(0, 1) if rank == 0 else slice(1, 4), hook_configs)
+            network = train(name, 'SyncBN', work_dir, share, hook_configs)
         found[name] = dict(
             collectives=[(kind, str(dtype), list(shape)) for kind, dtype, shape in collectives],
             state=network.state_dict(),
@@ -100,7 +122,7 @@ def train_in_process(rank: int, work_dir: str, hook_configs: list[dict]) -> dict
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory) -> list[dict[str, dict]]:
-    """Networks of two processes, which have one image and three, with the statistics hook of the shipped configs."""
+    """Networks of two processes that have unlike numbers of images, with the statistics hook of the shipped configs."""
     configs = [Config.fromfile(ROOT / f'configs/_base_/{runtime}.py') for runtime in RUNTIMES]
     hooks = [dict(type='mmgroupnet.BinaryStatisticsHook')]
     assert all(config.custom_hooks == hooks for config in configs)
@@ -110,7 +132,7 @@ def trained(tmp_path_factory) -> list[dict[str, dict]]:
     return found
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('name', SHARES)
 class TestTwoProcesses:
     def test_issue_the_same_collectives(self, trained, name):
         first, second = (each[name]['collectives'] for each in trained)
@@ -119,7 +141,7 @@ class TestTwoProcesses:
         assert len(first) == STEPS * (2 * norms + len(list(build(name, 'BN').parameters())))
 
     def test_train_as_one_with_the_whole_batch(self, trained, name, tmp_path):
-        expected = train(name, 'BN', str(tmp_path), slice(0, 4), []).state_dict()
+        expected = train(name, 'BN', str(tmp_path), slice(0, sum(SHARES[name])), []).state_dict()
         for each in trained:
             state = each[name]['state']
             assert state.keys() == expected.keys()
