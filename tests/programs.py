@@ -38,7 +38,7 @@ def export(model: nn.Module, *inputs: Tensor, reload: bool = False) -> nn.Module
 
 
 def trace(model: nn.Module, *inputs: Tensor, reload: bool = False) -> nn.Module:
-    """The traced program, on request saved and loaded, which the signs of simulated models refuse."""
+    """The traced program, on request saved and loaded."""
     program = torch.jit.trace(model, inputs, check_trace=False)
     if reload:
         file = io.BytesIO()

@@ -20,6 +20,11 @@ def binary_sign(x: Tensor) -> Tensor:
     return (x >= 0).to(x.dtype) * 2 - 1
 
 
+def apply_function(function: type[torch.autograd.Function], *inputs: object) -> Tensor:
+    """Applies an autograd function; without autograd where ``torch.jit`` traces, which could not save the trace."""
+    return function.forward(*inputs) if torch.jit.is_tracing() else function.apply(*inputs)
+
+
 class _SignFunction(torch.autograd.Function):
     """``binary_sign`` forwards, multiplication by the surrogate gradient backwards."""
 
@@ -69,7 +74,7 @@ class SignActivation(nn.Module, ABC):
         shift = self.shift_of_channels()
         if shift is not None:
             x = x + shift.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
-        return _SignFunction.apply(x, self.surrogate_gradient)
+        return apply_function(_SignFunction, x, self.surrogate_gradient)
 
 
 @MODELS.register_module()

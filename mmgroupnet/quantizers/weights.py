@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from mmgroupnet.quantizers.activations import binary_sign, refuse_idle_parameters
+from mmgroupnet.quantizers.activations import apply_function, binary_sign, refuse_idle_parameters
 from mmgroupnet.quantizers.error_decay import ErrorDecay
 from mmgroupnet.registry import MODELS
 
@@ -133,7 +133,7 @@ class SignWeight(nn.Module, ABC):
         if type(self).surrogate_gradient is not SignWeight.surrogate_gradient:
             surrogate = self.surrogate_gradient
         if negative is not None or surrogate is not None:
-            latent = _InFrontOfSign.apply(latent, negative, surrogate)
+            latent = apply_function(_InFrontOfSign, latent, negative, surrogate)
         # The view of a weight is the weight: nothing more is kept for the backward pass.
         latent = weight if latent is branches else latent.flatten(0, 1)
         return BinaryWeight(latent, scale.flatten().to(weight.dtype))
@@ -146,12 +146,12 @@ class SignWeight(nn.Module, ABC):
         :math:`\alpha` times that in :math:`\alpha b`, which the latent weights get: it is divided.
         """
         latent, scale = self.binarise(weight, num_bases)
-        return _Signs.apply(latent, scale.detach()), scale
+        return apply_function(_Signs, latent, scale.detach()), scale
 
     def forward(self, weight: Tensor, num_bases: int = 1) -> Tensor:
         """Binarises the weights of ``num_bases`` branches, folded into the first axis."""
         if type(self).signs is SignWeight.signs:
-            return _ScaledSigns.apply(*self.binarise(weight, num_bases))
+            return apply_function(_ScaledSigns, *self.binarise(weight, num_bases))
         signs, scale = checked_signs(self, weight, num_bases)
         return signs * scale.view(-1, 1, 1, 1)
 

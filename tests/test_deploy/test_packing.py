@@ -416,6 +416,63 @@ class TestClassesOfOthers:
         assert layer.problem == f'{type(sign).__name__} has a forward of its own'
 
 
+class ShiftedNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class NoisyWeight(TensorScaleWeight):
+    """Adds noise in training, as some estimators do."""
+
+    def forward(self, weight, num_bases=1):
+        noise = torch.randn_like(weight) if self.training else 0
+        return super().forward(weight + noise, num_bases)
+
+
+class ShiftedConv(BinaryConv2d):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class TestWhatIsRewritten:
+    """A packed twin computes what the layer computes; where it cannot, the layer stays."""
+
+    def check(self, backbone: nn.Module) -> list:
+        x = pictures()
+        estimate_statistics(backbone, lambda: backbone(x))
+        trained = as_trained(backbone)
+        packed, layers = pack_and_report(trained.train())
+        trained.eval()
+        with torch.no_grad():
+            for out, wanted in zip(packed(x), trained(x), strict=True):
+                assert_agrees('map', out, wanted)
+        return [layer.problem for layer in layers if layer.problem is not None]
+
+    def test_a_quantizer_that_is_noisy_in_training(self):
+        backbone = build_backbone(num_bases=2, base_channels=8)
+        for module in backbone.modules():
+            if isinstance(module, BinaryConv2d):
+                module.weight_quantizer = NoisyWeight()
+        assert self.check(backbone) == []
+
+    def test_an_activation_in_the_place_of_a_relu(self):
+        backbone = build_backbone(num_bases=2, base_channels=8)
+        backbone.stages[0][0].units[0].relu = nn.PReLU(init=0.5)
+        assert self.check(backbone) == []
+
+    def test_a_norm_and_a_conv_of_their_own_classes(self):
+        backbone = build_backbone(num_bases=2, base_channels=8)
+        backbone.stages[0][0].units[0].norm.__class__ = ShiftedNorm
+        backbone.stages[1][0].units[0].conv.__class__ = ShiftedConv
+        assert self.check(backbone) == ['ShiftedConv has a forward of its own']
+
+    def test_a_part_with_a_hook(self):
+        backbone = build_backbone(num_bases=2, base_channels=8)
+        conv = backbone.stages[1][0].units[1].conv
+        conv.register_forward_hook(lambda module, inputs, out: out + 1)
+        assert self.check(backbone) == ['BinaryConv2d has hooks, which its packed twin would not call']
+
+
 @pytest.mark.parametrize('groups', [1, 2, 5])
 @pytest.mark.parametrize('conv', [BinaryConv2d, LayerwiseBinaryConv2d])
 def test_groups_inside_branches(conv, groups):

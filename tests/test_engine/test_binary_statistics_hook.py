@@ -119,3 +119,12 @@ def test_a_network_without_binary_layers(runner, tmp_path):
 def test_misuse():
     with pytest.raises(ValueError, match='interval=0: give the number of iterations'):
         BinaryStatisticsHook(interval=0)
+
+
+def test_an_observer_that_was_there_before_sees_every_iteration(runner):
+    seen = []
+    runner.model['conv'].sign_observer = seen.append
+    run_epoch(BinaryStatisticsHook(interval=2), runner, [[HALF_DEAD]] * 3)
+    assert len(seen) == 3
+    assert runner.model['conv'].sign_observer == seen.append
+    assert table(runner)[0]['positive_share'] == 5 / 8

@@ -187,13 +187,13 @@ class TestChoiceOfABackend:
         with torch.autocast('cpu', dtype=torch.bfloat16):
             assert isinstance(choose_passes(torch.ones(1, dtype=dtype), weight, 'a conv'), KernelPasses)
 
-    def test_others_convolve_in_the_dtype_of_autocast(self):
-        x = torch.ones(1, device='meta')
-        assert choose_passes(x.double(), x, 'a conv').dtype == torch.float64
-        x = torch.ones(1, dtype=torch.float64)
+    def test_others_convolve_in_the_dtype_of_autocast(self, monkeypatch):
+        monkeypatch.setattr(kernels, 'library', lambda: None)
+        x = torch.ones(1)
         with torch.autocast('cpu', dtype=torch.bfloat16):
-            found = choose_passes(x, x, 'a conv')
-        assert isinstance(found, TorchPasses) and found.dtype == torch.bfloat16
+            assert choose_passes(x, x, 'a conv').dtype == torch.bfloat16
+            assert choose_passes(x.double(), x.double(), 'a conv').dtype == torch.float64  # which autocast leaves alone
+        assert choose_passes(x, x, 'a conv').dtype == torch.float32
 
     def test_a_dtype_without_kernels_is_refused(self):
         message = 'a conv under inputs of torch.float8_e4m3fn: it trains in torch.float16, torch.bfloat16, '
@@ -228,3 +228,20 @@ class TestSumsOfHalfPrecision:
         # m = 2; g * (x - m) = +-8 in 40,000 pixels; (1 - gate) * g sums up to 10.
         assert_close(of_gate, torch.tensor([320000.0, -320000.0]))
         assert_close(of_scales, torch.tensor([1.2e6, 4e5]))
+
+
+def test_buffers_do_not_follow_the_default_dtype(passes):
+    (x, gradient), y = maps(16, 2), integers(16)
+    vectors_of = [torch.randn(NUM_BASES * 16, generator=torch.Generator().manual_seed(index)) for index in range(3)]
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            branch, _ = passes.affine_gradient(gradient, y, *vectors_of, NUM_BASES, True)(1, False)
+            found.append((branch, passes.padded_signs(x, 1, 1, NUM_BASES)))
+        finally:
+            torch.set_default_dtype(before)
+    for value, expected in zip(*found, strict=True):
+        assert value.dtype == torch.float32
+        assert torch.equal(value, expected)

@@ -213,3 +213,11 @@ def test_one_process_alone_reduces_nothing(monkeypatch):
     with noted_collectives() as collectives:
         lean(norm, y, upstream(y), True)
     assert collectives == []
+
+
+def test_without_a_counter_of_batches():
+    norm, other = build(nn.BatchNorm2d), build(nn.BatchNorm2d)
+    norm.num_batches_tracked = other.num_batches_tracked = None
+    y = integers(2)
+    assert_same(lean(norm, y, upstream(y), True), reference(other, y, upstream(y), True))
+    assert_same_buffers(norm, other)

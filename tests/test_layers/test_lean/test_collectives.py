@@ -10,7 +10,7 @@ from mmengine.config import Config
 from torch import Tensor, distributed, nn
 from torch.testing import assert_close
 
-from mmgroupnet.layers import can_run_chain
+from mmgroupnet.layers import BinaryConv2d, can_run_chain
 from mmgroupnet.models import GroupNetResNet
 from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
 from mmgroupnet.registry import HOOKS
@@ -19,7 +19,13 @@ from tests.processes import noted_collectives, run_in_two_processes
 ROOT = Path(__file__).parents[3]
 RUNTIMES = ('default_runtime', 'segmentation_runtime')
 # Of each network the images of the first process and of the second one.
-SHARES = dict(soft_gate=(1, 3), lbd=(1, 3), tower=(1, 3), blocks=(0, 3))
+SHARES = {
+    'soft_gate': (1, 3),
+    'lbd': (1, 3),
+    'recomputed, full-precision shortcuts': (2, 2),
+    'tower': (1, 3),
+    'blocks': (0, 3),
+}
 STEPS = 3
 
 
@@ -49,7 +55,7 @@ class Blocks(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         merge = None
         for block in self.blocks:
-            assert can_run_chain(block.chain(), x, block, merge)
+            assert can_run_chain(block.chain(), x, block)
             x, merge = block(x, merge), block.merge
         return [merge(x)]
 
@@ -63,6 +69,9 @@ def build(name: str, norm: str) -> nn.Module:
     options = dict(depth=18, num_bases=2, base_channels=4, stage_blocks=(1, 2), norm_cfg=dict(type=norm))
     if name == 'lbd':  # Of other scales sums that cancel leave rounding, which a ReLU takes for a sign.
         options.update(binary_cfg=dict(weight=dict(type='mmgroupnet.UnscaledWeight')))
+    if name.startswith('recomputed'):
+        options.update(with_cp=True, binary_downsample=False, avg_down=True)
+        name = 'soft_gate'
     network = GroupNetResNet(decomposition=name, **options)
     network.stem[-1] = nn.Identity()  # called as a module, which torch synchronises on GPUs alone
     return network.double().train()
@@ -80,8 +89,10 @@ def loss_of(outs: list[Tensor], share: slice) -> Tensor:
     )
 
 
-def train(name: str, norm: str, work_dir: str, share: slice, hook_configs: list[dict]) -> nn.Module:
-    """Some steps as the Runner makes them, with hooks, on a share of the images."""
+def train(name: str, norm: str, work_dir: str, share: slice, hook_configs: list[dict]) -> tuple[nn.Module, list[int]]:
+    """Some steps as the Runner makes them, with hooks, on a share of the images: the network, and how many layers were
+    observed in each step."""
+    observed = []
     network = build(name, norm)
     hooks = [HOOKS.build(config) for config in hook_configs]
     runner = SimpleNamespace(
@@ -96,6 +107,7 @@ def train(name: str, norm: str, work_dir: str, share: slice, hook_configs: list[
     call('before_train')
     for step, batch in enumerate(images()):
         call('before_train_iter', step, None)
+        observed.append(sum(getattr(module, 'sign_observer', None) is not None for module in network.modules()))
         optimizer.zero_grad()
         loss_of(network(batch[share]), share).backward()
         if distributed.is_initialized():
@@ -104,7 +116,7 @@ def train(name: str, norm: str, work_dir: str, share: slice, hook_configs: list[
         optimizer.step()
         call('after_train_iter', step, None, None)
     call('after_train_epoch')
-    return network
+    return network, observed
 
 
 def train_in_process(rank: int, work_dir: str, hook_configs: list[dict]) -> dict[str, dict]:
@@ -112,8 +124,9 @@ def train_in_process(rank: int, work_dir: str, hook_configs: list[dict]) -> dict
     for name, (first, second) in SHARES.items():
         share = slice(0, first) if rank == 0 else slice(first, first + second)
         with noted_collectives() as collectives:
-            network = train(name, 'SyncBN', work_dir, share, hook_configs)
+            network, observed = train(name, 'SyncBN', work_dir, share, hook_configs)
         found[name] = dict(
+            observed=observed,
             collectives=[(kind, str(dtype), list(shape)) for kind, dtype, shape in collectives],
             state=network.state_dict(),
         )
@@ -140,8 +153,14 @@ class TestTwoProcesses:
         norms = sum(isinstance(module, nn.SyncBatchNorm) for module in build(name, 'SyncBN').modules())
         assert len(first) == STEPS * (2 * norms + len(list(build(name, 'BN').parameters())))
 
+    def test_observe_alike(self, trained, name):
+        layers = sum(isinstance(module, BinaryConv2d) for module in build(name, 'BN').modules())
+        for each in trained:
+            assert each[name]['observed'] == [layers] + [0] * (STEPS - 1)  # the first iteration is sampled
+
     def test_train_as_one_with_the_whole_batch(self, trained, name, tmp_path):
-        expected = train(name, 'BN', str(tmp_path), slice(0, sum(SHARES[name])), []).state_dict()
+        network, _ = train(name, 'BN', str(tmp_path), slice(0, sum(SHARES[name])), [])
+        expected = network.state_dict()
         for each in trained:
             state = each[name]['state']
             assert state.keys() == expected.keys()

@@ -11,6 +11,8 @@ from torch.testing import assert_close
 from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d, can_run_chain
 from mmgroupnet.layers.lean import can_run_conv
 from mmgroupnet.layers.lean.path import _say
+from mmgroupnet.models.backbones.groupnet_resnet import BinaryUnit
+from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
 from tests.lean_comparison import (
     DECOMPOSITIONS,
     block_of,
@@ -244,3 +246,93 @@ def test_other_changes_between_forward_and_backward_change_nothing():
     expected.sum().backward()
     for value, wanted in zip(network.parameters(), other.parameters(), strict=True):
         assert_close(value.grad, wanted.grad, rtol=0, atol=0)
+
+
+class OwnUnit(BinaryUnit):
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        return 2 * super().forward(x, shortcut)
+
+
+class OwnConv(BinaryConv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class OwnWeight(BinaryConv2d):
+    def effective_weight(self) -> Tensor:
+        return 3 * super().effective_weight()
+
+
+class TestWhatIsRewritten:
+    """Lean training re-implements a forward; where another one stands in its place, that one runs."""
+
+    def check(self, network: nn.Module) -> None:
+        network.double()
+        x = torch.randn(IMAGES).double()
+        with_gradients = network(x)[-1]
+        with torch.no_grad():
+            network.apply(lambda module: setattr(module, 'momentum', 0.0) if hasattr(module, 'momentum') else None)
+            without = network(x)[-1]
+        assert_close(with_gradients.detach(), without)
+
+    def test_an_activation_in_the_place_of_the_relu(self):
+        network = small_network()
+        unit = block_of(network, 0).units[0]
+        unit.relu = nn.PReLU(init=0.5)
+        self.check(network)
+        network(torch.randn(IMAGES).double())[-1].square().sum().backward()
+        assert unit.relu.weight.grad is not None
+
+    @pytest.mark.parametrize(('part', 'cls'), [('units.0', OwnUnit), ('units.1.conv', OwnConv)])
+    def test_a_class(self, part, cls):
+        network = small_network()
+        module = block_of(network, 0).get_submodule(part)
+        before = block_of(network, 0)(torch.randn(2, 16, 8, 8), network.stages[0][0].merge)
+        module.__class__ = cls
+        self.check(network)
+        assert not can_run_chain(block_of(network, 0).chain(), before, block_of(network, 0)) or cls is OwnUnit
+        assert cls is not OwnUnit or not block_of(network, 0).is_as_written
+
+    @pytest.mark.parametrize('part', ['units.0.norm', 'units.0.conv', 'units.1', 'connection'])
+    def test_an_instance(self, part):
+        network = small_network()
+        module = block_of(network, 0).get_submodule(part)
+        calls: list[int] = []
+        forward = module.forward
+
+        def noted(*args):
+            calls.append(1)
+            return forward(*args)
+
+        module.forward = noted
+        network(torch.randn(IMAGES))
+        assert calls == [1]
+
+    def test_weights(self):
+        x = torch.randn(1, 3, 6, 5)
+        conv = BinaryConv2d(3, 4, 3)
+        expected = 3 * conv(x)
+        conv.__class__ = OwnWeight
+        assert not can_run_conv(conv, x)
+        assert_close(conv(x), expected)
+
+
+def test_parameters_handed_to_a_full_precision_shortcut_get_their_gradients():
+    """Of ``torch.func.functional_call``, which puts them into the module for the forward pass alone."""
+    network, x = small_network(binary_downsample=False), torch.randn(IMAGES)
+    given = {name: value.detach().clone().requires_grad_() for name, value in network.named_parameters()}
+    torch.func.functional_call(copy.deepcopy(network), given, x)[-1].square().sum().backward()
+    network(x)[-1].square().sum().backward()
+    for name, value in network.named_parameters():
+        assert_close(given[name].grad, value.grad)
+
+
+def test_hooks_on_parts_that_are_called_anyway_leave_a_tower_lean():
+    tower = BinaryTower(6, 6, 2, 1, 2, True, dict(type='BN'), {})
+    calls: list[int] = []
+    for part in (tower.merge, tower.input_norms[0]):
+        part.register_forward_hook(lambda *call: calls.append(1))
+    x = torch.randn(2, 6, 9, 8)
+    kept = saved_bytes(lambda: tower((x, 0)))
+    assert calls == [1, 1]
+    assert kept == saved_bytes(lambda: BinaryTower(6, 6, 2, 1, 2, True, dict(type='BN'), {})((x, 0)))
