@@ -162,7 +162,7 @@ const Kernels* avx512_kernels() {
       .relu_affine = relu_affine,
       .gradient_sums = gradient_sums,
       .affine_gradient = affine_gradient,
-      .padded_signs = padded_signs,
+      .branch_signs = branch_signs,
       .sign_gradient = sign_gradient,
       .connect_gradient = connect_gradient,
       .ceiling = ceiling,

@@ -84,8 +84,8 @@ struct Kernels {
                       int64_t pixels, int channels, float* out);
   void (*gradient_sums)(const float* g, const int16_t* y, int low, int64_t pixels, int channels, float* sums);
   void (*affine_gradient)(const float* g, const int16_t* y, int low, const float* p, const float* q, const float* s,
-                          int64_t pixels, int folded, int channels, float* out, float* sums);
-  void (*padded_signs)(const float* x, float padding_value, int64_t pixels, int folded, int channels, float* out);
+                          int64_t pixels, int folded, int channels, float* out);
+  void (*branch_signs)(const float* x, int64_t pixels, int folded, int channels, float* out);
   void (*sign_gradient)(const float* g, const float* x, const float* residual, int64_t pixels, int folded, int channels,
                         float* out);
   void (*connect_gradient)(const float* g, const float* x, const float* gate, const float* scales, int64_t pixels,

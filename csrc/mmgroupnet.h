@@ -119,13 +119,13 @@ MMG_API int32_t mmg_relu_affine(const int16_t* y, int32_t low, const float* scal
 MMG_API int32_t mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int64_t pixels,
                                   int32_t channels, double* sums, int32_t threads);
 // Of one branch, `channels` from the folded channel `first` on: p * gradient + q * y + s where y > low, else 0,
-// (pixels, channels), and of each channel the sum of that.
+// (pixels, channels).
 MMG_API int32_t mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p,
                                     const float* q, const float* s, int64_t pixels, int32_t folded, int32_t first,
-                                    int32_t channels, float* out, double* sums, int32_t threads);
-// Signs of one branch minus `padding_value`, (pixels, channels).
-MMG_API int32_t mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t folded, int32_t first,
-                                 int32_t channels, float* out, int32_t threads);
+                                    int32_t channels, float* out, int32_t threads);
+// Signs of one branch, (pixels, channels).
+MMG_API int32_t mmg_branch_signs(const float* x, int64_t pixels, int32_t folded, int32_t first, int32_t channels,
+                                 float* out, int32_t threads);
 // One branch of max(0, 2 - 2 * |x|) * gradient + residual, with the gradient (pixels, channels); `residual` may be
 // NULL.
 MMG_API int32_t mmg_sign_gradient(const float* gradient, const float* x, const float* residual, int64_t pixels,

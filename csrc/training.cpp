@@ -116,22 +116,21 @@ int32_t mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, 
 
 int32_t mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p, const float* q,
                             const float* s, int64_t pixels, int32_t folded, int32_t first, int32_t channels, float* out,
-                            double* sums, int32_t threads) {
+                            int32_t threads) {
   return guard([&] {
-    sum_jobs<float>(pixels, channels, threads, sums, [&](int64_t pixel, int64_t count, float* part) {
+    for_pixels(0, pixels, threads, [&](int64_t pixel, int64_t last) {
       const int64_t at = pixel * folded + first;
-      selected_kernels().affine_gradient(gradient + at, y + at, low, p + first, q + first, s + first, count, folded,
-                                         channels, out + pixel * channels, part);
+      selected_kernels().affine_gradient(gradient + at, y + at, low, p + first, q + first, s + first, last - pixel,
+                                         folded, channels, out + pixel * channels);
     });
   });
 }
 
-int32_t mmg_padded_signs(const float* x, float padding_value, int64_t pixels, int32_t folded, int32_t first,
-                         int32_t channels, float* out, int32_t threads) {
+int32_t mmg_branch_signs(const float* x, int64_t pixels, int32_t folded, int32_t first, int32_t channels, float* out,
+                         int32_t threads) {
   return guard([&] {
     for_pixels(0, pixels, threads, [&](int64_t pixel, int64_t last) {
-      const int64_t count = last - pixel;
-      selected_kernels().padded_signs(x + pixel * folded + first, padding_value, count, folded, channels,
+      selected_kernels().branch_signs(x + pixel * folded + first, last - pixel, folded, channels,
                                       out + pixel * channels);
     });
   });

@@ -142,30 +142,26 @@ void gradient_sums(const float* g, const int16_t* y, int low, int64_t pixels, in
   });
 }
 
-// out = p * g + q * r + s where y > low, else 0, of one branch; sums[c] += out.
+// out = p * g + q * r + s where y > low, else 0, of one branch.
 void affine_gradient(const float* g, const int16_t* y, int low, const float* p, const float* q, const float* s,
-                     int64_t pixels, int folded, int channels, float* out, float* sums) {
+                     int64_t pixels, int folded, int channels, float* out) {
   for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
     using V = decltype(zero);
     const V lowest = V() + static_cast<float>(low);
     const V of_gradient = load<V>(p + c), of_integer = load<V>(q + c), term = load<V>(s + c);
-    V sum = load<V>(sums + c);
     for (int64_t i = first; i < last; ++i) {
       const V integer = load<V>(y + i * folded + c);
       const V value = of_gradient * load<V>(g + i * folded + c) + of_integer * integer + term;
-      const V kept = integer > lowest ? value : V();
-      store(out + i * channels + c, kept);
-      sum += kept;
+      store(out + i * channels + c, integer > lowest ? value : V());
     }
-    store(sums + c, sum);
   });
 }
 
-// Signs of one branch minus the padded value: beside them the padding is zero.
-void padded_signs(const float* x, float padding_value, int64_t pixels, int folded, int channels, float* out) {
+// Signs of one branch.
+void branch_signs(const float* x, int64_t pixels, int folded, int channels, float* out) {
   for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
     using V = decltype(zero);
-    const V positive = V() + (1.0f - padding_value), negative = V() + (-1.0f - padding_value);
+    const V positive = V() + 1.0f, negative = V() - 1.0f;
     for (int64_t i = first; i < last; ++i) {
       store(out + i * channels + c, load<V>(x + i * folded + c) >= 0.0f ? positive : negative);
     }

@@ -1,13 +1,12 @@
 """Binary convolutions as torch computes them, in floats: how networks are simulated, and the reference of the
 kernels."""
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmgroupnet.ops.geometry import UnitGeometry
+from mmgroupnet.ops.precision import wide
 
 
 def signs_of(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -54,17 +53,34 @@ def convolve_signs(geometry: UnitGeometry, signs: Tensor, weight: Tensor) -> Ten
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
 
+def _sums_over_padding(geometry: UnitGeometry, base: int, gradient: Tensor, size: tuple[int, int]) -> Tensor:
+    """Sums of an output's gradient over the pixels at which a tap lies in the padding of an input of this size,
+    ``(C_out, kh, kw)``."""
+    taps = zip(geometry.kernel_size, geometry.stride, geometry.pad_of(base), size, gradient.shape[2:], strict=True)
+    outside = []
+    for kernel, stride, pad, given, out in taps:
+        first = torch.arange(out, device=gradient.device) * stride - pad
+        at = first + geometry.dilations[base] * torch.arange(kernel, device=gradient.device).view(-1, 1)
+        outside.append((at < 0) | (at >= given))
+    rows, columns = outside
+    pixels = rows[:, None, :, None] | columns[None, :, None, :]
+    summed = gradient.sum(0, dtype=wide(gradient.dtype))
+    return torch.einsum('chw,ijhw->cij', summed, pixels.to(summed.dtype))
+
+
 def convolution_gradients(
     geometry: UnitGeometry,
     base: int,
     gradient: Tensor,
     signs: Tensor,
     weight: Tensor,
-    padding_value: int,
     needs_signs: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of a convolution in its input and in its weight.
+    """Gradients of the convolution of a base in its input and in its weight, float32 or better.
+
+    A convolution of signs that are padded with v is one that is padded with zeros, plus v times the weights of the taps
+    that lie in the padding: no padded copy is made.
 
     Args:
         geometry: The unit.
@@ -72,20 +88,30 @@ def convolution_gradients(
         gradient: Of the output, ``(N, C_out, H', W')``.
         signs: The input, ``(N, C_in, H, W)``.
         weight: ``(C_out, C_in/groups, kh, kw)``.
-        padding_value: What the input is padded with. Other values than 0 take a padded copy.
         needs_signs, needs_weight: Which gradients are asked for.
     """
+    of_signs, of_weight = _zero_padded_gradients(geometry, base, gradient, signs, weight, needs_signs, needs_weight)
+    if not needs_weight:
+        return of_signs, None
+    of_weight = of_weight.to(wide(of_weight.dtype))
+    if geometry.padding_value and any(geometry.pad_of(base)):
+        of_padding = _sums_over_padding(geometry, base, gradient, signs.shape[2:]).unsqueeze(1)
+        of_weight = of_weight.add(of_padding, alpha=geometry.padding_value)
+    return of_signs, of_weight
+
+
+def _zero_padded_gradients(
+    geometry: UnitGeometry,
+    base: int,
+    gradient: Tensor,
+    signs: Tensor,
+    weight: Tensor,
+    needs_signs: bool,
+    needs_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """As :func:`convolution_gradients`, of a convolution that is padded with zeros, in the dtype of the gradient."""
     kernel_size, stride, groups = geometry.kernel_size, geometry.stride, geometry.groups
     padding, rate = geometry.pad_of(base), geometry.dilations[base]
-    if padding_value and any(padding):
-        (rows, columns), (height, width) = padding, signs.shape[2:]
-        padded = F.pad(signs, (columns, columns, rows, rows), value=float(padding_value))
-        unpadded = replace(geometry, padding=(0, 0))
-        of_signs, of_weight = convolution_gradients(
-            unpadded, base, gradient, padded, weight, 0, needs_signs, needs_weight
-        )
-        inside = of_signs[:, :, rows : rows + height, columns : columns + width] if needs_signs else None
-        return inside, of_weight
     pixels = gradient.shape[0] * gradient.shape[2] * gradient.shape[3]
     if pixels == 0:
         return torch.zeros_like(signs), torch.zeros_like(weight)

@@ -5,7 +5,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_int32, c_int64, c_size_t, c_void_p
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -73,16 +73,8 @@ _SIGNATURES = {
     'mmg_relu_sums': [c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32],
     'mmg_relu_affine': [c_void_p, c_int32, *[c_void_p] * 3, c_int64, c_int32, c_void_p, c_int32],
     'mmg_gradient_sums': [c_void_p, c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32],
-    'mmg_affine_gradient': [
-        *[c_void_p] * 2,
-        c_int32,
-        *[c_void_p] * 3,
-        c_int64,
-        *[c_int32] * 3,
-        *[c_void_p] * 2,
-        c_int32,
-    ],
-    'mmg_padded_signs': [c_void_p, c_float, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32],
+    'mmg_affine_gradient': [c_void_p, c_void_p, c_int32, *[c_void_p] * 3, c_int64, *[c_int32] * 3, c_void_p, c_int32],
+    'mmg_branch_signs': [c_void_p, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32],
     'mmg_sign_gradient': [*[c_void_p] * 3, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32],
     'mmg_connect_gradient': [*[c_void_p] * 4, c_int64, *[c_int32] * 2, *[c_void_p] * 2, c_int32],
     'mmg_ceiling': [c_double, POINTER(c_double)],

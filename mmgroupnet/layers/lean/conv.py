@@ -51,9 +51,8 @@ class _ConvFunction(torch.autograd.Function):
         computed = wide(gradient.dtype)
         scales = sign_conv.output_scale(operands).to(computed).view(-1, 1, 1).chunk(sign_conv.branches)
 
-        def gradient_of(k: int, reuse: bool) -> tuple[Tensor, Tensor]:
-            branch = branches[k] if sign_conv.geometry.merges else branches[k] * scales[k]
-            return branch, branch.sum((0, 2, 3), dtype=computed)
+        def gradient_of(k: int, reuse: bool) -> Tensor:
+            return branches[k] if sign_conv.geometry.merges else branches[k] * scales[k]
 
         with without_autocast(x.device):
             x_gradient, of_operands = sign_conv.backward(gradient_of, prepared, operands, None, needs_x, needed)

@@ -93,7 +93,7 @@ class FloatShortcut:
             return None, [None] * len(needed)
         with torch.enable_grad():
             out = self.forward(x, operands)
-        gradient = torch.cat([gradient_of(k, False)[0] for k in range(self.branches)], dim=1).to(out.dtype)
+        gradient = torch.cat([gradient_of(k, False) for k in range(self.branches)], dim=1).to(out.dtype)
         found = list(torch.autograd.grad(out, [x, *wanted] if needs_x else wanted, gradient))
         x_gradient = found.pop(0) if needs_x else None
         if needs_x and residual is not None:

@@ -2,11 +2,6 @@
 
 Plain autograd keeps the signs as padded floats and copies of the binarised weights. Both can be derived from the input
 and the latent weights, which are there anyway.
-
-A convolution of signs s that are padded with v is one of s - v that are padded with zero, plus v times the sum of the
-weights: no padded copy is made. Its gradient in the weights is likewise that of the convolution of s - v, plus v times
-the sum of the gradient over all pixels. The two terms cancel in part, which half precision would not survive: it pads a
-copy of each branch.
 """
 
 from collections.abc import Callable, Sequence
@@ -131,23 +126,13 @@ class SignConv:
         for index, batch in enumerate(batches):
             at = slice(index * geometry.out_channels, (index + 1) * geometry.out_channels)
             part = weight[at] if geometry.merges else binary_sign(weight[at])
-            gradients, totals = zip(*(gradient_of(k, len(batch) == 1) for k in batch), strict=True)
-            gradient = _cat(gradients).to(self.passes.dtype)
-            subtracted, padded = self._padding(index)
-            signs = _cat([self.passes.padded_signs(z, subtracted, k, self.branches) for k in batch])
+            gradient = _cat([gradient_of(k, len(batch) == 1) for k in batch]).to(self.passes.dtype)
+            signs = _cat([self.passes.branch_signs(z, k, self.branches) for k in batch])
             of_signs, of_weight = convolution_gradients(
-                geometry,
-                index,
-                gradient,
-                signs.to(gradient.dtype),
-                part.to(gradient.dtype),
-                padded,
-                needs_x,
-                needs_weight,
+                geometry, index, gradient, signs, part.to(self.passes.dtype), needs_x, needs_weight
             )
             if needs_weight:
-                of_padding = sum(totals).to(weight.dtype).view(-1, 1, 1, 1)
-                torch.add(of_weight.to(weight.dtype), of_padding, alpha=subtracted, out=weight_gradient[at])
+                weight_gradient[at] = of_weight
             if needs_x:
                 for k, found in zip(batch, of_signs.chunk(len(batch)), strict=True):
                     self.passes.sign_gradient(found, z, added, k, self.branches, z_gradient, surrogate_of(k))
@@ -159,13 +144,6 @@ class SignConv:
             z_gradient = z_gradient + residual
         of_weight, of_scale, of_merge = self._operand_gradients(operands, weight_gradient)
         return z_gradient, [of_weight, of_scale, of_shift, of_merge]
-
-    def _padding(self, base: int) -> tuple[int, int]:
-        """What is subtracted from the signs of a base, and what they are padded with then."""
-        value = self.geometry.padding_value
-        if not any(self.geometry.pad_of(base)):
-            return 0, 0
-        return (0, value) if self.passes.dtype in (torch.float16, torch.bfloat16) else (value, 0)
 
     def _surrogates(self, z: Tensor) -> Callable[[int], Surrogate | None]:
         """The surrogate gradient of each branch; None for that of ``PolynomialSign``."""

@@ -102,10 +102,9 @@ class KernelPasses:
         channels = y.shape[1] // branches
         last: list[Tensor] = []
 
-        def branch(k: int, reuse: bool = False) -> tuple[Tensor, Tensor]:
+        def branch(k: int, reuse: bool = False) -> Tensor:
             out = last.pop() if reuse and last else _empty_branch(y, channels)
             last[:] = [out]
-            sums = torch.empty(channels, dtype=torch.float64)
             kernels.library().mmg_affine_gradient(
                 gradient.data_ptr(),
                 y.data_ptr(),
@@ -116,19 +115,17 @@ class KernelPasses:
                 k * channels,
                 channels,
                 out.data_ptr(),
-                sums.data_ptr(),
                 torch.get_num_threads(),
             )
-            return out.permute(0, 3, 1, 2), sums.float()
+            return out.permute(0, 3, 1, 2)
 
         return branch
 
-    def padded_signs(self, x: Tensor, padding_value: int, k: int, branches: int) -> Tensor:
+    def branch_signs(self, x: Tensor, k: int, branches: int) -> Tensor:
         channels = x.shape[1] // branches
         out = _empty_branch(x, channels)
-        kernels.library().mmg_padded_signs(
+        kernels.library().mmg_branch_signs(
             x.data_ptr(),
-            padding_value,
             _pixels(x),
             x.shape[1],
             k * channels,

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from mmgroupnet.ops.geometry import UnitGeometry
 
-# Gives the gradient of a branch, (N, C, H, W), and its sum over all pixels, (C,). With reuse=True the buffer of the
-# previous branch may be overwritten.
-BranchGradient = Callable[[int, bool], tuple[Tensor, Tensor]]
+# Gives the gradient of a branch, (N, C, H, W). With reuse=True the buffer of the previous branch may be overwritten.
+BranchGradient = Callable[[int, bool], Tensor]
 # Elementwise stand-in for the gradient of a sign at a map.
 Surrogate = Callable[[Tensor], Tensor]
 
@@ -57,9 +56,8 @@ class Passes(Protocol):
     ) -> BranchGradient:
         """``p * gradient + q * r + s`` where y > 0 (everywhere without ReLU), one branch at a time."""
 
-    def padded_signs(self, x: Tensor, padding_value: int, k: int, branches: int) -> Tensor:
-        """Signs of branch k minus ``padding_value``, ``(N, C, H, W)``: where the signs are padded with it, these are
-        padded with 0."""
+    def branch_signs(self, x: Tensor, k: int, branches: int) -> Tensor:
+        """Signs of branch k, ``(N, C, H, W)``, in :attr:`dtype`."""
 
     def sign_gradient(
         self,

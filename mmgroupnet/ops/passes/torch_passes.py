@@ -75,18 +75,16 @@ class TorchPasses:
     ) -> BranchGradient:
         dtype = wide(gradient.dtype)
 
-        def branch(k: int, reuse: bool = False) -> tuple[Tensor, Tensor]:
+        def branch(k: int, reuse: bool = False) -> Tensor:
             of_gradient, of_r, term = (_channels(vector.chunk(branches)[k], dtype) for vector in (p, q, s))
             g, integers = (_branch(value, k, branches).to(dtype) for value in (gradient, y))
             out = (of_gradient * g).addcmul_(integers, of_r).add_(term)
-            out = out.mul_(integers > 0) if relu else out
-            return out, out.sum(_PIXELS)
+            return out.mul_(integers > 0) if relu else out
 
         return branch
 
-    def padded_signs(self, x: Tensor, padding_value: int, k: int, branches: int) -> Tensor:
-        positive, negative = 1.0 - padding_value, -1.0 - padding_value
-        return torch.where(_branch(x, k, branches) >= 0, positive, negative).to(self.dtype)
+    def branch_signs(self, x: Tensor, k: int, branches: int) -> Tensor:
+        return signs_of(_branch(x, k, branches), self.dtype)
 
     def sign_gradient(
         self,

@@ -58,7 +58,7 @@ def lean(norm: nn.Module, y: Tensor, gradient: Tensor, relu: bool, branches: int
     of_norm, vectors = unit.backward(affine, PASSES.gradient_sums(gradient, y, relu), statistics, scale)
     branch = PASSES.affine_gradient(gradient, y, *vectors, 1, relu)
     found = [gradient if value is not None else None for value, gradient in zip(affine, of_norm, strict=True)]
-    return [out, branch(0, False)[0], *found]
+    return [out, branch(0, False), *found]
 
 
 def reference(norm: nn.Module, y: Tensor, gradient: Tensor, relu: bool, branches: int = 1) -> list[Tensor | None]:
