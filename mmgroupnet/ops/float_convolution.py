@@ -55,17 +55,30 @@ def convolve_signs(geometry: UnitGeometry, signs: Tensor, weight: Tensor) -> Ten
 
 def _sums_over_padding(geometry: UnitGeometry, base: int, gradient: Tensor, size: tuple[int, int]) -> Tensor:
     """Sums of an output's gradient over the pixels at which a tap lies in the padding of an input of this size,
-    ``(C_out, kh, kw)``."""
-    taps = zip(geometry.kernel_size, geometry.stride, geometry.pad_of(base), size, gradient.shape[2:], strict=True)
-    outside = []
-    for kernel, stride, pad, given, out in taps:
-        first = torch.arange(out, device=gradient.device) * stride - pad
-        at = first + geometry.dilations[base] * torch.arange(kernel, device=gradient.device).view(-1, 1)
+    ``(C_out, 1, kh, kw)``, float32 or better."""
+    outside, borders = [], []
+    for kernel, stride, pad, given, out in zip(
+        geometry.kernel_size, geometry.stride, geometry.pad_of(base), size, gradient.shape[2:], strict=True
+    ):
+        reach = geometry.dilations[base] * (kernel - 1)  # from the first tap to the last one
+        first, last = -(-pad // stride), (given - 1 + pad - reach) // stride + 1
+        borders.append((min(first, out), min(max(last, first), out)))  # all taps lie inside between these
+        at = torch.arange(out, device=gradient.device) * stride - pad
+        at = at + geometry.dilations[base] * torch.arange(kernel, device=gradient.device).view(-1, 1)
         outside.append((at < 0) | (at >= given))
+    (top, bottom), (left, right) = borders
+    # Only the border is read.
+    summed = gradient.new_zeros(gradient.shape[1:], dtype=wide(gradient.dtype))
+    for part in (
+        (slice(None, top), slice(None)),
+        (slice(bottom, None), slice(None)),
+        (slice(top, bottom), slice(None, left)),
+        (slice(top, bottom), slice(right, None)),
+    ):
+        summed[(slice(None), *part)] = gradient[(slice(None), slice(None), *part)].sum(0, dtype=summed.dtype)
     rows, columns = outside
     pixels = rows[:, None, :, None] | columns[None, :, None, :]
-    summed = gradient.sum(0, dtype=wide(gradient.dtype))
-    return torch.einsum('chw,ijhw->cij', summed, pixels.to(summed.dtype))
+    return torch.einsum('chw,ijhw->cij', summed, pixels.to(summed.dtype)).unsqueeze(1)
 
 
 def convolution_gradients(
@@ -77,10 +90,10 @@ def convolution_gradients(
     needs_signs: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the convolution of a base in its input and in its weight, float32 or better.
+    """Gradients of the convolution of a base in its input and in its weight; that of the weight is float32 or better.
 
     A convolution of signs that are padded with v is one that is padded with zeros, plus v times the weights of the taps
-    that lie in the padding: no padded copy is made.
+    that lie in the padding: no padded copy of a large map is made.
 
     Args:
         geometry: The unit.
@@ -90,52 +103,39 @@ def convolution_gradients(
         weight: ``(C_out, C_in/groups, kh, kw)``.
         needs_signs, needs_weight: Which gradients are asked for.
     """
-    of_signs, of_weight = _zero_padded_gradients(geometry, base, gradient, signs, weight, needs_signs, needs_weight)
-    if not needs_weight:
-        return of_signs, None
-    of_weight = of_weight.to(wide(of_weight.dtype))
-    if geometry.padding_value and any(geometry.pad_of(base)):
-        of_padding = _sums_over_padding(geometry, base, gradient, signs.shape[2:]).unsqueeze(1)
-        of_weight = of_weight.add(of_padding, alpha=geometry.padding_value)
-    return of_signs, of_weight
-
-
-def _zero_padded_gradients(
-    geometry: UnitGeometry,
-    base: int,
-    gradient: Tensor,
-    signs: Tensor,
-    weight: Tensor,
-    needs_signs: bool,
-    needs_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """As :func:`convolution_gradients`, of a convolution that is padded with zeros, in the dtype of the gradient."""
-    kernel_size, stride, groups = geometry.kernel_size, geometry.stride, geometry.groups
-    padding, rate = geometry.pad_of(base), geometry.dilations[base]
+    g, value = geometry, geometry.padding_value
+    padding, rate = g.pad_of(base), g.dilations[base]
     pixels = gradient.shape[0] * gradient.shape[2] * gradient.shape[3]
     if pixels == 0:
         return torch.zeros_like(signs), torch.zeros_like(weight)
     of_weight = None
-    is_small = gradient.device.type == 'cpu' and pixels < signs.shape[1] and groups == 1
-    if is_small and needs_weight and kernel_size != (1, 1):
+    is_small = gradient.device.type == 'cpu' and pixels < signs.shape[1] and g.groups == 1
+    if is_small and needs_weight and g.kernel_size != (1, 1):
         # Where there are fewer pixels than channels, a matrix product is up to three times faster than oneDNN.
-        columns = F.unfold(signs, kernel_size, rate, padding, stride)
-        columns = columns.transpose(0, 1).flatten(1)
-        of_weight = (gradient.transpose(0, 1).flatten(1) @ columns.t()).view_as(weight)
+        rows, columns = padding
+        patches = F.unfold(
+            F.pad(signs, (columns, columns, rows, rows), value=float(value)), g.kernel_size, rate, stride=g.stride
+        )
+        patches = patches.transpose(0, 1).flatten(1)
+        of_weight = (gradient.transpose(0, 1).flatten(1) @ patches.t()).view_as(weight)
         needs_weight = False
-    if is_small or _needs_contiguous(geometry, gradient):  # faster so, too, where there are few pixels
+    if is_small or _needs_contiguous(g, gradient):  # faster so, too, where there are few pixels
         gradient, signs = gradient.contiguous(), signs.contiguous()
     of_signs, found, _ = torch.ops.aten.convolution_backward(
         gradient,
         signs,
         weight,
         None,
-        stride,
+        g.stride,
         padding,
         (rate, rate),
         False,
         (0, 0),
-        groups,
+        g.groups,
         (needs_signs, needs_weight, False),
     )
-    return of_signs, found if of_weight is None else of_weight
+    if needs_weight:
+        of_weight = found.to(wide(found.dtype))
+        if value and any(padding):
+            of_weight.add_(_sums_over_padding(g, base, gradient, signs.shape[2:]), alpha=value)
+    return of_signs, of_weight

@@ -26,9 +26,9 @@ from mmgroupnet.quantizers.weights import (
     UnscaledWeight,
     checked_signs,
     has_state,
+    inverse_scale,
     is_standard_weight,
     start_quantizer,
-    unscaled,
 )
 
 __all__ = [
@@ -57,5 +57,5 @@ __all__ = [
     'has_state',
     'is_standard_weight',
     'start_quantizer',
-    'unscaled',
+    'inverse_scale',
 ]

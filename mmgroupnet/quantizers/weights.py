@@ -63,13 +63,13 @@ class _Signs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        return unscaled(gradient, *ctx.saved_tensors), None
+        (scale,) = ctx.saved_tensors
+        return gradient * inverse_scale(scale).to(gradient.dtype).view(-1, 1, 1, 1), None
 
 
-def unscaled(gradient: Tensor, scale: Tensor) -> Tensor:
-    """The gradient of ``scale * signs``, ``(rows, ...)``, from that of the signs; 0 where the scale is 0."""
-    scale = scale.to(gradient.dtype).view(-1, *[1] * (gradient.dim() - 1))
-    return gradient / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+def inverse_scale(scale: Tensor) -> Tensor:
+    """Factor from the gradient of signs, which is 0 where the scale is 0, to that of ``scale * signs``; finite."""
+    return scale.clamp(min=torch.finfo(scale.dtype).tiny).reciprocal()
 
 
 class _ScaledSigns(torch.autograd.Function):

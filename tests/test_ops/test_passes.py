@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mmgroupnet.ops import kernels
+from mmgroupnet.ops.float_convolution import convolution_gradients, convolve_signs
 from mmgroupnet.ops.passes import KernelPasses, Passes, TorchPasses, choose_passes
 from tests.test_ops import oracle
 from tests.test_ops.oracle import geometry, random_unit
@@ -138,6 +139,14 @@ def test_convolve(passes, overrides):
     assert torch.equal(out.int(), oracle.convolve(unit, torch.where(x >= 0, 1.0, -1.0)).int())
 
 
+@pytest.mark.parametrize('shape', [(5, 3, 3, 3), (4, 8, 3, 3), (64, 64, 3, 3), (2, 70, 1, 1)])
+def test_weight_signs(passes, shape):
+    weight = torch.randn(shape)
+    weight.view(-1)[:2] = torch.tensor([0.0, -0.0])
+    for given in (weight, last(weight)):
+        assert torch.equal(passes.weight_signs(given), torch.where(weight >= 0, 1.0, -1.0))
+
+
 def test_sums_beyond_sixteen_bits_are_floats(passes):
     unit = random_unit(geometry(in_channels=3641, num_bases=1, kernel_size=(3, 3), padding=(1, 1)))
     x = passes.prepare(torch.ones(1, 3641, 2, 2))
@@ -232,3 +241,29 @@ def test_buffers_do_not_follow_the_default_dtype(passes):
     for value, expected in zip(*found, strict=True):
         assert value.dtype == torch.float32
         assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize('padding_value', [-1, 0, 1])
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        dict(padding=(1, 1)),
+        dict(padding=(2, 1), kernel_size=(3, 5), stride=(2, 1)),
+        dict(padding=None, dilations=(3,)),
+        dict(padding=None, dilations=(9,)),  # every pixel is at the border
+        dict(padding=(3, 0), kernel_size=(2, 4), stride=(1, 3), groups=2, in_channels=6, out_channels=4),
+        dict(padding=(1, 1), in_channels=80),  # fewer pixels than channels
+    ],
+)
+def test_gradients_of_padded_signs(overrides, padding_value):
+    """Against autograd of a padded copy."""
+    options = dict(in_channels=3, out_channels=5, kernel_size=(3, 3), num_bases=1, dilations=(1,)) | overrides
+    g = geometry(**options, padding_value=padding_value)
+    signs = oracle.dyadic(2, g.in_channels, 6, 5).sign().add(0.5).sign().double().requires_grad_()
+    weight = torch.randn(g.out_channels, g.in_channels // g.groups, *g.kernel_size).double().requires_grad_()
+    out = convolve_signs(g, signs, weight)
+    upstream = torch.randn_like(out)
+    expected = torch.autograd.grad(out, (signs, weight), upstream)
+    found = convolution_gradients(g, 0, upstream, signs.detach(), weight.detach(), True, True)
+    for value, wanted in zip(found, expected, strict=True):
+        assert_close(value, wanted)

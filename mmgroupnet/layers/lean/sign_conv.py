@@ -16,7 +16,7 @@ from mmgroupnet.ops.float_convolution import convolution_gradients, convolve_sig
 from mmgroupnet.ops.passes import BranchGradient, Passes
 from mmgroupnet.ops.passes.protocol import Surrogate
 from mmgroupnet.ops.precision import wide
-from mmgroupnet.quantizers import PolynomialSign, binary_sign, has_state, unscaled
+from mmgroupnet.quantizers import PolynomialSign, binary_sign, has_state, inverse_scale
 
 
 class SignConv:
@@ -115,6 +115,9 @@ class SignConv:
         needs_weight = needs_weight or (geometry.merges and (needs_scale or needs_merge))
         needs_x = needs_x or needs_shift
         weight = self._merged(operands) if geometry.merges else operands.weight.detach()
+        # The gradient of the signs is the scale times that of the scaled signs, which the latent weights get.
+        inverse = torch.ones_like(operands.scale) if geometry.merges else inverse_scale(operands.scale)
+        inverse = inverse.to(weight.dtype).view(-1, 1, 1, 1)
         weight_gradient = torch.empty_like(weight) if needs_weight else None
         residual = None if residual is None else self.passes.prepare(residual)
         # A shift wants the gradient without the residual.
@@ -125,14 +128,14 @@ class SignConv:
         batches = [range(self.branches)] if self.is_shared else [(k,) for k in range(self.branches)]
         for index, batch in enumerate(batches):
             at = slice(index * geometry.out_channels, (index + 1) * geometry.out_channels)
-            part = weight[at] if geometry.merges else binary_sign(weight[at])
+            part = weight[at] if geometry.merges else self.passes.weight_signs(weight[at])
             gradient = _cat([gradient_of(k, len(batch) == 1) for k in batch]).to(self.passes.dtype)
             signs = _cat([self.passes.branch_signs(z, k, self.branches) for k in batch])
             of_signs, of_weight = convolution_gradients(
                 geometry, index, gradient, signs, part.to(self.passes.dtype), needs_x, needs_weight
             )
             if needs_weight:
-                weight_gradient[at] = of_weight
+                torch.mul(of_weight.to(weight.dtype), inverse[at], out=weight_gradient[at])
             if needs_x:
                 for k, found in zip(batch, of_signs.chunk(len(batch)), strict=True):
                     self.passes.sign_gradient(found, z, added, k, self.branches, z_gradient, surrogate_of(k))
@@ -160,7 +163,7 @@ class SignConv:
         if gradient is None:
             return None, None, None
         if not self.geometry.merges:
-            return unscaled(gradient, operands.scale), None, None
+            return gradient, None, None
         signs, scale = self._bases(operands)
         if operands.merge_scales is None:
             merge_scales = gradient.new_full((len(signs),), 1 / len(signs))

@@ -11,6 +11,7 @@ from mmgroupnet.ops.passes.protocol import BranchGradient, Surrogate
 from mmgroupnet.ops.passes.torch_passes import TorchPasses
 
 _NO_RELU = -32768
+_SIGNS_AT_ONCE = 64
 
 
 def _low(relu: bool) -> int:
@@ -134,6 +135,18 @@ class KernelPasses:
             torch.get_num_threads(),
         )
         return out.permute(0, 3, 1, 2)
+
+    def weight_signs(self, weight: Tensor) -> Tensor:
+        if weight.numel() % _SIGNS_AT_ONCE:
+            return self.for_floats.weight_signs(weight)
+        weight = weight.contiguous()
+        out = torch.empty_like(weight)
+        # To the kernel the weights are pixels of so many channels, which threads share.
+        size = _SIGNS_AT_ONCE
+        kernels.library().mmg_branch_signs(
+            weight.data_ptr(), weight.numel() // size, size, 0, size, out.data_ptr(), torch.get_num_threads()
+        )
+        return out
 
     def sign_gradient(
         self,

@@ -59,6 +59,9 @@ class Passes(Protocol):
     def branch_signs(self, x: Tensor, k: int, branches: int) -> Tensor:
         """Signs of branch k, ``(N, C, H, W)``, in :attr:`dtype`."""
 
+    def weight_signs(self, weight: Tensor) -> Tensor:
+        """Signs of latent weights ``(C_out, C_in/groups, kh, kw)``, in :attr:`dtype`."""
+
     def sign_gradient(
         self,
         gradient: Tensor,

@@ -86,6 +86,9 @@ class TorchPasses:
     def branch_signs(self, x: Tensor, k: int, branches: int) -> Tensor:
         return signs_of(_branch(x, k, branches), self.dtype)
 
+    def weight_signs(self, weight: Tensor) -> Tensor:
+        return signs_of(weight, self.dtype)
+
     def sign_gradient(
         self,
         gradient: Tensor,
