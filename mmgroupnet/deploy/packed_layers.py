@@ -143,8 +143,8 @@ class PackedMerge(PackedModule):
         self.register_buffer('scales', None if scales is None else scales.detach().clone())
         self.register_buffer('sums_in_place', torch.tensor(1) if sums_in_place else None)
 
-    def hand_on(self, branches: Tensor) -> Tensor:
-        """What the branches hand to the next block, and what is merged; may change the map that is given."""
+    def outputs_for_next(self, branches: Tensor) -> Tensor:
+        """As :meth:`mmgroupnet.layers.Merge.outputs_for_next`; may overwrite ``branches``."""
         if self.sums_in_place is not None:
             first, *others = branches.chunk(self.num_bases, dim=1)
             for other in others:
@@ -307,7 +307,7 @@ class PackedBlock(PackedChain):
         self.merge = merge
 
     def forward(self, branches: Tensor, last_merge: PackedMerge | None = None) -> Tensor:
-        return self.merge.hand_on(super().forward(branches, last_merge))
+        return self.merge.outputs_for_next(super().forward(branches, last_merge))
 
 
 class PackedTower(PackedModule):

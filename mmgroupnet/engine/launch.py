@@ -103,7 +103,7 @@ def setup_distribution(cfg: Config) -> None:
 
 
 def add_guards(cfg: Config) -> None:
-    """Adds to a config what keeps work from being lost.
+    """Adds the guard hooks and atomic checkpoint writing.
 
     These are hooks that check losses, masks and checkpoints and make epochs repeatable, and checkpoints written whole.
     """

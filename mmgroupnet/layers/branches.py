@@ -57,8 +57,8 @@ class Merge(nn.Module, ABC):
     def weights(self, like: Tensor) -> Tensor:
         """What each branch is multiplied with, ``(K,)``, with dtype and device of ``like``."""
 
-    def hand_on(self, branches: Tensor) -> Tensor:
-        """What the branches hand to the next block, and what is merged: their outputs, ``(N, K*C, H, W)``, kept."""
+    def outputs_for_next(self, branches: Tensor) -> Tensor:
+        """The tensor passed on to the next block and to :meth:`forward`, ``(N, K*C, H, W)``; by default unchanged."""
         return branches
 
 
@@ -80,7 +80,7 @@ class InPlaceMerge(Merge):
     Where it merges without learned scales, Group-Net's released code adds the branches up in place. The merged map is
     the mean, but branch 0 hands the sum of all K outputs to the next block, and what was trained so needs it so.
 
-    Shape: :meth:`hand_on` puts the sum in place; the others take the branches as it left them.
+    Shape: :meth:`outputs_for_next` puts the sum in place; the others take the branches as it left them.
     """
 
     def __init__(self, num_bases: int) -> None:
@@ -89,7 +89,7 @@ class InPlaceMerge(Merge):
         # integer, as a norm's counter of batches, is left alone by half() and double().
         self.register_buffer('sums_in_place', torch.tensor(1))
 
-    def hand_on(self, branches: Tensor) -> Tensor:
+    def outputs_for_next(self, branches: Tensor) -> Tensor:
         """``(G_0, G_1, ..., G_{K-1})`` to ``(sum_j G_j, G_1, ..., G_{K-1})``."""
         if self.num_bases == 1:
             return branches

@@ -1,4 +1,4 @@
-"""Groups of K branches whose blocks are of somebody else's class.
+"""Groups of K branches whose blocks are of a foreign class.
 
 Such a block cannot be folded: it runs as K copies. Their outputs are folded as everywhere, and merged and gated by the
 same functions.

@@ -100,7 +100,7 @@ class TestMerge:
         x = random_branches(num_bases, memory_format=memory_format)
         first, *others = rows(x, num_bases)
         total = sum(others, first)
-        handed_on = merge.hand_on(x)
+        handed_on = merge.outputs_for_next(x)
         assert_same_gradients(handed_on, torch.cat([total, *others], dim=1), [x])
         assert_same_gradients(merge(handed_on), total / num_bases, [x])
         weights = merge.weights(x)
@@ -108,7 +108,7 @@ class TestMerge:
 
     def test_others_hand_on_what_they_get(self, num_bases):
         x = random_branches(num_bases)
-        assert all(build_merge(num_bases, scaled).hand_on(x) is x for scaled in (False, True))
+        assert all(build_merge(num_bases, scaled).outputs_for_next(x) is x for scaled in (False, True))
 
     @pytest.mark.parametrize('shape', [(4,), (4, 3, 3), (4, 2, 3, 3)])
     def test_any_number_of_axes(self, num_bases, shape):

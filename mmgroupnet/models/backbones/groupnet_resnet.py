@@ -188,7 +188,7 @@ class GroupNetBlock(nn.Module, ABC):
 
         Returns: Outputs of this block's branches, ``(N, K*C', H', W')``, unmerged.
         """
-        return self.merge.hand_on(self._run(branches, last_merge))
+        return self.merge.outputs_for_next(self._run(branches, last_merge))
 
     def _run(self, branches: Tensor, last_merge: Merge | None) -> Tensor:
         chain = self.chain()
