@@ -43,6 +43,7 @@ def flagship() -> nn.Module:
 MODELS_OF = dict(
     resnet18=lambda: GroupNetResNet(depth=18, num_bases=2, base_channels=8),
     resnet50=lambda: GroupNetResNet(depth=50, num_bases=2, base_channels=8),
+    recomputed=lambda: GroupNetResNet(depth=18, num_bases=2, base_channels=8, with_cp=True),
     binarised_retinanet=lambda: Maps(mmgroupnet.binarize(retinanet(), POLICY)),
 )
 FULL_SIZE = dict(
@@ -53,11 +54,12 @@ FULL_SIZE = dict(
 
 
 def assert_programs_agree(model: nn.Module, x: Tensor) -> None:
-    """In double precision, where rounding turns no sign: with gradients the model itself runs lean, a program plain."""
+    """Against the plain model, as a program is one: lean training rounds otherwise, which may turn a sign."""
     model, x = model.double(), x.double()
     estimate_statistics(randomise(model), lambda: model(x))
     model.eval()
-    expected = tree_leaves(model(x))
+    with torch.no_grad():
+        expected = tree_leaves(model(x))
     for way in (export, trace):
         found = tree_leaves(way(model, x, reload=True)(x))
         assert len(found) == len(expected)
@@ -79,7 +81,8 @@ class TestPrograms:
     @pytest.mark.parametrize('name', FULL_SIZE)
     def test_agree_in_full_size(self, name):
         torch.manual_seed(0)
-        assert_programs_agree(FULL_SIZE[name](), torch.randn(IMAGE))
+        # The coarsest map of the pyramid has two pixels, of which its norms take statistics.
+        assert_programs_agree(FULL_SIZE[name](), torch.randn(1, 3, 128, 192))
 
 
 @pytest.mark.parametrize('stem', ['imagenet', 'cifar'])

@@ -25,6 +25,7 @@ from mmgroupnet.layers import (
     share,
     trace_as_leaf,
 )
+from mmgroupnet.layers.lean.path import wants_gradient
 from mmgroupnet.models.arguments import require_norm
 from mmgroupnet.ops import Residual
 from mmgroupnet.ops.precision import wide
@@ -203,7 +204,7 @@ class GroupNetBlock(nn.Module, ABC):
                 x = unit(x, shortcut)
             return x
 
-        if self.with_cp and branches.requires_grad:
+        if self.with_cp and wants_gradient([branches]):  # a program has no backward pass to recompute for
             return checkpoint(run, branches, use_reentrant=False)
         return run(branches)
 
