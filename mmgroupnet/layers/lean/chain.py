@@ -87,7 +87,10 @@ class _Plan:
     """
 
     def __init__(self, chain: Chain, x: Tensor, weight: Tensor) -> None:
-        self.passes = choose_passes(x, weight, f'the chain that begins with {chain.units[0].conv}')
+        try:
+            self.passes = choose_passes(x, weight, chain.units[0].conv)
+        except ValueError as error:
+            raise ValueError(f'the chain that begins with {error}') from None
         self.num_bases, self.recompute = chain.num_bases, chain.recompute
         self.units = [LeanUnit(unit, unit.conv.num_folded, False, self.passes) for unit in chain.units]
         self.shortcut = None

@@ -30,7 +30,7 @@ class _ConvFunction(torch.autograd.Function):
     def forward(ctx: FunctionCtx, conv: BinaryConv, x: Tensor, *tensors: Tensor | None) -> Tensor:
         operands = ConvOperands(*tensors)
         out_dtype = autocast_dtype(x) or x.dtype
-        ctx.sign_conv = SignConv(conv, conv.num_folded, choose_passes(x, operands.weight, str(conv)))
+        ctx.sign_conv = SignConv(conv, conv.num_folded, choose_passes(x, operands.weight, conv))
         ctx.save_for_backward(x, *operands)
         with without_autocast(x.device):
             y = ctx.sign_conv.forward(ctx.sign_conv.passes.prepare(x), operands, observed=conv)

@@ -11,10 +11,10 @@ from mmgroupnet.quantizers import is_standard_sign, is_standard_weight
 
 
 class ConvOperands(NamedTuple):
-    """What the output of a binary conv is differentiated by, besides its input.
+    """Tensors besides the input that a binary conv has gradients for.
 
     Attributes:
-        weight: What the signs of the weights are taken of, ``(K*C_out, C_in/groups, kh, kw)``; straight through.
+        weight: Latent weights, whose signs are convolved, ``(K*C_out, C_in/groups, kh, kw)``; straight through.
         scale: Magnitudes of the weights, ``(K*C_out,)``, not negative.
         shift: Added to the input in front of its sign, ``(K*C_in,)``; None for nothing.
         merge_scales: Learned scales of merged bases, ``(K,)``; None for their mean, and where bases are not merged.

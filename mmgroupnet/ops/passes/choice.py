@@ -12,8 +12,8 @@ from mmgroupnet.ops.precision import autocast_dtype
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def choose_passes(x: Tensor, weight: Tensor, part: str) -> Passes:
-    """The backend for an input and latent weights; ``part`` names whose they are in an error.
+def choose_passes(x: Tensor, weight: Tensor, part: object) -> Passes:
+    """The backend for an input and latent weights; ``part``, their layer, is named in an error.
 
     Half precision saves nothing on the CPU: there the kernels compute in float32, under autocast as well.
 

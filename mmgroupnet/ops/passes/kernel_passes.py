@@ -141,7 +141,7 @@ class KernelPasses:
             return self.for_floats.weight_signs(weight)
         weight = weight.contiguous()
         out = torch.empty_like(weight)
-        # To the kernel the weights are pixels of so many channels, which threads share.
+        # The kernel takes the weights as pixels of 64 channels, which threads share.
         size = _SIGNS_AT_ONCE
         kernels.library().mmg_branch_signs(
             weight.data_ptr(), weight.numel() // size, size, 0, size, out.data_ptr(), torch.get_num_threads()
