@@ -30,7 +30,7 @@ from mmgroupnet.layers import (
     is_as_written,
     is_guard,
 )
-from mmgroupnet.models.backbones.groupnet_resnet import (
+from mmgroupnet.models.backbones.groupnet_block import (
     BroadcastConnection,
     GroupNetBlock,
     MergedConnection,

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from mmgroupnet.deploy import pack, pack_and_report
 from mmgroupnet.deploy.packed_layers import PackedChain, PackedModule, PackedUnit
 from mmgroupnet.layers import BinaryConv2d, BinaryLinear, LayerwiseBinaryConv2d, LayerwiseBinaryLinear
-from mmgroupnet.models.backbones.groupnet_resnet import BinaryUnit
+from mmgroupnet.models.backbones.groupnet_block import BinaryUnit
 from mmgroupnet.ops import Connection
 from mmgroupnet.quantizers import PolynomialSign, ShiftedSign, SignWeight, TensorScaleWeight
 from tests.liveness import estimate_statistics, real_pictures

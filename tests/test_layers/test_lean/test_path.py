@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d, can_run_chain
 from mmgroupnet.layers.lean import can_run_conv
 from mmgroupnet.layers.lean.path import _say
-from mmgroupnet.models.backbones.groupnet_resnet import BinaryUnit
+from mmgroupnet.models.backbones.groupnet_block import BinaryUnit
 from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
 from tests.lean_comparison import (
     DECOMPOSITIONS,

@@ -1,0 +1,241 @@
+"""The blocks of Group-Net: K residual blocks side by side, and the connections in front of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from mmcv.cnn import build_conv_layer, build_norm_layer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmgroupnet.layers import (
+    Chain,
+    ChainUnit,
+    Merge,
+    SoftGate,
+    broadcast,
+    can_run_chain,
+    is_as_written,
+    raise_packed,
+    run_chain,
+    share,
+    trace_as_leaf,
+)
+from mmgroupnet.layers.lean.path import wants_gradient
+from mmgroupnet.ops import Residual
+from mmgroupnet.ops.precision import wide
+
+
+class MergedConnection(nn.Module):
+    """Connection in front of every block of GBD v1 and every stage of v2: each branch reads the merged map of all."""
+
+    def forward(self, branches: Tensor, merge: Merge) -> Tensor:
+        return broadcast(merge(branches), merge.num_bases)
+
+    def gate_and_scales(self, branches: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
+        """A gate that is shut, and the scales of the merge, ``(K,)`` both, see :func:`run_chain`."""
+        scales = merge.weights(branches.new_empty(0, dtype=wide(branches.dtype)))
+        return torch.zeros_like(scales), scales
+
+
+class BroadcastConnection(nn.Module):
+    """Connection behind the stem: each branch reads its map."""
+
+    def __init__(self, num_bases: int) -> None:
+        super().__init__()
+        self.num_bases = num_bases
+
+    def forward(self, x: Tensor, merge: Merge | None) -> Tensor:
+        return broadcast(x, self.num_bases)
+
+    def gate_and_scales(self, branches: Tensor, merge: Merge | None) -> tuple[None, None]:
+        """There is neither gate nor merge."""
+        return None, None
+
+
+class SeparateConnection(nn.Module):
+    """Connection inside the chains of GBD v2 and v3: each branch reads its own map."""
+
+    def forward(self, branches: Tensor, merge: Merge) -> Tensor:
+        return branches
+
+    def gate_and_scales(self, branches: Tensor, merge: Merge) -> tuple[None, None]:
+        """There is neither gate nor merge."""
+        return None, None
+
+
+class BinaryUnit(nn.Module):
+    """Sign, binary conv, ReLU, norm (no sign sees a non-negative map), plus a residual.
+
+    Args:
+        in_channels: Input channels of one branch.
+        out_channels: Output channels of one branch.
+        kernel_size: Odd; the conv is padded to keep the size.
+        num_branches: Number of branches folded into the channels.
+        conv_cfg: Config of the binary conv.
+        norm_cfg: Config of the norm.
+        stride: Stride of the conv. Default: 1.
+        dilation: Dilation of the conv, for all or for each of the branches. Default: 1.
+        residual: What is added: the input, where the shapes allow a real-valued skip, or the shortcut of the block.
+            Default: nothing.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        num_branches: int,
+        conv_cfg: dict,
+        norm_cfg: dict,
+        stride: int = 1,
+        dilation: int | Sequence[int] = 1,
+        residual: Residual = Residual.NONE,
+    ) -> None:
+        super().__init__()
+        self.conv = build_conv_layer(
+            conv_cfg, in_channels, out_channels, kernel_size, stride=stride, padding='same', dilation=dilation
+        )
+        self.relu = nn.ReLU()
+        self.norm = build_norm_layer(norm_cfg, num_branches * out_channels)[1]
+        self.residual = residual
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
+        # A packed unit is one layer: its bits have no conv of their own, which would refuse them.
+        if f'{prefix}bits' in state_dict:
+            raise_packed(prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Runs the unit; ``shortcut`` is that of the block, where it is the residual."""
+        out = self.norm(self.relu(self.conv(x)))
+        residual = self.residual.of(x, shortcut)
+        return out if residual is None else out + residual
+
+
+class GroupNetBlock(nn.Module, ABC):
+    """K residual blocks side by side: connect, then (sign, conv, ReLU, norm, add) conv by conv.
+
+    Unless its convs say otherwise, it trains lean, see :func:`run_chain`.
+
+    Args:
+        connection: Makes the inputs of this block's branches from the outputs of the last one's.
+        units: The convs of the branches.
+        shortcut: Module that all branches share, for the skip around the block; None for the identity.
+        merge: Merges the branches of this block, wherever a merged map is asked for.
+        with_cp: Recomputes the block in the backward pass to save memory; a lean block then recomputes its convs, too.
+    """
+
+    def __init__(
+        self,
+        connection: nn.Module,
+        units: Sequence[BinaryUnit],
+        shortcut: nn.Module | None,
+        merge: Merge,
+        with_cp: bool,
+    ) -> None:
+        super().__init__()
+        self.connection = connection
+        self.units = nn.ModuleList(units)
+        self.shortcut = shortcut
+        self.merge = merge
+        self.with_cp = with_cp
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        return x if self.shortcut is None else share(self.shortcut, x, self.merge.num_bases)
+
+    @staticmethod
+    @abstractmethod
+    def build_units(
+        in_channels: int, channels: int, stride: int, dilation: int | Sequence[int], **kwargs
+    ) -> list[BinaryUnit]:
+        """Builds the units of a block of so many channels; ``kwargs`` as for :class:`BinaryUnit`."""
+
+    def chain(self) -> Chain:
+        """The units and the shortcut."""
+        shortcut = None
+        if self.shortcut is not None:
+            *layers, norm = (layer for layer in self.shortcut if not isinstance(layer, nn.Identity))
+            shortcut = ChainUnit(layers[0] if len(layers) == 1 else nn.Sequential(*layers), norm, relu=False)
+        return Chain(
+            tuple(ChainUnit(unit.conv, unit.norm, True, unit.residual) for unit in self.units),
+            self.merge.num_bases,
+            shortcut,
+            recompute=self.with_cp,
+        )
+
+    @property
+    def is_as_written(self) -> bool:
+        """Whether the parts that a chain stands for compute what their classes here say."""
+        connections = (SoftGate, MergedConnection, BroadcastConnection, SeparateConnection)
+        return is_as_written(self.connection, *connections) and all(
+            is_as_written(unit, BinaryUnit) and is_as_written(unit.relu, nn.ReLU) for unit in self.units
+        )
+
+    @trace_as_leaf
+    def forward(self, branches: Tensor, last_merge: Merge | None) -> Tensor:
+        """Connects and runs the branches.
+
+        Args:
+            branches: Outputs of the last block's branches, ``(N, K*C, H, W)``; of the stem in front of the first.
+            last_merge: Merges them.
+
+        Returns: Outputs of this block's branches, ``(N, K*C', H', W')``, unmerged.
+        """
+        return self.merge.outputs_for_next(self._run(branches, last_merge))
+
+    def _run(self, branches: Tensor, last_merge: Merge | None) -> Tensor:
+        chain = self.chain()
+        bypassed = [self.connection, *self.units, self.shortcut, last_merge]
+        if self.is_as_written and can_run_chain(chain, branches, self, bypassed):
+            return run_chain(chain, branches, *self.connection.gate_and_scales(branches, last_merge))
+
+        def run(branches: Tensor) -> Tensor:
+            x = self.connection(branches, last_merge)
+            shortcut = self._shortcut(x)
+            for unit in self.units:
+                x = unit(x, shortcut)
+            return x
+
+        if self.with_cp and wants_gradient([branches]):  # a program has no backward pass to recompute for
+            return checkpoint(run, branches, use_reentrant=False)
+        return run(branches)
+
+
+class BasicBlock(GroupNetBlock):
+    """Two 3x3 convs with a real-valued skip around each, as in Group-Net's released code."""
+
+    expansion = 1
+
+    @staticmethod
+    def build_units(
+        in_channels: int, channels: int, stride: int, dilation: int | Sequence[int], **kwargs
+    ) -> list[BinaryUnit]:
+        return [
+            BinaryUnit(
+                in_channels, channels, 3, stride=stride, dilation=dilation, residual=Residual.SHORTCUT, **kwargs
+            ),
+            BinaryUnit(channels, channels, 3, dilation=dilation, residual=Residual.INPUT, **kwargs),
+        ]
+
+
+class Bottleneck(GroupNetBlock):
+    """1x1, 3x3, 1x1 convs, each with its own sign, ReLU, norm and, where shapes allow, skip, inside a shortcut."""
+
+    expansion = 4
+
+    @staticmethod
+    def build_units(
+        in_channels: int, channels: int, stride: int, dilation: int | Sequence[int], **kwargs
+    ) -> list[BinaryUnit]:
+        def skip_where(fits: bool) -> Residual:
+            return Residual.INPUT if fits else Residual.NONE
+
+        out_channels = channels * Bottleneck.expansion
+        return [
+            BinaryUnit(in_channels, channels, 1, residual=skip_where(in_channels == channels), **kwargs),
+            BinaryUnit(
+                channels, channels, 3, stride=stride, dilation=dilation, residual=skip_where(stride == 1), **kwargs
+            ),
+            BinaryUnit(channels, out_channels, 1, residual=Residual.SHORTCUT, **kwargs),
+        ]
