@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> None:
             if args.draw:
                 drawn = _drawn_path(path, args)
                 drawn.parent.mkdir(parents=True, exist_ok=True)
-                draw(picture, answer, model.classes, model.palette, args.score_thr).save(drawn, quality=95)
+                image = draw(picture, answer, model.classes, model.palette, args.score_thr)
+                image.save(drawn, quality=95, subsampling=0)  # Thin lines keep their colour.
     if args.json:
         content = dict(model=Path(args.model).name, task=model.task, classes=model.classes, pictures=listed)
         file = Path(args.json)
