@@ -120,9 +120,10 @@ def _check(path: Path, text: str, opset: int) -> dict:
     """Returns the metadata of a file as an object, if this package knows all in it."""
     try:
         metadata = json.loads(text)
-        written, task, steps, _ = (metadata[key] for key in ('format', 'task', 'resize', 'weights_sha256'))
+        written = metadata['format']
         newer = written > FORMAT or opset > 1
-        if not newer:
+        if not newer:  # A newer format may have other keys.
+            task, steps, _ = (metadata[key] for key in ('task', 'resize', 'weights_sha256'))
             if task not in TASKS:
                 raise ValueError(f'task {task!r}')
             # Answers are brought back to the picture by the sizes alone, which a crop does not allow.
