@@ -29,13 +29,13 @@ class Reader {
 
   int32_t read(const Field& field) {
     if (is_at_end()) {
-      throw Error(text("geometry: its ", static_cast<int64_t>(numbers_.size()), " numbers end at the ", field.name,
-                       " of unit ", unit_, ": give the numbers of whole units"));
+      throw Error({"geometry: its ", numbers_.size(), " numbers end at the ", field.name,
+                       " of unit ", unit_, ": give the numbers of whole units"});
     }
     const int64_t number = numbers_[at_];
     if (number < field.low || number > field.high) {
-      throw Error(text("geometry[", static_cast<int64_t>(at_), "]=", number, ", ", field.name, " of unit ", unit_,
-                       ": give ", field.low, " to ", field.high));
+      throw Error({"geometry[", at_, "]=", number, ", ", field.name, " of unit ", unit_,
+                       ": give ", field.low, " to ", field.high});
     }
     ++at_;
     return static_cast<int32_t>(number);
@@ -80,43 +80,43 @@ Margin margin_of(const Geometry& geometry, size_t branch) {
 
 void check_unit(const Geometry& geometry, int64_t index) {
   const mmg_unit& unit = geometry.unit;
-  const std::string name = text("geometry of unit ", index, ": ");
+  const std::string name = text({"geometry of unit ", index, ": "});
   for (const auto& [channels, kind] : {std::pair(unit.in_channels, "in"), std::pair(unit.out_channels, "out")}) {
     if (channels % unit.groups != 0) {
-      throw Error(text(name, kind, "_channels=", channels, " is no multiple of groups=", unit.groups));
+      throw Error({name, kind, "_channels=", channels, " is no multiple of groups=", unit.groups});
     }
     if (int64_t{unit.num_bases} * channels > kMaxChannels) {
-      throw Error(text(name, "num_bases=", unit.num_bases, " times ", kind, "_channels=", channels,
-                       ": give no more than ", kMaxChannels, " channels"));
+      throw Error({name, "num_bases=", unit.num_bases, " times ", kind, "_channels=", channels,
+                       ": give no more than ", kMaxChannels, " channels"});
     }
   }
   if ((unit.pad_height < 0) != (unit.pad_width < 0)) {
-    throw Error(text(name, "padding=", Shape{unit.pad_height, unit.pad_width},
-                     ": give two numbers from 0 on, or (-1, -1)"));
+    throw Error({name, "padding=", Shape{unit.pad_height, unit.pad_width},
+                     ": give two numbers from 0 on, or (-1, -1)"});
   }
   if (geometry.row_bits() >= kMaxChannels) {
-    throw Error(text(name, geometry.row_bits(), " products in one sum, give fewer than 2**24"));
+    throw Error({name, geometry.row_bits(), " products in one sum, give fewer than 2**24"});
   }
   if (unit.shares_weights && unit.merges) {
-    throw Error(text(name, "shares_weights=1 and merges=1: merged bases have weights of their own"));
+    throw Error({name, "shares_weights=1 and merges=1: merged bases have weights of their own"});
   }
   const Margin margin = margin_of(geometry, 0);
   for (size_t k = 0; k < geometry.dilations.size(); ++k) {
     const int64_t rate = geometry.dilations[k], kernel = std::max(unit.kernel_height, unit.kernel_width);
     if (rate * (kernel - 1) > kMaxReach) {
-      throw Error(text(name, "dilation=", rate, " of a kernel of ", kernel, " reaches over ", rate * (kernel - 1),
-                       " pixels, give at most ", kMaxReach));
+      throw Error({name, "dilation=", rate, " of a kernel of ", kernel, " reaches over ", rate * (kernel - 1),
+                       " pixels, give at most ", kMaxReach});
     }
     const Margin other = margin_of(geometry, k);
     if (other.height != margin.height || other.width != margin.width) {
-      throw Error(text(name, "its dilations differ: padding=", Shape{unit.pad_height, unit.pad_width},
-                       " gives maps of different size, give (-1, -1)"));
+      throw Error({name, "its dilations differ: padding=", Shape{unit.pad_height, unit.pad_width},
+                       " gives maps of different size, give (-1, -1)"});
     }
   }
 }
 
 std::string to_text(const Map& map) {
-  return text(map.branches, " * ", map.channels, " channels and ", map.height, "x", map.width, " pixels");
+  return text({map.branches, " * ", map.channels, " channels and ", map.height, "x", map.width, " pixels"});
 }
 
 void set_size(const Geometry& geometry, const Map& in, Map* out) {
@@ -124,9 +124,9 @@ void set_size(const Geometry& geometry, const Map& in, Map* out) {
   const Margin margin = margin_of(geometry, 0);
   const int64_t height = in.height + margin.height - 1, width = in.width + margin.width - 1;
   if (height < 0 || width < 0) {
-    throw Error(text("a map of ", in.height, "x", in.width, " pixels is smaller than the kernel: kernel_size=",
+    throw Error({"a map of ", in.height, "x", in.width, " pixels is smaller than the kernel: kernel_size=",
                      Shape{unit.kernel_height, unit.kernel_width}, ", dilation=", geometry.dilations[0], ", padding=",
-                     Shape{unit.pad_height, unit.pad_width}));
+                     Shape{unit.pad_height, unit.pad_width}});
   }
   out->height = height / unit.stride_height + 1;
   out->width = width / unit.stride_width + 1;
@@ -180,7 +180,7 @@ Shape Chain::output_shape(const Shape& input, const Shape& shortcut_map) const {
   const Map out = run(input[0], input[1], input[2], map, true);
   const Shape shape = {input[0], out.height, out.width, out.branches * out.channels};
   if (has_shortcut_map && shortcut_map != shape) {
-    throw Error(text("shortcut_map of shape ", shortcut_map, ": give the shape of the output, ", shape));
+    throw Error({"shortcut_map of shape ", shortcut_map, ": give the shape of the output, ", shape});
   }
   return shape;
 }
@@ -190,8 +190,8 @@ void check_size(const Map& map, int64_t batch) {
     const int64_t of_a_pixel = batch * map.branches * map.channels;  // both factors are 2^24 or less
     if (of_a_pixel == 0 || map.height * map.width <= kMaxElements / of_a_pixel) return;
   }
-  throw Error(text("a batch of ", batch, " maps of ", to_text(map), ": give sides up to ", kMaxSide, " and up to ",
-                   kMaxElements, " numbers in all"));
+  throw Error({"a batch of ", batch, " maps of ", to_text(map), ": give sides up to ", kMaxSide, " and up to ",
+                   kMaxElements, " numbers in all"});
 }
 
 Map Chain::run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool has_sizes) const {
@@ -202,15 +202,15 @@ Map Chain::run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool 
   const auto run_unit = [&](size_t index, const Map& in, bool is_first) {
     const Geometry& geometry = units[index];
     const mmg_unit& unit = geometry.unit;
-    const std::string name = text("geometry of unit ", static_cast<int64_t>(index), ": ");
+    const std::string name = text({"geometry of unit ", index, ": "});
     const int64_t branches = geometry.branches(in.branches);
     // The first unit may give each of its branches the same map; those behind it read what the one before wrote.
     if (in.channels != unit.in_channels || (branches != in.branches && !(is_first && in.branches == 1))) {
-      throw Error(text(name, "it reads ", branches, " * ", unit.in_channels, " channels and gets ", in.branches,
-                       " * ", in.channels));
+      throw Error({name, "it reads ", branches, " * ", unit.in_channels, " channels and gets ", in.branches,
+                       " * ", in.channels});
     }
     if (unit.shares_weights && !is_first) {
-      throw Error(text(name, "shares_weights=1: only the shortcut and the first unit can share their weights"));
+      throw Error({name, "shares_weights=1: only the shortcut and the first unit can share their weights"});
     }
     Map out = {branches, unit.out_channels, 0, 0};
     if (has_sizes) set_size(geometry, in, &out);
@@ -225,8 +225,8 @@ Map Chain::run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool 
     const int32_t kind = units[i].unit.residual;
     const Map& residual = kind == MMG_RESIDUAL_INPUT ? current : shortcut;
     if (kind != MMG_RESIDUAL_NONE && !can_be_added(residual, out)) {
-      throw Error(text("geometry of unit ", static_cast<int64_t>(i), ": residual=", kind, " is a map of ",
-                       to_text(residual), " and cannot be added to one of ", to_text(out)));
+      throw Error({"geometry of unit ", i, ": residual=", kind, " is a map of ",
+                       to_text(residual), " and cannot be added to one of ", to_text(out)});
     }
     current = out;
   }

@@ -20,7 +20,7 @@ namespace {
 constexpr int kThreads = 2;
 
 std::string shape_of_input(int64_t branches, int64_t channels) {
-  return text("(N, H, W, ", branches, " * ", channels, ")");
+  return text({"(N, H, W, ", branches, " * ", channels, ")"});
 }
 
 // The initializers of a node, read one after the other.
@@ -35,8 +35,8 @@ class Constants {
   const void* read(const std::string& name, ONNXTensorElementDataType type, const Shape& shape) {
     const Tensor found = node_.constant(next_, name);
     if (found.type != type || found.shape != shape) {
-      throw Error(text("input ", static_cast<int64_t>(next_), ", ", name, ", is ", type_name(found.type), " ",
-                       found.shape, ": give ", type_name(type), " ", shape));
+      throw Error({"input ", next_, ", ", name, ", is ", type_name(found.type), " ",
+                       found.shape, ": give ", type_name(type), " ", shape});
     }
     ++next_;
     return found.data;
@@ -54,18 +54,18 @@ class Constants {
 
 void check_num_inputs(const Node& node, int64_t wanted) {
   const auto given = static_cast<int64_t>(node.num_inputs());
-  if (given != wanted) throw Error(text("the node has ", given, " inputs, its attributes ask for ", wanted));
+  if (given != wanted) throw Error({"the node has ", given, " inputs, its attributes ask for ", wanted});
 }
 
 void check_float(const Node& node, size_t index, const char* name) {
   const auto type = node.input_type(index);
   if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
-    throw Error(text("input ", static_cast<int64_t>(index), ", ", name, ", is ", type_name(type), ": give float32"));
+    throw Error({"input ", index, ", ", name, ", is ", type_name(type), ": give float32"});
   }
 }
 
 void check_rank(const Tensor& tensor, const char* name) {
-  if (tensor.shape.size() != 4) throw Error(text(name, " of shape ", tensor.shape, ": give (N, H, W, C)"));
+  if (tensor.shape.size() != 4) throw Error({name, " of shape ", tensor.shape, ": give (N, H, W, C)"});
 }
 
 const float* or_null(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
@@ -89,17 +89,17 @@ class Block {
     const bool has_merge_scales = node.number("has_merge_scales", 0, 1) != 0;
     const bool has_gate = node.number("has_gate", 0, 1) != 0;
     if (has_gate != (chain_.connection == MMG_GATED)) {
-      throw Error(text("has_gate=", has_gate, " for connection=", chain_.connection,
-                       ": a gated connection (3) has a gate, others have none"));
+      throw Error({"has_gate=", has_gate, " for connection=", chain_.connection,
+                       ": a gated connection (3) has a gate, others have none"});
     }
     if (chain_.has_shortcut && chain_.has_shortcut_map) {
-      throw Error("has_shortcut=1 and has_shortcut_map=1: give one of them");
+      throw Error({"has_shortcut=1 and has_shortcut_map=1: give one of them"});
     }
     chain_.units = decode(node.numbers("geometry"));
     const int64_t least = chain_.has_shortcut ? 2 : 1;
     if (static_cast<int64_t>(chain_.units.size()) < least) {
-      throw Error(text("geometry of ", static_cast<int64_t>(chain_.units.size()), " units for has_shortcut=",
-                       chain_.has_shortcut, ": give ", least, " or more"));
+      throw Error({"geometry of ", chain_.units.size(), " units for has_shortcut=",
+                       chain_.has_shortcut, ": give ", least, " or more"});
     }
     chain_.check_channels();
     const std::vector<int64_t> places = node.numbers("places");
@@ -126,7 +126,7 @@ class Block {
     check_rank(x, "x");
     const int64_t branches = chain_.given_branches(), channels = chain_.first().unit.in_channels;
     if (x.shape[3] != branches * channels) {
-      throw Error(text("x of shape ", x.shape, ": give ", shape_of_input(branches, channels)));
+      throw Error({"x of shape ", x.shape, ": give ", shape_of_input(branches, channels)});
     }
     Tensor shortcut_map;
     if (chain_.has_shortcut_map) {
@@ -158,8 +158,8 @@ class Block {
     int64_t previous = -1;
     for (size_t i = 0; i < places.size(); ++i) {
       if (places[i] <= previous || places[i] > last) {
-        throw Error(text("places[", static_cast<int64_t>(i), "]=", places[i], " behind ", previous,
-                         ": give ascending numbers from 0 to ", last));
+        throw Error({"places[", i, "]=", places[i], " behind ", previous,
+                         ": give ascending numbers from 0 to ", last});
       }
       previous = places[i];
     }
@@ -172,7 +172,7 @@ class Block {
       mmg_unit& unit = geometry.unit;
       const float** const fields[] = {nullptr,          &unit.scale,      &unit.bias,      &unit.norm_scale,
                                       &unit.norm_shift, &unit.sign_scale, &unit.sign_shift};
-      const std::string of_unit = text(" of unit ", static_cast<int64_t>(i));
+      const std::string of_unit = text({" of unit ", i});
       for (int64_t j = 0; j < kNumParameters; ++j) {
         if (place == places.end() || *place != static_cast<int64_t>(i) * kNumParameters + j) continue;
         ++place;
@@ -187,9 +187,9 @@ class Block {
           *fields[j] = floats_.back().data();
         }
       }
-      if (unit.weights == nullptr) throw Error(text("places: bits", of_unit, " are missing"));
+      if (unit.weights == nullptr) throw Error({"places: bits", of_unit, " are missing"});
       if ((unit.norm_scale == nullptr) != (unit.norm_shift == nullptr)) {
-        throw Error(text("places: norm_scale and norm_shift", of_unit, ": give both or neither"));
+        throw Error({"places: norm_scale and norm_shift", of_unit, ": give both or neither"});
       }
     }
   }
@@ -224,8 +224,8 @@ class Connect {
     check_rank(x, "x");
     const int64_t channels = x.shape[3] / num_bases_;
     if (channels == 0 || x.shape[3] % num_bases_ != 0 || x.shape[3] > kMaxChannels) {
-      throw Error(text("x of shape ", x.shape, ": give (N, H, W, ", num_bases_, " * C), up to ", kMaxChannels,
-                       " channels"));
+      throw Error({"x of shape ", x.shape, ": give (N, H, W, ", num_bases_, " * C), up to ", kMaxChannels,
+                       " channels"});
     }
     check_size({num_bases_, channels, x.shape[1], x.shape[2]}, x.shape[0]);
     Shape shape = x.shape;
@@ -270,7 +270,7 @@ OrtCustomOp describe_op() {
       try {
         *kernel = new Kernel(node);
       } catch (const Error& error) {
-        throw Error(text("mmgroupnet::", Kernel::kName, " '", node.name(), "': ", error.what()), error.code());
+        throw Error({"mmgroupnet::", Kernel::kName, " '", node.name(), "': ", error.what()}, error.code());
       }
     });
   };
@@ -288,7 +288,7 @@ void select_kernels() {
     const char* name = std::getenv("MMGROUPNET_KERNEL");
     if (name == nullptr) return true;  // the best
     if (mmg_select_kernels(name) != MMG_OK) {
-      throw Error(text("MMGROUPNET_KERNEL=", name, ": this machine has the kernels ", mmg_available_kernels()));
+      throw Error({"MMGROUPNET_KERNEL=", name, ": this machine has the kernels ", mmg_available_kernels()});
     }
     return true;
   }();

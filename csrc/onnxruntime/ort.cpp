@@ -1,6 +1,7 @@
 #include "ort.h"
 
 #include <memory>
+#include <new>
 
 #include "mmgroupnet.h"
 
@@ -26,16 +27,21 @@ Tensor describe(const OrtApi& api, const OrtValue* value) {
 
 }  // namespace
 
-std::string to_text(const Shape& part) {
-  std::string list;
-  for (const int64_t size : part) list += (list.empty() ? "" : ", ") + std::to_string(size);
-  return "(" + list + ")";
+Part::Part(const Shape& part) {
+  for (const int64_t size : part) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  text = "(" + text + ")";
+}
+
+std::string text(std::initializer_list<Part> parts) {
+  std::string all;
+  for (const Part& part : parts) all += part.text;
+  return all;
 }
 
 void check(const OrtApi& api, OrtStatus* status) {
   if (status == nullptr) return;
   const std::unique_ptr<OrtStatus, void (*)(OrtStatus*)> owner(status, api.ReleaseStatus);
-  throw Error(api.GetErrorMessage(status), api.GetErrorCode(status));
+  throw Error({api.GetErrorMessage(status)}, api.GetErrorCode(status));
 }
 
 OrtStatus* to_status(const OrtApi& api) noexcept {
@@ -53,14 +59,14 @@ OrtStatus* to_status(const OrtApi& api) noexcept {
 }
 
 void check_kernels(int32_t status) {
-  if (status != MMG_OK) throw Error(text("mmgroupnet: ", mmg_failure()), ORT_FAIL);
+  if (status != MMG_OK) throw Error({"mmgroupnet: ", mmg_failure()}, ORT_FAIL);
 }
 
 std::string type_name(ONNXTensorElementDataType type) {
   switch (type) {
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: return "float32";
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8: return "uint8";
-    default: return text("of element type ", static_cast<int64_t>(type));
+    default: return text({"of element type ", static_cast<int>(type)});
   }
 }
 
@@ -77,7 +83,7 @@ int64_t Node::number(const char* attribute) const {
   OrtStatus* status = api_.KernelInfoGetAttribute_int64(&info_, attribute, &found);
   if (status != nullptr) {
     api_.ReleaseStatus(status);
-    throw Error(text("attribute ", attribute, ": it is missing or no int"));
+    throw Error({"attribute ", attribute, ": it is missing or no int"});
   }
   return found;
 }
@@ -87,7 +93,7 @@ std::vector<int64_t> Node::numbers(const char* attribute) const {
   OrtStatus* status = api_.KernelInfoGetAttributeArray_int64(&info_, attribute, nullptr, &size);
   if (status != nullptr) {
     api_.ReleaseStatus(status);
-    throw Error(text("attribute ", attribute, ": it is missing or no list of ints"));
+    throw Error({"attribute ", attribute, ": it is missing or no list of ints"});
   }
   std::vector<int64_t> found(size);
   if (size > 0) check(api_, api_.KernelInfoGetAttributeArray_int64(&info_, attribute, found.data(), &size));
@@ -96,7 +102,7 @@ std::vector<int64_t> Node::numbers(const char* attribute) const {
 
 int64_t Node::number(const char* attribute, int64_t low, int64_t high) const {
   const int64_t found = number(attribute);
-  if (found < low || found > high) throw Error(text(attribute, "=", found, ": give ", low, " to ", high));
+  if (found < low || found > high) throw Error({attribute, "=", found, ": give ", low, " to ", high});
   return found;
 }
 
@@ -122,7 +128,7 @@ Tensor Node::constant(size_t index, const std::string& name) const {
   const OrtValue* value = nullptr;
   check(api_, api_.KernelInfoGetConstantInput_tensor(&info_, index, &is_constant, &value));
   if (is_constant == 0 || value == nullptr) {
-    throw Error(text("input ", static_cast<int64_t>(index), ", ", name, ": it must be an initializer"));
+    throw Error({"input ", index, ", ", name, ": it must be an initializer"});
   }
   return describe(api_, value);
 }
@@ -130,7 +136,7 @@ Tensor Node::constant(size_t index, const std::string& name) const {
 Tensor input(const OrtApi& api, const OrtKernelContext& context, size_t index) {
   const OrtValue* value = nullptr;
   check(api, api.KernelContext_GetInput(&context, index, &value));
-  if (value == nullptr) throw Error(text("input ", static_cast<int64_t>(index), " is missing"));
+  if (value == nullptr) throw Error({"input ", index, " is missing"});
   return describe(api, value);
 }
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 #include <exception>
-#include <new>
+#include <initializer_list>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,31 +18,34 @@ constexpr uint32_t kOrtVersion = 17;
 
 using Shape = std::vector<int64_t>;
 
+// A part of a sentence.
+struct Part {
+  Part(const char* part) : text(part) {}
+  Part(std::string part) : text(std::move(part)) {}
+  Part(int part) : text(std::to_string(part)) {}
+  Part(int64_t part) : text(std::to_string(part)) {}
+  Part(size_t part) : text(std::to_string(part)) {}
+  Part(const Shape& part);  // as (1, 2, 3)
+
+  std::string text;
+};
+
+// The parts one behind the other.
+std::string text(std::initializer_list<Part> parts);
+
 // One sentence for the user.
 class Error : public std::exception {
  public:
-  explicit Error(std::string message, OrtErrorCode code = ORT_INVALID_ARGUMENT)
-      : message_(std::move(message)), code_(code) {}
+  explicit Error(std::initializer_list<Part> sentence, OrtErrorCode code = ORT_INVALID_ARGUMENT)
+      : sentence_(text(sentence)), code_(code) {}
 
-  const char* what() const noexcept override { return message_.c_str(); }
+  const char* what() const noexcept override { return sentence_.c_str(); }
   OrtErrorCode code() const { return code_; }
 
  private:
-  std::string message_;
+  std::string sentence_;
   OrtErrorCode code_;
 };
-
-inline std::string to_text(const char* part) { return part; }
-inline std::string to_text(const std::string& part) { return part; }
-inline std::string to_text(int64_t part) { return std::to_string(part); }
-// As (1, 2, 3).
-std::string to_text(const Shape& part);
-
-// The parts one behind the other.
-template <typename... Parts>
-std::string text(const Parts&... parts) {
-  return (to_text(parts) + ...);
-}
 
 // Throws what a status tells.
 void check(const OrtApi& api, OrtStatus* status);
