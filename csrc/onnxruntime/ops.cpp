@@ -165,8 +165,7 @@ class Block {
     int64_t previous = -1;
     for (size_t i = 0; i < places.size(); ++i) {
       if (places[i] <= previous || places[i] > last) {
-        throw Error({"places[", i, "]=", places[i], " behind ", previous,
-                         ": give ascending numbers from 0 to ", last});
+        throw Error({"places[", i, "]=", places[i], ": give numbers from 0 to ", last, ", in ascending order"});
       }
       previous = places[i];
     }
