@@ -142,7 +142,6 @@ def test_the_sentence_names_the_node(library):
 @pytest.mark.parametrize(
     ('length', 'sentence'),
     [
-        (0, 'attribute geometry: it is missing'),  # The onnx package leaves empty lists out.
         (1, 'geometry: its 1 numbers end at the in_channels of unit 0: give the numbers of whole units'),
         (11, 'geometry: its 11 numbers end at the dilation of unit 0'),
         (12, 'geometry: its 12 numbers end at the dilation of unit 0'),
