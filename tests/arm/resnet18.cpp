@@ -2,7 +2,7 @@
 // 1x1, soft gates in front of all blocks but the first. Counting the instructions of two runs that differ in `passes`
 // gives those of one pass, without what prepares it.
 //
-//   resnet18 K passes [size]
+//   resnet18 K passes [kernels]
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -102,7 +102,8 @@ struct Block {
 int main(int argc, char** argv) {
   if (argc < 3) return 2;
   const int K = std::atoi(argv[1]), passes = std::atoi(argv[2]);
-  int size = (argc > 3 ? std::atoi(argv[3]) : 224) / 4, channels = 64;
+  check(mmg_select_kernels(argc > 3 ? argv[3] : ""));
+  int size = 224 / 4, channels = 64;
   std::vector<std::unique_ptr<Block>> blocks;
   const std::vector<float> stem = random_floats(static_cast<size_t>(size) * size * channels);
   size_t largest = stem.size() * K;
