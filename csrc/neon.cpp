@@ -121,21 +121,13 @@ MMG_INLINE void count_steps(const Tile& tile, int first_column, int32_t* differe
 #pragma GCC unroll 8
     for (int p = 0; p < Bytes::kColumns; ++p) activations[p] = tile.activations[first_column + p] + tile.runs[r].offset;
     for (int left = tile.runs[r].steps; left > 0;) {
-      int steps = left < room ? left : room;
+      const int steps = left < room ? left : room;
       left -= steps;
       room -= steps;
-      for (; steps >= Bytes::kSteps; steps -= Bytes::kSteps) {
-        bytes.template add<Bytes::kSteps>(activations, weights);
-#pragma GCC unroll 8
-        for (int p = 0; p < Bytes::kColumns; ++p) activations[p] += Bytes::kSteps * Bytes::kStepBytes;
-        weights += Bytes::kSteps * kLanes;
-      }
-      for (; steps > 0; --steps) {
-        bytes.template add<1>(activations, weights);
-#pragma GCC unroll 8
-        for (int p = 0; p < Bytes::kColumns; ++p) activations[p] += Bytes::kStepBytes;
-        weights += kLanes;
-      }
+      const uint8_t* const last = weights + steps * kLanes;
+      const uint8_t* const last_together = last - steps % Bytes::kSteps * kLanes;
+      while (weights != last_together) bytes.template add<Bytes::kSteps>(activations, &weights);
+      while (weights != last) bytes.template add<1>(activations, &weights);
       if (room == 0) {
         bytes.flush(&sums);
         room = Bytes::kMaxSteps;
@@ -172,10 +164,22 @@ MMG_INLINE void expand_word(const uint64_t* first, const uint64_t* second, int s
   const uint8x8_t a = vcreate_u8(*first), b = vcreate_u8(*second);
   // Steps 0, 2, ... are the low nibbles of the bytes, steps 1, 3, ... the high ones.
   const uint8x8_t even = vsli_n_u8(a, b, 4), odd = vsri_n_u8(b, a, 4);
-  alignas(16) uint8_t indices[16];
-  vst1q_u8(indices, vzip1q_u8(vcombine_u8(even, even), vcombine_u8(odd, odd)));
-#pragma GCC unroll 16
-  for (int step = 0; step < steps; ++step) vst1q_u8(activations + step * kStepBytes, vld1q_u8(table.rows[indices[step]]));
+  const uint8x16_t steps_in_order = vcombine_u8(vzip1_u8(even, odd), vzip2_u8(even, odd));
+  // Four places of rows, in bytes, in each.
+  const uint64x2_t low = vreinterpretq_u64_u16(vshll_n_u8(vget_low_u8(steps_in_order), 4));
+  const uint64x2_t high = vreinterpretq_u64_u16(vshll_high_n_u8(steps_in_order, 4));
+  const uint64_t places[4] = {vgetq_lane_u64(low, 0), vgetq_lane_u64(low, 1), vgetq_lane_u64(high, 0),
+                              vgetq_lane_u64(high, 1)};
+  const auto row = [&places](int step) {
+    return vld1q_u8(table.rows[0] + (places[step / 4] >> (step % 4 * 16) & 0xffff));
+  };
+#pragma GCC unroll 8
+  for (int step = 0; step < steps; step += 2) {
+    // Two at a time: the compiler stores them as a pair.
+    const uint8x16_t first_row = row(step), second_row = row(step + 1);
+    vst1q_u8(activations + step * kStepBytes, first_row);
+    if (step + 1 < steps) vst1q_u8(activations + (step + 1) * kStepBytes, second_row);
+  }
 }
 
 void expand(const uint64_t* const* pixels, const ptrdiff_t* strides, int columns, int channels, uint8_t* activations) {
@@ -227,31 +231,43 @@ struct Bytes {
 
   // Adds `kCount` steps, of which a nibble holds the counts.
   template <int kCount>
-  MMG_INLINE void add(const uint8_t* const* activations, const uint8_t* weights) {
+  MMG_INLINE void add(const uint8_t** activations, const uint8_t** weights) {
     uint8x16_t rows[kColumns][kCount];
 #pragma GCC unroll 8
     for (int p = 0; p < kColumns; ++p) {
 #pragma GCC unroll 4
       for (int s = 0; s < kCount; ++s) rows[p][s] = vld1q_u8(activations[p] + s * kStepBytes);
+      activations[p] += kCount * kStepBytes;
     }
+    // Two vectors at a time: the compiler loads them as a pair. It must not load those of others before their time, for
+    // which it would have to spill sums.
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      uint8x16_t counts[kColumns];
+    for (int pair = 0; pair < kVectors; pair += 2) {
+      uint8x16_t counts[kColumns][2];
 #pragma GCC unroll 4
       for (int s = 0; s < kCount; ++s) {
-        const uint8x16_t w = vld1q_u8(weights + s * kLanes + v * kVectorLanes);
+        const uint8_t* w = *weights + s * kLanes + pair * kVectorLanes;
+        const uint8x16_t both_weights[2] = {vld1q_u8(w), vld1q_u8(w + kVectorLanes)};
 #pragma GCC unroll 8
         for (int p = 0; p < kColumns; ++p) {
-          const uint8x16_t found = vqtbl1q_u8(rows[p][s], w);
-          counts[p] = s == 0 ? found : vaddq_u8(counts[p], found);
+#pragma GCC unroll 2
+          for (int v = 0; v < 2; ++v) {
+            const uint8x16_t found = vqtbl1q_u8(rows[p][s], both_weights[v]);
+            counts[p][v] = s == 0 ? found : vaddq_u8(counts[p][v], found);
+          }
         }
       }
 #pragma GCC unroll 8
       for (int p = 0; p < kColumns; ++p) {
-        both[p][v] = vaddq_u8(both[p][v], counts[p]);
-        second[p][v] = vsraq_n_u8(second[p][v], counts[p], 4);
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) {
+          both[p][pair + v] = vaddq_u8(both[p][pair + v], counts[p][v]);
+          second[p][pair + v] = vsraq_n_u8(second[p][pair + v], counts[p][v], 4);
+        }
       }
+      asm volatile("" : : : "memory");
     }
+    *weights += kCount * kLanes;
   }
 
   MMG_INLINE void flush(AllSums* sums) {
@@ -331,22 +347,33 @@ struct Bytes {
   }
 
   template <int kCount>
-  MMG_INLINE void add(const uint8_t* const* activations, const uint8_t* weights) {
+  MMG_INLINE void add(const uint8_t** activations, const uint8_t** weights) {
     uint8x16_t x[kColumns][kCount];
 #pragma GCC unroll 8
     for (int p = 0; p < kColumns; ++p) {
 #pragma GCC unroll 4
       for (int s = 0; s < kCount; ++s) x[p][s] = vld1q_u8(activations[p] + s * kStepBytes);
+      activations[p] += kCount * kStepBytes;
     }
 #pragma GCC unroll 4
     for (int s = 0; s < kCount; ++s) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const uint8x16_t w = vld1q_u8(weights + s * kLanes + v * kVectorLanes);
+      for (int pair = 0; pair < kVectors; pair += 2) {
+        const uint8_t* w = *weights + s * kLanes + pair * kVectorLanes;
+        uint8x16_t both_weights[2] = {vld1q_u8(w), vld1q_u8(w + kVectorLanes)};
 #pragma GCC unroll 8
-        for (int p = 0; p < kColumns; ++p) sums[p][v] = vaddq_u8(sums[p][v], vcntq_u8(veorq_u8(x[p][s], w)));
+        for (int p = 0; p < kColumns; ++p) {
+#pragma GCC unroll 2
+          for (int v = 0; v < 2; ++v) {
+            sums[p][pair + v] = vaddq_u8(sums[p][pair + v], vcntq_u8(veorq_u8(x[p][s], both_weights[v])));
+          }
+          if (p % 2 == 1) {
+            asm volatile("" : "+w"(both_weights[0]), "+w"(both_weights[1]) : "w"(sums[p][pair]), "w"(sums[p][pair + 1]) : "memory");
+          }
+        }
       }
     }
+    *weights += kCount * kLanes;
   }
 
   MMG_INLINE void flush(AllSums* all) {
@@ -394,7 +421,8 @@ MMG_INLINE uint32_t negative_32(const float32x4_t* x) {
   return vaddvq_u32(vbicq_u32(kept, all));
 }
 
-void pack(const float* x, const float* scale, const float* shift, int channels, uint64_t* words) {
+template <bool kIsPlain>
+void pack_signs(const float* x, const float* scale, const float* shift, int channels, uint64_t* words) {
   for (int first = 0; first < channels; first += kWordBits) {
     const int last = channels - first < kWordBits ? channels : first + kWordBits;
     uint64_t word = 0;
@@ -402,12 +430,57 @@ void pack(const float* x, const float* scale, const float* shift, int channels, 
     for (; c + kSignLanes <= last; c += kSignLanes) {
       float32x4_t values[8];
 #pragma GCC unroll 8
-      for (int v = 0; v < 8; ++v) values[v] = before_sign<Vector>(vld1q_f32(x + c + 4 * v), scale, shift, c + 4 * v);
+      for (int v = 0; v < 8; ++v) {
+        values[v] = vld1q_f32(x + c + 4 * v);
+        if (!kIsPlain) values[v] = before_sign<Vector>(values[v], scale, shift, c + 4 * v);
+      }
       word |= uint64_t{negative_32(values)} << (c % kWordBits);
     }
-    const int whole = last - last % Vector::kLanes;
-    words[first / kWordBits] =
-        word | pack_range<Vector>(x, scale, shift, c, whole) | pack_range<Scalar>(x, scale, shift, whole, last);
+    if (c < last) {
+      const int whole = last - last % Vector::kLanes;
+      word |= pack_range<Vector>(x, scale, shift, c, whole) | pack_range<Scalar>(x, scale, shift, whole, last);
+    }
+    words[first / kWordBits] = word;
+  }
+}
+
+void pack(const float* x, const float* scale, const float* shift, int channels, uint64_t* words) {
+  return scale == nullptr && shift == nullptr ? pack_signs<true>(x, nullptr, nullptr, channels, words)
+                                              : pack_signs<false>(x, scale, shift, channels, words);
+}
+
+// Channels that are connected together.
+constexpr int kConnectedLanes = 16;
+
+// As in elementwise.h, with sums that stay in registers.
+void merge_vectors(const float* x, const float* scales, int branches, int channels, float* merged) {
+  if (channels % kConnectedLanes != 0) return merge(x, scales, branches, channels, merged);
+  for (int c = 0; c < channels; c += kConnectedLanes) {
+    const float* branch = x + c;
+    float32x4_t sums[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) sums[v] = vmulq_n_f32(vld1q_f32(branch + 4 * v), scales[0]);
+    for (int k = 1; k < branches; ++k) {
+      branch += channels;
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) sums[v] = vaddq_f32(sums[v], vmulq_n_f32(vld1q_f32(branch + 4 * v), scales[k]));
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) vst1q_f32(merged + c + 4 * v, sums[v]);
+  }
+}
+
+void gate_vectors(const float* x, const float* merged, float share, int channels, float* out) {
+  if (channels % kConnectedLanes != 0) return gate(x, merged, share, channels, out);
+  for (int c = 0; c < channels; c += kConnectedLanes) {
+    float32x4_t values[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      const float32x4_t mean = vld1q_f32(merged + c + 4 * v);
+      values[v] = vaddq_f32(mean, vmulq_n_f32(vsubq_f32(vld1q_f32(x + c + 4 * v), mean), share));
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) vst1q_f32(out + c + 4 * v, values[v]);
   }
 }
 
@@ -519,8 +592,8 @@ Kernels make_kernels() {
       .arrange = look_up::arrange,
       .count = look_up::count,
       .finish = finish,
-      .merge = merge,
-      .gate = gate,
+      .merge = merge_vectors,
+      .gate = gate_vectors,
       .relu_sums = relu_sums,
       .relu_affine = relu_affine,
       .gradient_sums = gradient_sums,
