@@ -172,10 +172,12 @@ class Block {
     int done = 0;  // rows
   };
 
-  // Makes the rows before `last` of a step's map, and before that what it needs.
+  // Makes the rows before `last` of a step's map, and before that what it needs. Whole columns: the kernels would make
+  // their other rows in vain.
   void advance(int index, int first_image, int last_image, int last) {
     Step& step = steps_[index];
     if (step.done >= last) return;
+    last = std::min(ceil_div(last, kernels_.rows) * kernels_.rows, step.size.height);
     for (const Input& input : step.inputs) {
       if (input.step == kNoStep) continue;
       const Size size = steps_[input.step].size;
@@ -290,7 +292,8 @@ class Block {
 
   int add_unit(const mmg_unit& unit, Size size, int signs, Signs from, const Destination& destination,
                std::vector<Input> others) {
-    others.push_back({signs, &unit});
+    // First what it sees most rows of: a residual may come from the same step, which would make these in two goes.
+    others.insert(others.begin(), Input{signs, &unit});
     return add(output_size(unit, size), std::move(others), [=, this, &unit](const Rows& rows) {
       convolve(kernels_, unit, rows, size, from, destination, threads_);
     });

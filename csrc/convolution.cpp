@@ -47,6 +47,7 @@ struct Layout {
         weights_bytes(round_up(static_cast<int64_t>(taps) * steps * kernels.step_weight_bytes)),
         block_bytes(weights_bytes + (unit.pad_value == 0 ? round_up(int64_t{4} * taps * kLanes) : 0)) {}
 
+  int length() const { return taps * in_channels; }
   int64_t group_bytes() const { return blocks * block_bytes; }
 };
 
@@ -252,6 +253,7 @@ class Convolution {
     tile.num_runs = static_cast<int>(runs.size());
     const int first_channel = block * kLanes;  // of the group
     tile.channels = std::min(kLanes, layout_.out_channels - first_channel);
+    tile.length = layout_.length();
     const int next = channel(job.branch, job.group, first_channel);  // folded channel of the output
     for (int i = 0; i < num_columns; ++i) tile.activations[i] = activations + columns[i].offset;
     prefetch_residual(job, columns, num_columns, next, tile.channels);
@@ -345,7 +347,7 @@ class Convolution {
     const auto offset = [parameter](const float* values) { return values == nullptr ? nullptr : values + parameter; };
     Epilogue epilogue = {};
     epilogue.channels = channels;
-    epilogue.length = static_cast<float>(layout_.taps * layout_.in_channels);
+    epilogue.length = static_cast<float>(layout_.length());
     epilogue.low = -std::numeric_limits<float>::infinity();
     if (has_bare_sums()) return epilogue;
     epilogue.scale = offset(unit_.scale);

@@ -14,13 +14,14 @@
 namespace mmgroupnet {
 namespace {
 
-constexpr int kSets = 3;
+constexpr int kSets = 4;
 
 // From the slowest to the fastest.
 const Kernels* available(int i) {
   switch (i) {
     case 0: return portable_kernels();
-    case 1: return avx2_kernels();
+    case 1: return neon_kernels();
+    case 2: return avx2_kernels();
     default: return avx512_kernels();
   }
 }

@@ -1,6 +1,6 @@
 // The elementwise part of all kernels, written once for vectors of any width.
 //
-// `Vector` has kLanes floats and the static functions load, store, convert (of int32), set, add, multiply, maximum,
+// `Vector` has kLanes floats and the static functions load, store, convert (of counts), set, add, multiply, maximum,
 // minus_twice (a - 2 * b, of integers) and negative (a bit per lane: not greater or equal to zero). All widths give the
 // same floats: no sum is reordered, and the build turns off contraction to fused multiply-adds.
 #ifndef MMGROUPNET_ELEMENTWISE_H_
@@ -16,7 +16,10 @@ struct Scalar {
   static constexpr int kLanes = 1;
   static float load(const float* x) { return *x; }
   static void store(float* x, float value) { *x = value; }
-  static float convert(const int32_t* x) { return static_cast<float>(*x); }
+  template <typename Count>
+  static float convert(const Count* x) {
+    return static_cast<float>(*x);
+  }
   static float set(float value) { return value; }
   static float add(float a, float b) { return a + b; }
   static float multiply(float a, float b) { return a * b; }
@@ -54,13 +57,13 @@ void pack(const float* x, const float* scale, const float* shift, int channels, 
 
 // Let a, b in {-1,+1}^n be stored as bits (0 for +1, 1 for -1). a.b = #equal - #different = n - 2 * popcount(a xor b).
 // |a.b| <= n < 2^24 (checked where weights are arranged), so that it is exact as a float, and so is the way to it.
-template <typename Vector>
-typename Vector::Type dot(const int32_t* different, float length, int c) {
+template <typename Vector, typename Count>
+typename Vector::Type dot(const Count* different, float length, int c) {
   return Vector::minus_twice(Vector::set(length), Vector::convert(different + c));
 }
 
-template <typename Vector>
-typename Vector::Type scaled_sum(const int32_t* different, const Epilogue& e, int c) {
+template <typename Vector, typename Count>
+typename Vector::Type scaled_sum(const Count* different, const Epilogue& e, int c) {
   auto sum = Vector::set(0);
   for (int base = 0; base < e.bases; ++base) {
     auto value = dot<Vector>(different + base * e.different_stride, e.length, c);
@@ -74,8 +77,8 @@ typename Vector::Type scaled_sum(const int32_t* different, const Epilogue& e, in
 // `kPlain`: there is one base, and neither scale, bias, excess nor sign parameters, as in the units of a Group-Net
 // block, whose scales are part of their norms. What remains are a handful of instructions, to which tests would add as
 // many.
-template <typename Vector, bool kPlain>
-uint64_t finish_range(const int32_t* different, const Epilogue& e, int first, int last) {
+template <typename Vector, bool kPlain, typename Count>
+uint64_t finish_range(const Count* different, const Epilogue& e, int first, int last) {
   uint64_t word = 0;
   const auto low = Vector::set(e.low);
   for (int c = first; c < last; c += Vector::kLanes) {
@@ -92,8 +95,8 @@ uint64_t finish_range(const int32_t* different, const Epilogue& e, int first, in
   return word;
 }
 
-template <typename Vector, bool kPlain>
-void finish_pixels(const int32_t* different, const Epilogue& epilogue) {
+template <typename Vector, bool kPlain, typename Count>
+void finish_pixels(const Count* different, const Epilogue& epilogue) {
   // A copy: vector stores may alias whatever others know the address of, and all would be read again each time.
   Epilogue e = epilogue;
   const int whole = e.channels - e.channels % Vector::kLanes;
@@ -110,11 +113,14 @@ void finish_pixels(const int32_t* different, const Epilogue& epilogue) {
   }
 }
 
-template <typename Vector>
-void finish(const int32_t* different, const Epilogue& e) {
-  const bool is_plain = e.bases == 1 && e.scale == nullptr && e.bias == nullptr && e.excess == nullptr &&
-                        e.sign_scale == nullptr && e.sign_shift == nullptr;
-  return is_plain ? finish_pixels<Vector, true>(different, e) : finish_pixels<Vector, false>(different, e);
+bool is_plain(const Epilogue& e) {
+  return e.bases == 1 && e.scale == nullptr && e.bias == nullptr && e.excess == nullptr && e.sign_scale == nullptr &&
+         e.sign_shift == nullptr;
+}
+
+template <typename Vector, typename Count = int32_t>
+void finish(const Count* different, const Epilogue& e) {
+  return is_plain(e) ? finish_pixels<Vector, true>(different, e) : finish_pixels<Vector, false>(different, e);
 }
 
 void merge(const float* __restrict x, const float* __restrict scales, int branches, int channels,

@@ -32,6 +32,7 @@ struct Tile {
   int num_runs;
   const uint8_t* weights;  // of these 64 channels, all steps
   int channels;            // at most 64; the lanes beyond may be left out
+  int length;              // products in one sum
 };
 
 // Epilogue of a run of consecutive pixels, of up to 64 channels each:
@@ -100,6 +101,7 @@ const Kernels& selected_kernels();
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();    // null where not compiled in or not available on this processor
 const Kernels* avx512_kernels();  // the same
+const Kernels* neon_kernels();    // the same
 
 }  // namespace mmgroupnet
 
