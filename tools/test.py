@@ -1,7 +1,7 @@
 """Evaluates a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``.
 
-It takes a .onnx file of tools/deploy/export_onnx.py as well, and a .npz file of predictions that mmgroupnet-run wrote on a
-device. One tool for mmdet, mmseg and mmpretrain, by the config's default_scope.
+It takes a .onnx file of tools/deploy/export_onnx.py as well, and a .npz file of predictions that mmgroupnet-run wrote
+on a device. One tool for mmdet, mmseg and mmpretrain, by the config's default_scope.
 """
 
 import argparse

@@ -94,7 +94,8 @@ def _check_dataset(dataset: Mapping, name: str, scope: str | None) -> None:
         if categories is not None and not set(categories) & set(classes):
             raise UserError(
                 f'annotation file {expected[0]} ({name}) has none of the classes of the config: it has '
-                f'{few_names(categories)}, the config {few_names(classes)}; give the dataset metainfo=dict(classes=(...))'
+                f'{few_names(categories)}, the config {few_names(classes)}; give the dataset '
+                'metainfo=dict(classes=(...))'
             )
 
 

@@ -75,8 +75,8 @@ def draw_on_pictures(
 
     Args:
         cfg: A config of mmdet, mmseg or mmpretrain.
-        checkpoint: The weights, a file of the disk, of a trained model or packed ones; or a .onnx file that was exported
-            from them.
+        checkpoint: The weights, a file of the disk, of a trained model or packed ones; or a .onnx file that was
+            exported from them.
         images: The pictures.
         out_dir: Folder for the drawn pictures; it is made.
         score_thr: Detections below this score are not drawn. Default: 0.3.
