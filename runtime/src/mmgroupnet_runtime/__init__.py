@@ -1,0 +1,18 @@
+"""Binary networks of mmgroupnet on a device: pictures in, answers out, with numpy and ONNX Runtime alone."""
+
+from mmgroupnet_runtime.answers import Classification, Detections, Segmentation
+from mmgroupnet_runtime.errors import UserError
+from mmgroupnet_runtime.machine import library_path
+from mmgroupnet_runtime.model import Model, load
+from mmgroupnet_runtime.version import __version__
+
+__all__ = [
+    'Classification',
+    'Detections',
+    'Model',
+    'Segmentation',
+    'UserError',
+    '__version__',
+    'library_path',
+    'load',
+]

@@ -1,0 +1,3 @@
+from mmgroupnet_runtime.cli import main
+
+main()

@@ -1,0 +1,153 @@
+"""What an .onnx file says of itself, read without ONNX Runtime, which explains a damaged or foreign file badly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mmgroupnet_runtime.errors import UserError
+from mmgroupnet_runtime.resize import check_steps
+
+FORMAT = 1
+TASKS = ('detection', 'segmentation', 'classification', 'maps')
+_KEY = 'mmgroupnet'
+_EXPORT = 'tools/deploy/export_onnx.py'
+# Numbers of fields in onnx.proto: of ModelProto, and of OperatorSetIdProto and StringStringEntryProto alike.
+_GRAPH, _OPSET_IMPORT, _METADATA = 7, 8, 14
+_NAME, _VALUE = 1, 2
+
+
+class Header(NamedTuple):
+    """What is known of a file before it is run.
+
+    Attributes:
+        metadata: The JSON object that the exporter wrote, see docs/onnx_file.md.
+        has_binary_layers: Whether the graph has operators of the domain ``mmgroupnet``.
+    """
+
+    metadata: dict
+    has_binary_layers: bool
+
+
+def read_header(path: Path) -> Header:
+    """Reads the metadata of a file and checks that this package knows them.
+
+    Args:
+        path: The .onnx file.
+
+    Returns:
+        Its header.
+
+    Raises:
+        UserError: If the file is missing, empty, damaged, not written by mmgroupnet, or of a newer format.
+    """
+    if not path.is_file():
+        raise UserError(f'{path} is a folder, an .onnx file is needed' if path.is_dir() else f'there is no file {path}')
+    content = path.read_bytes()
+    if not content:
+        raise UserError(f'{path} is empty: copy it again')
+    try:
+        metadata, opsets, graphs = {}, {}, 0
+        for field, value in _fields(content):
+            if field == _GRAPH:
+                graphs += 1
+            elif field == _METADATA:
+                entry = dict(_fields(value))
+                metadata[_text(entry.get(_NAME, b''))] = _text(entry.get(_VALUE, b''))
+            elif field == _OPSET_IMPORT:
+                entry = dict(_fields(value))
+                opsets[_text(entry.get(_NAME, b''))] = entry.get(_VALUE, 0)
+        if graphs != 1:
+            raise ValueError(f'{graphs} graphs')
+    except ValueError:
+        raise UserError(
+            f'{path} is damaged or no .onnx file: copy it again, or write it anew with {_EXPORT}'
+        ) from None
+    if _KEY not in metadata:
+        raise UserError(
+            f"{path} was not written by mmgroupnet (it has no metadata '{_KEY}'): write one with {_EXPORT}, or run "
+            'this one with onnxruntime itself'
+        )
+    return Header(_check(path, metadata[_KEY], opsets.get(_KEY, 0)), _KEY in opsets)
+
+
+def _check(path: Path, text: str, opset: int) -> dict:
+    """Returns the metadata of a file as an object, if this package knows all in it."""
+    try:
+        metadata = json.loads(text)
+        written, task, steps = metadata['format'], metadata['task'], metadata['resize']
+        newer = written > FORMAT or opset > 1
+        if not newer:
+            if task not in TASKS:
+                raise ValueError(f'task {task!r}')
+            # Answers are brought back to the picture by the sizes alone, which a crop does not allow.
+            check_steps(steps, crops=task in ('classification', 'maps'))
+            for key in ('classes', 'palette'):
+                if metadata[key] is not None and not isinstance(metadata[key], list):
+                    raise ValueError(f'{key} is {metadata[key]!r}')
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the metadata '{_KEY}' of {path} are damaged ({type(error).__name__}: {error}): write the file anew with "
+            f'{_EXPORT}'
+        ) from None
+    if newer:
+        raise UserError(
+            f'{path} has format {written} with operators of version {opset}, this mmgroupnet-runtime knows format '
+            f'{FORMAT} with version 1: `pip install --upgrade mmgroupnet-runtime`, or export with an older mmgroupnet'
+        )
+    return metadata
+
+
+def _text(value: int | memoryview) -> str:
+    if isinstance(value, int):
+        raise ValueError('a number in the place of a text')
+    return str(value, 'utf-8')  # A UnicodeDecodeError is a ValueError, too.
+
+
+def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Walks through a message of protobuf.
+
+    Args:
+        message: Its bytes.
+
+    Yields:
+        Number and value of each field: an integer, or the bytes of a text or a message. Numbers of fixed width, which
+        no field has that we read, are left out.
+
+    Raises:
+        ValueError: If the bytes are no message.
+    """
+    message = memoryview(message)
+    position = 0
+    while position < len(message):
+        key, position = _varint(message, position)
+        kind = key & 7
+        if kind == 0:
+            value, position = _varint(message, position)
+            yield key >> 3, value
+            continue
+        if kind not in (1, 2, 5):
+            raise ValueError(f'wire type {kind}')
+        length, position = _varint(message, position) if kind == 2 else ({1: 8, 5: 4}[kind], position)
+        end = position + length
+        if end > len(message):
+            raise ValueError('the file ends within a field')
+        if kind == 2:
+            yield key >> 3, message[position:end]
+        position = end
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """Returns an integer of protobuf, seven bits per byte from the lowest on, and the position behind it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(message):
+            raise ValueError('the file ends within a number')
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError('a number of more than 64 bits')
