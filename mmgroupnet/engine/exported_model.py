@@ -58,6 +58,11 @@ class ExportedModel(BaseModel):
         Returns:
             The data samples, with predictions.
         """
+        if self.metadata['task'] == 'detection':
+            from mmdet.models.utils.misc import samplelist_boxtype2tensor  # Files for other libraries do without mmdet.
+
+            # As mmdet's own preprocessing does: what draws the ground truth expects it.
+            samplelist_boxtype2tensor(data['data_samples'])
         return self(data['inputs'], data['data_samples'], mode='predict')
 
     def check_task(self, scope: str | None) -> None:
@@ -94,8 +99,8 @@ class ExportedModel(BaseModel):
         expected, found = getattr(dataset, 'metainfo', {}).get('classes'), self.metadata['classes']
         if expected is not None and found is not None and list(found) != list(expected):
             raise UserError(
-                f'{self.file} has the {len(found)} classes {few_names(found)}, the test data has the {len(expected)} '
-                f'classes {few_names(expected)}: give the config that it was exported with'
+                f'{self.file} is for {len(found)} classes ({few_names(found)}), the test data for {len(expected)} '
+                f'({few_names(expected)}): give the config that it was exported with'
             )
 
 

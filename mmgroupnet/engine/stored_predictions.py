@@ -84,19 +84,23 @@ class StoredPredictions(ExportedModel):
             repeated = [name for name, count in Counter(names).items() if count > 1]
             if repeated:
                 raise UserError(
-                    f'{where} has {len(repeated)} names that several pictures share ({few_names(repeated)}): pictures '
+                    f'{where} has several pictures named {few_names(repeated)} (such names: {len(repeated)}): pictures '
                     'are matched by the names of their files, without folders'
                 )
         missing = sorted(set(expected) - set(self._names))
         surplus = sorted(set(self._names) - set(expected))
-        others = f'{len(surplus)} of other pictures ({few_names(surplus)})' if surplus else ''
+        others = f'predictions for {len(surplus)} others ({few_names(surplus)})' if surplus else ''
         if missing:
             raise UserError(
                 f'{self.file} has no predictions for {len(missing)} of the {len(expected)} pictures of the test data '
-                f'({few_names(missing)})' + (f', and {others}' if others else '') + ': run the model on all of them'
+                f'({few_names(missing)})' + (f', but {others}' if others else '') + ': run the model on all of them'
             )
         if others:
-            print_log(f'{self.file} has {others}, which the test data lacks: left out', 'current', logging.WARNING)
+            print_log(
+                f'{self.file} has the {len(expected)} pictures of the test data; its {others} are left out',
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def forward(
         self, inputs: Sequence[Tensor], data_samples: list[BaseDataElement], mode: str = 'predict'

@@ -157,7 +157,7 @@ class Model:
         size = _check_size(size)
         if self.task == 'maps':
             raise UserError(
-                "the file was exported with --raw and its network gives maps, no answer: take model.run(images), or "
+                'the file was exported with --raw and its network gives maps, no answer: take model.run(images), or '
                 'export it without --raw'
             )
         if self.task == 'classification':
