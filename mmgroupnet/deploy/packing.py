@@ -163,13 +163,13 @@ def _refuse_hooks(module: nn.Module) -> None:
             raise NotPackable(f'{type(part).__name__} has hooks, which its packed twin would not call')
 
 
-def _can_fold(norm: nn.Module) -> bool:
+def can_fold(norm: nn.Module) -> bool:
     return is_as_written(norm, nn.BatchNorm2d, nn.SyncBatchNorm) and norm.running_mean is not None
 
 
-def _fold_norm(norm: nn.Module) -> dict[str, Tensor]:
+def fold_norm(norm: nn.Module) -> dict[str, Tensor]:
     """Scale and shift of a batch norm in evaluation mode, ``scale * x + shift``."""
-    if not _can_fold(norm):
+    if not can_fold(norm):
         raise NotPackable(f'{type(norm).__name__} is no batch norm with running statistics')
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is not None:
@@ -189,7 +189,7 @@ def _sign_parameters(conv: BinaryConv2d, input_norm: nn.Module | None) -> dict[s
         raise NotPackable(f'{type(activation).__name__} has a forward of its own')
     parameters = {}
     if input_norm is not None:
-        norm = _fold_norm(input_norm)
+        norm = fold_norm(input_norm)
         parameters = dict(sign_scale=norm['norm_scale'], sign_shift=norm['norm_shift'])
     shift = activation.shift_of_channels()
     if shift is not None:
@@ -240,7 +240,7 @@ def _pack_unit(
     input_norm = conv.input_norm if folds_input_norm else None
     parameters = dict(bits=packing.bits(conv, weight), scale=scale, bias=bias, **_sign_parameters(conv, input_norm))
     if norm is not None:
-        parameters.update(_fold_norm(norm))
+        parameters.update(fold_norm(norm))
         if conv.bias is None and not conv.is_merged:
             # norm(relu(scale * x)) = (norm_scale * scale) * relu(x) + norm_shift: no magnitude is negative.
             parameters['norm_scale'] = parameters['norm_scale'] * scale
@@ -262,7 +262,7 @@ def _pack_shortcut(packing: _Packing, shortcut: nn.Sequential, num_bases: int) -
     if isinstance(conv, BinaryConv2d):
         twin = _pack_unit(packing, conv, norm, shared_by=num_bases)
     else:
-        folded = _fold_norm(norm)
+        folded = fold_norm(norm)
         weight = conv.weight.flatten(1) * folded['norm_scale'].unsqueeze(1)
         twin = PackedFloatShortcut(weight, folded['norm_shift'], conv.stride)
     return nn.Sequential(*pooling, twin) if pooling else twin
@@ -303,7 +303,7 @@ def _pack_tower(packing: _Packing, tower: 'BinaryTower') -> PackedTower:
 def _pack_apart(packing: _Packing, conv: BinaryConv2d) -> tuple[nn.Module | None, PackedUnit]:
     """A conv, and the norm in front of its sign where that cannot be folded into it: it stays what it is."""
     norm = conv.input_norm
-    if norm is None or _can_fold(norm):
+    if norm is None or can_fold(norm):
         return None, _pack_unit(packing, conv)
     return norm, _pack_unit(packing, conv, folds_input_norm=False)
 

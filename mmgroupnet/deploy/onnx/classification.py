@@ -1,0 +1,52 @@
+"""The scores of mmpretrain's classifiers, in the graph."""
+
+from mmpretrain.models.classifiers.image import ImageClassifier
+from mmpretrain.models.heads.cls_head import ClsHead
+from mmpretrain.models.heads.multi_label_cls_head import MultiLabelClsHead
+from torch import Tensor, nn
+
+from mmgroupnet.deploy.onnx.errors import NotExportable
+from mmgroupnet.deploy.onnx.written import differing
+
+
+def head_of(model: nn.Module) -> nn.Module | None:
+    """The head of an ImageClassifier; None: it has none."""
+    return model.head if isinstance(model, ImageClassifier) and model.with_head else None
+
+
+class Classifier(nn.Module):
+    """A classifier that gives its answer, as its ``predict`` does.
+
+    Args:
+        model: An ImageClassifier, in evaluation mode.
+        preprocessing: Its data preprocessor.
+
+    Shape: uint8 ``(N, H, W, 3)`` to ``scores`` ``(N, classes)``, see docs/onnx_file.md.
+
+    Raises:
+        NotExportable: If the classifier or its head is not covered.
+    """
+
+    outputs = ('scores',)
+
+    def __init__(self, model: nn.Module, preprocessing: nn.Module) -> None:
+        super().__init__()
+        advice = 'export its maps (--raw; raw=True) and make the answer from them'
+        if not isinstance(model, ImageClassifier) or differing(model, ['predict'], ImageClassifier):
+            raise NotExportable(
+                f'model={type(model).__name__}: the graph holds the answer of an ImageClassifier: {advice}'
+            )
+        made_by = [kind for kind in (ClsHead, MultiLabelClsHead) if isinstance(model.head, kind)]
+        if not made_by or differing(model.head, ['predict', '_get_predictions'], made_by[0]):
+            raise NotExportable(
+                f'head={type(model.head).__name__}: the graph holds the scores of heads that make them as ClsHead or '
+                f'MultiLabelClsHead: {advice}'
+            )
+        self.preprocessing = preprocessing
+        self.model = model
+        # Classes of a multi-label head do not exclude each other.
+        self.is_exclusive = made_by[0] is ClsHead
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        logits = self.model.head(self.model.extract_feat(self.preprocessing(image)))
+        return (logits.softmax(1) if self.is_exclusive else logits.sigmoid(),)

@@ -1,0 +1,194 @@
+"""Decoding and non-maximum suppression of mmdet's one-stage detectors with dense heads, in the graph."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.dense_heads.gfl_head import GFLHead
+from mmdet.models.detectors.single_stage import SingleStageDetector
+from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder, DistancePointBBoxCoder
+from torch import Tensor, nn
+
+from mmgroupnet.deploy.onnx.errors import NotExportable
+from mmgroupnet.deploy.onnx.steps import NO_SCORE, best_entries, suppress
+from mmgroupnet.deploy.onnx.written import differing
+
+# Keys of test_cfg that the graph heeds.
+_TEST_OPTIONS = ('score_thr', 'nms_pre', 'min_bbox_size', 'nms', 'max_per_img')
+# Above this ratio to its anchor (or below its inverse) the side of a box is cut off, as mmdet does by default.
+_LARGEST_LOG_RATIO = abs(math.log(16 / 1000))
+
+
+def head_of(model: nn.Module) -> nn.Module | None:
+    """The dense head of a one-stage detector; None: it has none."""
+    head = getattr(model, 'bbox_head', None)
+    return head if isinstance(model, SingleStageDetector) and isinstance(head, BaseDenseHead) else None
+
+
+def _refuse_other_heads(model: nn.Module) -> None:
+    """Refuses detectors whose answer is not made as :class:`Detector` makes it."""
+    advice = 'export its maps (--raw; raw=True) and make the answer from them'
+    if head_of(model) is None or differing(model, ['predict'], SingleStageDetector):
+        raise NotExportable(
+            f'model={type(model).__name__}: the graph holds the answer of one-stage detectors with dense heads (FCOS, '
+            f'ATSS, RetinaNet, GFL) alone: {advice}'
+        )
+    head = model.bbox_head
+    single = GFLHead if isinstance(head, GFLHead) else BaseDenseHead
+    own = [
+        *differing(head, ['predict', 'predict_by_feat', '_bbox_post_process'], BaseDenseHead),
+        *differing(head, ['_predict_by_feat_single'], single),
+        *(differing(head, ['anchor_center'], GFLHead) if single is GFLHead else []),
+    ]
+    if own:
+        raise NotExportable(f'bbox_head={type(head).__name__} has its own {", ".join(own)}: {advice}')
+    if type(head.bbox_coder) not in (DistancePointBBoxCoder, DeltaXYWHBBoxCoder) or getattr(
+        head.bbox_coder, 'add_ctr_clamp', False
+    ):
+        raise NotExportable(
+            f'bbox_coder={type(head.bbox_coder).__name__}: the graph decodes DistancePointBBoxCoder and '
+            f'DeltaXYWHBBoxCoder (without add_ctr_clamp): {advice}'
+        )
+    if getattr(head.loss_cls, 'custom_cls_channels', False):
+        raise NotExportable(f'loss_cls={type(head.loss_cls).__name__} makes the scores in its own way: {advice}')
+
+
+def _check_test_cfg(test_cfg: Mapping) -> None:
+    """Refuses options of the answer that the graph has no counterpart for."""
+    for name, least in (('nms_pre', 1), ('max_per_img', 1)):
+        value = test_cfg.get(name)
+        if not isinstance(value, int) or value < least:
+            raise NotExportable(f'test_cfg.{name}={value}: the graph takes a number of at least {least}')
+    unknown = sorted(set(test_cfg) - set(_TEST_OPTIONS))
+    if unknown:
+        raise NotExportable(f'test_cfg.{unknown[0]}: the graph heeds {", ".join(_TEST_OPTIONS)}')
+    nms = dict(test_cfg.get('nms') or {})
+    if nms.pop('type', None) != 'nms' or not {'iou_threshold'} <= set(nms) <= {
+        'iou_threshold',
+        'class_agnostic',
+        'split_thr',
+    }:
+        raise NotExportable(
+            f'test_cfg.nms={dict(test_cfg.get("nms") or {})}: the graph suppresses by '
+            "dict(type='nms', iou_threshold=..., class_agnostic=..., split_thr=...)"
+        )
+
+
+def _flat(maps: Tensor, channels: int) -> Tensor:
+    """``(N, A * channels, H, W)`` to ``(N, H * W * A, channels)``."""
+    return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, channels)
+
+
+def _rows(values: Tensor, indices: Tensor) -> Tensor:
+    """Rows of ``(N, n, c)`` by ``(N, k)``: ``(N, k, c)``."""
+    return values.gather(1, indices.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+
+class Detector(nn.Module):
+    """A detector that gives its answer, as its ``predict`` with ``rescale=False`` does.
+
+    ``min_bbox_size`` counts pixels of ``image``, not of the picture before it was resized.
+
+    Args:
+        model: A one-stage detector with a dense head, in evaluation mode.
+        preprocessing: Its data preprocessor.
+
+    Shape: uint8 ``(N, H, W, 3)`` to ``dets`` ``(N, n, 5)`` and ``labels`` ``(N, n)``, see docs/onnx_file.md.
+
+    Raises:
+        NotExportable: If the head or its ``test_cfg`` is not covered.
+    """
+
+    outputs = ('dets', 'labels')
+
+    def __init__(self, model: nn.Module, preprocessing: nn.Module) -> None:
+        super().__init__()
+        _refuse_other_heads(model)
+        _check_test_cfg(model.bbox_head.test_cfg)
+        self.preprocessing = preprocessing
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        test_cfg = self.model.bbox_head.test_cfg
+        boxes, scores, labels = self._candidates(image)
+        if test_cfg.get('min_bbox_size', -1) >= 0:
+            sides = boxes[..., 2:] - boxes[..., :2]
+            scores = torch.where((sides > test_cfg.min_bbox_size).all(-1), scores, NO_SCORE)
+        apart = boxes
+        if not test_cfg.nms.get('class_agnostic', False):
+            # As mmcv does: each class in a place of its own, so that classes do not suppress each other.
+            largest = torch.where(scores.unsqueeze(-1) > NO_SCORE, boxes, 0).amax((1, 2)) + 1
+            apart = boxes + (labels * largest.unsqueeze(-1)).unsqueeze(-1)
+        kept = suppress(apart, scores, float(test_cfg.nms.iou_threshold), test_cfg.max_per_img)
+        is_kept, kept = kept >= 0, kept.clamp(min=0)
+        dets = _rows(torch.cat([boxes, scores.unsqueeze(-1)], -1), kept)
+        return (
+            torch.where(is_kept.unsqueeze(-1), dets, 0),
+            torch.where(is_kept, labels.gather(1, kept), -1),
+        )
+
+    def _candidates(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes ``(N, M, 4)``, their scores and labels ``(N, M)``; the score of what is no candidate is
+        :data:`NO_SCORE`."""
+        head = self.model.bbox_head
+        maps = head(self.model.extract_feat(self.preprocessing(image)))
+        levels = list(zip(*maps, strict=True))
+        sizes = [level[0].shape[-2:] for level in levels]
+        priors = head.prior_generator.grid_priors(sizes, dtype=torch.float32, device=image.device)
+        found = [
+            self._of_level(*level, priors=of_level, stride=stride)
+            for level, of_level, stride in zip(levels, priors, head.prior_generator.strides, strict=True)
+        ]
+        boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+        if head.bbox_coder.clip_border:
+            # To the picture as it came: what the preprocessing has padded does not count.
+            height, width = image.shape[1:3]
+            x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+            boxes = torch.stack([x, y], -1).flatten(-2)
+        return boxes, scores, labels
+
+    def _of_level(
+        self,
+        classes: Tensor,
+        deltas: Tensor,
+        factors: Tensor | None = None,
+        *,
+        priors: Tensor,
+        stride: tuple[int, int],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidates of a pyramid level, as of :meth:`_candidates`, from the maps of the head."""
+        head = self.model.bbox_head
+        test_cfg = head.test_cfg
+        logits = _flat(classes, head.cls_out_channels)
+        # The background is behind the classes.
+        scores = logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[..., :-1]
+        num_classes = scores.shape[-1]
+        scores, places = best_entries(scores.flatten(1), test_cfg.nms_pre)
+        indices = places // num_classes
+        is_candidate = scores > test_cfg.get('score_thr', 0)
+        if factors is not None:
+            scores = scores * _rows(_flat(factors, 1).sigmoid(), indices).squeeze(-1)
+        scores = torch.where(is_candidate, scores, NO_SCORE)
+        priors = priors[indices]
+        if isinstance(head, GFLHead):
+            distribution = _rows(_flat(deltas, 4 * (head.reg_max + 1)), indices).unflatten(-1, (4, -1))
+            distances = F.linear(distribution.softmax(-1), head.integral.project.unsqueeze(0)).squeeze(-1) * stride[0]
+            return _decode_distances(head.anchor_center(priors), distances), scores, places % num_classes
+        decode = _decode_distances if type(head.bbox_coder) is DistancePointBBoxCoder else self._decode_deltas
+        return decode(priors, _rows(_flat(deltas, 4), indices)), scores, places % num_classes
+
+    def _decode_deltas(self, anchors: Tensor, deltas: Tensor) -> Tensor:
+        """Boxes of anchors that are moved and scaled, by mmdet's DeltaXYWHBBoxCoder."""
+        coder = self.model.bbox_head.bbox_coder
+        deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
+        sides = anchors[..., 2:] - anchors[..., :2]
+        centers = (anchors[..., :2] + anchors[..., 2:]) * 0.5 + sides * deltas[..., :2]
+        halves = sides * deltas[..., 2:].clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO).exp() * 0.5
+        return torch.cat([centers - halves, centers + halves], -1)
+
+
+def _decode_distances(points: Tensor, distances: Tensor) -> Tensor:
+    """Boxes around points, by the distances to their left, upper, right and lower sides."""
+    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], -1)

@@ -1,0 +1,5 @@
+"""The error of everything that cannot be written as an .onnx file."""
+
+
+class NotExportable(ValueError):
+    """A model, or one of its options, has no counterpart in an .onnx file; the message says what and what to do."""

@@ -1,0 +1,121 @@
+"""The packed ops in ONNX: schemas of the domain ``mmgroupnet``, and what torch's exporter writes for each op.
+
+docs/onnx_file.md describes inputs and attributes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import onnx
+import onnxscript
+import torch
+from onnx.defs import OpSchema
+from onnxscript import ir
+from onnxscript import opset18 as standard
+from onnxscript.values import Op, Opset
+
+DOMAIN = 'mmgroupnet'
+VERSION = 1
+OPSET = 18
+
+_TO_NHWC = [0, 2, 3, 1]
+_TO_NCHW = [0, 3, 1, 2]
+
+
+def _schema(name: str, input_types: list[str], numbers: Sequence[str], lists: Sequence[str] = ()) -> OpSchema:
+    def attributes(names: Sequence[str], kind: OpSchema.AttrType) -> list[OpSchema.Attribute]:
+        return [OpSchema.Attribute(attribute, kind, required=True) for attribute in names]
+
+    return OpSchema(
+        name,
+        DOMAIN,
+        VERSION,
+        # One variadic list: onnxscript repeats a required input that is followed by a variadic one.
+        inputs=[
+            OpSchema.FormalParameter(
+                'inputs', 'T', param_option=OpSchema.FormalParameterOption.Variadic, is_homogeneous=False
+            )
+        ],
+        outputs=[OpSchema.FormalParameter('y', 'tensor(float)')],
+        type_constraints=[('T', input_types, '')],
+        attributes=[*attributes(numbers, OpSchema.AttrType.INT), *attributes(lists, OpSchema.AttrType.INTS)],
+    )
+
+
+_SCHEMAS = (
+    _schema(
+        'Block',
+        ['tensor(float)', 'tensor(uint8)'],
+        ['connection', 'num_bases', 'has_merge_scales', 'has_gate', 'has_shortcut_map', 'has_shortcut'],
+        ['geometry', 'places'],
+    ),
+    _schema('Connect', ['tensor(float)'], ['num_bases', 'has_merge_scales', 'has_gate']),
+)
+
+
+@contextmanager
+def registered_schemas() -> Iterator[None]:
+    """Makes the two schemas known to onnx, whose registry is the process's, for as long as the context is open."""
+    for schema in _SCHEMAS:
+        onnx.defs.register_schema(schema)
+    try:
+        yield
+    finally:
+        for schema in _SCHEMAS:
+            onnx.defs.deregister_schema(schema.name, VERSION, DOMAIN)
+
+
+def _operator(name: str) -> Op:
+    return Op(Opset(DOMAIN, VERSION), name, next(schema for schema in _SCHEMAS if schema.name == name))
+
+
+def _run_block(
+    x: ir.Value,
+    connection: int,
+    num_bases: int,
+    merge_scales: ir.Value | None,
+    gate: ir.Value | None,
+    geometry: Sequence[int],
+    parameters: Sequence[ir.Value],
+    places: Sequence[int],
+    has_shortcut: bool,
+    shortcut_map: ir.Value | None,
+) -> ir.Value:
+    """``Block`` for ``torch.ops.mmgroupnet.run_block``; its transposes cancel with those of neighbours."""
+    if shortcut_map is not None:
+        shortcut_map = standard.Transpose(shortcut_map, perm=_TO_NHWC)
+    optional = [value for value in (merge_scales, gate, shortcut_map) if value is not None]
+    y = _operator('Block')(
+        standard.Transpose(x, perm=_TO_NHWC),
+        *optional,
+        *parameters,
+        connection=connection,
+        num_bases=num_bases,
+        geometry=list(geometry),
+        places=list(places),
+        has_merge_scales=int(merge_scales is not None),
+        has_gate=int(gate is not None),
+        has_shortcut_map=int(shortcut_map is not None),
+        has_shortcut=int(has_shortcut),
+    )
+    return standard.Transpose(y, perm=_TO_NCHW)
+
+
+def _connect(x: ir.Value, num_bases: int, merge_scales: ir.Value | None, gate: ir.Value | None) -> ir.Value:
+    """``Connect`` for ``torch.ops.mmgroupnet.connect``."""
+    y = _operator('Connect')(
+        standard.Transpose(x, perm=_TO_NHWC),
+        *[value for value in (merge_scales, gate) if value is not None],
+        num_bases=num_bases,
+        has_merge_scales=int(merge_scales is not None),
+        has_gate=int(gate is not None),
+    )
+    return standard.Transpose(y, perm=_TO_NCHW)
+
+
+def packed_translations() -> dict:
+    """What torch's exporter writes for the packed ops, its ``custom_translation_table``."""
+    return {
+        torch.ops.mmgroupnet.run_block.default: _run_block,
+        torch.ops.mmgroupnet.connect.default: _connect,
+    }

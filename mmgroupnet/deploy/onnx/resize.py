@@ -1,0 +1,74 @@
+"""The resize rule of a test pipeline."""
+
+from collections.abc import Iterable, Mapping
+
+# Transforms that leave a test picture's pixels as they are.
+_WITHOUT_EFFECT = (
+    'InferencerLoader',
+    'LoadAnnotations',
+    'LoadImageFromFile',
+    'LoadImageFromNDArray',
+    'PackDetInputs',
+    'PackInputs',
+    'PackSegInputs',
+)
+
+
+class UnknownResize(ValueError):
+    """A test pipeline does to pictures what no resize rule of an .onnx file says."""
+
+
+def _sides(size: int | tuple[int, int]) -> dict:
+    """Fields of a size that transforms take as (width, height) or as one number."""
+    width, height = (size, size) if isinstance(size, int) else size
+    return dict(width=int(width), height=int(height))
+
+
+def _resize(scale: int | tuple[int, int], keep_ratio: bool = False, clip_object_border: bool = True) -> dict:
+    return dict(type='resize', **_sides(scale), keep_ratio=bool(keep_ratio))
+
+
+def _resize_edge(scale: int, edge: str = 'short') -> dict:
+    return dict(type='resize_edge', edge=edge, length=int(scale))
+
+
+def _center_crop(crop_size: int | tuple[int, int], clip_object_border: bool = True) -> dict:
+    return dict(type='center_crop', **_sides(crop_size))
+
+
+_STEPS = dict(Resize=_resize, ResizeEdge=_resize_edge, CenterCrop=_center_crop)
+# The only ones that a runtime has, and the transforms' own defaults.
+_BILINEAR = dict(backend='cv2', interpolation='bilinear')
+
+
+def read_resize(pipeline: Iterable[Mapping]) -> list[dict]:
+    """Reads what a test pipeline does between the reading of a picture and the network's input.
+
+    Args:
+        pipeline: Configs of its transforms.
+
+    Returns:
+        The steps, as in docs/onnx_file.md.
+
+    Raises:
+        UnknownResize: If a transform changes pixels in a way that no step says. The message names it.
+    """
+    steps = []
+    for transform in pipeline:
+        options = dict(transform)
+        kind = str(options.pop('type')).rpartition('.')[2]
+        if kind in _WITHOUT_EFFECT and options.get('color_type', 'color') == 'color':
+            continue
+        if kind == 'RandomFlip' and options.get('prob') == 0:
+            continue
+        if kind in _STEPS and all(options.pop(name, value) == value for name, value in _BILINEAR.items()):
+            try:
+                steps.append(_STEPS[kind](**options))
+                continue
+            except TypeError:  # It has an option, or lacks one, that the step does not.
+                pass
+        raise UnknownResize(
+            f'the test pipeline has {dict(transform)}: the file can hold Resize(scale, keep_ratio), ResizeEdge and '
+            "CenterCrop, bilinear by cv2"
+        )
+    return steps
