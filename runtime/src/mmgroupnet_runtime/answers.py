@@ -1,7 +1,5 @@
 """What a model says of a picture."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

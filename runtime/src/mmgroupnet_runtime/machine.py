@@ -1,7 +1,6 @@
 """The device: its core, its ONNX Runtime, and the library of our operators."""
 
-from __future__ import annotations
-
+import ctypes
 import importlib.metadata
 import platform
 import re
@@ -43,6 +42,17 @@ def library_path() -> str:
             'install the wheel of this machine again, `pip install --force-reinstall --no-deps mmgroupnet-runtime`'
         )
     return str(_LIBRARY)
+
+
+def kernel_set() -> str:
+    """Returns the name of the instruction set that our operators use here, such as 'avx2' or 'neon'.
+
+    Raises:
+        UserError: As :func:`library_path`.
+    """
+    library = ctypes.CDLL(library_path())
+    library.mmg_selected_kernels.restype = ctypes.c_char_p
+    return library.mmg_selected_kernels().decode()
 
 
 def import_onnxruntime() -> ModuleType:

@@ -1,7 +1,5 @@
 """What an .onnx file says of itself, read without ONNX Runtime, which explains a damaged or foreign file badly."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

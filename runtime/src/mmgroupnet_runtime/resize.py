@@ -1,7 +1,5 @@
 """The resize rule of a test pipeline, in numpy: the same pixels as mmcv's and mmpretrain's transforms with cv2."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from mmgroupnet_runtime.errors import UserError

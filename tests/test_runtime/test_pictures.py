@@ -1,0 +1,91 @@
+import re
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from mmgroupnet_runtime import UserError
+from mmgroupnet_runtime.pictures import find_pictures, read_picture
+from PIL import Image
+
+ORIENTATION = 0x0112  # the tag of EXIF
+
+
+@pytest.fixture
+def pixels():
+    smooth = cv2.resize(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8), (45, 31))
+    return np.ascontiguousarray(smooth)
+
+
+def test_pictures_of_files_and_folders(tmp_path):
+    for name in ('b.PNG', 'a.jpg', 'notes.txt', 'c.webp', 'other/z.bmp', 'strange'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    folder = [tmp_path / name for name in ('a.jpg', 'b.PNG', 'c.webp')]
+    assert find_pictures([tmp_path / 'other', str(tmp_path), tmp_path / 'strange']) == [
+        tmp_path / 'other/z.bmp', *folder, tmp_path / 'strange']
+
+
+def test_no_pictures(tmp_path):
+    with pytest.raises(UserError, match=re.escape(f'{tmp_path / "a"} is neither a picture nor a folder')):
+        find_pictures([tmp_path / 'a'])
+    with pytest.raises(UserError, match=rf'folder {re.escape(str(tmp_path))} holds no pictures \(.bmp, .jpeg'):
+        find_pictures([tmp_path])
+
+
+@pytest.mark.parametrize(('mode', 'suffixes'), [
+    ('RGB', ('.png', '.bmp', '.ppm', '.tif')),
+    ('RGBA', ('.png', '.bmp')),  # In a TIFF file cv2 puts the picture on black, by its alpha channel.
+    ('L', ('.png', '.bmp', '.ppm', '.tif')),
+    ('LA', ('.png',)),
+    ('P', ('.png', '.bmp', '.tif')),
+    ('1', ('.png', '.bmp', '.ppm', '.tif')),
+    ('I;16', ('.png', '.ppm', '.tif')),
+])
+def test_pixels_are_those_of_cv2(tmp_path, pixels, mode, suffixes):
+    image = Image.fromarray(pixels[..., ::-1])
+    if mode == 'I;16':
+        image = Image.fromarray((pixels[..., 0].astype(np.uint16) << 8) + pixels[..., 1])
+    elif mode in ('RGBA', 'LA'):
+        image.putalpha(Image.fromarray(pixels[..., 0]))
+    image = image.convert(mode)
+    for suffix in suffixes:
+        path = tmp_path / f'picture{suffix}'
+        image.save(path)
+        found = read_picture(path)
+        assert found.dtype == np.uint8 and found.flags.c_contiguous
+        np.testing.assert_array_equal(found, cv2.imread(str(path)), err_msg=suffix)
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_jpegs_are_turned_as_cv2_turns_them(tmp_path, pixels, orientation):
+    path = tmp_path / 'picture.jpg'
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(pixels[..., ::-1]).save(path, exif=exif, quality=90)
+    found = read_picture(path)
+    assert found.shape == ((31, 45, 3) if orientation < 5 else (45, 31, 3))
+    np.testing.assert_array_equal(found, cv2.imread(str(path)))
+
+
+def test_a_grey_jpeg(tmp_path, pixels):
+    path = tmp_path / 'picture.jpg'
+    Image.fromarray(pixels[..., 0]).save(path)
+    np.testing.assert_array_equal(read_picture(path), cv2.imread(str(path)))
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.jpg', '.bmp', '.webp'])
+def test_damaged_pictures(tmp_path, pixels, suffix):
+    path = tmp_path / f'picture{suffix}'
+    Image.fromarray(pixels).save(path)
+    content = path.read_bytes()
+    for damaged in (content[:len(content) // 2], b'no picture', b''):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=f'cannot read the picture .*picture{suffix}: '):
+            read_picture(path)
+
+
+def test_no_pillow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'PIL', None)
+    with pytest.raises(UserError, match='read and drawn by Pillow, which is missing: `pip install pillow`'):
+        read_picture(tmp_path / 'a.png')
