@@ -3,12 +3,12 @@
 import json
 import pickle
 
-import cv2
 import numpy as np
 import pytest
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from mmgroupnet_runtime.cli import main
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from torch.testing import assert_close
@@ -48,17 +48,11 @@ def tiny(tmp_path_factory):
 
 class TestRuns:
     def test_the_same_as_the_model_that_predicted(self, tiny, tmp_path):
-        import mmgroupnet_runtime
-
-        file = write_onnx(tmp_path / 'model.onnx', 'detection', CLASSES)
-        model = mmgroupnet_runtime.load(file)
-        answers = {}
-        for index, name in enumerate(reversed(NAMES)):  # In another order than the data set's.
-            found = model(cv2.imread(str(tiny / 'data/images' / name)))
-            answers.update({f'{key}_{index}': getattr(found, key) for key in ('boxes', 'labels', 'scores')})
-        stored = write(tmp_path / 'predictions.npz', NAMES[::-1], **answers)
+        model, stored = str(write_onnx(tmp_path / 'model.onnx', 'detection', CLASSES)), str(tmp_path / 'stored.npz')
+        images = [str(tiny / 'data/images' / name) for name in reversed(NAMES)]  # The data set has another order.
+        main([model, *images, '--npz', stored])
         predictions = []
-        for source in (str(file), stored):
+        for source in (model, stored):
             run_test(load_tiny_run(tiny), source, out=str(tmp_path / 'out.pkl'))
             with open(tmp_path / 'out.pkl', 'rb') as out:
                 predictions.append(pickle.load(out))
