@@ -14,14 +14,13 @@ def head_of(model: nn.Module) -> nn.Module | None:
     return model.head if isinstance(model, ImageClassifier) and model.with_head else None
 
 
-class Classifier(nn.Module):
-    """A classifier that gives its answer, as its ``predict`` does.
+class Scores(nn.Module):
+    """Scores of the classes from what a head computes, as the ``predict`` of its classifier gives them.
 
     Args:
-        model: An ImageClassifier, in evaluation mode.
-        preprocessing: Its data preprocessor.
+        model: An ImageClassifier.
 
-    Shape: uint8 ``(N, H, W, 3)`` to ``scores`` ``(N, classes)``, see docs/onnx_file.md.
+    Shape: the picture, the network's input and its logits to ``scores`` ``(N, classes)``, see docs/onnx_file.md.
 
     Raises:
         NotExportable: If the classifier or its head is not covered.
@@ -29,7 +28,7 @@ class Classifier(nn.Module):
 
     outputs = ('scores',)
 
-    def __init__(self, model: nn.Module, preprocessing: nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         advice = 'export its maps (--raw; raw=True) and make the answer from them'
         if not isinstance(model, ImageClassifier) or differing(model, ['predict'], ImageClassifier):
@@ -42,11 +41,9 @@ class Classifier(nn.Module):
                 f'head={type(model.head).__name__}: the graph holds the scores of heads that make them as ClsHead or '
                 f'MultiLabelClsHead: {advice}'
             )
-        self.preprocessing = preprocessing
-        self.model = model
         # Classes of a multi-label head do not exclude each other.
         self.is_exclusive = made_by[0] is ClsHead
 
-    def forward(self, image: Tensor) -> tuple[Tensor]:
-        logits = self.model.head(self.model.extract_feat(self.preprocessing(image)))
+    def forward(self, image: Tensor, x: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor]:
+        (logits,) = maps
         return (logits.softmax(1) if self.is_exclusive else logits.sigmoid(),)

@@ -86,16 +86,16 @@ def _rows(values: Tensor, indices: Tensor) -> Tensor:
     return values.gather(1, indices.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
-class Detector(nn.Module):
-    """A detector that gives its answer, as its ``predict`` with ``rescale=False`` does.
+class Detections(nn.Module):
+    """Boxes from the maps of a dense head, as the ``predict`` of its detector with ``rescale=False`` gives them.
 
     ``min_bbox_size`` counts pixels of ``image``, not of the picture before it was resized.
 
     Args:
-        model: A one-stage detector with a dense head, in evaluation mode.
-        preprocessing: Its data preprocessor.
+        model: A one-stage detector with a dense head.
 
-    Shape: uint8 ``(N, H, W, 3)`` to ``dets`` ``(N, n, 5)`` and ``labels`` ``(N, n)``, see docs/onnx_file.md.
+    Shape: the picture, the network's input and its maps to ``dets`` ``(N, n, 5)`` and ``labels`` ``(N, n)``, see
+    docs/onnx_file.md.
 
     Raises:
         NotExportable: If the head or its ``test_cfg`` is not covered.
@@ -103,16 +103,15 @@ class Detector(nn.Module):
 
     outputs = ('dets', 'labels')
 
-    def __init__(self, model: nn.Module, preprocessing: nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         _refuse_other_heads(model)
         _check_test_cfg(model.bbox_head.test_cfg)
-        self.preprocessing = preprocessing
-        self.model = model
+        self.head = model.bbox_head
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        test_cfg = self.model.bbox_head.test_cfg
-        boxes, scores, labels = self._candidates(image)
+    def forward(self, image: Tensor, x: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        test_cfg = self.head.test_cfg
+        boxes, scores, labels = self._candidates(image, maps)
         if test_cfg.get('min_bbox_size', -1) >= 0:
             sides = boxes[..., 2:] - boxes[..., :2]
             scores = torch.where((sides > test_cfg.min_bbox_size).all(-1), scores, NO_SCORE)
@@ -124,25 +123,22 @@ class Detector(nn.Module):
         kept = suppress(apart, scores, float(test_cfg.nms.iou_threshold), test_cfg.max_per_img)
         is_kept, kept = kept >= 0, kept.clamp(min=0)
         dets = _rows(torch.cat([boxes, scores.unsqueeze(-1)], -1), kept)
-        return (
-            torch.where(is_kept.unsqueeze(-1), dets, 0),
-            torch.where(is_kept, labels.gather(1, kept), -1),
-        )
+        return torch.where(is_kept.unsqueeze(-1), dets, 0), torch.where(is_kept, labels.gather(1, kept), -1)
 
-    def _candidates(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _candidates(self, image: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes ``(N, M, 4)``, their scores and labels ``(N, M)``; the score of what is no candidate is
         :data:`NO_SCORE`."""
-        head = self.model.bbox_head
-        maps = head(self.model.extract_feat(self.preprocessing(image)))
-        levels = list(zip(*maps, strict=True))
+        generator = self.head.prior_generator
+        # Classes of all levels come first, then their boxes, then the factors of their scores, if there are any.
+        levels = [maps[i :: generator.num_levels] for i in range(generator.num_levels)]
         sizes = [level[0].shape[-2:] for level in levels]
-        priors = head.prior_generator.grid_priors(sizes, dtype=torch.float32, device=image.device)
+        priors = generator.grid_priors(sizes, dtype=torch.float32, device=image.device)
         found = [
             self._of_level(*level, priors=of_level, stride=stride)
-            for level, of_level, stride in zip(levels, priors, head.prior_generator.strides, strict=True)
+            for level, of_level, stride in zip(levels, priors, generator.strides, strict=True)
         ]
         boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
-        if head.bbox_coder.clip_border:
+        if self.head.bbox_coder.clip_border:
             # To the picture as it came: what the preprocessing has padded does not count.
             height, width = image.shape[1:3]
             x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
@@ -159,7 +155,7 @@ class Detector(nn.Module):
         stride: tuple[int, int],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Candidates of a pyramid level, as of :meth:`_candidates`, from the maps of the head."""
-        head = self.model.bbox_head
+        head = self.head
         test_cfg = head.test_cfg
         logits = _flat(classes, head.cls_out_channels)
         # The background is behind the classes.
@@ -181,7 +177,7 @@ class Detector(nn.Module):
 
     def _decode_deltas(self, anchors: Tensor, deltas: Tensor) -> Tensor:
         """Boxes of anchors that are moved and scaled, by mmdet's DeltaXYWHBBoxCoder."""
-        coder = self.model.bbox_head.bbox_coder
+        coder = self.head.bbox_coder
         deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
         sides = anchors[..., 2:] - anchors[..., :2]
         centers = (anchors[..., :2] + anchors[..., 2:]) * 0.5 + sides * deltas[..., :2]

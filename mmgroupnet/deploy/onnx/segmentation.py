@@ -18,22 +18,21 @@ def head_of(model: nn.Module) -> nn.Module | None:
     return head if isinstance(model, EncoderDecoder) and isinstance(head, BaseDecodeHead) else None
 
 
-class Segmentor(nn.Module):
-    """A segmentor that gives its answer, as its ``predict`` does.
+class ClassMap(nn.Module):
+    """The class map from the scores of a decode head, as the ``predict`` of its segmentor gives it.
 
     Args:
-        model: An EncoderDecoder that is tested on whole pictures, in evaluation mode.
-        preprocessing: Its data preprocessor.
+        model: An EncoderDecoder that is tested on whole pictures.
         with_scores: Whether it gives the scores, too. Default: False.
 
-    Shape: uint8 ``(N, H, W, 3)`` and int64 ``(2,)`` to ``classes`` ``(N, height, width)`` and ``scores``, see
-    docs/onnx_file.md.
+    Shape: the picture, the network's input, its map and int64 ``(2,)`` to ``classes`` ``(N, height, width)`` and
+    ``scores``, see docs/onnx_file.md.
 
     Raises:
         NotExportable: If the segmentor is not covered.
     """
 
-    def __init__(self, model: nn.Module, preprocessing: nn.Module, with_scores: bool = False) -> None:
+    def __init__(self, model: nn.Module, with_scores: bool = False) -> None:
         super().__init__()
         advice = 'export its maps (--raw; raw=True) and make the answer from them'
         head = head_of(model)
@@ -58,24 +57,19 @@ class Segmentor(nn.Module):
             )
         if model.out_channels > 256:
             raise NotExportable(f'num_classes={model.out_channels}: a class map of 8 bits holds 256: {advice}')
-        self.preprocessing = preprocessing
-        self.model = model
-        self.with_scores = with_scores
+        self.align_corners = model.align_corners
+        # Of a single score; above it a pixel is of the class 1.
+        self.threshold = head.threshold if model.out_channels == 1 else None
+        self.outputs = ('classes', 'scores') if with_scores else ('classes',)
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return ('classes', 'scores') if self.with_scores else ('classes',)
-
-    def forward(self, image: Tensor, size: Tensor) -> tuple[Tensor, ...]:
-        model = self.model
-        x = self.preprocessing(image)
-        scores = model.decode_head(model.extract_feat(x))
-        scores = F.interpolate(scores, x.shape[2:], mode='bilinear', align_corners=model.align_corners)
+    def forward(self, image: Tensor, x: Tensor, maps: tuple[Tensor, ...], size: Tensor) -> tuple[Tensor, ...]:
+        (scores,) = maps
+        scores = F.interpolate(scores, x.shape[2:], mode='bilinear', align_corners=self.align_corners)
         scores = scores[:, :, : image.shape[1], : image.shape[2]]  # Without what the preprocessing has padded.
-        scores = resize_to(scores, size, model.align_corners)
-        if model.out_channels == 1:
-            scores = scores.sigmoid()
-            classes = scores.squeeze(1) > model.decode_head.threshold
-        else:
+        scores = resize_to(scores, size, self.align_corners)
+        if self.threshold is None:
             classes = scores.argmax(1)
+        else:
+            scores = scores.sigmoid()
+            classes = scores.squeeze(1) > self.threshold
         return (classes.to(torch.uint8), scores)[: len(self.outputs)]
