@@ -188,8 +188,19 @@ def _listing(layers: list[PackedLayer]) -> str:
     return listed + (f'; and {len(layers) - _LISTED_LAYERS} more' if len(layers) > _LISTED_LAYERS else '')
 
 
-def _load_float(cfg: Config, checkpoint: Path) -> tuple[nn.Module, dict | None]:
-    """The model of a config with the weights of its checkpoint, and the checkpoint's dataset_meta."""
+def load_float(cfg: Config, checkpoint: Path) -> tuple[nn.Module, dict | None]:
+    """Builds the model of a config with the weights of its checkpoint, which is not packed.
+
+    Args:
+        cfg: A checked config of mmdet, mmseg or mmpretrain.
+        checkpoint: The weights, a file of the disk.
+
+    Returns:
+        The model, and the checkpoint's ``dataset_meta``, None where it has none.
+
+    Raises:
+        UserError: If the checkpoint does not fit the config, is packed, or holds weights that are not finite.
+    """
     content = read_checkpoint(checkpoint)
     if is_packed(content):
         raise UserError(f'checkpoint {checkpoint} is packed already')
@@ -203,6 +214,31 @@ def _load_float(cfg: Config, checkpoint: Path) -> tuple[nn.Module, dict | None]:
         if not tensor.isfinite().all():
             raise UserError(f'checkpoint {checkpoint}: {name} is not finite, give a checkpoint of before that')
     return model, content.get('meta', {}).get('dataset_meta')
+
+
+def pack_loaded(model: nn.Module, strict: bool) -> tuple[nn.Module, list[PackedLayer]]:
+    """Packs a trained model.
+
+    Args:
+        model: The model; it is left as it is.
+        strict: Refuse where a binary layer cannot be packed, instead of leaving it as it is.
+
+    Returns:
+        The packed model, and what became of every binary layer.
+
+    Raises:
+        UserError: If it has no binary layers, or no layer (with ``strict``: not every layer) can be packed.
+    """
+    try:
+        packed, layers = pack_and_report(model)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    unpacked = [layer for layer in layers if layer.problem is not None]
+    if len(unpacked) == len(layers):
+        raise UserError(f'none of the {len(layers)} binary layers can be packed ({_listing(unpacked)})')
+    if strict and unpacked:
+        raise UserError(f'--strict: {len(unpacked)} of {len(layers)} binary layers stay float ({_listing(unpacked)})')
+    return packed, layers
 
 
 def pack_checkpoint(cfg: Config, checkpoint: str | Path, out: str | Path, strict: bool = False) -> list[PackedLayer]:
@@ -227,18 +263,8 @@ def pack_checkpoint(cfg: Config, checkpoint: str | Path, out: str | Path, strict
     cfg = _packed_config(cfg)
     original = Config({**cfg.to_dict(), 'model': cfg.model.model})
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        model, dataset_meta = _load_float(original, checkpoint)
-        try:
-            packed, layers = pack_and_report(model)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        unpacked = [layer for layer in layers if layer.problem is not None]
-        if len(unpacked) == len(layers):
-            raise UserError(f'none of the {len(layers)} binary layers can be packed ({_listing(unpacked)})')
-        if strict and unpacked:
-            raise UserError(
-                f'--strict: {len(unpacked)} of {len(layers)} binary layers stay float ({_listing(unpacked)})'
-            )
+        model, dataset_meta = load_float(original, checkpoint)
+        packed, layers = pack_loaded(model, strict)
         # Whoever loads the file builds the model anew: it has to have the same tensors.
         fresh = MMENGINE_MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
         check_state_dict(fresh, packed.state_dict(), str(out))

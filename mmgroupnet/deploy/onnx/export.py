@@ -1,15 +1,50 @@
 """Writing a model as one .onnx file."""
 
+import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from onnxscript import ir
 from torch import nn
 
+from mmgroupnet.deploy.onnx.check import Comparison, check
 from mmgroupnet.deploy.onnx.graph import Graph, trace
 from mmgroupnet.deploy.onnx.metadata import write_metadata
+from mmgroupnet.deploy.packed_layers import PackedUnit
+from mmgroupnet.layers import BinaryConv2d
+
+# Longest side of the picture on which a file is compared with its model, unless the rule crops to a size.
+_LONGEST_SIDE = 320
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Args:
+        metadata: That of the file.
+        num_packed: Number of binary layers whose weights are bits.
+        unpacked: Names of the binary layers that compute in float32.
+        comparison: The file against the model.
+    """
+
+    metadata: dict
+    num_packed: int
+    unpacked: tuple[str, ...]
+    comparison: Comparison
+
+
+def _picture_size(resize: Sequence[dict] | None) -> tuple[int, int]:
+    """Height and width of a picture as the network may expect it."""
+    for step in reversed(resize or ()):
+        if step['type'] == 'center_crop' or (step['type'] == 'resize' and not step['keep_ratio']):
+            return step['height'], step['width']
+        if step['type'] == 'resize':
+            shrink = min(1, _LONGEST_SIDE / max(step['height'], step['width']))
+            return round(shrink * step['height']), round(shrink * step['width'])
+    return 131, 163
 
 
 def export(
@@ -20,10 +55,41 @@ def export(
     classes: Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
     resize: Sequence[dict] | None = None,
-) -> dict:
-    """x"""
+) -> Exported:
+    """Writes a model of mmdet, mmseg or mmpretrain as one .onnx file, docs/onnx_file.md, and checks it.
+
+    Args:
+        model: A packed model (:func:`mmgroupnet.deploy.pack`), or one without binary layers. It is left as it is. Binary
+            layers that are not packed are written as the float32 computation that simulates them.
+        path: The file. It is written whole or not at all.
+        raw: The maps of the head (of one that is not covered, those in front of it) in place of the answer.
+            Default: False.
+        scores: A segmentor gives its scores beside the class map. Default: False.
+        classes: Names of the classes. Default: None, the file does not know them.
+        palette: A colour of each class, (r, g, b). Default: None.
+        resize: Steps of the resize rule, see :func:`mmgroupnet.deploy.onnx.read_resize`. Default: None, the file does not
+            know it.
+
+    Returns:
+        What was written.
+
+    Raises:
+        NotExportable: If the graph has no counterpart for a part of the model, or torch cannot trace it.
+        OSError: If the file cannot be written.
+    """
+    path = Path(path)
     graph = Graph(model, raw, scores)
     traced = trace(graph)
     metadata = write_metadata(traced, graph.task, classes, palette, resize)
-    ir.save(traced, path)
-    return metadata
+    partial = path.with_name(f'{path.name}.partial')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        ir.save(traced, partial)
+        comparison = check(partial, graph, _picture_size(resize))
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    units = [module for module in model.modules() if isinstance(module, PackedUnit)]
+    unpacked = [name for name, module in model.named_modules() if isinstance(module, BinaryConv2d)]
+    return Exported(metadata, len({unit.bits.data_ptr() for unit in units}), tuple(unpacked), comparison)

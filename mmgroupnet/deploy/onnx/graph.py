@@ -1,7 +1,7 @@
-"""A model as three parts that are traced one by one and joined to one graph.
+"""A model as two parts that are traced one by one and joined to one graph: the network, and what is around it.
 
-In one piece torch would carry the sizes of the padded picture through all of the network and through all that makes the
-answer, as terms that grow: a detector took minutes. Each part starts with sizes of its own.
+In one piece torch would carry the size of the padded picture through all of the network and all that makes the answer,
+as terms that grow: a detector took minutes. So each part starts with sizes of its own.
 """
 
 import copy
@@ -17,6 +17,7 @@ from onnxscript import ir
 from torch import Tensor, nn
 
 from mmgroupnet.deploy.onnx.errors import NotExportable
+from mmgroupnet.deploy.onnx.layout import remove_transposes
 from mmgroupnet.deploy.onnx.network import Network
 from mmgroupnet.deploy.onnx.norms import rewrite_norms
 from mmgroupnet.deploy.onnx.operators import OPSET, packed_translations
@@ -73,6 +74,11 @@ class Graph(nn.Module):
         """Names of the inputs."""
         return ('image', 'size') if self.task == 'segmentation' else ('image',)
 
+    @property
+    def outputs(self) -> tuple[str, ...] | None:
+        """Names of the outputs; None: the maps, however many."""
+        return None if self.answer is None else self.answer.outputs
+
     def forward(self, image: Tensor, *size: Tensor) -> tuple[Tensor, ...]:
         x = self.preprocessing(image)
         maps = self.network(x)
@@ -101,11 +107,30 @@ def _trace(
         part: The module.
         arguments: Examples of its arguments.
         dynamic: Their dynamic dimensions, as torch takes them.
-        inputs, outputs: Names. Default: outputs are named ``map_0``, ``map_1``, ...
+        inputs: Names.
+        outputs: Names. Default: ``map_0``, ``map_1``, ...
 
     Returns:
         The part in ONNX, and its outputs without data.
+
+    Raises:
+        NotExportable: If torch cannot trace or translate it.
     """
+    try:
+        program, model = _export(part, arguments, dynamic, inputs, outputs)
+    except Exception as error:  # Torch has many, of its symbols, its tracer and its translations.
+        reason = str(error).strip().partition('\n')[0]
+        raise NotExportable(
+            f'{type(part).__name__} of the model cannot be traced by torch.export ({type(error).__name__}: {reason})'
+        ) from error
+    (node,) = program.graph.find_nodes(op='output')
+    return model, [output.meta['val'] for output in node.args[0]]
+
+
+def _export(
+    part: nn.Module, arguments: Sequence, dynamic: Sequence, inputs: Sequence[str], outputs: Sequence[str] | None
+) -> tuple[torch.export.ExportedProgram, ir.Model]:
+    """The part in torch's terms and in those of ONNX; the arguments are those of :func:`_trace`."""
     program = torch.export.export(
         part,
         tuple(arguments),
@@ -114,8 +139,7 @@ def _trace(
         # What cannot be proven of sizes in general, such as that two ways around a block give maps of one size.
         prefer_deferred_runtime_asserts_over_guards=True,
     )
-    (node,) = program.graph.find_nodes(op='output')
-    found = [output.meta['val'] for output in node.args[0]]
+    number = len(program.graph_signature.user_outputs)
     with _quietly():
         onnx_program = torch.onnx.export(
             program,
@@ -123,47 +147,58 @@ def _trace(
             opset_version=OPSET,
             custom_translation_table={**packed_translations(), **step_translations()},
             input_names=inputs,
-            output_names=outputs or [f'map_{i}' for i in range(len(found))],
+            output_names=outputs or [f'map_{i}' for i in range(number)],
             verbose=False,
         )
-    return onnx_program.model, found
+    return program, onnx_program.model
 
 
-def _join(parts: Sequence[ir.Model], inputs: Sequence[str]) -> ir.Model:
-    """Joins parts to one graph: what one of them takes is what one before it gives under that name.
+def _named_shape(value: ir.Value) -> ir.Shape:
+    """Shape of an input or output, with names of its own for what is dynamic; only the batch size is that of all."""
+    return ir.Shape(
+        [
+            size if isinstance(size, int) else 'batch' if axis == 0 else f'{value.name}_{axis}'
+            for axis, size in enumerate(value.shape)
+        ]
+    )
+
+
+def _join(network: ir.Model, surroundings: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+    """Joins two parts to one graph: what one of them takes is what the other gives under that name, or an input.
 
     Args:
-        parts: The parts, in the order in which they run.
-        inputs: Names of the inputs of the whole.
+        network, surroundings: The parts; they are used up.
+        inputs, outputs: Names of the inputs and outputs of the whole.
     """
-    given: dict[str, ir.Value] = {}
-    whole = ir.Graph([], [], nodes=[], opset_imports=dict(parts[0].graph.opset_imports), name='mmgroupnet')
-    for number, part in enumerate(parts):
-        graph = part.graph
-        for value in list(graph.inputs):
-            if value.name not in given:
-                given[value.name] = value
-            else:
-                ir.convenience.replace_all_uses_with(value, given[value.name])
-        graph.inputs.clear()
-        given.update({value.name: value for value in graph.outputs})
-        outputs = list(graph.outputs)
-        graph.outputs.clear()
-        for value in list(graph.initializers.values()):
-            del graph.initializers[value.name]
-            value.name = f'{number}.{value.name}'
+    parts = [network.graph, surroundings.graph]
+    given = {value.name: value for part in parts for value in part.outputs}
+    given.update({name: next(value for value in parts[1].inputs if value.name == name) for name in inputs})
+    ends = [given[name] for name in (*inputs, *outputs)]
+    shapes = {value: _named_shape(value) for value in ends}
+    whole = ir.Graph([], [], nodes=[], opset_imports={}, name='mmgroupnet')
+    for prefix, part in zip(('network', 'around'), parts, strict=True):
+        for value in part.inputs:
+            if value is not given[value.name]:
+                value.replace_all_uses_with(given[value.name])
+        part.inputs.clear()
+        part.outputs.clear()
+        for name, value in list(part.initializers.items()):
+            del part.initializers[name]
+            value.name = f'{prefix}.{name}'
             whole.register_initializer(value)
-        nodes = list(graph)
-        graph.remove(nodes)
-        for node in nodes:
-            for value in node.outputs:
-                # Names of sizes have another meaning in each part; ONNX Runtime finds out shapes itself.
-                value.shape = None
+        nodes = list(part)
+        part.remove(nodes)
         whole.extend(nodes)
-        whole.opset_imports.update(graph.opset_imports)
-    whole.inputs.extend(given[name] for name in inputs)
-    whole.outputs.extend(outputs)
-    return ir.Model(whole, ir_version=parts[0].ir_version, producer_name='mmgroupnet')
+        whole.opset_imports.update(part.opset_imports)
+        for value in (value for node in nodes for value in node.outputs):
+            # Names of sizes have another meaning in each part; ONNX Runtime finds out shapes itself.
+            value.shape = None
+    for value, shape in shapes.items():
+        value.shape = shape
+    whole.inputs.extend(ends[: len(inputs)])
+    whole.outputs.extend(ends[len(inputs) :])
+    whole.sort()
+    return ir.Model(whole, ir_version=network.ir_version, producer_name='mmgroupnet')
 
 
 def _examples(maps: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[dict, ...]]:
@@ -178,6 +213,19 @@ def _examples(maps: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[dict, .
     return examples, tuple({i: _DYNAMIC for i in range(each.dim()) if i != 1} for each in examples)
 
 
+class _Surroundings(nn.Module):
+    """All of a graph but the network, whose maps it takes as if it knew nothing of their sizes."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.preprocessing = graph.preprocessing
+        self.answer = graph.answer
+
+    def forward(self, image: Tensor, maps: tuple[Tensor, ...], *size: Tensor) -> tuple[Tensor, ...]:
+        x = self.preprocessing(image)
+        return (x,) if self.answer is None else (x, *self.answer(image, x, maps, *size))
+
+
 def trace(graph: Graph) -> ir.Model:
     """Traces a model.
 
@@ -187,27 +235,23 @@ def trace(graph: Graph) -> ir.Model:
     Returns:
         Its graph in ONNX, of dynamic batch size, height and width. Weights that layers share are stored once.
     """
-    image = torch.zeros(2, *_TRACED_SIZE, 3, dtype=torch.uint8)
-    free = {0: _DYNAMIC, 1: _DYNAMIC, 2: _DYNAMIC}
-    parts = [_trace(graph.preprocessing, [image], [free], ['image'], ['x'])[0]]
     x = torch.zeros(2, 3, *_TRACED_SIZE)
     network, maps = _trace(graph.network, [x], [{0: _DYNAMIC, 2: _DYNAMIC, 3: _DYNAMIC}], ['x'])
-    parts.append(network)
-    if graph.answer is not None:
-        examples, dynamic = _examples(maps)
-        names = [f'map_{i}' for i in range(len(maps))]
-        sizes = [torch.tensor(_TRACED_SIZE)] if 'size' in graph.inputs else []
-        parts.append(
-            _trace(
-                graph.answer,
-                [image, x, examples, *sizes],
-                [free, {0: _DYNAMIC, 2: _DYNAMIC, 3: _DYNAMIC}, dynamic, *[None for _ in sizes]],
-                ['image', 'x', *names, *(['size'] if sizes else [])],
-                graph.answer.outputs,
-            )[0]
-        )
-    model = _join(parts, graph.inputs)
+    names = [value.name for value in network.graph.outputs]
+    outputs = graph.outputs or names
+    examples, dynamic = ((), ()) if graph.answer is None else _examples(maps)
+    image = torch.zeros(2, *_TRACED_SIZE, 3, dtype=torch.uint8)
+    size = [torch.tensor(_TRACED_SIZE)] if 'size' in graph.inputs else []
+    surroundings, _ = _trace(
+        _Surroundings(graph),
+        [image, examples, *size],
+        [{0: _DYNAMIC, 1: _DYNAMIC, 2: _DYNAMIC}, dynamic, *[None for _ in size]],
+        ['image', *names[: len(examples)], *graph.inputs[1:]],
+        ['x', *(graph.outputs or ())],
+    )
+    model = _join(network, surroundings, graph.inputs, outputs)
     onnxscript.optimizer.optimize(model)
+    remove_transposes(model)
     DeduplicateInitializersPass(size_limit=_NO_LIMIT)(model)
     # Also names of this machine's files.
     ClearMetadataAndDocStringPass()(model)

@@ -14,12 +14,11 @@ from onnxscript import ir
 from onnxscript import opset18 as standard
 from onnxscript.values import Op, Opset
 
+from mmgroupnet.deploy.onnx.layout import TO_NCHW, TO_NHWC
+
 DOMAIN = 'mmgroupnet'
 VERSION = 1
 OPSET = 18
-
-_TO_NHWC = [0, 2, 3, 1]
-_TO_NCHW = [0, 3, 1, 2]
 
 
 def _schema(name: str, input_types: list[str], numbers: Sequence[str], lists: Sequence[str] = ()) -> OpSchema:
@@ -83,10 +82,10 @@ def _run_block(
 ) -> ir.Value:
     """``Block`` for ``torch.ops.mmgroupnet.run_block``; its transposes cancel with those of neighbours."""
     if shortcut_map is not None:
-        shortcut_map = standard.Transpose(shortcut_map, perm=_TO_NHWC)
+        shortcut_map = standard.Transpose(shortcut_map, perm=TO_NHWC)
     optional = [value for value in (merge_scales, gate, shortcut_map) if value is not None]
     y = _operator('Block')(
-        standard.Transpose(x, perm=_TO_NHWC),
+        standard.Transpose(x, perm=TO_NHWC),
         *optional,
         *parameters,
         connection=connection,
@@ -98,19 +97,19 @@ def _run_block(
         has_shortcut_map=int(shortcut_map is not None),
         has_shortcut=int(has_shortcut),
     )
-    return standard.Transpose(y, perm=_TO_NCHW)
+    return standard.Transpose(y, perm=TO_NCHW)
 
 
 def _connect(x: ir.Value, num_bases: int, merge_scales: ir.Value | None, gate: ir.Value | None) -> ir.Value:
     """``Connect`` for ``torch.ops.mmgroupnet.connect``."""
     y = _operator('Connect')(
-        standard.Transpose(x, perm=_TO_NHWC),
+        standard.Transpose(x, perm=TO_NHWC),
         *[value for value in (merge_scales, gate) if value is not None],
         num_bases=num_bases,
         has_merge_scales=int(merge_scales is not None),
         has_gate=int(gate is not None),
     )
-    return standard.Transpose(y, perm=_TO_NCHW)
+    return standard.Transpose(y, perm=TO_NCHW)
 
 
 def packed_translations() -> dict:

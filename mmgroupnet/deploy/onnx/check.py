@@ -1,0 +1,101 @@
+"""Checks of a written file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from mmgroupnet.deploy.onnx.graph import Graph
+from mmgroupnet.deploy.onnx.operators import DOMAIN, registered_schemas
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The file in ONNX Runtime against the model in torch, on one random picture.
+
+    Args:
+        problem: Why there is none; None where there is one.
+        shapes: Of each output, in torch and in ONNX Runtime.
+        differences: The largest difference of each output that is of one shape in both.
+    """
+
+    problem: str | None = None
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None
+    differences: dict[str, float] | None = None
+
+    def __str__(self) -> str:
+        if self.problem is not None:
+            return f'not compared with the model: {self.problem}'
+        texts = []
+        for name, (of_model, of_file) in self.shapes.items():
+            shape = 'x'.join(map(str, of_file))
+            if name in self.differences:
+                texts.append(f'{name} ({shape}) {self.differences[name]:.1e}')
+            else:
+                texts.append(f'{name} are {shape} in place of {"x".join(map(str, of_model))}')
+        return f'largest difference from the model on a random picture: {", ".join(texts)}'
+
+
+def _session(path: Path):  # noqa: ANN202 - onnxruntime may not be installed
+    """A session of ONNX Runtime, with the packed operators where the graph has them.
+
+    Raises:
+        ImportError: If a package is not installed.
+        RuntimeError: If the operators or the file cannot be loaded.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if any(opset.domain == DOMAIN for opset in onnx.load(path, load_external_data=False).opset_import):
+        import mmgroupnet_runtime
+
+        options.register_custom_ops_library(str(mmgroupnet_runtime.library_path()))
+    return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+
+
+def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A picture of soft patches and noise, ``(1, height, width, 3)``: networks see more in it than in noise alone."""
+    generator = np.random.default_rng(seed)
+    patches = np.kron(generator.integers(0, 230, (-(-height // 16), -(-width // 16), 3)), np.ones((16, 16, 1), int))
+    noise = generator.integers(0, 26, (height, width, 3))
+    return (patches[:height, :width] + noise).astype(np.uint8)[np.newaxis]
+
+
+def check(path: Path, graph: Graph, size: tuple[int, int]) -> Comparison:
+    """Checks a file by onnx's own rules, and compares what ONNX Runtime makes of it with the model.
+
+    Args:
+        path: The file.
+        graph: What it was traced from.
+        size: Height and width of the picture.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        onnx.checker.ValidationError: If the file breaks the rules of ONNX.
+    """
+    with registered_schemas():
+        onnx.checker.check_model(str(path))
+    try:
+        session = _session(path)
+    except Exception as error:  # Of ONNX Runtime's many; the file is as good as without a look at it.
+        return Comparison(problem=f'{type(error).__name__}: {error}')
+    given = dict(image=random_picture(*size), size=np.array(size))
+    given = {name: given[name] for name in graph.inputs}
+    with torch.no_grad():
+        of_model = [output.numpy() for output in graph(*map(torch.from_numpy, given.values()))]
+    of_file = session.run(None, given)
+    names = [output.name for output in session.get_outputs()]
+    pairs = dict(zip(names, zip(of_model, of_file, strict=True), strict=True))
+    return Comparison(
+        shapes={name: (a.shape, b.shape) for name, (a, b) in pairs.items()},
+        differences={
+            name: float(np.abs(a.astype(np.float64) - b).max(initial=0))
+            for name, (a, b) in pairs.items()
+            if a.shape == b.shape
+        },
+    )

@@ -1,0 +1,119 @@
+"""Checkpoints written as .onnx files; the format is in docs/onnx_file.md."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import DefaultScope
+from mmengine.runner import load_checkpoint
+from torch import nn
+
+from mmgroupnet.deploy import with_data_preprocessor
+from mmgroupnet.deploy.onnx import Exported, NotExportable, UnknownResize, export, read_resize
+from mmgroupnet.engine.checkpoint import check_state_dict, read_checkpoint
+from mmgroupnet.engine.data import innermost_datasets
+from mmgroupnet.engine.errors import UserError
+from mmgroupnet.engine.packed_checkpoint import adopt_packed, load_float, pack_loaded
+from mmgroupnet.layers import BinaryConv2d
+
+_SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
+
+
+def _load(cfg: Config, checkpoint: Path, strict: bool) -> tuple[nn.Module, dict | None, dict[str, str]]:
+    """The model to export, the checkpoint's dataset_meta, and what became of the binary layers that stay float."""
+    if not adopt_packed(cfg, checkpoint):
+        model, dataset_meta = load_float(cfg, checkpoint)
+        if not any(isinstance(module, BinaryConv2d) for module in model.modules()):
+            return model, dataset_meta, {}
+        model, layers = pack_loaded(model, strict)
+        return model, dataset_meta, {layer.name: layer.problem for layer in layers if layer.problem is not None}
+    content = read_checkpoint(checkpoint)
+    try:
+        model = MMENGINE_MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    check_state_dict(model, content, str(checkpoint))
+    load_checkpoint(model, str(checkpoint), map_location='cpu')
+    floating = [name for name, module in model.named_modules() if isinstance(module, BinaryConv2d)]
+    if strict and floating:
+        raise UserError(f'--strict: {len(floating)} binary layers of {checkpoint} are not packed ({floating[0]}, ...)')
+    return model, content['meta'].get('dataset_meta'), dict.fromkeys(floating, 'not packed in the checkpoint')
+
+
+def _test_pipeline(cfg: Config) -> list | None:
+    """The pipeline of the test pictures, None where the config has none."""
+    loader = cfg.get('test_dataloader')
+    if loader is None:
+        return cfg.get('test_pipeline')
+    return next(innermost_datasets(loader['dataset'])).get('pipeline')
+
+
+def _names_and_colours(dataset_meta: Mapping | None) -> tuple[list | None, list | None]:
+    """Classes and palette; a palette that has no colour for each class, such as 'random', is none."""
+    meta = {key.lower(): value for key, value in (dataset_meta or {}).items()}
+    classes, palette = meta.get('classes'), meta.get('palette')
+    if classes is None or isinstance(palette, str) or palette is None or len(palette) != len(classes):
+        palette = None
+    return classes, palette
+
+
+def export_checkpoint(
+    cfg: Config,
+    checkpoint: str | Path,
+    out: str | Path,
+    raw: bool = False,
+    scores: bool = False,
+    strict: bool = False,
+) -> str:
+    """Writes the model of a checkpoint as an .onnx file.
+
+    Args:
+        cfg: A checked config of mmdet, mmseg or mmpretrain.
+        checkpoint: The weights, a file of the disk, of a trained model or packed ones.
+        out: The file that is written, ``*.onnx``.
+        raw: The maps of the head in place of the answer. Default: False.
+        scores: A segmentor gives its scores beside the class map. Default: False.
+        strict: Refuse where a binary layer cannot be packed, instead of leaving it as it is. Default: False.
+
+    Returns:
+        A summary: what the file holds, and how it compares with the model.
+
+    Raises:
+        UserError: If the checkpoint does not fit the config, the model cannot be written as a graph, or the file cannot
+            be written.
+    """
+    checkpoint, out = Path(checkpoint).expanduser(), Path(out).expanduser()
+    if out.suffix != '.onnx':
+        raise UserError(f'--out {out}: give a name that ends in .onnx, by which other tools know the file')
+    if cfg.get('default_scope') not in _SCOPES:
+        raise UserError(f'default_scope={cfg.get("default_scope")!r}: models of {", ".join(_SCOPES)} can be exported')
+    cfg = cfg.copy()
+    notes = []
+    try:
+        pipeline = _test_pipeline(cfg)
+        resize = None if pipeline is None else read_resize(pipeline)
+        if resize is None:
+            notes.append('the file has no resize rule: the config has no test pipeline')
+    except UnknownResize as error:
+        resize = None
+        notes.append(f'the file has no resize rule, its user has to prepare pictures: {error}')
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model, dataset_meta, floating = _load(cfg, checkpoint, strict)
+        classes, palette = _names_and_colours(dataset_meta)
+        try:
+            exported = export(model, out, raw, scores, classes, palette, resize)
+        except NotExportable as error:
+            raise UserError(str(error)) from error
+        except OSError as error:
+            raise UserError(f'{out} cannot be written: {error.strerror}') from error
+    return '\n'.join([*_describe(out, exported, floating), *notes])
+
+
+def _describe(out: Path, exported: Exported, floating: Mapping[str, str]) -> list[str]:
+    """Lines of the summary."""
+    lines = [
+        f'{out}: {exported.metadata["task"]}, {out.stat().st_size:,} bytes, {exported.num_packed} binary layers on bits'
+    ]
+    lines += [f'stays float: {name} ({problem})' for name, problem in floating.items()]
+    return [*lines, str(exported.comparison)]
