@@ -1,9 +1,11 @@
 """Small .onnx files of standard operators, with the metadata that the exporter writes."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import onnx
+import onnx.numpy_helper
 import onnx.parser
 
 # The mean of each channel.
@@ -32,6 +34,16 @@ MAPS = """(uint8[N, H, W, 3] image) => (float[N, H, W, 3] map_0) {
 }"""
 
 
+def hash_weights(model: onnx.ModelProto) -> str:
+    """The sha256 of the weights, as the metadata have it."""
+    digest = hashlib.sha256()
+    for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name):
+        values = onnx.numpy_helper.to_array(tensor)
+        digest.update(repr((tensor.name, str(values.dtype), values.shape)).encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
 def onnx_model(body: str, task: str, opsets: str = '"" : 18', **metadata) -> onnx.ModelProto:
     """Builds a model.
 
@@ -46,7 +58,7 @@ def onnx_model(body: str, task: str, opsets: str = '"" : 18', **metadata) -> onn
     """
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: [{opsets}]> tiny {body}')
     values = dict(format=1, version='0.1.0', task=task, classes=['blue', 'green', 'red'], palette=None, resize=[],
-                  weights_sha256='')
+                  weights_sha256=hash_weights(model))
     values = {key: value for key, value in {**values, **metadata}.items() if value is not ...}
     onnx.helper.set_model_props(model, {'mmgroupnet': json.dumps(values)})
     return model

@@ -113,6 +113,13 @@ def test_maps_are_run_but_no_answer(tmp_path, picture):
         model(picture)
 
 
+def test_a_file_without_a_resize_rule(tmp_path, picture):
+    model = model_of(tmp_path, CLASSIFIER, 'classification', resize=None)
+    with pytest.raises(UserError, match='the file does not say how pictures are resized: do it as the test pipeline'):
+        model(picture)
+    np.testing.assert_allclose(model.answer(picture, (37, 51)).scores, picture.mean(axis=(0, 1)), rtol=1e-5)
+
+
 @pytest.mark.parametrize(('picture', 'found'), [
     ([[[0, 0, 0]]], 'picture is a list'),
     (np.zeros((5, 6, 3), np.float32), 'picture is a float32 array of the shape (5, 6, 3)'),

@@ -1,13 +1,17 @@
+import hashlib
+import json
 import re
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmgroupnet_runtime import UserError
 from mmgroupnet_runtime.onnx_file import read_header
+from onnx import numpy_helper
 
-from tests.onnx_models import CLASSIFIER, DETECTOR, onnx_model, write_onnx
+from tests.onnx_models import CLASSIFIER, hash_weights, onnx_model, write_onnx
 
 
 def test_metadata_are_read(tmp_path):
@@ -16,7 +20,7 @@ def test_metadata_are_read(tmp_path):
     header = read_header(path)
     assert header.metadata == dict(
         format=1, version='0.1.0', task='classification', classes=['Ä', 'b', 'c'], palette=None, resize=steps,
-        weights_sha256='')
+        weights_sha256=hashlib.sha256().hexdigest())
     assert not header.has_binary_layers
 
 
@@ -59,16 +63,56 @@ def test_other_files(tmp_path, content):
 
 
 @given(st.integers(0), st.integers(0, 255))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_a_changed_byte_ends_in_a_header_or_a_sentence(tmp_path_factory, place, byte):
-    content = bytearray(onnx_model(DETECTOR, 'detection').SerializeToString())
+    content = bytearray(weighted_model(a=np.ones((2, 3), np.float32), b=np.arange(3)).SerializeToString())
     content[place % len(content)] = byte
     path = tmp_path_factory.getbasetemp() / 'changed.onnx'
     path.write_bytes(content)
     try:
-        assert read_header(path).metadata['task'] == 'detection'
+        assert read_header(path).metadata['task'] == 'classification'
     except UserError as error:
         assert str(path) in str(error)
+
+
+def weighted_model(**arrays):
+    model = onnx_model(CLASSIFIER, 'classification')
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    metadata = json.loads(model.metadata_props[0].value) | dict(weights_sha256=hash_weights(model))
+    onnx.helper.set_model_props(model, {'mmgroupnet': json.dumps(metadata)})
+    return model
+
+
+def test_weights_are_compared_with_their_sha256(tmp_path):
+    dtypes = ('float32', 'uint8', 'int8', 'uint16', 'int16', 'int32', 'int64', 'bool', 'float16', 'float64', 'uint32',
+              'uint64')
+    arrays = {f'z_{dtype}': np.arange(6).reshape(1, 2, 3).astype(dtype) for dtype in dtypes}
+    arrays |= dict(a=np.float32(7), empty=np.zeros((0, 3), np.int64))
+    model = weighted_model(**arrays)
+    path = tmp_path / 'a.onnx'
+    onnx.save(model, path)
+    assert read_header(path).metadata['weights_sha256'] == hash_weights(model)
+    for tensor in model.graph.initializer:
+        if tensor.raw_data:
+            before = tensor.raw_data
+            tensor.raw_data = bytes([before[0] ^ 1]) + before[1:]
+            onnx.save(model, path)
+            with pytest.raises(UserError, match=r'\(its weights are not those that were written\): copy it again'):
+                read_header(path)
+            tensor.raw_data = before
+
+
+@pytest.mark.parametrize('change', [
+    dict(name='b'), dict(dims=[3, 2]), dict(data_type=onnx.TensorProto.INT32), dict(data_type=99),
+])
+def test_weights_with_another_name_shape_or_type(tmp_path, change):
+    model = weighted_model(a=np.ones((2, 3), np.float32))
+    for field, value in change.items():
+        model.graph.initializer[0].ClearField(field)
+        model.graph.initializer[0].MergeFrom(onnx.TensorProto(**{field: value}))
+    (tmp_path / 'a.onnx').write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match='its weights are not those that were written'):
+        read_header(tmp_path / 'a.onnx')
 
 
 def test_a_foreign_file(tmp_path):
@@ -80,12 +124,11 @@ def test_a_foreign_file(tmp_path):
 
 
 @pytest.mark.parametrize(('options', 'found'), [
-    (dict(format=2, task='pose'), 'format 2 with operators of version 0'),
+    (dict(format=2, task=..., resize=...), 'format 2 with operators of version 0'),
     (dict(opsets='"" : 18, "mmgroupnet" : 2'), 'format 1 with operators of version 2'),
 ])
 def test_a_newer_file(tmp_path, options, found):
-    options = dict(task='classification') | options
-    path = write_onnx(tmp_path / 'a.onnx', CLASSIFIER, **options)
+    path = write_onnx(tmp_path / 'a.onnx', CLASSIFIER, **dict(task='classification') | options)
     with pytest.raises(UserError, match=f'a.onnx has {found}, this .* knows format 1 with version 1: .* --upgrade'):
         read_header(path)
 
@@ -94,6 +137,7 @@ def test_a_newer_file(tmp_path, options, found):
     (dict(task='pose'), "ValueError: task 'pose'"),
     (dict(format='one'), 'TypeError'),
     (dict(resize=...), "KeyError: 'resize'"),
+    (dict(weights_sha256=...), "KeyError: 'weights_sha256'"),
     (dict(classes='abc'), "ValueError: classes is 'abc'"),
     (dict(resize=[dict(type='pad')]), "ValueError: resize step {'type': 'pad'}"),
     (dict(task='detection', resize=[dict(type='center_crop', width=8, height=8)]), 'ValueError: resize step'),

@@ -62,7 +62,7 @@ def draw(
         for entry in reversed([entry for entry in found if entry['score'] >= score_thr]):
             colour = _colour(palette, entry['label'])
             pen.rectangle(entry['box'], outline=colour, width=max(1, size // 6))
-            _write(image, pen, font, entry['box'][:2], entry_text(entry), colour)
+            _write(image, pen, font, entry['box'][:2], entry_text(entry), colour, above=True)
         return image
     lower_edge = 0
     for entry in found[:_CAPTIONS]:
@@ -85,12 +85,23 @@ def _write(
     corner: Sequence[float],
     text: str,
     colour: tuple[int, int, int],
+    above: bool = False,
 ) -> float:
-    """Writes a text on a ground of the class's colour, inside the picture, and returns where its lower edge is."""
+    """Writes a text on a ground of the class's colour, inside the picture, and returns where its lower edge is.
+
+    Args:
+        image: The picture.
+        pen: What draws on it.
+        font: Of the text.
+        corner: x and y of the left upper corner, or of the lower one with ``above``; moved so that all is inside.
+        text: The text.
+        colour: Of the ground, RGB.
+        above: Whether it stands above the corner, so that it hides nothing of a box below. Default: False.
+    """
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 2 * _MARGIN, bottom - top + 2 * _MARGIN
     x = max(0, min(corner[0], image.width - width))
-    y = max(0, min(corner[1], image.height - height))
+    y = max(0, min(corner[1] - height * above, image.height - height))
     pen.rectangle((x, y, x + width, y + height), fill=colour)
     # Black on light colours, white on dark ones, by how bright they look.
     bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140

@@ -110,9 +110,14 @@ class Model:
             uint8 ``(h, w, 3)``, one of the images that :meth:`run` takes.
 
         Raises:
-            UserError: If the picture is not such an array, or nothing would be left of it.
+            UserError: If the picture is not such an array, nothing would be left of it, or the file has no resize rule.
         """
         _check_pixels('picture', picture, '(height, width, 3)')
+        if self.metadata['resize'] is None:
+            raise UserError(
+                'the file does not say how pictures are resized: do it as the test pipeline of its config does, then '
+                'take model.answer(image, size) or model.run(images)'
+            )
         return apply_steps(picture, self.metadata['resize'])
 
     def run(self, images: np.ndarray, size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:

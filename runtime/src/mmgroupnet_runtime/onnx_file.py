@@ -1,5 +1,6 @@
 """What an .onnx file says of itself, read without ONNX Runtime, which explains a damaged or foreign file badly."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,27 @@ FORMAT = 1
 TASKS = ('detection', 'segmentation', 'classification', 'maps')
 _KEY = 'mmgroupnet'
 _EXPORT = 'tools/deploy/export_onnx.py'
-# Numbers of fields in onnx.proto: of ModelProto, and of OperatorSetIdProto and StringStringEntryProto alike.
+# Numbers of fields in onnx.proto: of ModelProto, of OperatorSetIdProto and StringStringEntryProto alike, of GraphProto,
+# and of TensorProto.
 _GRAPH, _OPSET_IMPORT, _METADATA = 7, 8, 14
 _NAME, _VALUE = 1, 2
+_INITIALIZER = 5
+_DIMS, _DATA_TYPE, _TENSOR_NAME, _RAW_DATA = 1, 2, 8, 9
+# TensorProto.DataType
+_DTYPES = {
+    1: 'float32',
+    2: 'uint8',
+    3: 'int8',
+    4: 'uint16',
+    5: 'int16',
+    6: 'int32',
+    7: 'int64',
+    9: 'bool',
+    10: 'float16',
+    11: 'float64',
+    12: 'uint32',
+    13: 'uint64',
+}
 
 
 class Header(NamedTuple):
@@ -39,7 +58,8 @@ def read_header(path: Path) -> Header:
         Its header.
 
     Raises:
-        UserError: If the file is missing, empty, damaged, not written by mmgroupnet, or of a newer format.
+        UserError: If the file is missing, empty, damaged, not written by mmgroupnet, or of a newer format, or has other
+            weights than were written.
     """
     if not path.is_file():
         raise UserError(f'{path} is a folder, an .onnx file is needed' if path.is_dir() else f'there is no file {path}')
@@ -47,18 +67,18 @@ def read_header(path: Path) -> Header:
     if not content:
         raise UserError(f'{path} is empty: copy it again')
     try:
-        metadata, opsets, graphs = {}, {}, 0
+        metadata, opsets, graphs = {}, {}, []
         for field, value in _fields(content):
             if field == _GRAPH:
-                graphs += 1
+                graphs.append(value)
             elif field == _METADATA:
                 entry = dict(_fields(value))
                 metadata[_text(entry.get(_NAME, b''))] = _text(entry.get(_VALUE, b''))
             elif field == _OPSET_IMPORT:
                 entry = dict(_fields(value))
                 opsets[_text(entry.get(_NAME, b''))] = entry.get(_VALUE, 0)
-        if graphs != 1:
-            raise ValueError(f'{graphs} graphs')
+        (graph,) = graphs
+        weights = _hash_weights(graph)
     except ValueError:
         raise UserError(
             f'{path} is damaged or no .onnx file: copy it again, or write it anew with {_EXPORT}'
@@ -68,20 +88,46 @@ def read_header(path: Path) -> Header:
             f"{path} was not written by mmgroupnet (it has no metadata '{_KEY}'): write one with {_EXPORT}, or run "
             'this one with onnxruntime itself'
         )
-    return Header(_check(path, metadata[_KEY], opsets.get(_KEY, 0)), _KEY in opsets)
+    header = Header(_check(path, metadata[_KEY], opsets.get(_KEY, 0)), _KEY in opsets)
+    if weights != header.metadata['weights_sha256']:
+        raise UserError(
+            f'{path} is damaged (its weights are not those that were written): copy it again, or write it anew with '
+            f'{_EXPORT}'
+        )
+    return header
+
+
+def _hash_weights(graph: memoryview) -> str:
+    """Returns the sha256 of the initializers of a graph, as docs/onnx_file.md defines it."""
+    tensors = []
+    for field, value in _fields(graph):
+        if field == _INITIALIZER:
+            parts, shape = {}, []
+            for key, part in _fields(value):
+                if key == _DIMS:
+                    shape.append(part)
+                parts[key] = part
+            name, dtype = _text(parts.get(_TENSOR_NAME, b'')), _DTYPES.get(parts.get(_DATA_TYPE))
+            tensors.append((name, dtype, tuple(shape), _bytes(parts.get(_RAW_DATA, b''))))
+    digest = hashlib.sha256()
+    for *described, content in sorted(tensors, key=lambda tensor: tensor[0]):
+        digest.update(repr(tuple(described)).encode())
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def _check(path: Path, text: str, opset: int) -> dict:
     """Returns the metadata of a file as an object, if this package knows all in it."""
     try:
         metadata = json.loads(text)
-        written, task, steps = metadata['format'], metadata['task'], metadata['resize']
+        written = metadata['format']
         newer = written > FORMAT or opset > 1
-        if not newer:
+        if not newer:  # A newer format may have other keys.
+            task, steps, _ = (metadata[key] for key in ('task', 'resize', 'weights_sha256'))
             if task not in TASKS:
                 raise ValueError(f'task {task!r}')
             # Answers are brought back to the picture by the sizes alone, which a crop does not allow.
-            check_steps(steps, crops=task in ('classification', 'maps'))
+            check_steps(steps or [], crops=task in ('classification', 'maps'))
             for key in ('classes', 'palette'):
                 if metadata[key] is not None and not isinstance(metadata[key], list):
                     raise ValueError(f'{key} is {metadata[key]!r}')
@@ -98,17 +144,21 @@ def _check(path: Path, text: str, opset: int) -> dict:
     return metadata
 
 
-def _text(value: int | memoryview) -> str:
+def _bytes(value: int | bytes | memoryview) -> bytes | memoryview:
     if isinstance(value, int):
-        raise ValueError('a number in the place of a text')
-    return str(value, 'utf-8')  # A UnicodeDecodeError is a ValueError, too.
+        raise ValueError('a number in the place of bytes')
+    return value
 
 
-def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def _text(value: int | bytes | memoryview) -> str:
+    return str(_bytes(value), 'utf-8')  # A UnicodeDecodeError is a ValueError, too.
+
+
+def _fields(message: int | bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Walks through a message of protobuf.
 
     Args:
-        message: Its bytes.
+        message: Its bytes; a number, which stands in their place in a damaged file, is no message.
 
     Yields:
         Number and value of each field: an integer, or the bytes of a text or a message. Numbers of fixed width, which
@@ -117,7 +167,7 @@ def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int | memoryview
     Raises:
         ValueError: If the bytes are no message.
     """
-    message = memoryview(message)
+    message = memoryview(_bytes(message))
     position = 0
     while position < len(message):
         key, position = _varint(message, position)
