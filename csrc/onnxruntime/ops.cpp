@@ -1,10 +1,15 @@
 // The operators Block and Connect of the domain mmgroupnet, see docs/onnx_file.md.
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
 #include <climits>
 #include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -16,8 +21,10 @@
 namespace mmgroupnet {
 namespace {
 
-// How finely work is cut; ONNX Runtime does not tell how many threads a session has.
-constexpr int kThreads = 2;
+// An entry of the session's configuration: its number of threads, by which work is cut into jobs. ONNX Runtime does not
+// tell it. Results are the same for any number.
+constexpr const char* kThreadsEntry = "mmgroupnet.threads";
+constexpr int kMaxThreads = 256;
 
 std::string shape_of_input(int64_t branches, int64_t channels) {
   return text({"(N, H, W, ", branches, " * ", channels, ")"});
@@ -81,7 +88,7 @@ class Block {
  public:
   static constexpr const char* kName = "Block";
 
-  explicit Block(const Node& node) : api_(node.api()) {
+  Block(const Node& node, int threads) : api_(node.api()), threads_(threads) {
     chain_.connection = node.number("connection", MMG_SEPARATE, MMG_GATED);
     chain_.num_bases = node.number("num_bases", 1, kMaxBases);
     chain_.has_shortcut = node.number("has_shortcut", 0, 1) != 0;
@@ -148,8 +155,8 @@ class Block {
     block.shortcut = chain_.has_shortcut ? &units_[0] : nullptr;
     block.units = units_.data() + chain_.has_shortcut;
     block.num_units = static_cast<int32_t>(units_.size()) - chain_.has_shortcut;
-    const SessionThreads threads(api_, context);
-    check_kernels(mmg_run_block(&block, static_cast<const float*>(x.data), out, kThreads));
+    const SessionThreads scope(api_, context);
+    check_kernels(mmg_run_block(&block, static_cast<const float*>(x.data), out, threads_));
   }
 
  private:
@@ -158,8 +165,7 @@ class Block {
     int64_t previous = -1;
     for (size_t i = 0; i < places.size(); ++i) {
       if (places[i] <= previous || places[i] > last) {
-        throw Error({"places[", i, "]=", places[i], " behind ", previous,
-                         ": give ascending numbers from 0 to ", last});
+        throw Error({"places[", i, "]=", places[i], ": give numbers from 0 to ", last, ", in ascending order"});
       }
       previous = places[i];
     }
@@ -195,6 +201,7 @@ class Block {
   }
 
   const OrtApi& api_;
+  const int threads_;
   Chain chain_;
   std::vector<float> merge_scales_, gate_;
   size_t shortcut_input_ = 0;
@@ -207,7 +214,8 @@ class Connect {
  public:
   static constexpr const char* kName = "Connect";
 
-  explicit Connect(const Node& node) : api_(node.api()), num_bases_(node.number("num_bases", 1, kMaxBases)) {
+  Connect(const Node& node, int threads)
+      : api_(node.api()), threads_(threads), num_bases_(node.number("num_bases", 1, kMaxBases)) {
     const bool has_merge_scales = node.number("has_merge_scales", 0, 1) != 0;
     const bool has_gate = node.number("has_gate", 0, 1) != 0;
     check_num_inputs(node, 1 + has_merge_scales + has_gate);
@@ -232,22 +240,28 @@ class Connect {
     if (gate_.empty()) shape[3] = channels;
     float* out = output(api_, context, shape);
     if (is_empty(shape)) return;
-    const SessionThreads threads(api_, context);
+    const SessionThreads scope(api_, context);
     check_kernels(mmg_connect(static_cast<const float*>(x.data), shape[0] * shape[1] * shape[2],
                               static_cast<int32_t>(num_bases_), static_cast<int32_t>(channels),
-                              or_null(merge_scales_), or_null(gate_), out, kThreads));
+                              or_null(merge_scales_), or_null(gate_), out, threads_));
   }
 
  private:
   const OrtApi& api_;
+  const int threads_;
   const int64_t num_bases_;
   std::vector<float> merge_scales_, gate_;
 };
 
+struct Operator : OrtCustomOp {
+  int threads;
+};
+
 // One heterogeneous variadic input and one output.
 template <typename Kernel>
-OrtCustomOp describe_op() {
-  OrtCustomOp op = {};
+Operator describe(int threads) {
+  Operator op = {};
+  op.threads = threads;
   op.version = kOrtVersion;
   op.GetName = [](const OrtCustomOp*) { return Kernel::kName; };
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
@@ -264,11 +278,11 @@ OrtCustomOp describe_op() {
   op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
   op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
   op.GetEndVersion = [](const OrtCustomOp*) { return INT_MAX; };
-  op.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+  op.CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
     return to_status_of(*api, [&] {
       const Node node(*api, *info);
       try {
-        *kernel = new Kernel(node);
+        *kernel = new Kernel(node, static_cast<const Operator*>(op)->threads);
       } catch (const Error& error) {
         throw Error({"mmgroupnet::", Kernel::kName, " '", node.name(), "': ", error.what()}, error.code());
       }
@@ -295,23 +309,48 @@ void select_kernels() {
   (void)is_selected;
 }
 
-// The domain for all sessions of an ONNX Runtime, of which a process may hold several. It stays for good, as sessions
-// refer to it.
-OrtCustomOpDomain* domain_of(const OrtApi& api) {
-  static const OrtCustomOp block = describe_op<Block>(), connect = describe_op<Connect>();
+// Threads of a session with these options.
+int count_threads(const OrtApi& api, const OrtSessionOptions* options) {
+  int is_given = 0;
+  check(api, api.HasSessionConfigEntry(options, kThreadsEntry, &is_given));
+  // ONNX Runtime itself takes a thread for each core.
+  if (is_given == 0) return static_cast<int>(std::clamp<int64_t>(sysconf(_SC_NPROCESSORS_ONLN), 1, kMaxThreads));
+  size_t size = 0;
+  check(api, api.GetSessionConfigEntry(options, kThreadsEntry, nullptr, &size));
+  std::string value(size, '\0');
+  check(api, api.GetSessionConfigEntry(options, kThreadsEntry, value.data(), &size));
+  value = value.c_str();  // without the zero at the end, which `size` counts
+  int threads = 0;
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), threads);
+  if (error != std::errc() || end != value.data() + value.size() || threads < 1 || threads > kMaxThreads) {
+    throw Error({kThreadsEntry, "=", value, ": give 1 to ", kMaxThreads});
+  }
+  return threads;
+}
+
+// The operators for all sessions with so many threads.
+struct Domain {
+  explicit Domain(int threads) : block(describe<Block>(threads)), connect(describe<Connect>(threads)) {}
+
+  const Operator block, connect;
+  OrtCustomOpDomain* domain = nullptr;
+};
+
+// A process may hold several ONNX Runtimes. Domains stay for good, as sessions refer to them.
+OrtCustomOpDomain* domain_of(const OrtApi& api, int threads) {
   static std::mutex mutex;
-  static auto& domains = *new std::map<const OrtApi*, OrtCustomOpDomain*>;
+  static auto& domains = *new std::map<std::pair<const OrtApi*, int>, Domain>;
   const std::lock_guard lock(mutex);
-  OrtCustomOpDomain*& found = domains[&api];
-  if (found == nullptr) {
+  Domain& found = domains.try_emplace({&api, threads}, threads).first->second;
+  if (found.domain == nullptr) {
     OrtCustomOpDomain* domain = nullptr;
     check(api, api.CreateCustomOpDomain("mmgroupnet", &domain));
     std::unique_ptr<OrtCustomOpDomain, void (*)(OrtCustomOpDomain*)> owner(domain, api.ReleaseCustomOpDomain);
-    check(api, api.CustomOpDomain_Add(domain, &block));
-    check(api, api.CustomOpDomain_Add(domain, &connect));
-    found = owner.release();
+    check(api, api.CustomOpDomain_Add(domain, &found.block));
+    check(api, api.CustomOpDomain_Add(domain, &found.connect));
+    found.domain = owner.release();
   }
-  return found;
+  return found.domain;
 }
 
 }  // namespace
@@ -328,6 +367,6 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
   }
   return to_status_of(*api, [&] {
     select_kernels();
-    check(*api, api->AddCustomOpDomain(options, domain_of(*api)));
+    check(*api, api->AddCustomOpDomain(options, domain_of(*api, count_threads(*api, options))));
   });
 }

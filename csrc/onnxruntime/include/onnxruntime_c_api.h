@@ -135,7 +135,11 @@ struct OrtApi {
   OrtStatusPtr (*KernelInfo_GetInputCount)(const OrtKernelInfo* info, size_t* out);  // 230
   ORT_UNUSED(231, 233);
   OrtStatusPtr (*KernelInfo_GetInputTypeInfo)(const OrtKernelInfo* info, size_t index, OrtTypeInfo** out);  // 234
-  ORT_UNUSED(235, 243);
+  ORT_UNUSED(235, 236);
+  OrtStatusPtr (*HasSessionConfigEntry)(const OrtSessionOptions* options, const char* key, int* out);  // 237
+  OrtStatusPtr (*GetSessionConfigEntry)(const OrtSessionOptions* options, const char* key, char* out,
+                                        size_t* size);  // 238
+  ORT_UNUSED(239, 243);
   OrtStatusPtr (*KernelInfo_GetNodeName)(const OrtKernelInfo* info, char* out, size_t* size);  // 244
   ORT_UNUSED(245, 248);
   OrtStatusPtr (*KernelInfoGetConstantInput_tensor)(const OrtKernelInfo* info, size_t index, int* is_constant,

@@ -1,0 +1,53 @@
+"""Builds the wheels of mmgroupnet-runtime into ``runtime/dist``: this machine's, and aarch64's where a cross compiler
+is installed. This machine's library is put into ``runtime/src``, too, so that the checkout can be used as it is.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+CROSS_MACHINE = 'aarch64'
+CROSS_COMPILER = 'aarch64-linux-gnu-g++'
+
+
+def build(machine: str) -> Path:
+    """The wheel for a machine. It is built without an environment of its own, so that nothing is downloaded."""
+    for former in (ROOT / 'build').glob('lib*'):  # may hold modules that are gone by now
+        shutil.rmtree(former)
+    dist = ROOT / 'dist'
+    for former in dist.glob(f'*_{machine}.whl'):
+        former.unlink()
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-build-isolation', '--no-deps', '--wheel-dir', dist, ROOT],
+        env={**os.environ, 'MMGROUPNET_RUNTIME_MACHINE': machine},
+        check=True,
+    )
+    (wheel,) = dist.glob(f'*_{machine}.whl')
+    return wheel
+
+
+def main() -> None:
+    machine = platform.machine()
+    wheel = build(machine)
+    print(wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        (library,) = (name for name in archive.namelist() if name.endswith('.so'))
+        archive.extract(library, ROOT / 'src')
+    if machine == CROSS_MACHINE:
+        return
+    if shutil.which(CROSS_COMPILER) is None:
+        print(
+            f'{CROSS_COMPILER} was not found: no wheel for {CROSS_MACHINE}. Install it with '
+            'apt-get install g++-aarch64-linux-gnu libc6-dev-arm64-cross'
+        )
+        return
+    print(build(CROSS_MACHINE))
+
+
+if __name__ == '__main__':
+    main()
