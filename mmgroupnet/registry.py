@@ -24,6 +24,8 @@ MODELS = Registry(
         'mmgroupnet.models',
         'mmgroupnet.deploy',
         'mmgroupnet.converters',
+        'mmgroupnet.engine.onnx_model',
+        'mmgroupnet.engine.stored_predictions',
     ],
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmgroupnet', locations=['mmgroupnet.engine.hooks'])

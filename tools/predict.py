@@ -6,9 +6,12 @@ from pathlib import Path
 
 # The checkout of this file comes before an installed mmgroupnet.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# An installed mmgroupnet_runtime comes first: the one of the checkout may not have been built.
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'runtime' / 'src'))
 
 from mmgroupnet.engine.cli import add_config_options, read_config
 from mmgroupnet.engine.errors import one_line_errors
+from mmgroupnet.engine.exported_model import check_model_options
 from mmgroupnet.engine.prediction import draw_on_pictures, find_images
 
 
@@ -16,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Draw predictions on pictures')
     parser.add_argument('images', metavar='IMAGE_OR_FOLDER', help='a picture or a folder of pictures')
     add_config_options(parser)
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help='checkpoint, or MODEL.onnx')
     parser.add_argument('--out', default='predictions', help='folder for the drawn pictures (default: predictions)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a drawn detection (default: 0.3)')
     parser.add_argument('--device', help='where to compute, such as cpu or cuda:0 (default: a GPU if there is one)')
@@ -26,6 +29,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with one_line_errors():
+        check_model_options(args.checkpoint, args.cfg_options)
         images = find_images(args.images)
         drawn = draw_on_pictures(read_config(args), args.checkpoint, images, args.out, args.score_thr, args.device)
         print(f'{len(images)} pictures in {drawn}')

@@ -1,6 +1,7 @@
 """Evaluates a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``.
 
-One tool for mmdet, mmseg and mmpretrain, by the config's default_scope.
+It takes a .onnx file of tools/deploy/export_onnx.py as well, and a .npz file of predictions that mmgroupnet-run wrote
+on a device. One tool for mmdet, mmseg and mmpretrain, by the config's default_scope.
 """
 
 import argparse
@@ -9,16 +10,21 @@ from pathlib import Path
 
 # The checkout of this file comes before an installed mmgroupnet.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# An installed mmgroupnet_runtime comes first: the one of the checkout may not have been built.
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'runtime' / 'src'))
 
 from mmgroupnet.engine.cli import add_run_options, read_run_config
 from mmgroupnet.engine.errors import one_line_errors
+from mmgroupnet.engine.exported_model import check_model_options
 from mmgroupnet.engine.testing import run_test
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Evaluate a checkpoint')
+    parser = argparse.ArgumentParser(description='Evaluate a checkpoint, an exported model, or predictions')
     add_run_options(parser)
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        'checkpoint', help='checkpoint, or MODEL.onnx, or PREDICTIONS.npz that mmgroupnet-run wrote on a device'
+    )
     parser.add_argument('--out', help='write all predictions to this pickle file')
     parser.add_argument('--show', action='store_true', help='show every picture with its predictions')
     parser.add_argument(
@@ -32,6 +38,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with one_line_errors():
+        check_model_options(args.checkpoint, args.cfg_options)
         run_test(
             read_run_config(args),
             args.checkpoint,

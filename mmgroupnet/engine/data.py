@@ -3,7 +3,7 @@
 import json
 import mmap
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -94,11 +94,13 @@ def _check_dataset(dataset: Mapping, name: str, scope: str | None) -> None:
         if categories is not None and not set(categories) & set(classes):
             raise UserError(
                 f'annotation file {expected[0]} ({name}) has none of the classes of the config: it has '
-                f'{_few(categories)}, the config {_few(classes)}; give the dataset metainfo=dict(classes=(...))'
+                f'{few_names(categories)}, the config {few_names(classes)}; give the dataset '
+                'metainfo=dict(classes=(...))'
             )
 
 
-def _few(names: list[str]) -> str:
+def few_names(names: Sequence[str]) -> str:
+    """Names for an error, the first ten."""
     return ', '.join(repr(name) for name in names[:10]) + (', ...' if len(names) > 10 else '')
 
 

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.infer import BaseInferencer
+from torch import nn
 
 from mmgroupnet.engine.checkpoint import check_state_dict, read_checkpoint
 from mmgroupnet.engine.errors import UserError
+from mmgroupnet.engine.exported_model import adopt_exported, is_exported
 from mmgroupnet.engine.packed_checkpoint import adopt_packed, check_device
 
 _SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -34,6 +37,32 @@ def find_images(path: str | Path) -> list[str]:
     return images
 
 
+def _with_exported_model(inferencer: type[BaseInferencer]) -> type[BaseInferencer]:
+    """The inferencer of mmdet or mmseg for a model without a checkpoint, whose file has the classes and the palette."""
+
+    class ExportedModelInferencer(inferencer):
+        def _load_weights_to_model(self, model: nn.Module, checkpoint: dict | None, cfg: Config) -> None:
+            meta = dict(dataset_meta=model.dataset_metainfo) if model.dataset_metainfo else {}
+            super()._load_weights_to_model(model, dict(state_dict={}, meta=meta), cfg)
+
+    return ExportedModelInferencer
+
+
+def _adopt(cfg: Config, checkpoint: str | Path, device: str | None) -> str | None:
+    """Makes a config fit its checkpoint or .onnx file, and returns the device to compute on."""
+    if is_exported(checkpoint):
+        if Path(checkpoint).suffix != '.onnx':
+            raise UserError(f'{checkpoint} holds predictions, no model: tools/test.py --show-dir DIR draws them')
+        if device not in (None, 'cpu'):
+            raise UserError(f'--device {device}: {checkpoint} runs on the CPU alone, give --device cpu')
+        adopt_exported(cfg, checkpoint)
+        return 'cpu'
+    if adopt_packed(cfg, checkpoint):
+        device = device or 'cpu'
+        check_device(checkpoint, device)
+    return device
+
+
 def draw_on_pictures(
     cfg: Config,
     checkpoint: str | Path,
@@ -46,12 +75,13 @@ def draw_on_pictures(
 
     Args:
         cfg: A config of mmdet, mmseg or mmpretrain.
-        checkpoint: The weights, a file of the disk, of a trained model or packed ones.
+        checkpoint: The weights, a file of the disk, of a trained model or packed ones; or a .onnx file that was
+            exported from them.
         images: The pictures.
         out_dir: Folder for the drawn pictures; it is made.
         score_thr: Detections below this score are not drawn. Default: 0.3.
         device: Where to compute, such as 'cpu' or 'cuda:0'. Default: a GPU if there is one and the weights are
-            not packed.
+            neither packed nor exported.
 
     Returns:
         The folder inside ``out_dir`` that holds the drawn pictures.
@@ -60,10 +90,10 @@ def draw_on_pictures(
         UserError: If the checkpoint does not fit the config, or the config is of another library.
     """
     cfg = cfg.copy()
-    if adopt_packed(cfg, checkpoint):
-        device = device or 'cpu'
-        check_device(checkpoint, device)
-    content = read_checkpoint(checkpoint)
+    device = _adopt(cfg, checkpoint, device)
+    exported = is_exported(checkpoint)
+    content = None if exported else read_checkpoint(checkpoint)
+    weights = None if exported else str(checkpoint)
     out_dir = Path(out_dir)
     drawn = out_dir / 'vis'
     drawn.mkdir(parents=True, exist_ok=True)
@@ -72,20 +102,27 @@ def draw_on_pictures(
     if scope == 'mmdet':
         from mmdet.apis import DetInferencer
 
-        inferencer = DetInferencer(cfg, str(checkpoint), device, show_progress=False)
+        build = _with_exported_model(DetInferencer) if exported else DetInferencer
+        inferencer = build(cfg, weights, device, show_progress=False)
         options = dict(out_dir=str(out_dir), pred_score_thr=score_thr)
     elif scope == 'mmseg':
         from mmseg.apis import MMSegInferencer
 
-        inferencer = MMSegInferencer(cfg, str(checkpoint), device=device)
+        build = _with_exported_model(MMSegInferencer) if exported else MMSegInferencer
+        inferencer = build(cfg, weights, device=device)
         options = dict(out_dir=str(out_dir))
     elif scope == 'mmpretrain':
         from mmpretrain import ImageClassificationInferencer
 
-        inferencer = ImageClassificationInferencer(cfg, str(checkpoint), device)
+        inferencer = ImageClassificationInferencer(cfg, weights or False, device)
+        if exported:
+            inferencer.classes = inferencer.model.dataset_metainfo.get('classes', inferencer.classes)
         options = dict(show_dir=str(drawn))
     else:
         raise UserError(f'default_scope={scope!r}: pictures can be drawn for configs of mmdet, mmseg and mmpretrain')
-    check_state_dict(inferencer.model, content, str(checkpoint))
+    if exported:
+        inferencer.model.check_task(scope)
+    else:
+        check_state_dict(inferencer.model, content, str(checkpoint))
     inferencer(images, **options)
     return drawn

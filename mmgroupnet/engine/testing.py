@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from mmgroupnet.engine.checkpoint import is_local
 from mmgroupnet.engine.data import check_data, innermost_datasets
 from mmgroupnet.engine.errors import UserError
+from mmgroupnet.engine.exported_model import adopt_exported, is_exported
 from mmgroupnet.engine.launch import build_runner
 from mmgroupnet.engine.packed_checkpoint import adopt_packed, check_device
 
@@ -122,11 +123,12 @@ def run_test(
     wait_time: float = 2,
     tta: bool = False,
 ) -> dict:
-    """Checks what can be checked beforehand, then evaluates a checkpoint.
+    """Checks what can be checked beforehand, then evaluates a checkpoint, an exported model, or predictions.
 
     Args:
         cfg: A checked config with ``work_dir`` and ``launcher``; changed in place.
-        checkpoint: The checkpoint, of a trained model or a packed one.
+        checkpoint: The checkpoint, of a trained model or a packed one; or a .onnx file that was exported from one, or a
+            .npz file of what that predicted.
         out: Pickle file for all predictions. Default: None.
         show: Show every picture with its predictions. Default: False.
         show_dir: Folder for pictures with predictions. Default: None.
@@ -139,10 +141,16 @@ def run_test(
     Raises:
         UserError: If an option does not fit the config, data is missing, or the checkpoint does not fit.
     """
-    if is_local(checkpoint) and adopt_packed(cfg, checkpoint):
-        check_device(checkpoint)
+    exported = is_exported(checkpoint)
+    if exported and tta:
+        raise UserError(f'--tta: {checkpoint} answers for pictures as they are, evaluate its checkpoint')
+    if exported:
+        adopt_exported(cfg, checkpoint)
+    else:
+        if is_local(checkpoint) and adopt_packed(cfg, checkpoint):
+            check_device(checkpoint)
+        cfg.load_from = checkpoint
     check_data(cfg, ['test_dataloader'])
-    cfg.load_from = checkpoint
     cfg.resume = False
     if show or show_dir:
         if tta and cfg.get('default_scope') == 'mmpretrain':
@@ -151,6 +159,9 @@ def run_test(
     if tta:
         augment_test(cfg)
     runner = build_runner(cfg)
+    if exported:
+        runner.model.check_task(cfg.get('default_scope'))
+        runner.model.check_dataset(runner.test_dataloader.dataset)
     if out:
         write_predictions(runner, out)
     return runner.test()

@@ -60,16 +60,21 @@ visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBa
 """
 
 
-@pytest.fixture
-def data(tmp_path):
+def write_pictures(folder):
+    """Four dark and four light pictures of 48x32 pixels, and maps of the light ones: class 0 left, class 1 right."""
     rng = np.random.default_rng(0)
-    for folder in ('images/dark', 'images/light', 'maps'):
-        (tmp_path / folder).mkdir(parents=True)
+    for part in ('images/dark', 'images/light', 'maps'):
+        (folder / part).mkdir(parents=True)
     for number in range(4):
         noise = rng.integers(0, 100, (32, 48, 3)).astype(np.uint8)
-        cv2.imwrite(str(tmp_path / f'images/dark/{number}.png'), noise)
-        cv2.imwrite(str(tmp_path / f'images/light/{number + 4}.png'), noise + 150)
-        cv2.imwrite(str(tmp_path / f'maps/{number + 4}.png'), np.repeat([[0, 1]], 24, axis=1).repeat(32, axis=0))
+        cv2.imwrite(str(folder / f'images/dark/{number}.png'), noise)
+        cv2.imwrite(str(folder / f'images/light/{number + 4}.png'), noise + 150)
+        cv2.imwrite(str(folder / f'maps/{number + 4}.png'), np.repeat([[0, 1]], 24, axis=1).repeat(32, axis=0))
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_pictures(tmp_path)
     return tmp_path
 
 

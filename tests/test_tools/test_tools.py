@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
 from mmgroupnet.engine.checkpoint import read_checkpoint
+from tests.tiny_onnx import metadata, write_onnx
 from tests.tiny_run import write_tiny_run
 
 TOOLS = Path(__file__).parents[2] / 'tools'
@@ -67,6 +69,20 @@ def test_testing_and_all_its_options(folder, tmp_path):
     assert len(list(tmp_path.glob('drawn/*.png'))) == 4
 
 
+def test_exported_models_and_predictions_of_a_device(folder, tmp_path):
+    model = write_onnx(tmp_path / 'model.onnx', 'detection', ['red', 'blue'])
+    boxes = dict(boxes=np.float32([[0, 0, 32, 24]]), labels=np.array([0]), scores=np.float32([0.5]))
+    stored = {f'{key}_{index}': array for index in range(4) for key, array in boxes.items()}
+    names = np.array([f'{number}.png' for number in range(8, 12)])
+    text = json.dumps(metadata('detection', ['red', 'blue']))
+    np.savez(tmp_path / 'board.npz', names=names, metadata=text, **stored)
+    for file in (model, tmp_path / 'board.npz'):
+        done = run_tool('test.py', 'tiny.py', file, '--work-dir', tmp_path, cwd=folder)
+        assert 'bbox_mAP' in done.stdout + done.stderr
+    done = run_tool('predict.py', 'data/images', 'tiny.py', model, '--out', tmp_path, cwd=folder)
+    assert f'12 pictures in {tmp_path}/vis' in done.stdout
+
+
 def test_predictions_on_a_folder_and_on_a_picture(folder, tmp_path):
     options = ['--out', tmp_path, '--score-thr', '0', '--device', 'cpu']
     done = run_tool('predict.py', 'data/images', 'tiny.py', CHECKPOINT, *options, cwd=folder)
@@ -90,6 +106,12 @@ def test_print_config_shows_what_is_overridden(folder):
             "--cfg-options model.bakbone.depth: model has no key 'bakbone' (did you mean 'backbone'?)",
         ),
         ('predict.py', ['nowhere', 'tiny.py', CHECKPOINT], 'nowhere is neither a picture nor a folder'),
+        (
+            'test.py',
+            ['tiny.py', 'model.onnx', '--cfg-options', 'model.test_cfg.score_thr=0.1'],
+            '--cfg-options model.test_cfg.score_thr: model.onnx has been made with its own',
+        ),
+        ('test.py', ['tiny.py', 'nowhere.onnx'], 'nowhere.onnx does not exist'),
     ],
 )
 def test_errors_are_one_line(folder, tool, arguments, message):

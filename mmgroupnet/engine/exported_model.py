@@ -1,0 +1,182 @@
+"""Models whose answers come from a file outside torch, in the place of a config's own model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from torch.utils.data import Dataset
+
+from mmgroupnet.engine.data import few_names
+from mmgroupnet.engine.errors import UserError
+
+_TASKS = dict(mmdet='detection', mmseg='segmentation', mmpretrain='classification')
+# Types of models by the ending of their files.
+_TYPES = {'.onnx': 'mmgroupnet.OnnxModel', '.npz': 'mmgroupnet.StoredPredictions'}
+# First keys of settings that such a file has fixed.
+_FIXED = ('model', 'data_preprocessor', 'tta_model')
+
+
+class ExportedModel(BaseModel):
+    """Base of the models that have no weights here: their answers come from a file.
+
+    A subclass sets what the libraries' own models set in the data samples of a batch. It takes the pictures as the test
+    pipeline made them and computes on the CPU, wherever the Runner puts models.
+
+    Args:
+        file: The file.
+        metadata: What it says of itself, see docs/onnx_file.md.
+    """
+
+    def __init__(self, file: str, metadata: Mapping) -> None:
+        super().__init__()
+        self.file = file
+        self.metadata = metadata
+
+    def __deepcopy__(self, memo: dict) -> 'ExportedModel':
+        return self  # Hooks that average weights copy the model. It has none, and a session cannot be copied.
+
+    @property
+    def dataset_metainfo(self) -> dict:
+        """Classes and palette as in the checkpoint of a trained model, as far as the file has them."""
+        found = {}
+        if self.metadata['classes'] is not None:
+            found['classes'] = tuple(self.metadata['classes'])
+        if self.metadata['palette'] is not None:
+            found['palette'] = [tuple(color) for color in self.metadata['palette']]
+        return found
+
+    def test_step(self, data: Mapping) -> list[BaseDataElement]:
+        """Answers a batch.
+
+        Args:
+            data: ``inputs``, uint8 ``(3, H, W)`` in a list or stacked, and their ``data_samples``.
+
+        Returns:
+            The data samples, with predictions.
+        """
+        if self.metadata['task'] == 'detection':
+            from mmdet.models.utils.misc import samplelist_boxtype2tensor  # Files for other libraries do without mmdet.
+
+            # As mmdet's own preprocessing does: what draws the ground truth expects it.
+            samplelist_boxtype2tensor(data['data_samples'])
+        return self(data['inputs'], data['data_samples'], mode='predict')
+
+    def check_task(self, scope: str | None) -> None:
+        """Checks that the file answers what a config asks.
+
+        Args:
+            scope: The config's ``default_scope``.
+
+        Raises:
+            UserError: If its task is another.
+        """
+        task = self.metadata['task']
+        if scope not in _TASKS:
+            raise UserError(
+                f'{self.file} needs a config whose default_scope is one of {", ".join(_TASKS)}, not {scope!r}'
+            )
+        if task == 'maps':
+            raise UserError(f'{self.file} gives maps of the network (--raw), no predictions: take its checkpoint')
+        if task != _TASKS[scope]:
+            raise UserError(
+                f'{self.file} is of a model for {task}, the config (default_scope={scope!r}) is for {_TASKS[scope]}: '
+                'give the config that it was exported with'
+            )
+
+    def check_dataset(self, dataset: Dataset) -> None:
+        """Checks that the file's classes are those of a data set; files without classes are taken as they are.
+
+        Args:
+            dataset: The test data.
+
+        Raises:
+            UserError: If they are not.
+        """
+        expected, found = getattr(dataset, 'metainfo', {}).get('classes'), self.metadata['classes']
+        if expected is not None and found is not None and list(found) != list(expected):
+            raise UserError(
+                f'{self.file} is for {len(found)} classes ({few_names(found)}), the test data for {len(expected)} '
+                f'({few_names(expected)}): give the config that it was exported with'
+            )
+
+
+def set_detections(sample: BaseDataElement, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> None:
+    """Puts detections into a data sample of mmdet.
+
+    Args:
+        sample: The sample, changed in place.
+        boxes: x1, y1, x2, y2 in pixels of the picture in its file, ``(n, 4)``.
+        labels: Classes, ``(n,)``.
+        scores: ``(n,)``.
+    """
+    sample.pred_instances = InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        scores=torch.tensor(scores, dtype=torch.float32),
+    )
+
+
+def set_class_map(sample: BaseDataElement, classes: np.ndarray, scores: np.ndarray | None = None) -> None:
+    """Puts a class map into a data sample of mmseg.
+
+    Args:
+        sample: The sample, changed in place.
+        classes: The map, ``(H, W)`` of the picture in its file.
+        scores: Scores of all classes, ``(C, H, W)``. Default: None.
+    """
+    sample.pred_sem_seg = PixelData(data=torch.tensor(classes, dtype=torch.int64)[None])
+    if scores is not None:
+        sample.seg_logits = PixelData(data=torch.tensor(scores, dtype=torch.float32))
+
+
+def set_class_scores(sample: BaseDataElement, scores: np.ndarray) -> None:
+    """Puts scores of classes into a data sample of mmpretrain, and the best class.
+
+    Args:
+        sample: The sample, changed in place.
+        scores: ``(C,)``.
+    """
+    scores = torch.tensor(scores, dtype=torch.float32)
+    sample.set_pred_score(scores).set_pred_label(scores.argmax(dim=0, keepdim=True))
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a file takes the place of a model: a .onnx, or a .npz of predictions."""
+    return Path(path).suffix in _TYPES
+
+
+def adopt_exported(cfg: Config, path: str | Path) -> None:
+    """Makes a config take its answers from a file.
+
+    Args:
+        cfg: The config, changed in place: its model becomes the file's, and no checkpoint is loaded.
+        path: The file.
+
+    Raises:
+        UserError: If it does not exist, or several processes are asked for.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'{path} does not exist')
+    if cfg.get('launcher', 'none') != 'none':
+        raise UserError(f'--launcher {cfg.launcher}: {path} is evaluated by one process, leave the launcher out')
+    cfg.model = ConfigDict(type=_TYPES[Path(path).suffix], file=str(path))
+    cfg.load_from = None
+
+
+def check_model_options(path: str | Path, options: Sequence[str]) -> None:
+    """Checks that no option is meant for the model whose place a file takes.
+
+    Args:
+        path: The file, or a checkpoint, for which all options are allowed.
+        options: Dotted paths of ``--cfg-options``.
+
+    Raises:
+        UserError: Naming the first one that would change nothing.
+    """
+    for option in options if is_exported(path) else ():
+        if option.split('.')[0] in _FIXED:
+            raise UserError(f'--cfg-options {option}: {path} has been made with its own, export the model anew with it')
