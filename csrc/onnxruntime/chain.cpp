@@ -171,13 +171,14 @@ std::vector<Geometry> decode(const std::vector<int64_t>& numbers) {
 void Chain::check_channels() const {
   // Maps without pixels stand for those of any size.
   const Map map = {num_bases, units.back().unit.out_channels, 0, 0};
-  run(0, 0, 0, map, false);
+  double products = 0;
+  run(0, 0, 0, map, false, &products);
 }
 
-Shape Chain::output_shape(const Shape& input, const Shape& shortcut_map) const {
+Shape Chain::output_shape(const Shape& input, const Shape& shortcut_map, double* products) const {
   Map map = {num_bases, 0, 0, 0};
   if (has_shortcut_map) map = {num_bases, shortcut_map[3] / num_bases, shortcut_map[1], shortcut_map[2]};
-  const Map out = run(input[0], input[1], input[2], map, true);
+  const Map out = run(input[0], input[1], input[2], map, true, products);
   const Shape shape = {input[0], out.height, out.width, out.branches * out.channels};
   if (has_shortcut_map && shortcut_map != shape) {
     throw Error({"shortcut_map of shape ", shortcut_map, ": give the shape of the output, ", shape});
@@ -194,7 +195,7 @@ void check_size(const Map& map, int64_t batch) {
                    kMaxElements, " numbers in all"});
 }
 
-Map Chain::run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool has_sizes) const {
+Map Chain::run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool has_sizes, double* products) const {
   const bool is_one = connection == MMG_BROADCAST || connection == MMG_MERGED;
   const Map connected = {is_one ? 1 : num_bases, first().unit.in_channels, height, width};
   if (!has_shortcut_map) shortcut = connected;
@@ -215,6 +216,8 @@ Map Chain::run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool 
     Map out = {branches, unit.out_channels, 0, 0};
     if (has_sizes) set_size(geometry, in, &out);
     check_size(out, batch);
+    const int64_t sums = (unit.merges ? unit.num_bases : branches) * unit.out_channels;
+    *products += static_cast<double>(batch * out.height * out.width * sums) * static_cast<double>(geometry.row_bits());
     return out;
   };
   if (has_shortcut) shortcut = run_unit(0, connected, true);

@@ -62,13 +62,13 @@ struct Chain {
 
   // Throws an Error where units don't fit each other, whatever the size of the maps.
   void check_channels() const;
-  // The output for an input of this shape, both (N, H, W, C). Throws an Error where maps don't fit; the shortcut's is
-  // read where there is one.
-  Shape output_shape(const Shape& input, const Shape& shortcut_map) const;
+  // The output for an input of this shape, both (N, H, W, C), and how many binary products it takes. Throws an Error
+  // where maps don't fit; the shortcut's is read where there is one.
+  Shape output_shape(const Shape& input, const Shape& shortcut_map, double* products) const;
 
  private:
   // Checks unit by unit. Without sizes maps have no pixels.
-  Map run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool has_sizes) const;
+  Map run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool has_sizes, double* products) const;
 };
 
 }  // namespace mmgroupnet

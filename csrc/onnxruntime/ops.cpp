@@ -25,6 +25,8 @@ namespace {
 // tell it. Results are the same for any number.
 constexpr const char* kThreadsEntry = "mmgroupnet.threads";
 constexpr int kMaxThreads = 256;
+// To wake the other threads takes as long as so many binary products of a block, some 10 microseconds on x86.
+constexpr double kLeastProducts = 1 << 22;
 
 std::string shape_of_input(int64_t branches, int64_t channels) {
   return text({"(N, H, W, ", branches, " * ", channels, ")"});
@@ -140,7 +142,8 @@ class Block {
       shortcut_map = input(api_, context, shortcut_input_);
       check_rank(shortcut_map, "shortcut_map");
     }
-    const Shape shape = chain_.output_shape(x.shape, shortcut_map.shape);
+    double products = 0;
+    const Shape shape = chain_.output_shape(x.shape, shortcut_map.shape, &products);
     float* out = output(api_, context, shape);
     if (is_empty(shape)) return;
     mmg_block block = {};
@@ -156,7 +159,8 @@ class Block {
     block.units = units_.data() + chain_.has_shortcut;
     block.num_units = static_cast<int32_t>(units_.size()) - chain_.has_shortcut;
     const SessionThreads scope(api_, context);
-    check_kernels(mmg_run_block(&block, static_cast<const float*>(x.data), out, threads_));
+    const int threads = products < kLeastProducts ? 1 : threads_;
+    check_kernels(mmg_run_block(&block, static_cast<const float*>(x.data), out, threads));
   }
 
  private:

@@ -32,7 +32,8 @@ Weights arrange(const mmg_unit& unit, const uint8_t* bits) {
   size_t bytes = 0;
   check_kernels(mmg_arranged_bytes(&unit, &bytes));
   if (bytes == 0) throw Error({"geometry: the kernels cannot take this unit"});
-  auto* memory = static_cast<uint8_t*>(std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment));
+  const size_t lines = (bytes + kAlignment - 1) / kAlignment;
+  auto* memory = static_cast<uint8_t*>(std::aligned_alloc(kAlignment, lines * kAlignment));
   if (memory == nullptr) throw std::bad_alloc();
   const Weights arranged(memory, std::free);
   check_kernels(mmg_arrange_weights(&unit, bits, memory));

@@ -26,7 +26,9 @@ namespace {
 const OrtApi& ort() {
   // Version 17 of the interface has all that is needed, and every later ONNX Runtime knows it.
   static const OrtApi* const api = OrtGetApiBase()->GetApi(17);
-  if (api == nullptr) throw std::runtime_error(std::string("ONNX Runtime is too old: ") + OrtGetApiBase()->GetVersionString());
+  if (api == nullptr) {
+    throw std::runtime_error(std::string("ONNX Runtime is too old: ") + OrtGetApiBase()->GetVersionString());
+  }
   return *api;
 }
 
@@ -137,7 +139,8 @@ void detect(OrtSession* session, Picture picture, float least_score) {
 
 int main(int argc, char** argv) {
   if (argc < 4) {
-    std::fprintf(stderr, "usage: %s model.onnx libmmgroupnet_onnxruntime.so picture.ppm [least score] [threads]\n", argv[0]);
+    std::fprintf(stderr, "usage: %s model.onnx libmmgroupnet_onnxruntime.so picture.ppm [least score] [threads]\n",
+                 argv[0]);
     return 2;
   }
   try {

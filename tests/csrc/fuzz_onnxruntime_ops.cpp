@@ -329,7 +329,8 @@ OrtKernelInfo draw_block(int64_t rarity) {
   for (int64_t& number : geometry) disturb(&number, 20 * rarity);
   if (one_in(rarity)) geometry.resize(draw(0, static_cast<int64_t>(geometry.size())));
 
-  const int64_t size[] = {draw(0, 2), draw(0, 9), draw(1, 9)};
+  // Large ones are worth several threads.
+  const int64_t side = one_in(4) ? 30 : 9, size[] = {draw(0, 2), draw(0, side), draw(1, side)};
   add(&node, kFloat, {size[0], size[1], size[2], (connection == 1 ? 1 : bases) * in}, false, rarity);
   if (has_scales) add(&node, kFloat, {bases}, true, rarity);
   if (is_gated) add(&node, kFloat, {bases}, true, rarity);
