@@ -1,6 +1,7 @@
 # make demo      train a small binary detector on real data and evaluate it
 # make demo-seg  the same with a segmentor
 # make test      run the tests (ARGS="-m slow" for the slow ones, ARGS=tests/test_layers for some)
+# make test-arm  run the kernels and the runtime as on ARM, by qemu (skips what is missing, and says what)
 # make lint      check the style
 # make env       only prepare the environment that the others need
 #
@@ -31,7 +32,7 @@ endif
 # The packed kernels of this checkout; without a compiler they are left out, and what needs them runs simulated.
 KERNELS := build/.kernels-built
 
-.PHONY: help env demo demo-seg test lint
+.PHONY: help env demo demo-seg test test-arm lint
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -61,6 +62,9 @@ demo-seg: env $(KERNELS)
 # A process per core, up to four, with one thread each: the models of the tests are small.
 test: env $(KERNELS)
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest --numprocesses "$$(cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))" --dist loadscope $(ARGS)
+
+test-arm: env $(KERNELS)
+	OMP_NUM_THREADS=1 "$(PY)" -m pytest -m arm tests/arm $(ARGS)
 
 lint: env
 	"$(PY)" -m ruff check .
