@@ -483,8 +483,8 @@ void gate_vectors(const float* x, const float* merged, float share, int channels
 
 // 32 channels of a plain epilogue with norms, from channel c on, of an even length up to 65,534. Half the sum,
 // length / 2 - different, lies within +-32,767, an integer of 16 bits, and is doubled as it is widened. With a ReLU it
-// is a difference of unsigned numbers that saturates at 0. No sum is a negative zero, and all are exact as floats: these
-// are the same as those of elementwise.h.
+// is a difference of unsigned numbers that saturates at 0. No sum is a negative zero, and all are exact as floats, so
+// that they are the same as those of elementwise.h.
 template <bool kRelu, bool kHasResidual>
 void finish_32(const uint16_t* different, const Epilogue& e, int c) {
   const uint16x8_t half_length = vdupq_n_u16(static_cast<uint16_t>(e.length / 2));
