@@ -2,6 +2,7 @@
 # make demo-seg  the same with a segmentor
 # make test      run the tests (ARGS="-m slow" for the slow ones, ARGS=tests/test_layers for some)
 # make runtime   build the wheels of mmgroupnet-runtime, which runs .onnx files without torch, into runtime/dist
+# make test-arm  run the kernels and the runtime as on ARM, by qemu (skips what is missing, and says what)
 # make lint      check the style
 # make env       only prepare the environment that the others need
 #
@@ -32,7 +33,7 @@ endif
 # The packed kernels of this checkout; without a compiler they are left out, and what needs them runs simulated.
 KERNELS := build/.kernels-built
 
-.PHONY: help env demo demo-seg test runtime lint
+.PHONY: help env demo demo-seg test test-arm runtime lint
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -65,6 +66,9 @@ test: env $(KERNELS)
 
 runtime: env
 	"$(PY)" runtime/build_wheels.py
+
+test-arm: env $(KERNELS)
+	OMP_NUM_THREADS=1 "$(PY)" -m pytest -m arm tests/arm $(ARGS)
 
 lint: env
 	"$(PY)" -m ruff check .

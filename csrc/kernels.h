@@ -72,7 +72,8 @@ struct Kernels {
                  uint8_t* activations);
   // Brings the signs of 64 output channels at one tap in the order of the steps; channel c at words[c * stride].
   void (*arrange)(const uint64_t* words, ptrdiff_t stride, int channels, uint8_t* weights);
-  // Number of different bits between activations and weights, (columns, rows, 64).
+  // Number of different bits between activations and weights, (columns, rows, 64). Where no sum needs 32 bits, an
+  // instruction set may keep them as it likes in the place of a pixel: only its `finish` reads them.
   void (*count)(const Tile& tile, int32_t* different);
   void (*finish)(const int32_t* different, const Epilogue& epilogue);
   // merged = sum_k scales[k] * x[k], over `branches` branches of `channels` floats.

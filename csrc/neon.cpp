@@ -4,8 +4,8 @@
 //   activations a and b in a step. A row of 16 bytes holds popcount(a xor w) + 16 * popcount(b xor w) for all 16
 //   possible weights w: tbl finds the counts of 16 output channels and both pixels in it, 128 binary MACs. Sums of
 //   three steps, and what takes them apart, make that 54.9 MACs an instruction.
-// - By popcount: a step is 8 channels of one pixel; xor, popcount of bytes and add are 42.7 MACs an instruction. The
-//   Cortex-A57 and A72 need so long for a tbl that they are faster with these.
+// - By popcount: a step is 8 channels of one pixel; xor, popcount of bytes and add are 42.7 MACs an instruction. Of a
+//   Cortex-A57 or A72 one of two pipelines alone has a tbl: they are faster with these.
 //
 // Full adders in front of the popcount, as in avx512.cpp, cost as much as they save: NEON has no xor of three operands.
 #include "kernels.h"
@@ -29,7 +29,7 @@ namespace {
 constexpr int kVectorLanes = 16;  // output channels
 constexpr int kTileColumns = 8;
 
-#define MMG_INLINE inline __attribute__((always_inline))
+#define MMG_INLINE inline __attribute__((always_inline))  // sums must stay in registers
 
 struct Vector {
   using Type = float32x4_t;
@@ -49,7 +49,7 @@ struct Vector {
   }
 };
 
-// Sums of 16 bits hold a unit of no more products than this.
+// Sums of 16 bits hold those of a unit with no more products than this.
 constexpr int kMaxShortLength = 65535;
 // From one pixel's sums of 16 bits to the next.
 constexpr int kShortStep = 2 * kLanes;
@@ -138,6 +138,17 @@ MMG_INLINE void count_steps(const Tile& tile, int first_column, int32_t* differe
   sums.finish();
 }
 
+// Weights of a step of up to 8 channels are a byte for each output channel.
+template <int kStepChannels>
+void arrange(const uint64_t* words, ptrdiff_t stride, int channels, uint8_t* weights) {
+  for (int step = 0; step < ceil_div(channels, kStepChannels); ++step, weights += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const uint64_t word = words[lane * stride + step * kStepChannels / kWordBits];
+      weights[lane] = (word >> (step * kStepChannels % kWordBits)) & ((1 << kStepChannels) - 1);
+    }
+  }
+}
+
 // By look-up.
 namespace look_up {
 
@@ -193,15 +204,6 @@ void expand(const uint64_t* const* pixels, const ptrdiff_t* strides, int columns
     if (rest != 0) {
       expand_word(first + words, second + words, rest, activations);
       activations += rest * kStepBytes;
-    }
-  }
-}
-
-void arrange(const uint64_t* words, ptrdiff_t stride, int channels, uint8_t* weights) {
-  for (int step = 0; step < ceil_div(channels, kStepChannels); ++step, weights += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const uint64_t word = words[lane * stride + step * kStepChannels / kWordBits];
-      weights[lane] = (word >> (step * kStepChannels % kWordBits)) & 0x0f;
     }
   }
 }
@@ -316,15 +318,6 @@ void expand(const uint64_t* const* pixels, const ptrdiff_t* strides, int columns
   }
 }
 
-void arrange(const uint64_t* words, ptrdiff_t stride, int channels, uint8_t* weights) {
-  for (int step = 0; step < ceil_div(channels, kStepChannels); ++step, weights += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const uint64_t word = words[lane * stride + step * kStepChannels / kWordBits];
-      weights[lane] = static_cast<uint8_t>(word >> (step * kStepChannels % kWordBits));
-    }
-  }
-}
-
 template <int kColumnsAtOnce, int kVectors>
 struct Bytes {
   static constexpr int kColumns = kColumnsAtOnce;
@@ -367,8 +360,12 @@ struct Bytes {
           for (int v = 0; v < 2; ++v) {
             sums[p][pair + v] = vaddq_u8(sums[p][pair + v], vcntq_u8(veorq_u8(x[p][s], both_weights[v])));
           }
+          // Two columns behind each other: more at a time, and the compiler would spill sums.
           if (p % 2 == 1) {
-            asm volatile("" : "+w"(both_weights[0]), "+w"(both_weights[1]) : "w"(sums[p][pair]), "w"(sums[p][pair + 1]) : "memory");
+            asm volatile(""
+                         : "+w"(both_weights[0]), "+w"(both_weights[1])
+                         : "w"(sums[p][pair]), "w"(sums[p][pair + 1])
+                         : "memory");
           }
         }
       }
@@ -484,8 +481,10 @@ void gate_vectors(const float* x, const float* merged, float share, int channels
   }
 }
 
-// 32 channels of a plain epilogue with norms, from channel c on. Half the sum, length / 2 - different, is an integer of
-// 16 bits, of which a saturating difference of unsigned numbers takes the ReLU; it is doubled as it is widened.
+// 32 channels of a plain epilogue with norms, from channel c on, of an even length up to 65,534. Half the sum,
+// length / 2 - different, lies within +-32,767, an integer of 16 bits, and is doubled as it is widened. With a ReLU it
+// is a difference of unsigned numbers that saturates at 0. No sum is a negative zero, and all are exact as floats, so
+// that they are the same as those of elementwise.h.
 template <bool kRelu, bool kHasResidual>
 void finish_32(const uint16_t* different, const Epilogue& e, int c) {
   const uint16x8_t half_length = vdupq_n_u16(static_cast<uint16_t>(e.length / 2));
@@ -497,9 +496,12 @@ void finish_32(const uint16_t* different, const Epilogue& e, int c) {
   }
   const float* residual = kHasResidual ? e.residual + c : nullptr;
   float* out = e.out + c;
-  uint8_t* word = reinterpret_cast<uint8_t*>(e.word) + c / 8;
+  uint8_t* word = e.word == nullptr ? nullptr : reinterpret_cast<uint8_t*>(e.word) + c / 8;
   different += c;
-  for (int pixel = 0; pixel < e.pixels; ++pixel) {
+  // Copies: for all that the compiler knows, the stores below may write to the epilogue.
+  const int64_t different_step = 2 * e.different_step, residual_step = e.residual_step, out_step = e.out_step;
+  const int64_t word_bytes = e.word_step * static_cast<int64_t>(sizeof(uint64_t));
+  for (int pixel = e.pixels; pixel > 0; --pixel) {
     float32x4_t values[8];
 #pragma GCC unroll 4
     for (int v = 0; v < 8; v += 2) {
@@ -514,20 +516,27 @@ void finish_32(const uint16_t* different, const Epilogue& e, int c) {
         values[v + 1] = vcvtq_f32_s32(vshll_high_n_s16(half, 1));
       }
     }
-#pragma GCC unroll 8
-    for (int v = 0; v < 8; ++v) {
+    // The residual may lie where the result goes: it is read before anything is written, in pairs of vectors.
+#pragma GCC unroll 4
+    for (int v = 0; v < 8; v += 2) {
       values[v] = vaddq_f32(vmulq_f32(scale[v], values[v]), shift[v]);
-      if (kHasResidual) values[v] = vaddq_f32(values[v], vld1q_f32(residual + 4 * v));
-      vst1q_f32(out + 4 * v, values[v]);
+      values[v + 1] = vaddq_f32(vmulq_f32(scale[v + 1], values[v + 1]), shift[v + 1]);
+      if (kHasResidual) {
+        const float32x4_t first = vld1q_f32(residual + 4 * v), second = vld1q_f32(residual + 4 * v + 4);
+        values[v] = vaddq_f32(values[v], first);
+        values[v + 1] = vaddq_f32(values[v + 1], second);
+      }
     }
-    if (e.word != nullptr) {
+#pragma GCC unroll 8
+    for (int v = 0; v < 8; ++v) vst1q_f32(out + 4 * v, values[v]);
+    if (word != nullptr) {
       const uint32_t negative = negative_32(values);
       std::memcpy(word, &negative, sizeof negative);
-      word += e.word_step * sizeof(uint64_t);
+      word += word_bytes;
     }
-    different += 2 * e.different_step;
-    out += e.out_step;
-    if (kHasResidual) residual += e.residual_step;
+    different += different_step;
+    out += out_step;
+    if (kHasResidual) residual += residual_step;
   }
 }
 
@@ -566,7 +575,7 @@ double ceiling(int64_t rounds) {
   return 128.0 * kChains * static_cast<double>(rounds);
 }
 
-// Whether this is a Cortex-A57 or A72, whose tbl takes two of their slots. Where the kernel does not tell, it is not.
+// Whether this is a Cortex-A57 or A72, see above. Where the system does not tell, it is not.
 bool has_slow_look_up() {
 #if defined(__linux__)
   if ((getauxval(AT_HWCAP) & HWCAP_CPUID) == 0) return false;
@@ -589,7 +598,7 @@ Kernels make_kernels() {
       .step_weight_bytes = kLanes,
       .pack = pack,
       .expand = look_up::expand,
-      .arrange = look_up::arrange,
+      .arrange = arrange<look_up::kStepChannels>,
       .count = look_up::count,
       .finish = finish,
       .merge = merge_vectors,
@@ -608,7 +617,7 @@ Kernels make_kernels() {
     kernels.step_channels = popcount::kStepChannels;
     kernels.step_bytes = popcount::kStepBytes;
     kernels.expand = popcount::expand;
-    kernels.arrange = popcount::arrange;
+    kernels.arrange = arrange<popcount::kStepChannels>;
     kernels.count = popcount::count;
   }
   return kernels;

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from ast import Assign, Name, literal_eval, parse
+from ast import Assign, literal_eval, parse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache

@@ -111,7 +111,7 @@ class Call:
         for here, there, size in self._outputs:
             ctypes.memmove(here, self._server.read(there, size), size)
 
-    def unit(self, unit: kernels.Unit, bits: int | None = None) -> bytes:
+    def unit(self, unit: kernels.Unit) -> bytes:
         """The struct of a unit with all that it points to."""
         g = geometry_of(unit)
         there = kernels.Unit.from_buffer_copy(unit)
@@ -218,8 +218,8 @@ def _pointer(address: int) -> ctypes.POINTER(kernels.Unit):
 
 def _connect(call: Call, x, pixels, branches, channels, scales, gate, out, threads) -> list[int]:
     out = call.output(out, pixels, branches if gate else 1, channels)
-    x, scales, gate = call.input(x, pixels, branches, channels), call.input(scales, branches), call.input(gate, branches)
-    return [x, pixels, branches, channels, scales, gate, out, threads]
+    factors = [call.input(factor, branches) for factor in (scales, gate)]
+    return [call.input(x, pixels, branches, channels), pixels, branches, channels, *factors, out, threads]
 
 
 def _pack_weights(call: Call, weights, rows, channels, taps, bits, threads) -> list[int]:

@@ -46,6 +46,8 @@ def _open_session(path: Path, header: Header, threads: int) -> InferenceSession:
     # Errors of ONNX Runtime have no class of their own in common.
     if header.has_binary_layers:
         library = library_path()
+        if threads:
+            options.add_session_config_entry('mmgroupnet.threads', str(threads))  # ONNX Runtime does not tell them.
         try:
             options.register_custom_ops_library(library)
         except Exception as error:
