@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmgroupnet.deploy.onnx.check import random_picture
 
 CLASSES = 3
+RESIZE = [dict(type='resize', width=64, height=48, keep_ratio=True)]
 PREPROCESSOR = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 
 

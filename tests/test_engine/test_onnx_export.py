@@ -78,11 +78,19 @@ def test_a_float_model_is_written_as_it_is(tmp_path, cfg, given):
     cfg.model = dict(
         type='FCOS',
         data_preprocessor=dict(type='DetDataPreprocessor'),
-        backbone=dict(type='ResNet', depth=18, base_channels=4, num_stages=2, strides=(1, 2), dilations=(1, 1),
-                      out_indices=(0, 1)),
+        backbone=dict(
+            type='ResNet', depth=18, base_channels=4, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1)
+        ),
         neck=dict(type='FPN', in_channels=[4, 8], out_channels=8, num_outs=2),
-        bbox_head=dict(type='FCOSHead', num_classes=2, in_channels=8, feat_channels=8, strides=(4, 8),
-                       regress_ranges=((-1, 24), (24, 1e8))),
+        bbox_head=dict(
+            type='FCOSHead',
+            num_classes=2,
+            in_channels=8,
+            feat_channels=8,
+            strides=(4, 8),
+            norm_cfg=dict(type='BN'),
+            regress_ranges=((-1, 24), (24, 1e8)),
+        ),
     )
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(cfg.model)
@@ -102,7 +110,7 @@ def test_a_pipeline_that_no_rule_says_is_a_note(folder, cfg, given, tmp_path):
 
 
 def test_a_config_without_a_test_is_a_note(folder, cfg, given, tmp_path):
-    del cfg['test_dataloader']
+    cfg.test_dataloader = None
     summary = export_checkpoint(cfg, folder / 'packed.pth', tmp_path / 'a.onnx')
     assert given['resize'] is None
     assert summary.splitlines()[-1] == 'the file has no resize rule: the config has no test pipeline'

@@ -60,7 +60,7 @@ class Graph(nn.Module):
         if scores and (raw or task != 'segmentation'):
             raise NotExportable(f'scores=True (--scores) is for class maps, not for {"maps" if raw else task}')
         self.task = 'maps' if raw else task
-        model = copy.deepcopy(model)
+        model = copy.deepcopy(model).cpu().float()
         rewrite_norms(model)
         module, name = _ANSWERS[task]
         module = import_module(module)

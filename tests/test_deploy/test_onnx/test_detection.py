@@ -5,7 +5,6 @@ import pytest
 import torch
 from mmdet.models.dense_heads import FCOSHead
 
-from mmgroupnet.deploy import pack
 from mmgroupnet.deploy.onnx import NotExportable, export
 from mmgroupnet.deploy.onnx.graph import Graph
 from tests.onnx_files import (
@@ -14,7 +13,6 @@ from tests.onnx_files import (
     HEADS,
     RETINA,
     assert_detections,
-    binary_fcos,
     detect,
     detector,
     pictures,
@@ -89,9 +87,12 @@ def test_pictures_with_fewer_detections_end_in_empty_rows():
     assert_detections(*answer(model, images), expected)
 
 
-@pytest.fixture(scope='module', params=['fcos', 'softmax', 'gfl'])
+@pytest.fixture(
+    scope='module',
+    params=['gfl', *(pytest.param(name, marks=pytest.mark.slow) for name in ('fcos', 'retinanet', 'softmax', 'atss'))],
+)
 def exported(request, tmp_path_factory):
-    """A detector and its file: points, anchors with a background class, and distributions of distances."""
+    """A detector and its file."""
     model = detector(HEADS[request.param])
     path = tmp_path_factory.mktemp('detection') / f'{request.param}.onnx'
     export(model, path)
@@ -107,6 +108,7 @@ def test_the_file_gives_the_answer_of_predict(exported, shape):
     assert_detections(found['dets'], found['labels'], detect(model, images))
 
 
+@pytest.mark.slow
 def test_the_file_finds_nothing_where_there_is_nothing(tmp_path):
     model = detector(FCOS, dict(score_thr=1.0))
     export(model, tmp_path / 'none.onnx')
@@ -114,12 +116,11 @@ def test_the_file_finds_nothing_where_there_is_nothing(tmp_path):
     assert found['dets'].shape == (2, 0, 5) and found['labels'].shape == (2, 0)
 
 
-def test_a_binary_detector_gives_the_answer_of_predict(tmp_path):
-    model = pack(binary_fcos())
-    export(model, tmp_path / 'binary.onnx')
+def test_a_binary_detector_gives_the_answer_of_predict(written):
+    model, _, path = written
     for shape in ((1, 61, 90), (3, 128, 96)):
         images = pictures(*shape)
-        found = run(tmp_path / 'binary.onnx', image=images)
+        found = run(path, image=images)
         assert_detections(found['dets'], found['labels'], detect(model, images))
 
 
@@ -143,6 +144,12 @@ def refused(model, **options) -> str:
 )
 def test_options_of_the_answer_that_are_not_covered(test_cfg, sentence):
     assert refused(detector(FCOS, test_cfg)).startswith(sentence)
+
+
+def test_detectors_without_test_cfg_are_refused():
+    model = detector(FCOS)
+    model.bbox_head.test_cfg = None
+    assert refused(model) == 'test_cfg=None: the answer needs nms_pre, nms and max_per_img'
 
 
 def test_a_head_with_a_decoding_of_its_own_is_refused():

@@ -18,20 +18,7 @@ from mmgroupnet.deploy.onnx.operators import registered_schemas
 from mmgroupnet.deploy.packed_layers import PackedUnit
 from mmgroupnet.ops import UnitGeometry
 from mmgroupnet.version import __version__
-from tests.onnx_files import CLASSES, FCOS, binary_fcos, detector, shake_norms
-
-RESIZE = [dict(type='resize', width=64, height=48, keep_ratio=True)]
-
-
-@pytest.fixture(scope='module')
-def written(tmp_path_factory):
-    """A packed detector, what was exported, and its file."""
-    model = pack(binary_fcos())
-    path = tmp_path_factory.mktemp('export') / 'new' / 'model.onnx'
-    exported = export(
-        model, path, classes=('a', 'b', 'c'), palette=np.array([(1, 2, 3)] * CLASSES), resize=RESIZE
-    )
-    return model, exported, path
+from tests.onnx_files import CLASSES, FCOS, RESIZE, binary_fcos, detector, shake_norms
 
 
 def initializers(path) -> dict[str, np.ndarray]:
