@@ -1,0 +1,223 @@
+"""Detectors in one graph give what their own ``predict`` gives."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from mmdet.models.dense_heads import FCOSHead
+from mmdet.registry import MODELS
+
+from mmgroupnet.deploy import pack
+from mmgroupnet.deploy.onnx import NotExportable, export
+from mmgroupnet.deploy.onnx.graph import Graph
+from tests.onnx_files import (
+    ATSS,
+    CLASSES,
+    FCOS,
+    GFL,
+    HEADS,
+    PREPROCESSOR,
+    RETINA,
+    SOFTMAX,
+    assert_detections,
+    build,
+    detect,
+    detector,
+    pictures,
+    run,
+)
+
+
+def answer(model, images) -> tuple[np.ndarray, np.ndarray]:
+    """The answer of the graph as torch computes it."""
+    with torch.no_grad():
+        return tuple(output.numpy() for output in Graph(model)(torch.from_numpy(images)))
+
+
+@pytest.mark.parametrize('head', HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize(
+    'test_cfg',
+    [
+        {},
+        dict(nms_pre=7),
+        dict(nms_pre=1, max_per_img=1),
+        dict(max_per_img=3),
+        dict(max_per_img=1000, nms_pre=1000),
+        dict(nms=dict(type='nms', iou_threshold=0.2, class_agnostic=True)),
+        dict(nms=dict(type='nms', iou_threshold=0.8, split_thr=10)),
+        dict(min_bbox_size=30),
+        dict(min_bbox_size=-1),
+        dict(score_thr=0.0),
+        dict(score_thr=0.52),
+    ],
+    ids=str,
+)
+def test_the_answer_is_that_of_predict(head, test_cfg):
+    model = detector(head, test_cfg)
+    images = pictures()
+    assert_detections(*answer(model, images), detect(model, images))
+
+
+def test_options_that_mmdet_takes_defaults_for():
+    model = detector(FCOS)
+    del model.bbox_head.test_cfg['score_thr'], model.bbox_head.test_cfg['min_bbox_size']
+    images = pictures()
+    assert_detections(*answer(model, images), detect(model, images))
+
+
+def test_boxes_are_cut_at_the_picture_not_at_its_padding():
+    model = detector(FCOS)
+    images = pictures(1, 33, 49)  # padded to 48 x 64
+    boxes = answer(model, images)[0]
+    assert boxes[..., [0, 2]].max() == 49 and boxes[..., [1, 3]].max() == 33
+
+
+def test_boxes_that_are_not_cut_reach_beyond_the_picture():
+    model = detector(FCOS | dict(bbox_coder=dict(type='DistancePointBBoxCoder', clip_border=False)))
+    images = pictures()
+    expected = detect(model, images)
+    assert max(boxes.max() for boxes, _ in expected) > 90
+    assert_detections(*answer(model, images), expected)
+
+
+def test_pictures_without_detections():
+    model = detector(FCOS, dict(score_thr=1.0))
+    dets, labels = answer(model, pictures())
+    assert dets.shape == (2, 0, 5) and labels.shape == (2, 0)
+
+
+def test_pictures_with_fewer_detections_end_in_empty_rows():
+    model = detector(FCOS)
+    images = pictures()
+    images[1] = 128
+    expected = detect(model, images)
+    assert len(expected[0][1]) != len(expected[1][1])
+    assert_detections(*answer(model, images), expected)
+
+
+@pytest.fixture(scope='module', params=['fcos', 'softmax', 'gfl'])
+def exported(request, tmp_path_factory):
+    """A detector and its file: points, anchors with a background class, and distributions of distances."""
+    model = detector(HEADS[request.param])
+    path = tmp_path_factory.mktemp('detection') / f'{request.param}.onnx'
+    export(model, path)
+    return model, path
+
+
+@pytest.mark.parametrize('shape', [(1, 61, 90), (3, 128, 96), (2, 33, 49)], ids=str)
+def test_the_file_gives_the_answer_of_predict(exported, shape):
+    model, path = exported
+    images = pictures(*shape)
+    found = run(path, image=images)
+    assert found['dets'].dtype == np.float32 and found['labels'].dtype == np.int64
+    assert_detections(found['dets'], found['labels'], detect(model, images))
+
+
+def test_the_file_finds_nothing_where_there_is_nothing(tmp_path):
+    model = detector(FCOS, dict(score_thr=1.0))
+    export(model, tmp_path / 'none.onnx')
+    found = run(tmp_path / 'none.onnx', image=pictures())
+    assert found['dets'].shape == (2, 0, 5) and found['labels'].shape == (2, 0)
+
+
+def binary_fcos(**options):
+    config = dict(
+        type='FCOS',
+        data_preprocessor=dict(type='DetDataPreprocessor', **PREPROCESSOR, bgr_to_rgb=True, pad_size_divisor=32),
+        backbone=dict(
+            type='mmgroupnet.GroupNetResNet',
+            depth=18,
+            num_bases=2,
+            base_channels=8,
+            stage_blocks=(1, 1),
+            strides=(1, 2),
+            dilations=(1, 1),
+            out_indices=(1,),
+        ),
+        neck=dict(type='mmgroupnet.BinaryFPN', in_channels=[16], out_channels=16, num_outs=2, num_bases=2),
+        bbox_head=dict(
+            type='mmgroupnet.BinaryFCOSHead',
+            num_classes=CLASSES,
+            in_channels=16,
+            feat_channels=16,
+            stacked_convs=2,
+            num_bases=2,
+            strides=(8, 16),
+            regress_ranges=((-1, 32), (32, 1e8)),
+        ),
+        test_cfg=dict(nms_pre=60, score_thr=0.1, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20),
+    )
+    model = build('mmdet', config | options)
+    torch.nn.init.normal_(model.bbox_head.conv_cls.weight, std=0.1)
+    torch.nn.init.zeros_(model.bbox_head.conv_cls.bias)
+    return model
+
+
+def test_a_binary_detector_gives_the_answer_of_predict(tmp_path):
+    model = pack(binary_fcos())
+    exported = export(model, tmp_path / 'binary.onnx')
+    # Two blocks of two convs and a shortcut in one of them, lateral and output convs of the pyramid, two towers of two.
+    assert exported.num_packed == sum('bits' in name for name in dict(model.named_buffers())) and not exported.unpacked
+    for shape in ((1, 61, 90), (3, 128, 96)):
+        images = pictures(*shape)
+        found = run(tmp_path / 'binary.onnx', image=images)
+        assert_detections(found['dets'], found['labels'], detect(model, images))
+
+
+def refused(model, **options) -> str:
+    with pytest.raises(NotExportable) as caught:
+        Graph(model, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('test_cfg', 'sentence'),
+    [
+        (dict(nms=dict(type='soft_nms', iou_threshold=0.5)), r"test_cfg.nms={'type': 'soft_nms', 'iou_threshold': 0.5}: "),
+        (dict(nms=dict(type='nms', iou_threshold=0.5, max_num=3)), 'test_cfg.nms='),
+        (dict(nms=dict(type='nms')), "test_cfg.nms={'type': 'nms'}: "),
+        (dict(nms_pre=-1), 'test_cfg.nms_pre=-1: the graph takes a number of at least 1'),
+        (dict(max_per_img=-1), 'test_cfg.max_per_img=-1: the graph takes a number of at least 1'),
+        (dict(multi_label=True), 'test_cfg.multi_label: the graph heeds score_thr, nms_pre'),
+    ],
+    ids=str,
+)
+def test_options_of_the_answer_that_are_not_covered(test_cfg, sentence):
+    assert refused(detector(FCOS, test_cfg)).startswith(sentence)
+
+
+def test_a_head_with_a_decoding_of_its_own_is_refused():
+    model = detector(FCOS)
+
+    class Own(FCOSHead):
+        def _bbox_post_process(self, *args, **kwargs):
+            return super()._bbox_post_process(*args, **kwargs)
+
+    model.bbox_head.__class__ = Own
+    assert refused(model) == (
+        'bbox_head=Own has its own _bbox_post_process: export its maps (--raw; raw=True) and make the answer from them'
+    )
+
+
+def test_a_method_of_the_instance_counts():
+    model = detector(GFL)
+    model.bbox_head.anchor_center = lambda anchors: anchors[..., :2]
+    assert refused(model).startswith('bbox_head=GFLHead has its own anchor_center: ')
+
+
+def test_other_coders_are_refused():
+    model = detector(RETINA)
+    model.bbox_head.bbox_coder.add_ctr_clamp = True
+    assert refused(model).startswith('bbox_coder=DeltaXYWHBBoxCoder: the graph decodes DistancePointBBoxCoder and ')
+
+
+def test_detectors_of_two_stages_are_refused():
+    model = detector(FCOS)
+    two_stage = torch.nn.Module()
+    two_stage.data_preprocessor = model.data_preprocessor
+    two_stage.__class__ = type('FasterRCNN', (torch.nn.Module,), {})
+    assert refused(two_stage) == (
+        'model=FasterRCNN: the graph holds the answer of one-stage detectors with dense heads (FCOS, ATSS, RetinaNet, '
+        'GFL) alone: export its maps (--raw; raw=True) and make the answer from them'
+    )
