@@ -66,7 +66,8 @@ def detector(head: dict, test_cfg: dict | None = None, **options: object) -> nn.
     model = build('mmdet', config | options)
     for conv in model.bbox_head.modules():
         if isinstance(conv, nn.Conv2d) and conv.bias is not None:
-            nn.init.normal_(conv.weight, std=0.3)
+            # Without a norm the maps are larger, and scores would be 1 to the last bit, in any order.
+            nn.init.normal_(conv.weight, std=0.3 if 'norm_cfg' in head else 0.1)
             nn.init.zeros_(conv.bias)
     return model
 

@@ -107,10 +107,18 @@ class Detections(nn.Module):
         super().__init__()
         _refuse_other_heads(model)
         _check_test_cfg(model.bbox_head.test_cfg)
-        self.head = model.bbox_head
+        # Not the head itself: its layers are the network's.
+        head = model.bbox_head
+        self.test_cfg = head.test_cfg
+        self.prior_generator = head.prior_generator
+        self.bbox_coder = head.bbox_coder
+        self.cls_out_channels = head.cls_out_channels
+        self.use_sigmoid_cls = head.use_sigmoid_cls
+        # Values that the distributions of GFL's distances are of.
+        self.register_buffer('project', head.integral.project.clone() if isinstance(head, GFLHead) else None)
 
     def forward(self, image: Tensor, x: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        test_cfg = self.head.test_cfg
+        test_cfg = self.test_cfg
         boxes, scores, labels = self._candidates(image, maps)
         if test_cfg.get('min_bbox_size', -1) >= 0:
             sides = boxes[..., 2:] - boxes[..., :2]
@@ -128,7 +136,7 @@ class Detections(nn.Module):
     def _candidates(self, image: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes ``(N, M, 4)``, their scores and labels ``(N, M)``; the score of what is no candidate is
         :data:`NO_SCORE`."""
-        generator = self.head.prior_generator
+        generator = self.prior_generator
         # Classes of all levels come first, then their boxes, then the factors of their scores, if there are any.
         levels = [maps[i :: generator.num_levels] for i in range(generator.num_levels)]
         sizes = [level[0].shape[-2:] for level in levels]
@@ -138,7 +146,7 @@ class Detections(nn.Module):
             for level, of_level, stride in zip(levels, priors, generator.strides, strict=True)
         ]
         boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
-        if self.head.bbox_coder.clip_border:
+        if self.bbox_coder.clip_border:
             # To the picture as it came: what the preprocessing has padded does not count.
             height, width = image.shape[1:3]
             x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
@@ -155,29 +163,29 @@ class Detections(nn.Module):
         stride: tuple[int, int],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Candidates of a pyramid level, as of :meth:`_candidates`, from the maps of the head."""
-        head = self.head
-        test_cfg = head.test_cfg
-        logits = _flat(classes, head.cls_out_channels)
+        logits = _flat(classes, self.cls_out_channels)
         # The background is behind the classes.
-        scores = logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[..., :-1]
+        scores = logits.sigmoid() if self.use_sigmoid_cls else logits.softmax(-1)[..., :-1]
         num_classes = scores.shape[-1]
-        scores, places = best_entries(scores.flatten(1), test_cfg.nms_pre)
+        scores, places = best_entries(scores.flatten(1), self.test_cfg.nms_pre)
         indices = places // num_classes
-        is_candidate = scores > test_cfg.get('score_thr', 0)
+        is_candidate = scores > self.test_cfg.get('score_thr', 0)
         if factors is not None:
             scores = scores * _rows(_flat(factors, 1).sigmoid(), indices).squeeze(-1)
         scores = torch.where(is_candidate, scores, NO_SCORE)
         priors = priors[indices]
-        if isinstance(head, GFLHead):
-            distribution = _rows(_flat(deltas, 4 * (head.reg_max + 1)), indices).unflatten(-1, (4, -1))
-            distances = F.linear(distribution.softmax(-1), head.integral.project.unsqueeze(0)).squeeze(-1) * stride[0]
-            return _decode_distances(head.anchor_center(priors), distances), scores, places % num_classes
-        decode = _decode_distances if type(head.bbox_coder) is DistancePointBBoxCoder else self._decode_deltas
-        return decode(priors, _rows(_flat(deltas, 4), indices)), scores, places % num_classes
+        if self.project is not None:
+            distributions = _rows(_flat(deltas, 4 * len(self.project)), indices).unflatten(-1, (4, -1)).softmax(-1)
+            distances = F.linear(distributions, self.project.unsqueeze(0)).squeeze(-1) * stride[0]
+            boxes = _decode_distances((priors[..., :2] + priors[..., 2:]) / 2, distances)
+        else:
+            decode = _decode_distances if type(self.bbox_coder) is DistancePointBBoxCoder else self._decode_deltas
+            boxes = decode(priors, _rows(_flat(deltas, 4), indices))
+        return boxes, scores, places % num_classes
 
     def _decode_deltas(self, anchors: Tensor, deltas: Tensor) -> Tensor:
         """Boxes of anchors that are moved and scaled, by mmdet's DeltaXYWHBBoxCoder."""
-        coder = self.head.bbox_coder
+        coder = self.bbox_coder
         deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
         sides = anchors[..., 2:] - anchors[..., :2]
         centers = (anchors[..., :2] + anchors[..., 2:]) * 0.5 + sides * deltas[..., :2]

@@ -1,7 +1,8 @@
-"""A model as two parts that are traced one by one and joined to one graph: the network, and what is around it.
+"""A model as one graph of ONNX.
 
-In one piece torch would carry the size of the padded picture through all of the network and all that makes the answer,
-as terms that grow: a detector took minutes. So each part starts with sizes of its own.
+Its parts, the network and what is around it, are traced side by side, each from sizes of its own, and joined afterwards.
+One behind the other, torch would carry the size of the padded picture through all of the network and all that makes the
+answer, as terms that grow: a detector took minutes.
 """
 
 import copy
@@ -10,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 
-import onnxscript.optimizer
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
 from onnxscript import ir
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmgroupnet.deploy.onnx.errors import NotExportable
 from mmgroupnet.deploy.onnx.layout import remove_transposes
@@ -34,7 +35,6 @@ _ANSWERS = dict(
 # such alone gets into the graph.
 _TRACED_SIZE = (131, 163)
 _NO_LIMIT = 1 << 62
-_DYNAMIC = torch.export.Dim.DYNAMIC
 
 
 class Graph(nn.Module):
@@ -97,65 +97,83 @@ def _quietly() -> Iterator[None]:
         logger.setLevel(level)
 
 
+class _Parts(nn.Module):
+    """The parts of a graph side by side: none of them takes what another gives."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.preprocessing = graph.preprocessing
+        self.network = graph.network
+        self.answer = graph.answer
+
+    def forward(
+        self, image: Tensor, x: Tensor, maps: tuple[Tensor, ...], size: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        prepared = self.preprocessing(image)
+        answer = () if self.answer is None else self.answer(image, prepared, maps, *size)
+        return prepared, *self.network(x), *answer
+
+
+def _shapes_of_maps(network: nn.Module) -> list[tuple[int, ...]]:
+    """Shapes of a network's maps; those of different levels differ, since they are of a large picture."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return [tuple(each.shape) for each in network(torch.zeros(2, 3, 1031, 1283))]
+
+
+def _examples(shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+    """Maps with which an answer is traced: small, and only those of one size that are always so."""
+    sizes = list(dict.fromkeys(shape[2:] for shape in shapes))
+    chosen = {size: [7 + 4 * i, 9 + 4 * i][: len(size)] for i, size in enumerate(sizes)}  # No two numbers are alike.
+    return tuple(torch.zeros(*shape[:2], *chosen[shape[2:]]) for shape in shapes)
+
+
+def _dynamic(example: Tensor, fixed: int) -> dict:
+    """The dynamic dimensions of an input: all but one."""
+    return {axis: torch.export.Dim.DYNAMIC for axis in range(example.dim()) if axis != fixed}
+
+
 @torch.no_grad()
-def _trace(
-    part: nn.Module, arguments: Sequence, dynamic: Sequence, inputs: Sequence[str], outputs: Sequence[str] | None = None
-) -> tuple[ir.Model, list[Tensor]]:
-    """Traces a part.
+def _export(graph: Graph) -> tuple[ir.Model, int]:
+    """The parts in ONNX, and the number of the network's maps.
 
-    Args:
-        part: The module.
-        arguments: Examples of its arguments.
-        dynamic: Their dynamic dimensions, as torch takes them.
-        inputs: Names.
-        outputs: Names. Default: ``map_0``, ``map_1``, ...
-
-    Returns:
-        The part in ONNX, and its outputs without data.
-
-    Raises:
-        NotExportable: If torch cannot trace or translate it.
+    Inputs are ``image``, ``network.x``, ``answer.map_0``, ... and ``size``, outputs ``x``, ``map_0``, ... and those of
+    the answer.
     """
-    try:
-        program, model = _export(part, arguments, dynamic, inputs, outputs)
-    except Exception as error:  # Torch has many, of its symbols, its tracer and its translations.
-        reason = str(error).strip().partition('\n')[0]
-        raise NotExportable(
-            f'{type(part).__name__} of the model cannot be traced by torch.export ({type(error).__name__}: {reason})'
-        ) from error
-    (node,) = program.graph.find_nodes(op='output')
-    return model, [output.meta['val'] for output in node.args[0]]
-
-
-def _export(
-    part: nn.Module, arguments: Sequence, dynamic: Sequence, inputs: Sequence[str], outputs: Sequence[str] | None
-) -> tuple[torch.export.ExportedProgram, ir.Model]:
-    """The part in torch's terms and in those of ONNX; the arguments are those of :func:`_trace`."""
+    image = torch.zeros(2, *_TRACED_SIZE, 3, dtype=torch.uint8)
+    x = torch.zeros(2, 3, *_TRACED_SIZE)
+    shapes = _shapes_of_maps(graph.network)
+    maps = () if graph.answer is None else _examples(shapes)
+    size = (torch.tensor(_TRACED_SIZE),) if 'size' in graph.inputs else ()
     program = torch.export.export(
-        part,
-        tuple(arguments),
-        dynamic_shapes=tuple(dynamic),
+        _Parts(graph),
+        (image, x, maps, size),
+        dynamic_shapes=(
+            _dynamic(image, fixed=3),
+            _dynamic(x, fixed=1),
+            tuple(_dynamic(each, fixed=1) for each in maps),
+            tuple(None for _ in size),
+        ),
         strict=False,
         # What cannot be proven of sizes in general, such as that two ways around a block give maps of one size.
         prefer_deferred_runtime_asserts_over_guards=True,
     )
-    number = len(program.graph_signature.user_outputs)
+    names = [f'map_{i}' for i in range(len(shapes))]
     with _quietly():
         onnx_program = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
             custom_translation_table={**packed_translations(), **step_translations()},
-            input_names=inputs,
-            output_names=outputs or [f'map_{i}' for i in range(number)],
+            input_names=['image', 'network.x', *[f'answer.{name}' for name in names[: len(maps)]], *graph.inputs[1:]],
+            output_names=['x', *names, *(graph.outputs or ())],
             verbose=False,
         )
-    return program, onnx_program.model
+    return onnx_program.model, len(shapes)
 
 
-def _named_shape(value: ir.Value) -> ir.Shape:
-    """Shape of an input or output, with names of its own for what is dynamic; only the batch size is that of all."""
-    return ir.Shape(
+def _name_sizes(value: ir.Value) -> None:
+    """Names what is dynamic of an input or output; only the batch size is that of all."""
+    value.shape = ir.Shape(
         [
             size if isinstance(size, int) else 'batch' if axis == 0 else f'{value.name}_{axis}'
             for axis, size in enumerate(value.shape)
@@ -163,67 +181,31 @@ def _named_shape(value: ir.Value) -> ir.Shape:
     )
 
 
-def _join(network: ir.Model, surroundings: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
-    """Joins two parts to one graph: what one of them takes is what the other gives under that name, or an input.
+def _join(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Joins the parts of a graph: what one of them takes under ``PART.NAME`` is what another gives under ``NAME``.
 
     Args:
-        network, surroundings: The parts; they are used up.
-        inputs, outputs: Names of the inputs and outputs of the whole.
+        model: The graph, changed in place.
+        inputs, outputs: Names of those of the whole.
     """
-    parts = [network.graph, surroundings.graph]
-    given = {value.name: value for part in parts for value in part.outputs}
-    given.update({name: next(value for value in parts[1].inputs if value.name == name) for name in inputs})
-    ends = [given[name] for name in (*inputs, *outputs)]
-    shapes = {value: _named_shape(value) for value in ends}
-    whole = ir.Graph([], [], nodes=[], opset_imports={}, name='mmgroupnet')
-    for prefix, part in zip(('network', 'around'), parts, strict=True):
-        for value in part.inputs:
-            if value is not given[value.name]:
-                value.replace_all_uses_with(given[value.name])
-        part.inputs.clear()
-        part.outputs.clear()
-        for name, value in list(part.initializers.items()):
-            del part.initializers[name]
-            value.name = f'{prefix}.{name}'
-            whole.register_initializer(value)
-        nodes = list(part)
-        part.remove(nodes)
-        whole.extend(nodes)
-        whole.opset_imports.update(part.opset_imports)
-        for value in (value for node in nodes for value in node.outputs):
-            # Names of sizes have another meaning in each part; ONNX Runtime finds out shapes itself.
-            value.shape = None
-    for value, shape in shapes.items():
-        value.shape = shape
-    whole.inputs.extend(ends[: len(inputs)])
-    whole.outputs.extend(ends[len(inputs) :])
-    whole.sort()
-    return ir.Model(whole, ir_version=network.ir_version, producer_name='mmgroupnet')
-
-
-def _examples(maps: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[dict, ...]]:
-    """Maps of the shapes that a network gives, and their dynamic dimensions.
-
-    Only those that are always of one size are so here: by chance alike ones would be taken for such.
-    """
-    sizes = {str(each.shape[2:]): each.shape[2:] for each in maps}
-    # All odd, no two alike.
-    chosen = {name: [7 + 4 * i, 9 + 4 * i][: len(size)] for i, (name, size) in enumerate(sizes.items())}
-    examples = tuple(torch.zeros(2, each.shape[1], *chosen[str(each.shape[2:])]) for each in maps)
-    return examples, tuple({i: _DYNAMIC for i in range(each.dim()) if i != 1} for each in examples)
-
-
-class _Surroundings(nn.Module):
-    """All of a graph but the network, whose maps it takes as if it knew nothing of their sizes."""
-
-    def __init__(self, graph: Graph) -> None:
-        super().__init__()
-        self.preprocessing = graph.preprocessing
-        self.answer = graph.answer
-
-    def forward(self, image: Tensor, maps: tuple[Tensor, ...], *size: Tensor) -> tuple[Tensor, ...]:
-        x = self.preprocessing(image)
-        return (x,) if self.answer is None else (x, *self.answer(image, x, maps, *size))
+    graph = model.graph
+    given = {value.name: value for value in graph.outputs}
+    ends = {value.name: value for value in graph.inputs} | given
+    taken = [value for value in graph.inputs if value.name not in inputs]
+    graph.inputs.clear()
+    graph.outputs.clear()
+    for value in taken:
+        value.replace_all_uses_with(given[value.name.partition('.')[2]])
+    for node in graph:
+        for value in node.outputs:
+            # Sizes are named as if the parts knew nothing of each other; ONNX Runtime finds them out itself.
+            if value.name not in outputs:
+                value.shape = None
+    graph.inputs.extend(ends[name] for name in inputs)
+    graph.outputs.extend(ends[name] for name in outputs)
+    for value in (*graph.inputs, *graph.outputs):
+        _name_sizes(value)
+    graph.sort()
 
 
 def trace(graph: Graph) -> ir.Model:
@@ -234,25 +216,22 @@ def trace(graph: Graph) -> ir.Model:
 
     Returns:
         Its graph in ONNX, of dynamic batch size, height and width. Weights that layers share are stored once.
+
+    Raises:
+        NotExportable: If torch cannot trace or translate it.
     """
-    x = torch.zeros(2, 3, *_TRACED_SIZE)
-    network, maps = _trace(graph.network, [x], [{0: _DYNAMIC, 2: _DYNAMIC, 3: _DYNAMIC}], ['x'])
-    names = [value.name for value in network.graph.outputs]
-    outputs = graph.outputs or names
-    examples, dynamic = ((), ()) if graph.answer is None else _examples(maps)
-    image = torch.zeros(2, *_TRACED_SIZE, 3, dtype=torch.uint8)
-    size = [torch.tensor(_TRACED_SIZE)] if 'size' in graph.inputs else []
-    surroundings, _ = _trace(
-        _Surroundings(graph),
-        [image, examples, *size],
-        [{0: _DYNAMIC, 1: _DYNAMIC, 2: _DYNAMIC}, dynamic, *[None for _ in size]],
-        ['image', *names[: len(examples)], *graph.inputs[1:]],
-        ['x', *(graph.outputs or ())],
-    )
-    model = _join(network, surroundings, graph.inputs, outputs)
-    onnxscript.optimizer.optimize(model)
+    try:
+        model, number = _export(graph)
+    except Exception as error:  # Torch has many, of its symbols, its tracer and its translations.
+        reason = str(error).strip().partition('\n')[0]
+        raise NotExportable(
+            f"model={type(graph.network.model).__name__}: torch's exporter cannot trace it ({type(error).__name__}: "
+            f'{reason})'
+        ) from error
+    _join(model, graph.inputs, graph.outputs or [f'map_{i}' for i in range(number)])
     remove_transposes(model)
     DeduplicateInitializersPass(size_limit=_NO_LIMIT)(model)
     # Also names of this machine's files.
     ClearMetadataAndDocStringPass()(model)
+    model.producer_name = 'mmgroupnet'
     return model
