@@ -22,11 +22,9 @@ def build(machine: str) -> Path:
     dist = ROOT / 'dist'
     for former in dist.glob(f'*_{machine}.whl'):
         former.unlink()
-    subprocess.run(
-        [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-build-isolation', '--no-deps', '--wheel-dir', dist, ROOT],
-        env={**os.environ, 'MMGROUPNET_RUNTIME_MACHINE': machine},
-        check=True,
-    )
+    command = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-build-isolation', '--no-deps']
+    environment = {**os.environ, 'MMGROUPNET_RUNTIME_MACHINE': machine}
+    subprocess.run([*command, '--wheel-dir', dist, ROOT], env=environment, check=True)
     (wheel,) = dist.glob(f'*_{machine}.whl')
     return wheel
 

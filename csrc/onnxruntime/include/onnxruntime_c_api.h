@@ -126,7 +126,9 @@ struct OrtApi {
                                                        const char* key, char** out);  // 116
   ORT_UNUSED(117, 117);
   void (*ReleaseModelMetadata)(OrtModelMetadata* metadata);  // 118
-  ORT_UNUSED(119, 162);
+  ORT_UNUSED(119, 129);
+  OrtStatusPtr (*AddSessionConfigEntry)(OrtSessionOptions* options, const char* key, const char* value);  // 130
+  ORT_UNUSED(131, 162);
   OrtStatusPtr (*KernelInfoGetAttributeArray_int64)(const OrtKernelInfo* info, const char* name, int64_t* out,
                                                     size_t* size);  // 163
   ORT_UNUSED(164, 227);
