@@ -1,14 +1,11 @@
-"""Exported models of a few operators, whose answers are known by hand (docs/onnx_file.md)."""
+"""Exported models of two classes whose answers are known by hand."""
 
-import json
 from pathlib import Path
 
-import onnx
+from tests.onnx_models import write_onnx
 
-_HEADER = '<ir_version: 8, opset_import: ["" : 18]>'
 # A box per channel of the picture, in parts of its width and height; its score is the mean of the channel.
-_DETECTOR = """
-detector (uint8[N, H, W, 3] image) => (float[N, 3, 5] dets, int64[N, 3] labels)
+_DETECTOR = """(uint8[N, H, W, 3] image) => (float[N, 3, 5] dets, int64[N, 3] labels)
 <
     float[1, 3, 4] parts = {0, 0, 0.5, 0.5, 0.25, 0.25, 0.75, 1, 0, 0, 1, 1},
     int64[1, 3] classes = {0, 1, -1}, int64[2] axes = {1, 2}, int64[1] last = {2}, int64[4] whd = {2, 1, 2, 1},
@@ -29,11 +26,9 @@ detector (uint8[N, H, W, 3] image) => (float[N, 3, 5] dets, int64[N, 3] labels)
     boxes = Expand(box, boxes_shape)
     dets = Concat<axis = 2>(boxes, scores)
     labels = Expand(classes, labels_shape)
-}
-"""
+}"""
 # Class 1 where the picture is red.
-_SEGMENTOR = """
-segmentor (uint8[N, H, W, 3] image, int64[2] size) => (uint8[N, h, w] classes, float[N, 2, h, w] scores)
+_SEGMENTOR = """(uint8[N, H, W, 3] image, int64[2] size) => (uint8[N, h, w] classes, float[N, 2, h, w] scores)
 <int64[1] red = {2}, int64[1] one = {1}, float half = {127.5}, float unit = {1}>
 {
     pixels = Cast<to = 1>(image)
@@ -48,11 +43,9 @@ segmentor (uint8[N, H, W, 3] image, int64[2] size) => (uint8[N, h, w] classes, f
     scores = Concat<axis = 1>(rest, share)
     byte = Cast<to = 2>(is_red)
     classes = Squeeze(byte, one)
-}
-"""
+}"""
 # How blue and how green a picture is.
-_CLASSIFIER = """
-classifier (uint8[N, H, W, 3] image) => (float[N, 2] scores)
+_CLASSIFIER = """(uint8[N, H, W, 3] image) => (float[N, 2] scores)
 <int64[2] axes = {1, 2}, int64[2] channels = {0, 1}, float white = {255}>
 {
     pixels = Cast<to = 1>(image)
@@ -60,34 +53,20 @@ classifier (uint8[N, H, W, 3] image) => (float[N, 2] scores)
     shares = Div(means, white)
     chosen = Gather<axis = 1>(shares, channels)
     scores = Softmax(chosen)
-}
-"""
-_GRAPHS = dict(detection=_DETECTOR, segmentation=_SEGMENTOR, classification=_CLASSIFIER)
+}"""
+_BODIES = dict(detection=_DETECTOR, segmentation=_SEGMENTOR, classification=_CLASSIFIER, maps=_CLASSIFIER)
 
 
-def metadata(task: str, classes: list[str] | None = None, palette: list[list[int]] | None = None) -> dict:
-    """What an exported file says of itself."""
-    return dict(
-        format=1, version='1.0', task=task, classes=classes, palette=palette, resize=[], weights_sha256='0' * 64
-    )
-
-
-def write_onnx(
-    path: Path, task: str, classes: list[str] | None = None, palette: list[list[int]] | None = None
-) -> Path:
-    """Writes a model of two classes.
+def write_tiny_onnx(path: Path, task: str, classes: list[str] | None, palette: list[list[int]] | None = None) -> Path:
+    """Writes a model.
 
     Args:
         path: The file.
         task: 'detection', 'segmentation' or 'classification'; 'maps' writes a classifier that says so.
         classes: For its metadata.
-        palette: For its metadata.
+        palette: For its metadata. Default: None.
 
     Returns:
         The file.
     """
-    model = onnx.parser.parse_model(_HEADER + _GRAPHS.get(task, _CLASSIFIER))
-    onnx.helper.set_model_props(model, dict(mmgroupnet=json.dumps(metadata(task, classes, palette))))
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
-    return path
+    return write_onnx(path, _BODIES[task], task, classes=classes, palette=palette)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import sys
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -18,10 +19,14 @@ from torch.testing import assert_close
 
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.exported_model import check_model_options
+from mmgroupnet.engine.onnx_export import export_checkpoint
+from mmgroupnet.engine.packed_checkpoint import pack_checkpoint
 from mmgroupnet.engine.prediction import draw_on_pictures, find_images
 from mmgroupnet.engine.testing import run_test
+from tests.operators import build_operators
 from tests.test_engine.test_libraries import BACKBONE, CLASSIFIER, SEGMENTOR, write_pictures
-from tests.tiny_onnx import write_onnx
+from tests.test_engine.test_packed_checkpoint import OPTIONS, write_float
+from tests.tiny_onnx import write_tiny_onnx
 from tests.tiny_run import load_tiny_run, write_tiny_run
 
 CLASSES = dict(
@@ -30,7 +35,7 @@ CLASSES = dict(
 
 
 def write(folder, task, **options):
-    return str(write_onnx(folder / f'{task}.onnx', task, **{'classes': CLASSES[task], **options}))
+    return str(write_tiny_onnx(folder / f'{task}.onnx', task, **{'classes': CLASSES[task], **options}))
 
 
 def build(file):
@@ -226,6 +231,69 @@ class TestRefused:
         monkeypatch.setitem(sys.modules, 'mmgroupnet_runtime', None)
         with pytest.raises(UserError, match=r'run by the package mmgroupnet-runtime, which cannot be imported'):
             run_test(load_tiny_run(tiny), str(tiny / 'detection.onnx'))
+
+
+@pytest.fixture(scope='module')
+def with_operators():
+    """The runtime takes the operators of this checkout, compiled for the tests."""
+    library = str(build_operators())
+    with mock.patch('mmgroupnet_runtime.model.library_path', lambda: library):
+        yield
+
+
+@pytest.mark.usefixtures('with_operators')
+class TestAgainstPackedCheckpoints:
+    """With untrained weights: what a model finds is of no use, but all of it comes out again."""
+
+    @pytest.mark.slow
+    def test_a_detector(self, tmp_path):
+        write_tiny_run(tmp_path)
+        cfg = load_tiny_run(tmp_path, **OPTIONS)
+        write_float(cfg, tmp_path / 'float.pth')
+        metrics, predictions, drawn = [], [], []
+        pack_checkpoint(cfg, tmp_path / 'float.pth', tmp_path / 'packed.pth')
+        export_checkpoint(cfg, tmp_path / 'packed.pth', tmp_path / 'packed.onnx')
+        for name in ('packed.pth', 'packed.onnx'):
+            file, out = str(tmp_path / name), str(tmp_path / 'out.pkl')
+            metrics.append(run_test(load_tiny_run(tmp_path, **OPTIONS), file, out=out))
+            with open(out, 'rb') as opened:
+                predictions.append([picture['pred_instances'] for picture in pickle.load(opened)])
+            images = [str(tmp_path / 'data/images/8.png')]
+            folder = draw_on_pictures(load_tiny_run(tmp_path, **OPTIONS), file, images, tmp_path / name[-4:], 0.0)
+            drawn.append((folder / '8.png').read_bytes())
+        assert metrics[0]['coco/bbox_mAP_50'] > 0.01
+        assert metrics[1] == pytest.approx(metrics[0], abs=0.002)
+        assert drawn[1] == drawn[0]
+        for packed, exported in zip(*predictions, strict=True):
+            assert_close(exported['scores'], packed['scores'], atol=1e-5, rtol=1e-4)
+            # Boxes of one score may come in another order.
+            ordered, other = (
+                torch.cat([found['bboxes'], 100 * found['labels'][:, None], 100 * found['scores'][:, None]], dim=1)
+                for found in (packed, exported)
+            )
+            distances = torch.cdist(ordered, other, compute_mode='donot_use_mm_for_euclid_dist')
+            assert distances.amin(0).max() < 0.05 > distances.amin(1).max()
+
+    @pytest.mark.parametrize(
+        ('library', 'classes'),
+        [(SEGMENTOR, ('left', 'right')), (CLASSIFIER, ('dark', 'light'))],
+        ids=['mmseg', 'mmpretrain'],
+    )
+    def test_others(self, pictures, library, classes):
+        folder, config = pictures
+        dataset_meta = dict(classes=classes, palette=[(200, 10, 10), (10, 10, 200)])
+        write_float(config(library), folder / 'float.pth', dataset_meta)
+        pack_checkpoint(config(library), folder / 'float.pth', folder / 'packed.pth')
+        export_checkpoint(config(library), folder / 'packed.pth', folder / 'packed.onnx')
+        metrics = [run_test(config(library), str(folder / name)) for name in ('packed.pth', 'packed.onnx')]
+        assert metrics[1] == pytest.approx(metrics[0], abs=0.1)
+        images = find_images(folder / 'images/dark')
+        drawn = [
+            draw_on_pictures(config(library), folder / name, images, folder / name[-4:])
+            for name in ('packed.pth', 'packed.onnx')
+        ]
+        for image in drawn[0].iterdir():
+            assert (drawn[1] / image.name).read_bytes() == image.read_bytes()
 
 
 def test_copies_share_the_session(tiny):

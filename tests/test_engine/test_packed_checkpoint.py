@@ -43,7 +43,7 @@ def build(model, scope):
         return MODELS.build(model)
 
 
-def write_float(cfg, path):
+def write_float(cfg, path, dataset_meta=DATASET_META):
     """A checkpoint of untrained weights, with norms as training would move them; returns the model."""
     torch.manual_seed(2)
     model = build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')), cfg.default_scope)
@@ -56,7 +56,7 @@ def write_float(cfg, path):
     if hasattr(model, 'bbox_head'):
         nn.init.normal_(model.bbox_head.conv_cls.weight, std=0.5)
         nn.init.constant_(model.bbox_head.conv_reg.bias, 2.1)  # boxes of the squares' size
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=DATASET_META)), path)
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dataset_meta)), path)
     return model.eval()
 
 

@@ -18,7 +18,7 @@ from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.prediction import draw_on_pictures
 from mmgroupnet.engine.testing import run_test
 from tests.test_engine.test_libraries import BACKBONE, CLASSIFIER
-from tests.tiny_onnx import metadata, write_onnx
+from tests.tiny_onnx import write_tiny_onnx
 from tests.tiny_run import load_tiny_run, write_tiny_run
 
 CLASSES = ['red', 'blue']
@@ -31,7 +31,8 @@ def write(path, names=NAMES, task='detection', classes=CLASSES, **arrays):
         box = np.array([[index, 2, 30, 40]], np.float32)
         for key, array in dict(boxes=box, labels=np.array([1]), scores=np.array([0.5], np.float32)).items():
             arrays.setdefault(f'{key}_{index}', array)
-    np.savez(path, names=np.array(names, dtype=str), metadata=json.dumps(metadata(task, classes)), **arrays)
+    text = json.dumps(dict(task=task, classes=classes, palette=None))
+    np.savez(path, names=np.array(names, dtype=str), metadata=text, **arrays)
     return str(path)
 
 
@@ -48,7 +49,8 @@ def tiny(tmp_path_factory):
 
 class TestRuns:
     def test_the_same_as_the_model_that_predicted(self, tiny, tmp_path):
-        model, stored = str(write_onnx(tmp_path / 'model.onnx', 'detection', CLASSES)), str(tmp_path / 'stored.npz')
+        model = str(write_tiny_onnx(tmp_path / 'model.onnx', 'detection', CLASSES))
+        stored = str(tmp_path / 'stored.npz')
         images = [str(tiny / 'data/images' / name) for name in reversed(NAMES)]  # The data set has another order.
         main([model, *images, '--npz', stored])
         predictions = []
