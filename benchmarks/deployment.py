@@ -332,7 +332,7 @@ def print_counts(results: Mapping[str, dict]) -> None:
     """Prints the counts of all subjects as one Markdown table."""
     keys = ('all', 'simd', 'multiply_adds', 'memory', 'least_cycles')
     rows = [
-        [f'{name}, {found["size"][0]}x{found["size"][1]}', row['core'], row['name'], *(f'{row[key]:.1f}' for key in keys)]
+        [f'{name}, {"x".join(map(str, found["size"]))}', row['core'], row['name'], *(f'{row[key]:.1f}' for key in keys)]
         for name, found in results.items()
         for row in found['counts']
     ]
