@@ -96,6 +96,16 @@ def _compile(source: Path, folder: Path) -> Path:
     return target
 
 
+def compile_counter(folder: Path) -> Path:
+    """Compiles the plugin of qemu that counts instructions, instruction_count.c; it runs on this machine."""
+    if shutil.which('gcc') is None:
+        pytest.skip('there is no gcc')
+    library = folder / 'libinstruction_count.so'
+    options = ['-shared', '-fPIC', '-O2', '-Wall', '-Wextra', '-Werror']
+    subprocess.run(['gcc', *options, Path(__file__).with_name('instruction_count.c'), '-o', library], check=True)
+    return library
+
+
 @dataclass(frozen=True)
 class Python:
     """An ARM Python with numpy, onnxruntime and pillow, run by qemu.
@@ -123,6 +133,29 @@ class Python:
         environment['PYTHONPATH'] = os.pathsep.join(map(str, (*paths, self.environment['PYTHONPATH'])))
         options = dict(capture_output=True, text=True) | options
         return subprocess.run([*self.command, *map(str, arguments)], env=environment, **options)
+
+
+    def count(self, counter: Path, *arguments: str | Path, paths: Sequence[Path] = ()) -> list[int]:
+        """Runs it, and counts what it does.
+
+        Args:
+            counter: What :func:`compile_counter` made.
+            arguments, paths: As for :meth:`run`.
+
+        Returns:
+            Numbers of instructions: all, SIMD, float multiply-adds, loads and stores.
+
+        Raises:
+            RuntimeError: If the program fails.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / 'counts.txt'
+            emulator, *rest = self.command
+            counted = Python([emulator, '-plugin', f'{counter},out={out}', *rest], self.environment)
+            done = counted.run(*arguments, paths=paths)
+            if done.returncode != 0:
+                raise RuntimeError(f'{arguments} failed under qemu: {done.stderr}')
+            return [int(number) for number in out.read_text().split()]
 
 
 def python(cpu: str) -> Python:
