@@ -12,7 +12,11 @@ from contextlib import contextmanager
 from importlib import import_module
 
 import torch
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    DeduplicateInitializersPass,
+    IdentityEliminationPass,
+)
 from onnxscript import ir
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -229,6 +233,7 @@ def trace(graph: Graph) -> ir.Model:
             f'{reason})'
         ) from error
     _join(model, graph.inputs, graph.outputs or [f'map_{i}' for i in range(number)])
+    IdentityEliminationPass()(model)
     remove_transposes(model)
     DeduplicateInitializersPass(size_limit=_NO_LIMIT)(model)
     # Also names of this machine's files.
