@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmgroupnet.deploy.onnx.check import random_picture
 
 CLASSES = 3
+RESIZE = [dict(type='resize', width=64, height=48, keep_ratio=True)]
 PREPROCESSOR = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 
 
@@ -88,6 +89,40 @@ GFL = dict(
     loss_dfl=dict(type='DistributionFocalLoss'),
 )
 HEADS = dict(fcos=FCOS, retinanet=RETINA, softmax=SOFTMAX, atss=ATSS, gfl=GFL)
+
+
+def binary_fcos() -> nn.Module:
+    """A small detector that is all binary; its scores are spread."""
+    config = dict(
+        type='FCOS',
+        data_preprocessor=dict(type='DetDataPreprocessor', **PREPROCESSOR, bgr_to_rgb=True, pad_size_divisor=32),
+        backbone=dict(
+            type='mmgroupnet.GroupNetResNet',
+            depth=18,
+            num_bases=2,
+            base_channels=8,
+            stage_blocks=(1, 1),
+            strides=(1, 2),
+            dilations=(1, 1),
+            out_indices=(1,),
+        ),
+        neck=dict(type='mmgroupnet.BinaryFPN', in_channels=[16], out_channels=16, num_outs=2, num_bases=2),
+        bbox_head=dict(
+            type='mmgroupnet.BinaryFCOSHead',
+            num_classes=CLASSES,
+            in_channels=16,
+            feat_channels=16,
+            stacked_convs=2,
+            num_bases=2,
+            strides=(8, 16),
+            regress_ranges=((-1, 32), (32, 1e8)),
+        ),
+        test_cfg=dict(nms_pre=60, score_thr=0.1, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20),
+    )
+    model = build('mmdet', config)
+    nn.init.normal_(model.bbox_head.conv_cls.weight, std=0.1)
+    nn.init.zeros_(model.bbox_head.conv_cls.bias)
+    return model
 
 
 def pictures(batch: int = 2, height: int = 61, width: int = 90) -> np.ndarray:

@@ -12,8 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmgroupnet.engine.cli import add_config_options, read_config
-from mmgroupnet.engine.errors import one_line_errors
-from mmgroupnet.engine.onnx_export import export_checkpoint
+from mmgroupnet.engine.errors import UserError, one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,6 +34,10 @@ def main() -> None:
     args = parse_args()
     start = time.perf_counter()
     with one_line_errors():
+        try:
+            from mmgroupnet.engine.onnx_export import export_checkpoint
+        except ModuleNotFoundError as error:
+            raise UserError(f'{error.name} is not installed: pip install "mmgroupnet[onnx]"') from error
         summary = export_checkpoint(
             read_config(args), args.checkpoint, args.out, raw=args.raw, scores=args.scores, strict=args.strict
         )

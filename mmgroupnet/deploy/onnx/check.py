@@ -38,7 +38,7 @@ class Comparison:
         return f'largest difference from the model on a random picture: {", ".join(texts)}'
 
 
-def _session(path: Path):  # noqa: ANN202 - onnxruntime may not be installed
+def _session(path: Path) -> 'onnxruntime.InferenceSession':  # noqa: F821 - it may not be installed
     """A session of ONNX Runtime, with the packed operators where the graph has them.
 
     Raises:

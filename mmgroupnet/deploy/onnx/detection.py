@@ -55,8 +55,10 @@ def _refuse_other_heads(model: nn.Module) -> None:
         raise NotExportable(f'loss_cls={type(head.loss_cls).__name__} makes the scores in its own way: {advice}')
 
 
-def _check_test_cfg(test_cfg: Mapping) -> None:
+def _check_test_cfg(test_cfg: Mapping | None) -> None:
     """Refuses options of the answer that the graph has no counterpart for."""
+    if test_cfg is None:
+        raise NotExportable('test_cfg=None: the answer needs nms_pre, nms and max_per_img')
     for name, least in (('nms_pre', 1), ('max_per_img', 1)):
         value = test_cfg.get(name)
         if not isinstance(value, int) or value < least:

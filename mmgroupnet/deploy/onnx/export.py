@@ -59,16 +59,16 @@ def export(
     """Writes a model of mmdet, mmseg or mmpretrain as one .onnx file, docs/onnx_file.md, and checks it.
 
     Args:
-        model: A packed model (:func:`mmgroupnet.deploy.pack`), or one without binary layers. It is left as it is. Binary
-            layers that are not packed are written as the float32 computation that simulates them.
+        model: A packed model (:func:`mmgroupnet.deploy.pack`), or one without binary layers. It is left as it is.
+            Binary layers that are not packed are written as the float32 computation that simulates them.
         path: The file. It is written whole or not at all.
         raw: The maps of the head (of one that is not covered, those in front of it) in place of the answer.
             Default: False.
         scores: A segmentor gives its scores beside the class map. Default: False.
         classes: Names of the classes. Default: None, the file does not know them.
         palette: A colour of each class, (r, g, b). Default: None.
-        resize: Steps of the resize rule, see :func:`mmgroupnet.deploy.onnx.read_resize`. Default: None, the file does not
-            know it.
+        resize: Steps of the resize rule, see :func:`mmgroupnet.deploy.onnx.read_resize`. Default: None, the file does
+            not know it.
 
     Returns:
         What was written.

@@ -1,8 +1,8 @@
 """A model as one graph of ONNX.
 
-Its parts, the network and what is around it, are traced side by side, each from sizes of its own, and joined afterwards.
-One behind the other, torch would carry the size of the padded picture through all of the network and all that makes the
-answer, as terms that grow: a detector took minutes.
+Its parts, the network and what is around it, are traced side by side, each from sizes of its own, and joined
+afterwards. One behind the other, torch would carry the size of the padded picture through all of the network and all
+that makes the answer, as terms that grow: a detector took minutes.
 """
 
 import copy
@@ -60,7 +60,7 @@ class Graph(nn.Module):
         if scores and (raw or task != 'segmentation'):
             raise NotExportable(f'scores=True (--scores) is for class maps, not for {"maps" if raw else task}')
         self.task = 'maps' if raw else task
-        model = copy.deepcopy(model)
+        model = copy.deepcopy(model).cpu().float()
         rewrite_norms(model)
         module, name = _ANSWERS[task]
         module = import_module(module)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import onnx
-import onnxscript
 import torch
 from onnx.defs import OpSchema
 from onnxscript import ir

@@ -46,11 +46,11 @@ class Preprocessing(nn.Module):
         x = x.float()
         if self.mean is not None:
             x = (x - self.mean) / self.std
-        height, width = x.shape[2:]
         if self.size is not None:
-            bottom, right = (torch.sym_max(least - given, 0) for least, given in zip(self.size, (height, width)))
+            missing = (least - given for least, given in zip(self.size, x.shape[2:], strict=True))
+            bottom, right = (torch.sym_max(number, 0) for number in missing)
         elif self.divisor > 1:
-            bottom, right = (-given % self.divisor for given in (height, width))
+            bottom, right = (-given % self.divisor for given in x.shape[2:])
         else:
             return x
         return F.pad(x, (0, right, 0, bottom), value=self.pad_value)
@@ -93,8 +93,8 @@ def read_preprocessor(preprocessor: nn.Module) -> tuple[str, Preprocessing]:
     """Reads the data preprocessor of a model.
 
     Args:
-        preprocessor: mmdet's DetDataPreprocessor, mmseg's SegDataPreProcessor or mmpretrain's ClsDataPreprocessor. Their
-            batch augmentations belong to training, and are left out as in a test.
+        preprocessor: mmdet's DetDataPreprocessor, mmseg's SegDataPreProcessor or mmpretrain's ClsDataPreprocessor.
+            Their batch augmentations belong to training, and are left out as in a test.
 
     Returns:
         The task of its library, and the same preprocessing in a graph.

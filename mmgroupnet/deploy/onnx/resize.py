@@ -69,6 +69,6 @@ def read_resize(pipeline: Iterable[Mapping]) -> list[dict]:
                 pass
         raise UnknownResize(
             f'the test pipeline has {dict(transform)}: the file can hold Resize(scale, keep_ratio), ResizeEdge and '
-            "CenterCrop, bilinear by cv2"
+            'CenterCrop, bilinear by cv2'
         )
     return steps

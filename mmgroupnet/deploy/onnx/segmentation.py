@@ -51,9 +51,10 @@ class ClassMap(nn.Module):
                 f'model={type(model).__name__} with decode_head={type(head).__name__} has its own {", ".join(own)}: '
                 f'{advice}'
             )
-        if model.test_cfg.get('mode', 'whole') != 'whole':
+        if (model.test_cfg or {}).get('mode', 'whole') != 'whole':
             raise NotExportable(
-                f"test_cfg.mode={model.test_cfg.mode!r}: the graph takes whole pictures, test_cfg.mode='whole': {advice}"
+                f'test_cfg.mode={model.test_cfg.mode!r}: the graph takes whole pictures, '
+                f"test_cfg.mode='whole': {advice}"
             )
         if model.out_channels > 256:
             raise NotExportable(f'num_classes={model.out_channels}: a class map of 8 bits holds 256: {advice}')

@@ -11,4 +11,8 @@ def differing(part: object, methods: Sequence[str], source: type) -> list[str]:
         methods: Names.
         source: The class that the methods should be of.
     """
-    return [name for name in methods if getattr(getattr(part, name, None), '__func__', None) is not getattr(source, name)]
+
+    def is_own(name: str) -> bool:
+        return getattr(getattr(part, name, None), '__func__', None) is not getattr(source, name)
+
+    return [name for name in methods if is_own(name)]

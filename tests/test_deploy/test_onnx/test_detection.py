@@ -1,27 +1,18 @@
 """Detectors in one graph give what their own ``predict`` gives."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
 from mmdet.models.dense_heads import FCOSHead
-from mmdet.registry import MODELS
 
-from mmgroupnet.deploy import pack
 from mmgroupnet.deploy.onnx import NotExportable, export
 from mmgroupnet.deploy.onnx.graph import Graph
 from tests.onnx_files import (
-    ATSS,
-    CLASSES,
     FCOS,
     GFL,
     HEADS,
-    PREPROCESSOR,
     RETINA,
-    SOFTMAX,
     assert_detections,
-    build,
     detect,
     detector,
     pictures,
@@ -67,7 +58,7 @@ def test_options_that_mmdet_takes_defaults_for():
 
 
 def test_boxes_are_cut_at_the_picture_not_at_its_padding():
-    model = detector(FCOS)
+    model = detector(FCOS, dict(max_per_img=1000))
     images = pictures(1, 33, 49)  # padded to 48 x 64
     boxes = answer(model, images)[0]
     assert boxes[..., [0, 2]].max() == 49 and boxes[..., [1, 3]].max() == 33
@@ -88,17 +79,20 @@ def test_pictures_without_detections():
 
 
 def test_pictures_with_fewer_detections_end_in_empty_rows():
-    model = detector(FCOS)
+    model = detector(FCOS, dict(max_per_img=1000))
     images = pictures()
     images[1] = 128
     expected = detect(model, images)
-    assert len(expected[0][1]) != len(expected[1][1])
+    assert len(expected[0][1]) < len(expected[1][1])
     assert_detections(*answer(model, images), expected)
 
 
-@pytest.fixture(scope='module', params=['fcos', 'softmax', 'gfl'])
+@pytest.fixture(
+    scope='module',
+    params=['gfl', *(pytest.param(name, marks=pytest.mark.slow) for name in ('fcos', 'retinanet', 'softmax', 'atss'))],
+)
 def exported(request, tmp_path_factory):
-    """A detector and its file: points, anchors with a background class, and distributions of distances."""
+    """A detector and its file."""
     model = detector(HEADS[request.param])
     path = tmp_path_factory.mktemp('detection') / f'{request.param}.onnx'
     export(model, path)
@@ -114,6 +108,7 @@ def test_the_file_gives_the_answer_of_predict(exported, shape):
     assert_detections(found['dets'], found['labels'], detect(model, images))
 
 
+@pytest.mark.slow
 def test_the_file_finds_nothing_where_there_is_nothing(tmp_path):
     model = detector(FCOS, dict(score_thr=1.0))
     export(model, tmp_path / 'none.onnx')
@@ -121,47 +116,11 @@ def test_the_file_finds_nothing_where_there_is_nothing(tmp_path):
     assert found['dets'].shape == (2, 0, 5) and found['labels'].shape == (2, 0)
 
 
-def binary_fcos(**options):
-    config = dict(
-        type='FCOS',
-        data_preprocessor=dict(type='DetDataPreprocessor', **PREPROCESSOR, bgr_to_rgb=True, pad_size_divisor=32),
-        backbone=dict(
-            type='mmgroupnet.GroupNetResNet',
-            depth=18,
-            num_bases=2,
-            base_channels=8,
-            stage_blocks=(1, 1),
-            strides=(1, 2),
-            dilations=(1, 1),
-            out_indices=(1,),
-        ),
-        neck=dict(type='mmgroupnet.BinaryFPN', in_channels=[16], out_channels=16, num_outs=2, num_bases=2),
-        bbox_head=dict(
-            type='mmgroupnet.BinaryFCOSHead',
-            num_classes=CLASSES,
-            in_channels=16,
-            feat_channels=16,
-            stacked_convs=2,
-            num_bases=2,
-            strides=(8, 16),
-            regress_ranges=((-1, 32), (32, 1e8)),
-        ),
-        test_cfg=dict(nms_pre=60, score_thr=0.1, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20),
-    )
-    model = build('mmdet', config | options)
-    torch.nn.init.normal_(model.bbox_head.conv_cls.weight, std=0.1)
-    torch.nn.init.zeros_(model.bbox_head.conv_cls.bias)
-    return model
-
-
-def test_a_binary_detector_gives_the_answer_of_predict(tmp_path):
-    model = pack(binary_fcos())
-    exported = export(model, tmp_path / 'binary.onnx')
-    # Two blocks of two convs and a shortcut in one of them, lateral and output convs of the pyramid, two towers of two.
-    assert exported.num_packed == sum('bits' in name for name in dict(model.named_buffers())) and not exported.unpacked
+def test_a_binary_detector_gives_the_answer_of_predict(written):
+    model, _, path = written
     for shape in ((1, 61, 90), (3, 128, 96)):
         images = pictures(*shape)
-        found = run(tmp_path / 'binary.onnx', image=images)
+        found = run(path, image=images)
         assert_detections(found['dets'], found['labels'], detect(model, images))
 
 
@@ -174,7 +133,7 @@ def refused(model, **options) -> str:
 @pytest.mark.parametrize(
     ('test_cfg', 'sentence'),
     [
-        (dict(nms=dict(type='soft_nms', iou_threshold=0.5)), r"test_cfg.nms={'type': 'soft_nms', 'iou_threshold': 0.5}: "),
+        (dict(nms=dict(type='soft_nms', iou_threshold=0.5)), "test_cfg.nms={'type': 'soft_nms', 'iou_threshold': 0.5}"),
         (dict(nms=dict(type='nms', iou_threshold=0.5, max_num=3)), 'test_cfg.nms='),
         (dict(nms=dict(type='nms')), "test_cfg.nms={'type': 'nms'}: "),
         (dict(nms_pre=-1), 'test_cfg.nms_pre=-1: the graph takes a number of at least 1'),
@@ -185,6 +144,12 @@ def refused(model, **options) -> str:
 )
 def test_options_of_the_answer_that_are_not_covered(test_cfg, sentence):
     assert refused(detector(FCOS, test_cfg)).startswith(sentence)
+
+
+def test_detectors_without_test_cfg_are_refused():
+    model = detector(FCOS)
+    model.bbox_head.test_cfg = None
+    assert refused(model) == 'test_cfg=None: the answer needs nms_pre, nms and max_per_img'
 
 
 def test_a_head_with_a_decoding_of_its_own_is_refused():

@@ -1,0 +1,152 @@
+"""The file itself: operators, bits, shared weights, metadata, and how it is written."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from mmgroupnet.deploy import pack
+from mmgroupnet.deploy.onnx import export
+from mmgroupnet.deploy.onnx.operators import registered_schemas
+from mmgroupnet.deploy.packed_layers import PackedUnit
+from mmgroupnet.ops import UnitGeometry
+from mmgroupnet.version import __version__
+from tests.onnx_files import CLASSES, FCOS, RESIZE, binary_fcos, detector, shake_norms
+
+
+def initializers(path) -> dict[str, np.ndarray]:
+    return {each.name: numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
+
+
+def test_inputs_and_outputs(written):
+    graph = onnx.load(written[2]).graph
+    shapes = {
+        value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    assert shapes == dict(
+        image=['batch', 'image_1', 'image_2', 3], dets=['batch', 'dets_1', 5], labels=['batch', 'labels_1']
+    )
+
+
+def test_metadata(written):
+    _, exported, path = written
+    model = onnx.load(path)
+    assert {each.key for each in model.metadata_props} == {'mmgroupnet'}
+    metadata = json.loads(model.metadata_props[0].value)
+    assert metadata == exported.metadata
+    digest = hashlib.sha256()
+    for name, value in sorted(initializers(path).items()):
+        digest.update(repr((name, str(value.dtype), value.shape)).encode() + value.tobytes())
+    assert metadata == dict(
+        format=1,
+        version=__version__,
+        task='detection',
+        classes=['a', 'b', 'c'],
+        palette=[[1, 2, 3]] * CLASSES,
+        resize=RESIZE,
+        weights_sha256=digest.hexdigest(),
+    )
+
+
+def test_opsets_and_schemas(written):
+    model = onnx.load(written[2])
+    assert {each.domain: each.version for each in model.opset_import} == {'': 18, 'mmgroupnet': 1}
+    with registered_schemas():
+        onnx.checker.check_model(model)
+    # The registry is the process's: nothing is left in it.
+    assert not onnx.defs.has('Block', domain='mmgroupnet')
+
+
+def test_one_bit_for_each_weight_and_shared_ones_once(written):
+    model, exported, path = written
+    bits = {unit.bits.data_ptr(): unit for unit in model.modules() if isinstance(unit, PackedUnit)}
+    stored = [value for value in initializers(path).values() if value.dtype == np.uint8]
+    expected = [unit.geometry.weight_rows * math.ceil(unit.geometry.row_bits / 8) for unit in bits.values()]
+    assert sorted(value.nbytes for value in stored) == sorted(expected)
+    assert exported.num_packed == len(expected) and exported.unpacked == ()
+
+
+def test_no_initializer_is_there_twice(written):
+    contents = Counter(
+        (str(value.dtype), value.shape, value.tobytes()) for value in initializers(written[2]).values()
+    )
+    assert set(contents.values()) == {1}
+
+
+def test_blocks_say_what_they_are_made_of(written):
+    blocks = [node for node in onnx.load(written[2]).graph.node if node.op_type == 'Block']
+    names = initializers(written[2])
+    for block in blocks:
+        attributes = {each.name: onnx.helper.get_attribute_value(each) for each in block.attribute}
+        optional = [attributes[f'has_{name}'] for name in ('merge_scales', 'gate', 'shortcut_map')]
+        parameters = block.input[1 + sum(optional) :]
+        places = list(attributes['places'])
+        assert places == sorted(set(places)) and len(places) == len(parameters)
+        units = UnitGeometry.decode(tuple(attributes['geometry']))
+        for place, name in zip(places, parameters, strict=True):
+            assert place // 7 < len(units)
+            assert names[name].dtype == (np.uint8 if place % 7 == 0 else np.float32)
+    # Both towers are there for both levels.
+    assert len(blocks) >= 4
+
+
+def test_towers_start_channels_last(written):
+    """Input norms cost no transposes: one map of a level is turned for both towers, and for no norm of them."""
+    graph = onnx.load(written[2]).graph
+    readers = Counter(name for node in graph.node for name in node.input)
+    producers = {name: node for node in graph.node for name in node.output}
+    blocks = [node for node in graph.node if node.op_type == 'Block']
+    norms = [producers[node.input[0]] for node in blocks if producers[node.input[0]].op_type == 'Add']
+    assert len(norms) == 4
+    for norm in norms:
+        assert producers[norm.input[0]].op_type == 'Mul' and readers[norm.output[0]] == 1
+    assert not any(
+        producers.get(node.input[0], node).op_type == 'Transpose' for node in graph.node if node.op_type == 'Transpose'
+    )
+
+
+def test_nothing_of_this_machine_is_in_the_file(written):
+    content = written[2].read_bytes()
+    assert b'site-packages' not in content and b'stack_trace' not in content
+    assert not list(written[2].parent.glob('*.partial'))
+
+
+def test_a_failed_export_leaves_what_was_there(tmp_path, monkeypatch):
+    (tmp_path / 'model.onnx').write_text('old')
+    monkeypatch.setattr('mmgroupnet.deploy.onnx.export.check', lambda *_: 1 / 0)
+    monkeypatch.setattr('mmgroupnet.deploy.onnx.export.trace', lambda _: _empty())
+    with pytest.raises(ZeroDivisionError):
+        export(detector(FCOS), tmp_path / 'model.onnx')
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [('model.onnx', 'old')]
+
+
+def _empty():
+    from onnxscript import ir
+
+    return ir.Model(ir.Graph([], [], nodes=[], opset_imports={'': 18}), ir_version=10)
+
+
+def test_the_model_is_left_as_it_is():
+    from mmgroupnet.deploy.onnx.graph import Graph
+
+    model = pack(binary_fcos())
+    before = [(name, type(module)) for name, module in model.named_modules()]
+    Graph(model)
+    assert [(name, type(module)) for name, module in model.named_modules()] == before
+
+
+def test_input_norms_as_products_and_sums():
+    from mmgroupnet.deploy.onnx.norms import ChannelAffine
+
+    norm = nn.BatchNorm2d(4)
+    shake_norms(norm)
+    x = torch.randn(2, 4, 3, 5)
+    torch.testing.assert_close(ChannelAffine(norm.eval())(x), norm(x))
