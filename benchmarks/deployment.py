@@ -234,14 +234,20 @@ def measure(subject: Subject, rounds: int, threads: int) -> dict:
     return dict(size=subject.size, contestants=rows, skipped=skipped)
 
 
-# What a device runs: a model, some pictures' worth of inferences on one image.
+# What a device runs: some inferences on one image. Not by mmgroupnet_runtime.load, which refuses a quantized file: its
+# weights are not those that the exporter wrote.
 _ON_DEVICE = """
 import sys
 import numpy
-import mmgroupnet_runtime
-model = mmgroupnet_runtime.load(sys.argv[1], threads=1)
+import onnxruntime
+from mmgroupnet_runtime import library_path
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+options.add_session_config_entry('mmgroupnet.threads', '1')
+options.register_custom_ops_library(library_path())
+session = onnxruntime.InferenceSession(sys.argv[1], options)
 for _ in range(int(sys.argv[3])):
-    model.run(numpy.load(sys.argv[2]))
+    session.run(None, dict(image=numpy.load(sys.argv[2])))
 """
 
 

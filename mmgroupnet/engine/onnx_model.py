@@ -37,13 +37,14 @@ class OnnxModel(ExportedModel):
     """
 
     def __init__(self, file: str, data_preprocessor: dict | None = None) -> None:
-        self._runtime = _import_runtime(file)
+        runtime = _import_runtime(file)
         try:
-            model = self._runtime.load(file)
-        except self._runtime.UserError as error:
+            model = runtime.load(file)
+        except runtime.UserError as error:
             raise UserError(str(error)) from error
         super().__init__(file, model.metadata)
         self.model = model
+        self._runtime = runtime
 
     def forward(
         self, inputs: Sequence[Tensor], data_samples: list[BaseDataElement], mode: str = 'predict'
