@@ -65,7 +65,8 @@ def test_classes_of_instructions(plugin, tmp_path):
     source = tmp_path / 'loop.S'
     source.write_text(
         '.global _start\n_start:\n mov x1, #1000\n adr x2, _start\n'
-        'again:\n ldr x3, [x2]\n add v0.4s, v0.4s, v1.4s\n fmla v2.4s, v0.4s, v1.4s\n fmla v2.4s, v0.4s, v1.s[2]\n subs x1, x1, #1\n b.ne again\n'
+        'again:\n ldr x3, [x2]\n add v0.4s, v0.4s, v1.4s\n fmla v2.4s, v0.4s, v1.4s\n fmla v2.4s, v0.4s, v1.s[2]\n'
+        ' subs x1, x1, #1\n b.ne again\n'
         ' mov x0, #0\n mov x8, #94\n svc #0\n'
     )
     program = tmp_path / 'loop'
