@@ -71,9 +71,11 @@ class TestRuns:
         (message,) = logged
         assert "has the 4 pictures of the test data; its predictions for 1 others ('else.png') are left out" in message
 
-    def test_class_maps(self, tmp_path):
+    @pytest.mark.parametrize('channels', [1, 2])
+    def test_class_maps(self, tmp_path, channels):
         classes = np.array([[0, 1, 1]], np.uint8)
-        scores = np.stack([1 - classes, classes]).astype(np.float32)
+        # One score may tell two classes apart.
+        scores = np.stack([1 - classes, classes][-channels:]).astype(np.float32)
         sample = SegDataSample(metainfo=dict(img_path='folder/a.png', ori_shape=(1, 3)))
         file = write(tmp_path / 'a.npz', ['a.png'], 'segmentation', classes_0=classes, scores_0=scores)
         build(file).test_step(dict(inputs=None, data_samples=[sample]))
