@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mmgroupnet.deploy.onnx.check import random_picture
+from tests.operators import build_operators
 
 CLASSES = 3
 RESIZE = [dict(type='resize', width=64, height=48, keep_ratio=True)]
@@ -157,23 +158,13 @@ def assert_detections(dets: np.ndarray, labels: np.ndarray, expected: list[tuple
 
 
 def run(path: Path, **given: np.ndarray) -> dict[str, np.ndarray]:
-    """What ONNX Runtime makes of a file. The test is skipped where it, or the operators that the file needs, are
-    missing."""
+    """What ONNX Runtime makes of a file, with the operators of this checkout where the file needs them."""
     onnxruntime = pytest.importorskip('onnxruntime')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     if any(opset.domain == 'mmgroupnet' for opset in onnx.load(path).opset_import):
-        options.register_custom_ops_library(operator_library())
+        options.register_custom_ops_library(str(build_operators()))
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, given), strict=True))
-
-
-def operator_library() -> str:
-    """Path of the library with the packed operators; the test is skipped where it is missing."""
-    runtime = pytest.importorskip('mmgroupnet_runtime', reason='mmgroupnet_runtime is missing: make runtime')
-    try:
-        return str(runtime.library_path())
-    except Exception as error:
-        pytest.skip(str(error))

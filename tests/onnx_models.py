@@ -1,4 +1,4 @@
-"""Small .onnx files of standard operators, with the metadata that the exporter writes."""
+"""Small .onnx files of standard operators, whose answers are known by hand, with the metadata of the exporter."""
 
 import hashlib
 import json
@@ -33,6 +33,59 @@ MAPS = """(uint8[N, H, W, 3] image) => (float[N, H, W, 3] map_0) {
     map_0 = Cast<to = 1>(image)
 }"""
 
+# A box per channel of the picture, in parts of its width and height; its score is the mean of the channel.
+_BOXES = """(uint8[N, H, W, 3] image) => (float[N, 3, 5] dets, int64[N, 3] labels)
+<
+    float[1, 3, 4] parts = {0, 0, 0.5, 0.5, 0.25, 0.25, 0.75, 1, 0, 0, 1, 1},
+    int64[1, 3] classes = {0, 1, -1}, int64[2] axes = {1, 2}, int64[1] last = {2}, int64[4] whd = {2, 1, 2, 1},
+    int64[1] three = {3}, int64[1] four = {4}, float white = {255}
+>
+{
+    pixels = Cast<to = 1>(image)
+    means = ReduceMean<keepdims = 0>(pixels, axes)
+    shares = Div(means, white)
+    scores = Unsqueeze(shares, last)
+    shape = Shape(image)
+    sides = Gather(shape, whd)
+    scale = Cast<to = 1>(sides)
+    count = Shape<start = 0, end = 1>(image)
+    boxes_shape = Concat<axis = 0>(count, three, four)
+    labels_shape = Concat<axis = 0>(count, three)
+    box = Mul(parts, scale)
+    boxes = Expand(box, boxes_shape)
+    dets = Concat<axis = 2>(boxes, scores)
+    labels = Expand(classes, labels_shape)
+}"""
+# Class 1 where the picture is red.
+_RED_OR_NOT = """(uint8[N, H, W, 3] image, int64[2] size) => (uint8[N, h, w] classes, float[N, 2, h, w] scores)
+<int64[1] red = {2}, int64[1] one = {1}, float half = {127.5}, float unit = {1}>
+{
+    pixels = Cast<to = 1>(image)
+    maps = Transpose<perm = [0, 3, 1, 2]>(pixels)
+    map = Gather<axis = 1>(maps, red)
+    count = Shape<start = 0, end = 1>(image)
+    sizes = Concat<axis = 0>(count, one, size)
+    resized = Resize<mode = "nearest">(map, , , sizes)
+    is_red = Greater(resized, half)
+    share = Cast<to = 1>(is_red)
+    rest = Sub(unit, share)
+    scores = Concat<axis = 1>(rest, share)
+    byte = Cast<to = 2>(is_red)
+    classes = Squeeze(byte, one)
+}"""
+# How blue and how green a picture is.
+_BLUE_OR_GREEN = """(uint8[N, H, W, 3] image) => (float[N, 2] scores)
+<int64[2] axes = {1, 2}, int64[2] channels = {0, 1}, float white = {255}>
+{
+    pixels = Cast<to = 1>(image)
+    means = ReduceMean<keepdims = 0>(pixels, axes)
+    shares = Div(means, white)
+    chosen = Gather<axis = 1>(shares, channels)
+    scores = Softmax(chosen)
+}"""
+# Models of two classes, by their task; the last is a classifier that says of itself that it gives maps.
+TWO_CLASSES = dict(detection=_BOXES, segmentation=_RED_OR_NOT, classification=_BLUE_OR_GREEN, maps=_BLUE_OR_GREEN)
+
 
 def hash_weights(model: onnx.ModelProto) -> str:
     """The sha256 of the weights, as the metadata have it."""
@@ -57,7 +110,7 @@ def onnx_model(body: str, task: str, opsets: str = '"" : 18', **metadata) -> onn
         The model.
     """
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: [{opsets}]> tiny {body}')
-    for tensor in model.graph.initializer:  # As bytes, as the exporter writes them.
+    for tensor in model.graph.initializer:  # In raw_data, as the format wants them.
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
     values = dict(format=1, version='0.1.0', task=task, classes=['blue', 'green', 'red'], palette=None, resize=[],
                   weights_sha256=hash_weights(model))

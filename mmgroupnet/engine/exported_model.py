@@ -126,7 +126,7 @@ def set_class_map(sample: BaseDataElement, classes: np.ndarray, scores: np.ndarr
     Args:
         sample: The sample, changed in place.
         classes: The map, ``(H, W)`` of the picture in its file.
-        scores: Scores of all classes, ``(C, H, W)``. Default: None.
+        scores: Scores of all classes, or the one that tells two apart, ``(C, H, W)``. Default: None.
     """
     sample.pred_sem_seg = PixelData(data=torch.tensor(classes, dtype=torch.int64)[None])
     if scores is not None:

@@ -92,7 +92,7 @@ def export_checkpoint(
     notes = []
     try:
         pipeline = _test_pipeline(cfg)
-        resize = None if pipeline is None else read_resize(pipeline)
+        resize = None if pipeline is None else read_resize(pipeline, crops=raw or cfg.default_scope == 'mmpretrain')
         if resize is None:
             notes.append('the file has no resize rule: the config has no test pipeline')
     except UnknownResize as error:

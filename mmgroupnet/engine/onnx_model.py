@@ -51,6 +51,8 @@ class OnnxModel(ExportedModel):
     ) -> list[BaseDataElement]:
         """Answers a batch, at once if all pictures have one size before and after the test pipeline, else one by one.
 
+        Each is padded as if it were alone, which mmdet, too, does only where a batch is of one picture or of one size.
+
         Args:
             inputs: uint8 ``(3, H, W)``, BGR, in a list or stacked.
             data_samples: Changed in place.

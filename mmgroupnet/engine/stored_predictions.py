@@ -168,5 +168,6 @@ class StoredPredictions(ExportedModel):
         classes = self._read(name, 'classes', size)
         self._check_labels(classes, name)
         has_scores = f'scores_{self._indices[name]}' in self._arrays
-        scores = self._read(name, 'scores', (self._num_classes, *size)) if has_scores else None
+        # One map of scores may tell two classes apart.
+        scores = self._read(name, 'scores', (None, *size)) if has_scores else None
         set_class_map(sample, classes, scores)

@@ -109,6 +109,14 @@ def test_a_pipeline_that_no_rule_says_is_a_note(folder, cfg, given, tmp_path):
     )
 
 
+def test_crops_are_for_classifiers_and_maps(folder, cfg, given, tmp_path):
+    cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='CenterCrop', crop_size=32))
+    assert "has {'type': 'CenterCrop'" in export_checkpoint(cfg, folder / 'packed.pth', tmp_path / 'a.onnx')
+    assert given['resize'] is None
+    export_checkpoint(cfg, folder / 'packed.pth', tmp_path / 'a.onnx', raw=True)
+    assert given['resize'][0] == dict(type='center_crop', width=32, height=32)
+
+
 def test_a_config_without_a_test_is_a_note(folder, cfg, given, tmp_path):
     cfg.test_dataloader = None
     summary = export_checkpoint(cfg, folder / 'packed.pth', tmp_path / 'a.onnx')

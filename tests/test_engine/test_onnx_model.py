@@ -23,10 +23,10 @@ from mmgroupnet.engine.onnx_export import export_checkpoint
 from mmgroupnet.engine.packed_checkpoint import pack_checkpoint
 from mmgroupnet.engine.prediction import draw_on_pictures, find_images
 from mmgroupnet.engine.testing import run_test
+from tests.onnx_models import TWO_CLASSES, write_onnx
 from tests.operators import build_operators
 from tests.test_engine.test_libraries import BACKBONE, CLASSIFIER, SEGMENTOR, write_pictures
 from tests.test_engine.test_packed_checkpoint import OPTIONS, write_float
-from tests.tiny_onnx import write_tiny_onnx
 from tests.tiny_run import load_tiny_run, write_tiny_run
 
 CLASSES = dict(
@@ -35,7 +35,7 @@ CLASSES = dict(
 
 
 def write(folder, task, **options):
-    return str(write_tiny_onnx(folder / f'{task}.onnx', task, **{'classes': CLASSES[task], **options}))
+    return str(write_onnx(folder / f'{task}.onnx', TWO_CLASSES[task], task, **{'classes': CLASSES[task], **options}))
 
 
 def build(file):

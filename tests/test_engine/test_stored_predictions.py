@@ -17,8 +17,8 @@ from mmgroupnet.engine import stored_predictions
 from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.prediction import draw_on_pictures
 from mmgroupnet.engine.testing import run_test
+from tests.onnx_models import TWO_CLASSES, write_onnx
 from tests.test_engine.test_libraries import BACKBONE, CLASSIFIER
-from tests.tiny_onnx import write_tiny_onnx
 from tests.tiny_run import load_tiny_run, write_tiny_run
 
 CLASSES = ['red', 'blue']
@@ -49,7 +49,7 @@ def tiny(tmp_path_factory):
 
 class TestRuns:
     def test_the_same_as_the_model_that_predicted(self, tiny, tmp_path):
-        model = str(write_tiny_onnx(tmp_path / 'model.onnx', 'detection', CLASSES))
+        model = str(write_onnx(tmp_path / 'model.onnx', TWO_CLASSES['detection'], 'detection', classes=CLASSES))
         stored = str(tmp_path / 'stored.npz')
         images = [str(tiny / 'data/images' / name) for name in reversed(NAMES)]  # The data set has another order.
         main([model, *images, '--npz', stored])
@@ -71,9 +71,11 @@ class TestRuns:
         (message,) = logged
         assert "has the 4 pictures of the test data; its predictions for 1 others ('else.png') are left out" in message
 
-    def test_class_maps(self, tmp_path):
+    @pytest.mark.parametrize('channels', [1, 2])
+    def test_class_maps(self, tmp_path, channels):
         classes = np.array([[0, 1, 1]], np.uint8)
-        scores = np.stack([1 - classes, classes]).astype(np.float32)
+        # One score may tell two classes apart.
+        scores = np.stack([1 - classes, classes][-channels:]).astype(np.float32)
         sample = SegDataSample(metainfo=dict(img_path='folder/a.png', ori_shape=(1, 3)))
         file = write(tmp_path / 'a.npz', ['a.png'], 'segmentation', classes_0=classes, scores_0=scores)
         build(file).test_step(dict(inputs=None, data_samples=[sample]))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mmgroupnet.engine.checkpoint import read_checkpoint
-from tests.tiny_onnx import write_tiny_onnx
+from tests.onnx_models import TWO_CLASSES, write_onnx
 from tests.tiny_run import write_tiny_run
 
 TOOLS = Path(__file__).parents[2] / 'tools'
@@ -70,7 +70,7 @@ def test_testing_and_all_its_options(folder, tmp_path):
 
 
 def test_exported_models_and_predictions_of_a_device(folder, tmp_path):
-    model = write_tiny_onnx(tmp_path / 'model.onnx', 'detection', ['red', 'blue'])
+    model = write_onnx(tmp_path / 'model.onnx', TWO_CLASSES['detection'], 'detection', classes=['red', 'blue'])
     boxes = dict(boxes=np.float32([[0, 0, 32, 24]]), labels=np.array([0]), scores=np.float32([0.5]))
     stored = {f'{key}_{index}': array for index in range(4) for key, array in boxes.items()}
     names = np.array([f'{number}.png' for number in range(8, 12)])

@@ -10,6 +10,8 @@ from pathlib import Path
 
 # The checkout of this file comes before an installed mmgroupnet.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+# An installed mmgroupnet_runtime comes first: the one of the checkout may not have been built.
+sys.path.append(str(Path(__file__).resolve().parents[2] / 'runtime' / 'src'))
 
 from mmgroupnet.engine.cli import add_config_options, read_config
 from mmgroupnet.engine.errors import UserError, one_line_errors

@@ -19,6 +19,8 @@ from mmgroupnet.deploy.onnx.written import differing
 _TEST_OPTIONS = ('score_thr', 'nms_pre', 'min_bbox_size', 'nms', 'max_per_img')
 # Above this ratio to its anchor (or below its inverse) the side of a box is cut off, as mmdet does by default.
 _LARGEST_LOG_RATIO = abs(math.log(16 / 1000))
+# From so many candidates of a picture on mmcv suppresses each class by itself, where test_cfg.nms does not say.
+_SPLIT_THR = 10000
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
@@ -28,7 +30,7 @@ def head_of(model: nn.Module) -> nn.Module | None:
 
 
 def _refuse_other_heads(model: nn.Module) -> None:
-    """Refuses detectors whose answer is not made as :class:`Detector` makes it."""
+    """Refuses detectors whose answer is not made as :class:`Detections` makes it."""
     advice = 'export its maps (--raw; raw=True) and make the answer from them'
     if head_of(model) is None or differing(model, ['predict'], SingleStageDetector):
         raise NotExportable(
@@ -55,7 +57,7 @@ def _refuse_other_heads(model: nn.Module) -> None:
         raise NotExportable(f'loss_cls={type(head.loss_cls).__name__} makes the scores in its own way: {advice}')
 
 
-def _check_test_cfg(test_cfg: Mapping | None) -> None:
+def _check_test_cfg(test_cfg: Mapping | None, num_levels: int) -> None:
     """Refuses options of the answer that the graph has no counterpart for."""
     if test_cfg is None:
         raise NotExportable('test_cfg=None: the answer needs nms_pre, nms and max_per_img')
@@ -75,6 +77,13 @@ def _check_test_cfg(test_cfg: Mapping | None) -> None:
         raise NotExportable(
             f'test_cfg.nms={dict(test_cfg.get("nms") or {})}: the graph suppresses by '
             "dict(type='nms', iou_threshold=..., class_agnostic=..., split_thr=...)"
+        )
+    split_thr, most = nms.get('split_thr', _SPLIT_THR), num_levels * test_cfg.nms_pre
+    if nms.get('class_agnostic', False) and most >= split_thr:
+        raise NotExportable(
+            f'test_cfg.nms.split_thr={split_thr}: from so many candidates on mmcv does without class_agnostic, the '
+            f'graph does not, and there may be {most} (nms_pre={test_cfg.nms_pre} of each of {num_levels} levels): '
+            f'give split_thr={most + 1} or more'
         )
 
 
@@ -108,9 +117,9 @@ class Detections(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         _refuse_other_heads(model)
-        _check_test_cfg(model.bbox_head.test_cfg)
-        # Not the head itself: its layers are the network's.
         head = model.bbox_head
+        _check_test_cfg(head.test_cfg, head.prior_generator.num_levels)
+        # Not the head itself: its layers are the network's.
         self.test_cfg = head.test_cfg
         self.prior_generator = head.prior_generator
         self.bbox_coder = head.bbox_coder

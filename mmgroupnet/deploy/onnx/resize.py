@@ -12,6 +12,8 @@ _WITHOUT_EFFECT = (
     'PackInputs',
     'PackSegInputs',
 )
+# The pictures that a runtime has: of bytes, in colour. Defaults of the transforms that load them.
+_LOADED = dict(color_type='color', to_float32=False)
 
 
 class UnknownResize(ValueError):
@@ -41,11 +43,12 @@ _STEPS = dict(Resize=_resize, ResizeEdge=_resize_edge, CenterCrop=_center_crop)
 _BILINEAR = dict(backend='cv2', interpolation='bilinear')
 
 
-def read_resize(pipeline: Iterable[Mapping]) -> list[dict]:
+def read_resize(pipeline: Iterable[Mapping], crops: bool) -> list[dict]:
     """Reads what a test pipeline does between the reading of a picture and the network's input.
 
     Args:
         pipeline: Configs of its transforms.
+        crops: Whether a crop is allowed: an answer in pixels could not be brought back to the whole picture.
 
     Returns:
         The steps, as in docs/onnx_file.md.
@@ -57,18 +60,19 @@ def read_resize(pipeline: Iterable[Mapping]) -> list[dict]:
     for transform in pipeline:
         options = dict(transform)
         kind = str(options.pop('type')).rpartition('.')[2]
-        if kind in _WITHOUT_EFFECT and options.get('color_type', 'color') == 'color':
+        if kind in _WITHOUT_EFFECT and all(options.get(name, value) == value for name, value in _LOADED.items()):
             continue
         if kind == 'RandomFlip' and options.get('prob') == 0:
             continue
-        if kind in _STEPS and all(options.pop(name, value) == value for name, value in _BILINEAR.items()):
+        is_step = kind in _STEPS and (crops or kind != 'CenterCrop')
+        if is_step and all(options.pop(name, value) == value for name, value in _BILINEAR.items()):
             try:
                 steps.append(_STEPS[kind](**options))
                 continue
             except TypeError:  # It has an option, or lacks one, that the step does not.
                 pass
         raise UnknownResize(
-            f'the test pipeline has {dict(transform)}: the file can hold Resize(scale, keep_ratio), ResizeEdge and '
-            'CenterCrop, bilinear by cv2'
+            f'the test pipeline has {dict(transform)}: the file can hold Resize(scale, keep_ratio), ResizeEdge and, '
+            'for classifiers and maps alone, CenterCrop, bilinear by cv2, of pictures loaded in colour as uint8'
         )
     return steps

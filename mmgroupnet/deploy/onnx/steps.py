@@ -17,7 +17,7 @@ NO_SCORE = -1.0
 
 @torch.library.custom_op('mmgroupnet_onnx::best_entries', mutates_args=())
 def best_entries(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The best entries of each row, the best one first.
+    """The best entries of each row, the best one first; of equal ones the one that comes first in the row.
 
     Args:
         scores: ``(N, n)``.
@@ -26,8 +26,9 @@ def best_entries(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Returns:
         Their scores and their places in the row, int64, ``(N, min(count, n))`` both.
     """
-    best = scores.topk(min(count, scores.shape[1]))
-    return best.values, best.indices
+    # Not topk, which takes any of the equal ones.
+    best = scores.sort(dim=1, descending=True, stable=True)
+    return best.values[:, :count].clone(), best.indices[:, :count].clone()
 
 
 @best_entries.register_fake
@@ -52,8 +53,8 @@ def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float, count: int) ->
         count: How many boxes of a picture stay at most.
 
     Returns:
-        The boxes that stay, the best one first, int64 ``(N, n)``; n is the number of the picture that has most, the
-        rows of others end in -1.
+        The boxes that stay, the best one first, of equal ones that with the lower index, int64 ``(N, n)``; n is the
+        number of the picture that has most, the rows of others end in -1.
     """
     kept = []
     for of_picture, score in zip(boxes, scores, strict=True):

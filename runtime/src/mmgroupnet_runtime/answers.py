@@ -24,7 +24,8 @@ class Segmentation(NamedTuple):
 
     Attributes:
         classes: Indices of the classes, uint8 ``(H, W)``, of the picture's size.
-        scores: float32 ``(classes, H, W)``, or None where the file was exported without ``--scores``.
+        scores: float32 ``(classes, H, W)``, or ``(1, H, W)`` of a model that tells two classes apart by one score; None
+            where the file was exported without ``--scores``.
     """
 
     classes: np.ndarray

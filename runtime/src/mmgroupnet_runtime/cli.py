@@ -98,7 +98,7 @@ def _check_names(paths: list[Path], args: argparse.Namespace) -> None:
     for wanted, names in ((args.npz, [p.name for p in paths]), (args.draw, [p.stem for p in paths])):
         name, count = Counter(names).most_common(1)[0]
         if wanted and count > 1:
-            raise UserError(f'{count} pictures have the name {name}, which {wanted} can hold once: give them apart')
+            raise UserError(f'{count} pictures have the name {name}, which {wanted} can hold once: run them apart')
     for path in paths:
         if args.draw and _drawn_path(path, args).resolve() == path.resolve():
             raise UserError(f'--draw {args.draw} would overwrite the picture {path}: give another folder')

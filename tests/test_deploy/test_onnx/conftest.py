@@ -1,11 +1,14 @@
 """What several tests of .onnx files share: an export takes seconds."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 
 from mmgroupnet.deploy import pack
 from mmgroupnet.deploy.onnx import export
 from tests.onnx_files import CLASSES, RESIZE, binary_fcos
+from tests.operators import build_operators
 
 
 @pytest.fixture(scope='session')
@@ -13,5 +16,6 @@ def written(tmp_path_factory):
     """A packed detector, what was exported, and its file."""
     model = pack(binary_fcos())
     path = tmp_path_factory.mktemp('written') / 'new' / 'model.onnx'
-    exported = export(model, path, classes=('a', 'b', 'c'), palette=np.array([(1, 2, 3)] * CLASSES), resize=RESIZE)
+    with mock.patch('mmgroupnet_runtime.library_path', build_operators):
+        exported = export(model, path, classes=('a', 'b', 'c'), palette=np.array([(1, 2, 3)] * CLASSES), resize=RESIZE)
     return model, exported, path

@@ -146,6 +146,20 @@ def test_options_of_the_answer_that_are_not_covered(test_cfg, sentence):
     assert refused(detector(FCOS, test_cfg)).startswith(sentence)
 
 
+def test_so_many_candidates_that_mmcv_forgets_class_agnostic():
+    def options(split_thr):
+        return dict(nms=dict(type='nms', iou_threshold=0.2, class_agnostic=True, **split_thr))
+
+    assert refused(detector(FCOS, options(dict(split_thr=120)))) == (
+        'test_cfg.nms.split_thr=120: from so many candidates on mmcv does without class_agnostic, the graph does not, '
+        'and there may be 120 (nms_pre=60 of each of 2 levels): give split_thr=121 or more'
+    )
+    assert refused(detector(FCOS, options({}) | dict(nms_pre=5000))).startswith('test_cfg.nms.split_thr=10000: ')
+    model = detector(FCOS, options(dict(split_thr=121)))
+    images = pictures()
+    assert_detections(*answer(model, images), detect(model, images))
+
+
 def test_detectors_without_test_cfg_are_refused():
     model = detector(FCOS)
     model.bbox_head.test_cfg = None

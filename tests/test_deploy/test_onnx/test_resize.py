@@ -29,7 +29,7 @@ _AROUND = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbo
     ids=str,
 )
 def test_steps(transforms, steps):
-    assert read_resize([_AROUND[0], *transforms, *_AROUND[1:]]) == steps
+    assert read_resize([_AROUND[0], *transforms, *_AROUND[1:]], crops=True) == steps
 
 
 @pytest.mark.parametrize(
@@ -42,14 +42,23 @@ def test_steps(transforms, steps):
         dict(type='FixScaleResize', scale=(64, 48), keep_ratio=True),
         dict(type='Pad', size_divisor=32),
         dict(type='LoadImageFromFile', color_type='grayscale'),
+        dict(type='LoadImageFromFile', to_float32=True),
         dict(type='RandomFlip', prob=0.5),
     ],
     ids=str,
 )
 def test_what_no_step_says_is_named(transform):
     with pytest.raises(UnknownResize) as caught:
-        read_resize([*_AROUND, transform])
+        read_resize([*_AROUND, transform], crops=True)
     assert str(caught.value) == (
-        f'the test pipeline has {transform}: the file can hold Resize(scale, keep_ratio), ResizeEdge and CenterCrop, '
-        'bilinear by cv2'
+        f'the test pipeline has {transform}: the file can hold Resize(scale, keep_ratio), ResizeEdge and, for '
+        'classifiers and maps alone, CenterCrop, bilinear by cv2, of pictures loaded in colour as uint8'
     )
+
+
+def test_crops_that_an_answer_in_pixels_does_not_allow():
+    with pytest.raises(UnknownResize, match="the test pipeline has {'type': 'CenterCrop', 'crop_size': 32}: "):
+        read_resize([*_AROUND, dict(type='CenterCrop', crop_size=32)], crops=False)
+    assert read_resize([*_AROUND, dict(type='ResizeEdge', scale=32)], crops=False) == [
+        dict(type='resize_edge', edge='short', length=32)
+    ]
