@@ -187,6 +187,11 @@ Shape Chain::output_shape(const Shape& input, const Shape& shortcut_map, double*
 }
 
 void check_size(const Map& map, int64_t batch) {
+  // Branches that share their weights may be more than those of a unit.
+  if (map.branches * map.channels > kMaxChannels) {
+    throw Error({"maps of ", map.branches, " * ", map.channels, " channels: give no more than ", kMaxChannels,
+                 " channels"});
+  }
   if (batch <= kMaxSide && map.height <= kMaxSide && map.width <= kMaxSide) {
     const int64_t of_a_pixel = batch * map.branches * map.channels;  // both factors are 2^24 or less
     if (of_a_pixel == 0 || map.height * map.width <= kMaxElements / of_a_pixel) return;
