@@ -61,11 +61,12 @@ def test_the_counted_network_gives_what_the_portable_kernels_give(network, plugi
 
 
 def test_classes_of_instructions(plugin, tmp_path):
-    """A program without a library: 6 instructions a round: one adds vectors, two multiply and add floats, one loads."""
+    """A program without a library. Of 6 instructions a round one adds vectors, two multiply and add, one loads."""
     source = tmp_path / 'loop.S'
     source.write_text(
         '.global _start\n_start:\n mov x1, #1000\n adr x2, _start\n'
-        'again:\n ldr x3, [x2]\n add v0.4s, v0.4s, v1.4s\n fmla v2.4s, v0.4s, v1.4s\n fmla v2.4s, v0.4s, v1.s[2]\n subs x1, x1, #1\n b.ne again\n'
+        'again:\n ldr x3, [x2]\n add v0.4s, v0.4s, v1.4s\n'
+        ' fmla v2.4s, v0.4s, v1.4s\n fmla v2.4s, v0.4s, v1.s[2]\n subs x1, x1, #1\n b.ne again\n'
         ' mov x0, #0\n mov x8, #94\n svc #0\n'
     )
     program = tmp_path / 'loop'
