@@ -68,7 +68,7 @@ runtime: env
 	"$(PY)" runtime/build_wheels.py
 
 test-arm: env $(KERNELS)
-	OMP_NUM_THREADS=1 "$(PY)" -m pytest -m arm tests/arm $(ARGS)
+	OMP_NUM_THREADS=1 "$(PY)" -m pytest -m arm $(ARGS)
 
 lint: env
 	"$(PY)" -m ruff check .

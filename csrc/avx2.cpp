@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "elementwise.h"
+#include "look_up.h"
 #include "training.h"
 
 namespace mmgroupnet {
@@ -47,20 +48,6 @@ struct Vector {
     return static_cast<uint64_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NGE_UQ)));
   }
 };
-
-struct alignas(64) Table {
-  uint8_t rows[16 * 16][16] = {};
-
-  constexpr Table() {
-    for (int ab = 0; ab < 256; ++ab) {
-      for (int w = 0; w < 16; ++w) {
-        rows[ab][w] = static_cast<uint8_t>(__builtin_popcount((ab % 16) ^ w) + 16 * __builtin_popcount((ab / 16) ^ w));
-      }
-    }
-  }
-};
-// A constant: a processor without AVX2 loads this file, too, and must not run any of it.
-constexpr Table table;
 
 // The 16 steps of a word of two pixels.
 inline __m256i expand_word(const uint64_t* first, const uint64_t* second) {

@@ -94,7 +94,7 @@ class Convolution {
     rows = whole_columns(rows);
     int blocks = layout_.blocks;
     const int wanted = threads == 1 ? 1 : 4 * threads;
-    const int others = (wanted_rows.last_image - wanted_rows.first_image) * branches_ * unit_.groups;
+    const int64_t others = int64_t{wanted_rows.last_image - wanted_rows.first_image} * branches_ * unit_.groups;
     while (others * ceil_div(height, rows) < wanted && rows > 4) {
       rows = whole_columns(ceil_div(rows, 2));
     }
@@ -142,7 +142,7 @@ class Convolution {
 
   // Padded activations of all pixels that the job's rows see.
   const uint8_t* expand(const Job& job, int rate, int width, Storage<uint8_t>& scratch) const {
-    const int bytes = layout_.pixel_bytes;
+    const ptrdiff_t bytes = layout_.pixel_bytes;
     const int row_groups = ceil_div(job.last_row - job.first_row, kernels_.rows);
     const int rows = (row_groups - 1) * kernels_.rows * step_.height + rate * (unit_.kernel_height - 1) + 1;
     const Size pad = padding(unit_, unit_.shares_weights ? 0 : job.branch);
@@ -186,7 +186,7 @@ class Convolution {
       kernels_.expand(padded, no_strides, left, layout_.in_channels, to);
       kernels_.expand(inside, strides, right - left, layout_.in_channels, to + left * bytes);
       kernels_.expand(padded, no_strides, width - right, layout_.in_channels, to + right * bytes);
-      to += static_cast<ptrdiff_t>(width) * bytes;
+      to += width * bytes;
     }
     return scratch.data();
   }

@@ -21,6 +21,7 @@
 #include <cstring>
 
 #include "elementwise.h"
+#include "look_up.h"
 #include "training.h"
 
 namespace mmgroupnet {
@@ -157,19 +158,6 @@ constexpr int kRows = 2;
 constexpr int kStepBytes = 16;      // a row of the table
 constexpr int kCountedColumns = 2;  // at once; times four vectors times two sums: 16 of 32 registers
 
-struct alignas(64) Table {
-  uint8_t rows[16 * 16][16] = {};
-
-  constexpr Table() {
-    for (int ab = 0; ab < 256; ++ab) {
-      for (int w = 0; w < 16; ++w) {
-        rows[ab][w] = static_cast<uint8_t>(__builtin_popcount((ab % 16) ^ w) + 16 * __builtin_popcount((ab / 16) ^ w));
-      }
-    }
-  }
-};
-constexpr Table table;
-
 // The rows of `steps` steps, at most 16, of a word of two pixels.
 MMG_INLINE void expand_word(const uint64_t* first, const uint64_t* second, int steps, uint8_t* activations) {
   const uint8x8_t a = vcreate_u8(*first), b = vcreate_u8(*second);
@@ -182,7 +170,7 @@ MMG_INLINE void expand_word(const uint64_t* first, const uint64_t* second, int s
   const uint64_t places[4] = {vgetq_lane_u64(low, 0), vgetq_lane_u64(low, 1), vgetq_lane_u64(high, 0),
                               vgetq_lane_u64(high, 1)};
   const auto row = [&places](int step) {
-    return vld1q_u8(table.rows[0] + (places[step / 4] >> (step % 4 * 16) & 0xffff));
+    return vld1q_u8(reinterpret_cast<const uint8_t*>(&table) + (places[step / 4] >> (step % 4 * 16) & 0xffff));
   };
 #pragma GCC unroll 8
   for (int step = 0; step < steps; step += 2) {
@@ -322,7 +310,7 @@ template <int kColumnsAtOnce, int kVectors>
 struct Bytes {
   static constexpr int kColumns = kColumnsAtOnce;
   static constexpr int kStepBytes = popcount::kStepBytes;
-  // Each step adds at most 8 to a count, so that a byte holds 31, 248 <= 255.
+  // Each step adds at most 8 to a count, so that a byte holds 15 pairs of them, 240 <= 255.
   static constexpr int kSteps = 2;
   static constexpr int kMaxSteps = 30;
   using AllSums = Sums<kColumns, kVectors>;
@@ -530,6 +518,7 @@ void finish_32(const uint16_t* different, const Epilogue& e, int c) {
 #pragma GCC unroll 8
     for (int v = 0; v < 8; ++v) vst1q_f32(out + 4 * v, values[v]);
     if (word != nullptr) {
+      // Half a word: where there are no channels for the other half, nobody reads it.
       const uint32_t negative = negative_32(values);
       std::memcpy(word, &negative, sizeof negative);
       word += word_bytes;

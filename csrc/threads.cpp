@@ -5,7 +5,6 @@
 
 #include <pthread.h>
 
-#include <algorithm>
 #include <atomic>
 #include <exception>
 
@@ -38,13 +37,6 @@ void parallel_for(int num_jobs, int threads, const std::function<void(int)>& job
     }
   }
   if (failure != nullptr) std::rethrow_exception(failure);
-}
-
-void for_pixels(int64_t first, int64_t last, int threads, const std::function<void(int64_t, int64_t)>& job) {
-  const int jobs = static_cast<int>((last - first + kPixelsPerJob - 1) / kPixelsPerJob);
-  parallel_for(jobs, threads, [&](int i) {
-    job(first + i * kPixelsPerJob, std::min(first + (i + 1) * kPixelsPerJob, last));
-  });
 }
 
 }  // namespace mmgroupnet

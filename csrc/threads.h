@@ -1,7 +1,8 @@
-// Jobs on several threads.
+// Jobs on several threads. Not for files of an instruction set, see kernels.h.
 #ifndef MMGROUPNET_THREADS_H_
 #define MMGROUPNET_THREADS_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 
@@ -16,7 +17,12 @@ void parallel_for(int num_jobs, int threads, const std::function<void(int)>& job
 constexpr int64_t kPixelsPerJob = 256;
 
 // Calls `job(first, last)` for pieces of the pixels [first, last).
-void for_pixels(int64_t first, int64_t last, int threads, const std::function<void(int64_t, int64_t)>& job);
+inline void for_pixels(int64_t first, int64_t last, int threads, const std::function<void(int64_t, int64_t)>& job) {
+  const int jobs = static_cast<int>((last - first + kPixelsPerJob - 1) / kPixelsPerJob);
+  parallel_for(jobs, threads, [&](int i) {
+    job(first + i * kPixelsPerJob, std::min(first + (i + 1) * kPixelsPerJob, last));
+  });
+}
 
 }  // namespace mmgroupnet
 

@@ -30,12 +30,12 @@ class Reader {
   int32_t read(const Field& field) {
     if (is_at_end()) {
       throw Error({"geometry: its ", numbers_.size(), " numbers end at the ", field.name,
-                       " of unit ", unit_, ": give the numbers of whole units"});
+                   " of unit ", unit_, ": give the numbers of whole units"});
     }
     const int64_t number = numbers_[at_];
     if (number < field.low || number > field.high) {
       throw Error({"geometry[", at_, "]=", number, ", ", field.name, " of unit ", unit_,
-                       ": give ", field.low, " to ", field.high});
+                   ": give ", field.low, " to ", field.high});
     }
     ++at_;
     return static_cast<int32_t>(number);
@@ -87,12 +87,12 @@ void check_unit(const Geometry& geometry, int64_t index) {
     }
     if (int64_t{unit.num_bases} * channels > kMaxChannels) {
       throw Error({name, "num_bases=", unit.num_bases, " times ", kind, "_channels=", channels,
-                       ": give no more than ", kMaxChannels, " channels"});
+                   ": give no more than ", kMaxChannels, " channels"});
     }
   }
   if ((unit.pad_height < 0) != (unit.pad_width < 0)) {
     throw Error({name, "padding=", Shape{unit.pad_height, unit.pad_width},
-                     ": give two numbers from 0 on, or (-1, -1)"});
+                 ": give two numbers from 0 on, or (-1, -1)"});
   }
   if (geometry.row_bits() >= kMaxChannels) {
     throw Error({name, geometry.row_bits(), " products in one sum, give fewer than 2**24"});
@@ -105,12 +105,13 @@ void check_unit(const Geometry& geometry, int64_t index) {
     const int64_t rate = geometry.dilations[k], kernel = std::max(unit.kernel_height, unit.kernel_width);
     if (rate * (kernel - 1) > kMaxReach) {
       throw Error({name, "dilation=", rate, " of a kernel of ", kernel, " reaches over ", rate * (kernel - 1),
-                       " pixels, give at most ", kMaxReach});
+                   " pixels, give at most ", kMaxReach});
     }
     const Margin other = margin_of(geometry, k);
     if (other.height != margin.height || other.width != margin.width) {
       throw Error({name, "its dilations differ: padding=", Shape{unit.pad_height, unit.pad_width},
-                       " gives maps of different size, give (-1, -1)"});
+                   " gives maps of different size, give ",
+                   unit.pad_height < 0 ? "kernels of odd size" : "(-1, -1)"});
     }
   }
 }
@@ -125,8 +126,8 @@ void set_size(const Geometry& geometry, const Map& in, Map* out) {
   const int64_t height = in.height + margin.height - 1, width = in.width + margin.width - 1;
   if (height < 0 || width < 0) {
     throw Error({"a map of ", in.height, "x", in.width, " pixels is smaller than the kernel: kernel_size=",
-                     Shape{unit.kernel_height, unit.kernel_width}, ", dilation=", geometry.dilations[0], ", padding=",
-                     Shape{unit.pad_height, unit.pad_width}});
+                 Shape{unit.kernel_height, unit.kernel_width}, ", dilation=", geometry.dilations[0], ", padding=",
+                 Shape{unit.pad_height, unit.pad_width}});
   }
   out->height = height / unit.stride_height + 1;
   out->width = width / unit.stride_width + 1;
@@ -187,12 +188,17 @@ Shape Chain::output_shape(const Shape& input, const Shape& shortcut_map, double*
 }
 
 void check_size(const Map& map, int64_t batch) {
+  // Branches that share their weights may be more than those of a unit.
+  if (map.branches * map.channels > kMaxChannels) {
+    throw Error({"maps of ", map.branches, " * ", map.channels, " channels: give no more than ", kMaxChannels,
+                 " channels"});
+  }
   if (batch <= kMaxSide && map.height <= kMaxSide && map.width <= kMaxSide) {
     const int64_t of_a_pixel = batch * map.branches * map.channels;  // both factors are 2^24 or less
     if (of_a_pixel == 0 || map.height * map.width <= kMaxElements / of_a_pixel) return;
   }
   throw Error({"a batch of ", batch, " maps of ", to_text(map), ": give sides up to ", kMaxSide, " and up to ",
-                   kMaxElements, " numbers in all"});
+               kMaxElements, " numbers in all"});
 }
 
 Map Chain::run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool has_sizes, double* products) const {
@@ -208,7 +214,7 @@ Map Chain::run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool 
     // The first unit may give each of its branches the same map; those behind it read what the one before wrote.
     if (in.channels != unit.in_channels || (branches != in.branches && !(is_first && in.branches == 1))) {
       throw Error({name, "it reads ", branches, " * ", unit.in_channels, " channels and gets ", in.branches,
-                       " * ", in.channels});
+                   " * ", in.channels});
     }
     if (unit.shares_weights && !is_first) {
       throw Error({name, "shares_weights=1: only the shortcut and the first unit can share their weights"});
@@ -229,7 +235,7 @@ Map Chain::run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool 
     const Map& residual = kind == MMG_RESIDUAL_INPUT ? current : shortcut;
     if (kind != MMG_RESIDUAL_NONE && !can_be_added(residual, out)) {
       throw Error({"geometry of unit ", i, ": residual=", kind, " is a map of ",
-                       to_text(residual), " and cannot be added to one of ", to_text(out)});
+                   to_text(residual), " and cannot be added to one of ", to_text(out)});
     }
     current = out;
   }

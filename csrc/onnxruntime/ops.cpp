@@ -45,7 +45,7 @@ class Constants {
     const Tensor found = node_.constant(next_, name);
     if (found.type != type || found.shape != shape) {
       throw Error({"input ", next_, ", ", name, ", is ", type_name(found.type), " ",
-                       found.shape, ": give ", type_name(type), " ", shape});
+                   found.shape, ": give ", type_name(type), " ", shape});
     }
     ++next_;
     return found.data;
@@ -99,7 +99,7 @@ class Block {
     const bool has_gate = node.number("has_gate", 0, 1) != 0;
     if (has_gate != (chain_.connection == MMG_GATED)) {
       throw Error({"has_gate=", has_gate, " for connection=", chain_.connection,
-                       ": a gated connection (3) has a gate, others have none"});
+                   ": a gated connection (3) has a gate, others have none"});
     }
     if (chain_.has_shortcut && chain_.has_shortcut_map) {
       throw Error({"has_shortcut=1 and has_shortcut_map=1: give one of them"});
@@ -108,7 +108,7 @@ class Block {
     const int64_t least = chain_.has_shortcut ? 2 : 1;
     if (static_cast<int64_t>(chain_.units.size()) < least) {
       throw Error({"geometry of ", chain_.units.size(), " units for has_shortcut=",
-                       chain_.has_shortcut, ": give ", least, " or more"});
+                   chain_.has_shortcut, ": give ", least, " or more"});
     }
     chain_.check_channels();
     const std::vector<int64_t> places = node.numbers("places");
@@ -237,7 +237,7 @@ class Connect {
     const int64_t channels = x.shape[3] / num_bases_;
     if (channels == 0 || x.shape[3] % num_bases_ != 0 || x.shape[3] > kMaxChannels) {
       throw Error({"x of shape ", x.shape, ": give (N, H, W, ", num_bases_, " * C), up to ", kMaxChannels,
-                       " channels"});
+                   " channels"});
     }
     check_size({num_bases_, channels, x.shape[1], x.shape[2]}, x.shape[0]);
     Shape shape = x.shape;

@@ -1,7 +1,6 @@
 // Jobs on the threads of the session that runs a node: threads of our own would fight with them for the cores.
 #include "threads.h"
 
-#include <algorithm>
 #include <atomic>
 #include <exception>
 
@@ -44,13 +43,6 @@ void parallel_for(int num_jobs, int threads, const std::function<void(int)>& job
   };
   check(*session_api, session_api->KernelContext_ParallelFor(session_context, run, num_jobs, 0, &work));
   if (work.failure != nullptr) std::rethrow_exception(work.failure);
-}
-
-void for_pixels(int64_t first, int64_t last, int threads, const std::function<void(int64_t, int64_t)>& job) {
-  const int jobs = static_cast<int>((last - first + kPixelsPerJob - 1) / kPixelsPerJob);
-  parallel_for(jobs, threads, [&](int i) {
-    job(first + i * kPixelsPerJob, std::min(first + (i + 1) * kPixelsPerJob, last));
-  });
 }
 
 }  // namespace mmgroupnet

@@ -14,7 +14,7 @@ from mmgroupnet import ops
 from mmgroupnet.layers import broadcast
 from mmgroupnet.layers.binary_linear import as_map, as_vectors
 from mmgroupnet.layers.observers import Observed, notify
-from mmgroupnet.ops import Connection, UnitGeometry
+from mmgroupnet.ops import Connection, Residual, UnitGeometry
 from mmgroupnet.ops.geometry import PARAMETERS
 from mmgroupnet.ops.simulation import channelwise
 
@@ -291,7 +291,8 @@ class PackedChain(PackedModule):
             shortcut_map = x
         for unit in self.units:
             unit.observe(x)
-            x = self.run(x, Connection.SEPARATE, self.num_bases, [unit], shortcut_map=shortcut_map)
+            added = shortcut_map if unit.geometry.residual == Residual.SHORTCUT else None
+            x = self.run(x, Connection.SEPARATE, self.num_bases, [unit], shortcut_map=added)
 
 
 class PackedBlock(PackedChain):

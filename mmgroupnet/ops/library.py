@@ -206,8 +206,8 @@ def run_block(
             of the input, the others per folded channel of the output; a scale of merged bases is per base and channel.
         places: The place of each of them, ``7 * i + j`` for the j-th name of unit i.
         has_shortcut: Whether the first unit makes the shortcut of the connected input.
-        shortcut_map: The shortcut, where others make it, ``(N, K*C', H', W')``. With neither, the shortcut is the
-            connected input.
+        shortcut_map: The shortcut, where others make it, ``(N, K*C', H', W')``, float32; not together with a unit that
+            makes it. With neither, the shortcut is the connected input.
 
     Returns:
         ``(N, K*C', H', W')``, float32, channels_last.
@@ -218,6 +218,8 @@ def run_block(
     kernels.check_tensor('gate', gate, (num_bases,))
     if (gate is None) == (connection == Connection.GATED):
         raise ValueError(f'gate={gate}: a gated connection has one, others have none')
+    if shortcut_map is not None and shortcut_map.dtype != torch.float32:
+        raise ValueError(f'shortcut_map of {shortcut_map.dtype}: packed ops compute in float32')
     shape = _block_shape(
         tuple(x.shape),
         connection,
@@ -274,6 +276,8 @@ def _block_shape(
     """
     batch, folded, height, width = shape
     shortcut, chain = (units[0], units[1:]) if has_shortcut else (None, units)
+    if has_shortcut and shortcut_shape is not None:
+        raise ValueError('has_shortcut=True and a shortcut_map: give one of them')
     given = 1 if connection == Connection.BROADCAST else num_bases
     if folded != given * chain[0].in_channels:
         raise ValueError(f'input of shape {shape}: the op takes (N, {given} * {chain[0].in_channels}, H, W)')
@@ -291,14 +295,14 @@ def _block_shape(
             )
         if unit.shares_weights and not is_first:
             raise ValueError('shares_weights=True: only the shortcut and the first unit can share their weights')
+        if unit.shares_weights and unit.merges:
+            raise ValueError('shares_weights=True and merges=True: merged bases have weights of their own')
         return (unit.branches(branches), unit.out_channels, *unit.output_size(height, width))
 
     if shortcut is not None:
         shortcut_map = run(shortcut, connected, True)
     elif shortcut_shape is not None:
         shortcut_map = (num_bases, shortcut_shape[1] // num_bases, *shortcut_shape[2:])
-        if shortcut_shape[0] != batch or shortcut_shape[1] % num_bases:
-            raise ValueError(f'shortcut_map of shape {shortcut_shape} for an input of shape {shape}')
     else:
         shortcut_map = connected
     current = connected
@@ -311,7 +315,10 @@ def _block_shape(
                 )
         current = out
     branches, channels, height, width = current
-    return (batch, branches * channels, height, width)
+    out_shape = (batch, branches * channels, height, width)
+    if shortcut_shape is not None and shortcut_shape != out_shape:
+        raise ValueError(f'shortcut_map of shape {shortcut_shape}: give the shape of the output, {out_shape}')
+    return out_shape
 
 
 @run_block.register_fake

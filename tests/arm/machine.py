@@ -74,13 +74,21 @@ def flags() -> list[str]:
     """Flags of csrc/ on ARM, from setup.py, which cannot be imported."""
     for statement in parse((ROOT / 'setup.py').read_text(encoding='utf-8')).body:
         if isinstance(statement, Assign) and statement.targets[0].id == 'KERNEL_FLAGS':
-            return [*literal_eval(statement.value), '-Wextra', '-Werror', f'-I{ROOT / "csrc"}']
+            includes = [f'-I{ROOT / folder}' for folder in ('csrc', 'csrc/onnxruntime/include')]
+            return [*literal_eval(statement.value), '-Wextra', '-Werror', *includes]
     raise LookupError('setup.py has no KERNEL_FLAGS')
 
 
 def compile_kernels(folder: Path) -> list[Path]:
     """Compiles csrc/, and returns the objects."""
     return [_compile(source, folder) for source in sorted((ROOT / 'csrc').glob('*.cpp'))]
+
+
+def compile_operators(folder: Path) -> list[Path]:
+    """Compiles csrc/onnxruntime, and returns the objects; they take the place of the kernels' own ``threads.o``."""
+    # glibc.cpp is for a library: a program that holds its C library has these symbols already.
+    sources = [source for source in sorted((ROOT / 'csrc' / 'onnxruntime').glob('*.cpp')) if source.stem != 'glibc']
+    return [_compile(source, folder) for source in sources]
 
 
 def link_program(source: Path, kernels: Sequence[Path], folder: Path) -> Path:
@@ -133,7 +141,6 @@ class Python:
         environment['PYTHONPATH'] = os.pathsep.join(map(str, (*paths, self.environment['PYTHONPATH'])))
         options = dict(capture_output=True, text=True) | options
         return subprocess.run([*self.command, *map(str, arguments)], env=environment, **options)
-
 
     def count(self, counter: Path, *arguments: str | Path, paths: Sequence[Path] = ()) -> list[int]:
         """Runs it, and counts what it does.

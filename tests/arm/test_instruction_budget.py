@@ -61,7 +61,7 @@ def test_the_counted_network_gives_what_the_portable_kernels_give(network, plugi
 
 
 def test_classes_of_instructions(plugin, tmp_path):
-    """A program without a library: 6 instructions a round: one adds vectors, two multiply and add floats, one loads."""
+    """A program without a library. Of 6 instructions a round one adds vectors, two multiply and add, one loads."""
     source = tmp_path / 'loop.S'
     source.write_text(
         '.global _start\n_start:\n mov x1, #1000\n adr x2, _start\n'

@@ -174,6 +174,20 @@ def test_too_many_products(library):
     refused(library, changed, 'geometry of unit 0: 268435456 products in one sum, give fewer than 2**24')
 
 
+def test_too_many_channels_by_shared_weights(library):
+    """The unit itself has one branch, and serves as many as there are."""
+    changed = block_node(make_block([dict(shares_weights=True, num_bases=1, out_channels=2**15)], num_bases=1))
+    changed.attributes['num_bases'] = 1024
+    refused(library, changed, 'maps of 1024 * 32768 channels: give no more than 16777216 channels')
+
+
+def test_even_kernels_with_dilations_that_differ(library):
+    """A map would lose a row by the first dilation, and none by the second."""
+    changed = block_node(make_block([dict(kernel_size=(2, 3), padding=None)]))
+    changed.attributes['geometry'][DILATIONS + 1] = 2
+    refused(library, changed, 'padding=(-1, -1) gives maps of different size, give kernels of odd size')
+
+
 @pytest.mark.parametrize('name', ['gate', 'parameter_0', 'parameter_3'])
 def test_a_parameter_that_is_computed(library, name):
     """It is an input of the graph, not an initializer."""

@@ -288,6 +288,38 @@ class TestWrongParameters:
         with pytest.raises(ValueError, match='residual=SHORTCUT: .* cannot be added to'):
             Block(Connection.SEPARATE, NUM_BASES, [unit], shortcut_map=torch.ones(2, 16, 7, 5)).run_op(x)
 
+    @pytest.mark.parametrize('shape', [(1, 32, 7, 5), (2, 33, 7, 5), (2, 64, 7, 5), (2, 32, 7, 6)], ids=str)
+    def test_shortcut_map_that_nobody_adds(self, x, shape):
+        unit = random_unit(geometry(in_channels=CHANNELS))
+        with pytest.raises(ValueError, match=r'shortcut_map .*: give the shape of the output, \(2, 32, 7, 5\)'):
+            Block(Connection.SEPARATE, NUM_BASES, [unit], shortcut_map=torch.ones(shape)).run_op(x)
+
+    def test_shortcut_map_of_a_unit_in_the_middle(self, x):
+        """Kernels read the map as one of the output's channels, of which this unit has half as many."""
+        units = [
+            random_unit(geometry(in_channels=CHANNELS, residual=Residual.SHORTCUT)),
+            random_unit(geometry(out_channels=32)),
+        ]
+        block = Block(Connection.SEPARATE, NUM_BASES, units, shortcut_map=torch.ones(2, 32, 7, 5))
+        with pytest.raises(ValueError, match=r'shortcut_map .*: give the shape of the output, \(2, 64, 7, 5\)'):
+            block.run_op(x)
+
+    def test_shortcut_map_of_another_type(self, x):
+        unit = random_unit(geometry(in_channels=CHANNELS, residual=Residual.SHORTCUT))
+        block = Block(Connection.SEPARATE, NUM_BASES, [unit], shortcut_map=torch.ones(2, 32, 7, 5).half())
+        with pytest.raises(ValueError, match='shortcut_map of torch.float16: packed ops compute in float32'):
+            block.run_op(x)
+
+    def test_two_shortcuts(self, block, x):
+        block.shortcut_map = torch.ones(2, 48, 4, 3)
+        with pytest.raises(ValueError, match='has_shortcut=True and a shortcut_map: give one of them'):
+            block.run_op(x)
+
+    def test_shared_weights_of_merged_bases(self, x):
+        unit = random_unit(geometry(num_bases=3, in_channels=CHANNELS, shares_weights=True, merges=True))
+        with pytest.raises(ValueError, match='shares_weights=True and merges=True: merged bases have weights of their'):
+            Block(Connection.BROADCAST, NUM_BASES, [unit]).run_op(x[:, :CHANNELS])
+
     def test_residual_of_another_shape(self, x):
         unit = random_unit(geometry(in_channels=CHANNELS, stride=(2, 2), residual=Residual.INPUT))
         with pytest.raises(ValueError, match='residual=INPUT: .* cannot be added to'):
