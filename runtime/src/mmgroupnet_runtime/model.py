@@ -22,7 +22,7 @@ def load(path: str | Path, threads: int | None = None) -> Model:
 
     Args:
         path: The .onnx file.
-        threads: How many threads compute. Default: what ONNX Runtime takes, one per core.
+        threads: How many threads compute, at most 256. Default: what ONNX Runtime takes, one per core.
 
     Returns:
         The model.
@@ -31,8 +31,8 @@ def load(path: str | Path, threads: int | None = None) -> Model:
         UserError: If the file is missing, damaged, foreign or too new, or ONNX Runtime or the library of our operators
             is missing or does not run here.
     """
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise UserError(f'threads={threads!r}: give an integer of at least 1, or None for one per core')
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 256):
+        raise UserError(f'threads={threads!r}: give an integer from 1 to 256, or None for one per core')
     path = Path(path)
     header = read_header(path)
     return Model(header, _open_session(path, header, threads or 0))
