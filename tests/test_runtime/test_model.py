@@ -166,7 +166,7 @@ def test_a_network_that_fails_on_a_picture(tmp_path, picture):
         model(picture)
 
 
-@pytest.mark.parametrize('threads', [0, -1, 1.5, '2', True])
+@pytest.mark.parametrize('threads', [0, -1, 257, 1.5, '2', True])
 def test_numbers_of_threads(tmp_path, threads):
     with pytest.raises(UserError, match=re.escape(f'threads={threads!r}: give an integer from 1 to 256, or None')):
         load(tmp_path / 'model.onnx', threads)
