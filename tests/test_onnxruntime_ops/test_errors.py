@@ -271,7 +271,7 @@ def test_shortcut_map_of_another_shape(library, shape):
         (tensor('gate', lambda gate: gate[:2]), 'input 2, gate, is float32 (2): give float32 (3)'),
         (tensor('merge_scales', lambda scales: scales.astype(np.float16)), 'is of element type 10 (3)'),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else '',  # a function's address differs between processes
 )
 def test_a_malformed_connect(library, change, sentence):
     changed = connect_node(3, torch.rand(3), torch.rand(3))
