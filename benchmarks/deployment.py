@@ -13,9 +13,9 @@ benchmarks/results/deployment.json.
 
 ``--arm`` counts instead, under qemu (what it needs stands in tests/arm/machine.py): the instructions of one picture, by
 kind, of the .onnx on bits and of the float twin in float32 and int8 (ONNX Runtime's own quantization), all in ONNX
-Runtime on one thread. Counts repeat to a
-hundredth. From them follow the least cycles in which a core can issue the SIMD
-instructions, see ``least_cycles``. It writes benchmarks/results/deployment_arm.json.
+Runtime on one thread. Counts of SIMD instructions repeat to a hundredth; Python adds some hundredths to those of all.
+From them follow the least cycles in which a core can issue the SIMD instructions, see ``least_cycles``. It writes
+benchmarks/results/deployment_arm.json.
 """
 
 import argparse
