@@ -377,7 +377,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.chdir(ROOT)
     results = {}
     if args.arm:
-        (wheel,) = (ROOT / 'runtime' / 'dist').glob('*_aarch64.whl')  # of `make runtime`
+        wheel = next((ROOT / 'runtime' / 'dist').glob('*_aarch64.whl'), None)
+        if wheel is None:
+            parser.error('--arm needs the wheel for aarch64 in runtime/dist: `make runtime` builds it')
         for name in args.models:
             results[name] = count(SUBJECTS[name], CORES, wheel)
         print_counts(results)
