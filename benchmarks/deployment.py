@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,7 +98,7 @@ SUBJECTS = {
 }
 
 
-def _config(network: Network) -> 'Config':  # noqa: F821
+def _config(network: Network) -> Config:
     from mmgroupnet.engine.configs import load_config
 
     cfg = load_config(network.config)

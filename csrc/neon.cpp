@@ -518,7 +518,7 @@ void finish_32(const uint16_t* different, const Epilogue& e, int c) {
 #pragma GCC unroll 8
     for (int v = 0; v < 8; ++v) vst1q_f32(out + 4 * v, values[v]);
     if (word != nullptr) {
-      // Half a word: where there are no channels for the other half, nobody reads it.
+      // Half a word. The other half is written by the next vectors; if the branch ends here, no kernel reads it.
       const uint32_t negative = negative_32(values);
       std::memcpy(word, &negative, sizeof negative);
       word += word_bytes;

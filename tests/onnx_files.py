@@ -17,6 +17,17 @@ from tests.operators import build_operators
 CLASSES = 3
 RESIZE = [dict(type='resize', width=64, height=48, keep_ratio=True)]
 PREPROCESSOR = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+# One binary block behind the stem: 8 channels at stride 4.
+BINARY_BACKBONE = dict(
+    type='mmgroupnet.GroupNetResNet',
+    depth=18,
+    num_bases=2,
+    base_channels=8,
+    stage_blocks=(1,),
+    strides=(1,),
+    dilations=(1,),
+    out_indices=(0,),
+)
 
 
 def build(scope: str, config: dict) -> nn.Module:

@@ -25,7 +25,8 @@ namespace {
 // tell it. Results are the same for any number.
 constexpr const char* kThreadsEntry = "mmgroupnet.threads";
 constexpr int kMaxThreads = 256;
-// To wake the other threads takes as long as so many binary products of a block, some 10 microseconds on x86.
+// A block of fewer binary products runs on one thread: waking other threads takes longer than these products, some 10
+// microseconds on x86.
 constexpr double kLeastProducts = 1 << 22;
 
 std::string shape_of_input(int64_t branches, int64_t channels) {
@@ -332,7 +333,7 @@ int count_threads(const OrtApi& api, const OrtSessionOptions* options) {
   return threads;
 }
 
-// The operators for all sessions with so many threads.
+// Both operators, configured for one number of threads; all sessions with that number share them.
 struct Domain {
   explicit Domain(int threads) : block(describe<Block>(threads)), connect(describe<Connect>(threads)) {}
 

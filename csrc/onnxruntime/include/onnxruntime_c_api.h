@@ -16,7 +16,8 @@ extern "C" {
 
 #define ORT_API_CALL
 
-// The last constant of the next two is there for their range: all values of ONNX Runtime have to lie within.
+// C++ gives an enum the range of its constants. The last constant of ONNX Runtime's own enums is therefore listed here,
+// although the operators do not use it: every value that ONNX Runtime passes then lies within the range.
 typedef enum ONNXTensorElementDataType {
   ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED = 0,
   ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT = 1,

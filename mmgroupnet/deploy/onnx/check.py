@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -9,6 +10,9 @@ import torch
 
 from mmgroupnet.deploy.onnx.graph import Graph
 from mmgroupnet.deploy.onnx.operators import DOMAIN, registered_schemas
+
+if TYPE_CHECKING:  # It may not be installed.
+    from onnxruntime import InferenceSession
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Comparison:
         return f'largest difference from the model on a random picture: {", ".join(texts)}'
 
 
-def _session(path: Path) -> 'onnxruntime.InferenceSession':  # noqa: F821 - it may not be installed
+def _session(path: Path) -> 'InferenceSession':
     """A session of ONNX Runtime, with the packed operators where the graph has them.
 
     Raises:

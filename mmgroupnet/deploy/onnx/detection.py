@@ -19,7 +19,8 @@ from mmgroupnet.deploy.onnx.written import differing
 _TEST_OPTIONS = ('score_thr', 'nms_pre', 'min_bbox_size', 'nms', 'max_per_img')
 # Above this ratio to its anchor (or below its inverse) the side of a box is cut off, as mmdet does by default.
 _LARGEST_LOG_RATIO = abs(math.log(16 / 1000))
-# From so many candidates of a picture on mmcv suppresses each class by itself, where test_cfg.nms does not say.
+# mmcv's default of test_cfg.nms.split_thr: with that many candidates in a picture or more, mmcv suppresses class by
+# class, even if class_agnostic is set.
 _SPLIT_THR = 10000
 
 
@@ -81,9 +82,9 @@ def _check_test_cfg(test_cfg: Mapping | None, num_levels: int) -> None:
     split_thr, most = nms.get('split_thr', _SPLIT_THR), num_levels * test_cfg.nms_pre
     if nms.get('class_agnostic', False) and most >= split_thr:
         raise NotExportable(
-            f'test_cfg.nms.split_thr={split_thr}: from so many candidates on mmcv does without class_agnostic, the '
-            f'graph does not, and there may be {most} (nms_pre={test_cfg.nms_pre} of each of {num_levels} levels): '
-            f'give split_thr={most + 1} or more'
+            f'test_cfg.nms.split_thr={split_thr}: mmcv ignores class_agnostic for that many candidates or more, '
+            f'the graph does not, and a picture may have {most} (nms_pre={test_cfg.nms_pre} of each of {num_levels} '
+            f'levels): give split_thr={most + 1} or more'
         )
 
 

@@ -149,7 +149,14 @@ class GroupNetBlock(nn.Module, ABC):
     def build_units(
         in_channels: int, channels: int, stride: int, dilation: int | Sequence[int], **kwargs
     ) -> list[BinaryUnit]:
-        """Builds the units of a block of so many channels; ``kwargs`` as for :class:`BinaryUnit`."""
+        """Builds the units of one block.
+
+        Args:
+            in_channels: Input channels of one branch.
+            channels: Channels of the 3x3 convs of one branch.
+            stride, dilation: Of the block's strided conv and of its 3x3 convs.
+            kwargs: As for :class:`BinaryUnit`.
+        """
 
     def chain(self) -> Chain:
         """The units and the shortcut."""

@@ -8,22 +8,11 @@ from mmpretrain.models.heads import ClsHead
 from mmgroupnet.deploy import pack
 from mmgroupnet.deploy.onnx import NotExportable, export
 from mmgroupnet.deploy.onnx.graph import Graph
-from tests.onnx_files import PREPROCESSOR, build, pictures, run
+from tests.onnx_files import BINARY_BACKBONE, PREPROCESSOR, build, pictures, run
 
 
 def classifier(head='LinearClsHead', binary=False, **preprocessor):
-    backbone = dict(type='mmengine.TinyPyramid', strides=(4,))
-    if binary:
-        backbone = dict(
-            type='mmgroupnet.GroupNetResNet',
-            depth=18,
-            num_bases=2,
-            base_channels=8,
-            stage_blocks=(1,),
-            strides=(1,),
-            dilations=(1,),
-            out_indices=(0,),
-        )
+    backbone = BINARY_BACKBONE if binary else dict(type='mmengine.TinyPyramid', strides=(4,))
     return build(
         'mmpretrain',
         dict(

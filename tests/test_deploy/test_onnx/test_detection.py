@@ -151,8 +151,8 @@ def test_so_many_candidates_that_mmcv_forgets_class_agnostic():
         return dict(nms=dict(type='nms', iou_threshold=0.2, class_agnostic=True, **split_thr))
 
     assert refused(detector(FCOS, options(dict(split_thr=120)))) == (
-        'test_cfg.nms.split_thr=120: from so many candidates on mmcv does without class_agnostic, the graph does not, '
-        'and there may be 120 (nms_pre=60 of each of 2 levels): give split_thr=121 or more'
+        'test_cfg.nms.split_thr=120: mmcv ignores class_agnostic for that many candidates or more, the graph does not, '
+        'and a picture may have 120 (nms_pre=60 of each of 2 levels): give split_thr=121 or more'
     )
     assert refused(detector(FCOS, options({}) | dict(nms_pre=5000))).startswith('test_cfg.nms.split_thr=10000: ')
     model = detector(FCOS, options(dict(split_thr=121)))

@@ -9,24 +9,13 @@ from mmseg.structures import SegDataSample
 from mmgroupnet.deploy import pack
 from mmgroupnet.deploy.onnx import NotExportable, export
 from mmgroupnet.deploy.onnx.graph import Graph
-from tests.onnx_files import PREPROCESSOR, build, pictures, run
+from tests.onnx_files import BINARY_BACKBONE, PREPROCESSOR, build, pictures, run
 
 _PAD = dict(size_divisor=32)
 
 
 def segmentor(binary=False, test_cfg=None, padding=_PAD, align_corners=False, **head):
-    backbone = dict(type='mmengine.TinyPyramid', strides=(4,))
-    if binary:
-        backbone = dict(
-            type='mmgroupnet.GroupNetResNet',
-            depth=18,
-            num_bases=2,
-            base_channels=8,
-            stage_blocks=(1,),
-            strides=(1,),
-            dilations=(1,),
-            out_indices=(0,),
-        )
+    backbone = BINARY_BACKBONE if binary else dict(type='mmengine.TinyPyramid', strides=(4,))
     return build(
         'mmseg',
         dict(
