@@ -118,6 +118,7 @@ def convolution_gradients(
         )
         patches = patches.transpose(0, 1).flatten(1)
         of_weight = (gradient.transpose(0, 1).flatten(1) @ patches.t()).view_as(weight)
+        of_weight = of_weight.to(wide(of_weight.dtype))
         needs_weight = False
     if is_small or _needs_contiguous(g, gradient):  # faster so, too, where there are few pixels
         gradient, signs = gradient.contiguous(), signs.contiguous()

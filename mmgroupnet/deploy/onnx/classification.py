@@ -5,7 +5,7 @@ from mmpretrain.models.heads.cls_head import ClsHead
 from mmpretrain.models.heads.multi_label_cls_head import MultiLabelClsHead
 from torch import Tensor, nn
 
-from mmgroupnet.deploy.onnx.errors import NotExportable
+from mmgroupnet.deploy.onnx.errors import RAW_ADVICE, NotExportable
 from mmgroupnet.deploy.onnx.written import differing
 
 
@@ -30,16 +30,15 @@ class Scores(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        advice = 'export its maps (--raw; raw=True) and make the answer from them'
         if not isinstance(model, ImageClassifier) or differing(model, ['predict'], ImageClassifier):
             raise NotExportable(
-                f'model={type(model).__name__}: the graph holds the answer of an ImageClassifier: {advice}'
+                f'model={type(model).__name__}: the graph holds the answer of an ImageClassifier: {RAW_ADVICE}'
             )
         made_by = [kind for kind in (ClsHead, MultiLabelClsHead) if isinstance(model.head, kind)]
         if not made_by or differing(model.head, ['predict', '_get_predictions'], made_by[0]):
             raise NotExportable(
                 f'head={type(model.head).__name__}: the graph holds the scores of heads that make them as ClsHead or '
-                f'MultiLabelClsHead: {advice}'
+                f'MultiLabelClsHead: {RAW_ADVICE}'
             )
         # Classes of a multi-label head do not exclude each other.
         self.is_exclusive = made_by[0] is ClsHead

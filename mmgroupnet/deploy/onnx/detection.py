@@ -11,7 +11,7 @@ from mmdet.models.detectors.single_stage import SingleStageDetector
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder, DistancePointBBoxCoder
 from torch import Tensor, nn
 
-from mmgroupnet.deploy.onnx.errors import NotExportable
+from mmgroupnet.deploy.onnx.errors import RAW_ADVICE, NotExportable
 from mmgroupnet.deploy.onnx.steps import NO_SCORE, best_entries, suppress
 from mmgroupnet.deploy.onnx.written import differing
 
@@ -32,11 +32,10 @@ def head_of(model: nn.Module) -> nn.Module | None:
 
 def _refuse_other_heads(model: nn.Module) -> None:
     """Refuses detectors whose answer is not made as :class:`Detections` makes it."""
-    advice = 'export its maps (--raw; raw=True) and make the answer from them'
     if head_of(model) is None or differing(model, ['predict'], SingleStageDetector):
         raise NotExportable(
             f'model={type(model).__name__}: the graph holds the answer of one-stage detectors with dense heads (FCOS, '
-            f'ATSS, RetinaNet, GFL) alone: {advice}'
+            f'ATSS, RetinaNet, GFL) alone: {RAW_ADVICE}'
         )
     head = model.bbox_head
     single = GFLHead if isinstance(head, GFLHead) else BaseDenseHead
@@ -46,16 +45,16 @@ def _refuse_other_heads(model: nn.Module) -> None:
         *(differing(head, ['anchor_center'], GFLHead) if single is GFLHead else []),
     ]
     if own:
-        raise NotExportable(f'bbox_head={type(head).__name__} has its own {", ".join(own)}: {advice}')
+        raise NotExportable(f'bbox_head={type(head).__name__} has its own {", ".join(own)}: {RAW_ADVICE}')
     if type(head.bbox_coder) not in (DistancePointBBoxCoder, DeltaXYWHBBoxCoder) or getattr(
         head.bbox_coder, 'add_ctr_clamp', False
     ):
         raise NotExportable(
             f'bbox_coder={type(head.bbox_coder).__name__}: the graph decodes DistancePointBBoxCoder and '
-            f'DeltaXYWHBBoxCoder (without add_ctr_clamp): {advice}'
+            f'DeltaXYWHBBoxCoder (without add_ctr_clamp): {RAW_ADVICE}'
         )
     if getattr(head.loss_cls, 'custom_cls_channels', False):
-        raise NotExportable(f'loss_cls={type(head.loss_cls).__name__} makes the scores in its own way: {advice}')
+        raise NotExportable(f'loss_cls={type(head.loss_cls).__name__} makes the scores in its own way: {RAW_ADVICE}')
 
 
 def _check_test_cfg(test_cfg: Mapping | None, num_levels: int) -> None:

@@ -7,7 +7,7 @@ from mmseg.models.segmentors.base import BaseSegmentor
 from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
 from torch import Tensor, nn
 
-from mmgroupnet.deploy.onnx.errors import NotExportable
+from mmgroupnet.deploy.onnx.errors import RAW_ADVICE, NotExportable
 from mmgroupnet.deploy.onnx.steps import resize_to
 from mmgroupnet.deploy.onnx.written import differing
 
@@ -34,12 +34,11 @@ class ClassMap(nn.Module):
 
     def __init__(self, model: nn.Module, with_scores: bool = False) -> None:
         super().__init__()
-        advice = 'export its maps (--raw; raw=True) and make the answer from them'
         head = head_of(model)
         if head is None:
             raise NotExportable(
                 f'model={type(model).__name__}: the graph holds the answer of an EncoderDecoder with one decode head: '
-                f'{advice}'
+                f'{RAW_ADVICE}'
             )
         own = [
             *differing(model, ['predict', 'inference', 'whole_inference', 'encode_decode'], EncoderDecoder),
@@ -49,15 +48,15 @@ class ClassMap(nn.Module):
         if own:
             raise NotExportable(
                 f'model={type(model).__name__} with decode_head={type(head).__name__} has its own {", ".join(own)}: '
-                f'{advice}'
+                f'{RAW_ADVICE}'
             )
         if (model.test_cfg or {}).get('mode', 'whole') != 'whole':
             raise NotExportable(
                 f'test_cfg.mode={model.test_cfg.mode!r}: the graph takes whole pictures, '
-                f"test_cfg.mode='whole': {advice}"
+                f"test_cfg.mode='whole': {RAW_ADVICE}"
             )
         if model.out_channels > 256:
-            raise NotExportable(f'num_classes={model.out_channels}: a class map of 8 bits holds 256: {advice}')
+            raise NotExportable(f'num_classes={model.out_channels}: a class map of 8 bits holds 256: {RAW_ADVICE}')
         self.align_corners = model.align_corners
         # Of a single score; above it a pixel is of the class 1.
         self.threshold = head.threshold if model.out_channels == 1 else None
