@@ -267,3 +267,16 @@ def test_gradients_of_padded_signs(overrides, padding_value):
     found = convolution_gradients(g, 0, upstream, signs.detach(), weight.detach(), True, True)
     for value, wanted in zip(found, expected, strict=True):
         assert_close(value, wanted)
+
+
+@pytest.mark.parametrize('size', [3, 12])  # fewer pixels than channels, which go another way, and more
+def test_weight_gradients_of_half_maps_are_float32(size):
+    g = geometry(in_channels=32, out_channels=4, kernel_size=(3, 3), num_bases=1, dilations=(1,), padding_value=1)
+    signs = torch.randn(1, 32, size, size).sign().bfloat16()
+    weight = torch.randn(4, 32, 3, 3).sign().bfloat16()
+    gradient = torch.randn(1, 4, size, size).bfloat16()
+    of_signs, of_weight = convolution_gradients(g, 0, gradient, signs, weight, True, True)
+    assert (of_signs.dtype, of_weight.dtype) == (torch.bfloat16, torch.float32)
+    padded = torch.nn.functional.pad(signs.float(), (1, 1, 1, 1), value=1.0)
+    expected = torch.nn.grad.conv2d_weight(padded, weight.shape, gradient.float())
+    assert_close(of_weight, expected, rtol=0.02, atol=0.02 * expected.abs().max().item())
