@@ -49,7 +49,7 @@ def run(name: str, seed: int) -> dict:
     import torch
 
     from mmgroupnet.analysis.training_curves import training_seconds
-    from mmgroupnet.engine.checkpoint import saved_checkpoints
+    from mmgroupnet.checkpoints.read import saved_checkpoints
 
     config, work_dir = config_of(name), work_dir_of(name, seed)
     train(config, work_dir, f'randomness.seed={seed}')
@@ -100,8 +100,8 @@ def draw_frames(lines: list[dict]) -> None:
     from PIL import Image
 
     from mmgroupnet.analysis.segmentation_sheet import Row, draw_segmentation_sheet, predict_maps
+    from mmgroupnet.checkpoints.read import saved_checkpoints
     from mmgroupnet.datasets import CamVidDataset
-    from mmgroupnet.engine.checkpoint import saved_checkpoints
 
     checkpoints = {name: saved_checkpoints(work_dir_of(name, 0)) for name in DRAWN}
     missing = [str(work_dir_of(name, 0)) for name, found in checkpoints.items() if not found]

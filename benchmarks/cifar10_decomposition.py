@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an insta
 from benchmarks.timing import describe_machine, format_table  # noqa: E402
 from benchmarks.trainings import append_line, read_lines, test, train  # noqa: E402
 from mmgroupnet.analysis.training_curves import training_seconds  # noqa: E402
-from mmgroupnet.engine.checkpoint import saved_checkpoints  # noqa: E402
+from mmgroupnet.checkpoints.read import saved_checkpoints  # noqa: E402
 from mmgroupnet.engine.model_report import count_parameters  # noqa: E402
 
 RESULTS = Path('benchmarks/results/cifar10_decomposition.jsonl')

@@ -119,7 +119,7 @@ def _checkpoint(subject: Subject, network: Network, folder: Path) -> Path:
         return Path(last.read_text().strip())
     from mmengine.registry import MODELS, DefaultScope
 
-    from mmgroupnet.deploy import with_data_preprocessor
+    from mmgroupnet.model_configs import with_data_preprocessor
 
     torch.manual_seed(0)
     cfg = _config(network)
@@ -145,7 +145,7 @@ def in_torch(network: Network, checkpoint: Path, image: Tensor) -> Callable[[], 
     """``test_step`` of the packed model on one image, uint8 ``(3, H, W)``."""
     from mmengine.registry import DefaultScope
 
-    from mmgroupnet.engine.packed_checkpoint import load_float, pack_loaded
+    from mmgroupnet.checkpoints.packed import load_float, pack_loaded
 
     cfg = _config(network)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):

@@ -74,7 +74,7 @@ def run_demo(description: str, work_dir: Path, run: Callable[[Path, list[str]], 
         help='settings of all configs to override, e.g. train_cfg.max_epochs=2 for a quick look',
     )
     args = parser.parse_args()
-    from mmgroupnet.engine.errors import UserError
+    from mmgroupnet.errors import UserError
 
     os.chdir(ROOT)
     try:
@@ -137,7 +137,7 @@ def evaluate(config: str, work_dir: Path, cfg_options: list[str], *options: str 
 
 def last_checkpoint(work_dir: Path) -> Path:
     """The checkpoint of the last epoch."""
-    from mmgroupnet.engine.checkpoint import find_resumable
+    from mmgroupnet.checkpoints.read import find_resumable
 
     checkpoint = find_resumable(str(work_dir))
     if checkpoint is None:

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
-from mmgroupnet.safe_globals import allow_mmengine_globals
+from mmgroupnet.checkpoints.safe import allow_mmengine_globals
 
 __all__ = ['MODELS', 'HOOKS', 'DATASETS', 'WEIGHT_INITIALIZERS']
 

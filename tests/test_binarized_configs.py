@@ -8,11 +8,11 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from benchmarks.stock_configs import Run
+from mmgroupnet.checkpoints.pretrained import leave_out_pretrained
 from mmgroupnet.converters.policy import parse_policy
 from mmgroupnet.engine.binarization import binarize_config, load_policy
 from mmgroupnet.engine.configs import check_arguments, load_config
 from mmgroupnet.engine.model_report import build_model
-from mmgroupnet.engine.pretrained import leave_out_pretrained
 from mmgroupnet.layers import BinaryConv2d, GroupwiseChain
 
 FOLDER = Path(__file__).parents[1] / 'configs'

@@ -16,9 +16,9 @@ from torchvision.models import resnet18
 from mmgroupnet.analysis.training_curves import read_history
 from mmgroupnet.datasets import DigitCrops, generate_digits
 from mmgroupnet.engine.configs import check_arguments, load_config
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.testing import run_test
 from mmgroupnet.engine.training import run_training
+from mmgroupnet.errors import UserError
 from tests.liveness import estimate_statistics
 
 CONFIGS = Path(__file__).parents[1] / 'configs' / 'classification'

@@ -11,9 +11,9 @@ import pytest
 from mmengine.config import Config
 
 from mmgroupnet.engine.configs import check_arguments, load_config
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.testing import run_test
 from mmgroupnet.engine.training import run_training
+from mmgroupnet.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 _NUMBERS = itertools.count()

@@ -9,6 +9,8 @@ import numpy as np
 from mmengine.fileio import load
 from PIL import Image, ImageDraw, ImageFont
 
+from mmgroupnet.errors import UserError
+
 IOU_THRESHOLD = 0.5
 
 _BACKGROUND = (250, 250, 248)
@@ -93,7 +95,7 @@ def load_tiles(
         The tiles in the order of the annotation file.
 
     Raises:
-        ValueError: If an image of the selection has no result.
+        UserError: If an image of the selection has no result.
     """
     coco = json.loads(Path(ann_file).read_text())
     names = {category['id']: category['name'] for category in coco['categories']}
@@ -103,7 +105,7 @@ def load_tiles(
     tiles = []
     for image in (images[index] for index in selection):
         if image['id'] not in results:
-            raise ValueError(f'{predictions_file} has no result for image id {image["id"]} of {ann_file}.')
+            raise UserError(f'{predictions_file} has no result for image id {image["id"]} of {ann_file}.')
         truth = [a for a in coco['annotations'] if a['image_id'] == image['id'] and names[a['category_id']] in classes]
         true_boxes = np.array([a['bbox'] for a in truth], dtype=float).reshape(-1, 4)
         true_boxes[:, 2:] += true_boxes[:, :2]
@@ -143,10 +145,10 @@ def draw_contact_sheet(
         The sheet, RGB.
 
     Raises:
-        ValueError: If there are no tiles.
+        UserError: If there are no tiles.
     """
     if not tiles:
-        raise ValueError('tiles is empty: give at least one image to draw.')
+        raise UserError('tiles is empty: give at least one image to draw.')
     pictures = [_draw_tile(tile, classes, picture_size) for tile in tiles]
     width, height = (max(picture.size[axis] for picture in pictures) for axis in (0, 1))
     spacing = 4 * _GAP

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mmgroupnet.errors import UserError
+
 _BACKGROUND = (250, 250, 248)
 _TEXT = (40, 40, 40)
 _OPACITY = 0.65  # of the colour of a class over the picture
@@ -59,10 +61,10 @@ def draw_segmentation_sheet(
         The sheet, RGB.
 
     Raises:
-        ValueError: If there are no rows, or their columns differ.
+        UserError: If there are no rows, or their columns differ.
     """
     if not rows or any(list(row.maps) != list(rows[0].maps) for row in rows):
-        raise ValueError(f'rows has {len(rows)} entries: give at least one row, and the same columns in all')
+        raise UserError(f'rows has {len(rows)} entries: give at least one row, and the same columns in all')
     columns = ['image', *rows[0].maps]
     pictures = [_draw_row(row, palette, picture_width) for row in rows]
     width = len(columns) * (picture_width + _GAP) + _GAP

@@ -1,13 +1,12 @@
 """Makes models of other libraries binary, and reads weights of other networks."""
 
 from mmgroupnet.converters.binarize import binarize
-from mmgroupnet.converters.binarized import BINARIZED_TYPE, build_binarized
+from mmgroupnet.converters.binarized import build_binarized
 from mmgroupnet.converters.float_resnet import FromFloatResNet
 from mmgroupnet.converters.official import convert_official
 from mmgroupnet.converters.report import Binarization, binarization_of
 
 __all__ = [
-    'BINARIZED_TYPE',
     'Binarization',
     'FromFloatResNet',
     'binarization_of',

@@ -9,6 +9,7 @@ from torch import nn
 from mmgroupnet.converters.bases import branch_weight, fit_bases
 from mmgroupnet.converters.policy import Decision, Decisions, Rule, decide, iterate_chains, parse_policy
 from mmgroupnet.converters.report import Binarization, RuleMatches, note_binarization
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import (
     BinaryConv2d,
     BinaryLinear,
@@ -53,7 +54,7 @@ def binarize(model: nn.Module, policy: Sequence[Mapping]) -> nn.Module:
         The model. :func:`mmgroupnet.converters.binarization_of` says what was done.
 
     Raises:
-        ValueError: If the policy is malformed, a rule selects nothing, or rules contradict each other, see
+        UserError: If the policy is malformed, a rule selects nothing, or rules contradict each other, see
             :func:`mmgroupnet.converters.policy.decide`.
     """
     rules = parse_policy(policy)
@@ -188,7 +189,7 @@ def _unfreeze(model: nn.Module) -> list[str]:
         What was changed.
 
     Raises:
-        ValueError: If a binary layer would still not train.
+        UserError: If a binary layer would still not train.
     """
     notes = []
     switches = dict(frozen_stages=-1, norm_eval=False)
@@ -209,7 +210,7 @@ def _unfreeze(model: nn.Module) -> list[str]:
     model.train()
     for name, module in model.named_modules():
         if isinstance(module, BinaryConv2d) and not (module.weight.requires_grad and module.training):
-            raise ValueError(f'{name} is frozen by a part of the model, and a binary layer has to train')
+            raise UserError(f'{name} is frozen by a part of the model, and a binary layer has to train')
     model.train(was_training)
     return notes
 

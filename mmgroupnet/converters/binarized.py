@@ -12,10 +12,8 @@ from torch import nn
 
 from mmgroupnet.converters.binarize import binarize
 from mmgroupnet.converters.report import binarization_of
-from mmgroupnet.deploy import with_data_preprocessor
+from mmgroupnet.model_configs import with_data_preprocessor
 from mmgroupnet.registry import MODELS
-
-BINARIZED_TYPE = 'mmgroupnet.Binarized'
 
 
 @MODELS.register_module(name='Binarized')
@@ -44,7 +42,7 @@ def build_binarized(
         says what was done.
 
     Raises:
-        ValueError: As :func:`mmgroupnet.binarize`, or if one of the model's parts refuses its arguments.
+        UserError: As :func:`mmgroupnet.binarize`, or if one of the model's parts refuses its arguments.
     """
     cfg = with_data_preprocessor(model, data_preprocessor)
     built = binarize(MMENGINE_MODELS.build(copy.deepcopy(cfg)), policy)  # Detectors write into their parts' configs.

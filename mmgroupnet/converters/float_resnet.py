@@ -8,9 +8,11 @@ from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 
+from mmgroupnet.checkpoints.match import listing
+from mmgroupnet.checkpoints.pretrained import fetch_checkpoint
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
 from mmgroupnet.models.backbones import GroupNetResNet
-from mmgroupnet.pretrained import PretrainedError, fetch_checkpoint, listing
 from mmgroupnet.registry import WEIGHT_INITIALIZERS
 
 # Standard deviation of what tells the bases apart, in those of the weights of the conv.
@@ -105,7 +107,7 @@ class FromFloatResNet:
             CIFAR ResNets' names, loaded in torch's safe mode.
 
     Raises:
-        PretrainedError: If the source lacks a conv of the blocks or the stem, has one that the backbone lacks or of
+        UserError: If the source lacks a conv of the blocks or the stem, has one that the backbone lacks or of
             another shape, or has names that are no ResNet's; one error lists them.
     """
 
@@ -122,7 +124,7 @@ class FromFloatResNet:
         elif isinstance(getattr(module, 'fc', None), nn.Linear):
             self._initialise_head(module.fc, classifier)
         else:
-            raise PretrainedError(
+            raise UserError(
                 f'init_cfg of {type(module).__name__}: FromFloatResNet initialises a GroupNetResNet or a head with a '
                 'linear layer fc'
             )
@@ -149,7 +151,7 @@ class FromFloatResNet:
         }
         found = [f'{len(names)} {kind}: {listing(names)}' for kind, names in problems.items() if names]
         if found:
-            raise PretrainedError(
+            raise UserError(
                 f'checkpoint {self.checkpoint} is no float ResNet of the topology of the backbone ({"; ".join(found)})'
             )
         for name, value in bases.items():
@@ -167,7 +169,7 @@ class FromFloatResNet:
         shapes = {name: tuple(value.shape) for name, value in classifier.items()}
         wanted = {f'fc.{name}': tuple(value.shape) for name, value in fc.named_parameters()}
         if shapes != wanted:
-            raise PretrainedError(
+            raise UserError(
                 f'checkpoint {self.checkpoint} has the classifier {shapes}, the head wants {wanted}: leave out the '
                 "head's init_cfg"
             )

@@ -11,6 +11,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.models.backbones import GroupNetResNet
 
 # The released code has these, and no bottlenecks.
@@ -163,7 +164,7 @@ def _recognise(given: Mapping[str, Tensor]) -> _Network:
     """Reads from names and shapes which network a checkpoint is of.
 
     Raises:
-        ValueError: If there are no branches.
+        UserError: If there are no branches.
     """
     branches, channels = defaultdict(set), []
     for name, value in given.items():
@@ -174,7 +175,7 @@ def _recognise(given: Mapping[str, Tensor]) -> _Network:
         if isinstance(value, Tensor) and value.dim():
             channels.append(len(value) // 2 ** (int(match[1]) - 1))
     if not branches:
-        raise ValueError(
+        raise UserError(
             'no checkpoint of the Group-Net authors: it has no branches, layer1.0.conv1.0.weight and so on. '
             f'It has {len(given)} unknown: {", ".join(given)}'
         )
@@ -253,7 +254,7 @@ def convert_official(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Any], 
         strictly; the tensors have the dtypes that they had.
 
     Raises:
-        ValueError: Listing all names that are missing, unknown, or of another shape, in one message.
+        UserError: Listing all names that are missing, unknown, or of another shape, in one message.
 
     Source: Zhuang et al., Group-Net (arXiv 1909.09934), and the checkpoints of its released code.
     """
@@ -264,7 +265,7 @@ def convert_official(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Any], 
     network = _recognise(given)
     problems = _problems(given, network)
     if problems:
-        raise ValueError(f'no complete checkpoint of the Group-Net authors, read as {network}: {"; ".join(problems)}')
+        raise UserError(f'no complete checkpoint of the Group-Net authors, read as {network}: {"; ".join(problems)}')
     converted = {}
     for source in network.sources():
         tensors = [given[name].detach() for name in source.official]

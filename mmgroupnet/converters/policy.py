@@ -15,6 +15,7 @@ from mmcv.cnn.bricks import wrappers
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
 
 OUTCOMES = ('binary', 'layerwise', 'groupwise', 'keep')
@@ -52,7 +53,7 @@ class Rule:
             Default: False.
 
     Raises:
-        ValueError: If a key is unknown, or one has no meaning for what the layers become.
+        UserError: If a key is unknown, or one has no meaning for what the layers become.
     """
 
     become: str
@@ -86,29 +87,29 @@ def parse_policy(policy: Sequence[Mapping]) -> list[Rule]:
         policy: The rules as dicts, see :class:`Rule`; ``names`` and ``types`` may be one string.
 
     Raises:
-        ValueError: Naming the rule, the key and what is allowed.
+        UserError: Naming the rule, the key and what is allowed.
     """
     if isinstance(policy, str | Mapping) or not isinstance(policy, Iterable) or not policy:
-        raise ValueError(f'policy={policy!r}: give a list of rules such as dict(become="keep", names="backbone.conv1")')
+        raise UserError(f'policy={policy!r}: give a list of rules such as dict(become="keep", names="backbone.conv1")')
     return [_parse_rule(entry, f'policy[{number}]') for number, entry in enumerate(policy)]
 
 
 def _parse_rule(entry: Mapping, where: str) -> Rule:
     keys = [option.name for option in dataclasses.fields(Rule)]
     if not isinstance(entry, Mapping) or entry.get('become') not in OUTCOMES:
-        raise ValueError(f'{where}={entry!r}: a rule is a dict whose become is one of {", ".join(OUTCOMES)}')
+        raise UserError(f'{where}={entry!r}: a rule is a dict whose become is one of {", ".join(OUTCOMES)}')
     become = entry['become']
     for key in entry:
         if key not in keys:
             near = difflib.get_close_matches(str(key), keys, n=1)
             hint = f' (did you mean {near[0]!r}?)' if near else ''
-            raise ValueError(f'{where}: a rule has no key {key!r}{hint}. Its keys: {", ".join(keys)}')
+            raise UserError(f'{where}: a rule has no key {key!r}{hint}. Its keys: {", ".join(keys)}')
     idle = dict(
         keep=('num_bases', 'gates', 'input_norm', 'binary_cfg'), binary=('num_bases', 'gates'), layerwise=('gates',)
     ).get(become, ())
     for key in idle:
         if key in entry:
-            raise ValueError(f'{where}: {key}={entry[key]!r} has no meaning for become={become!r}, leave it out')
+            raise UserError(f'{where}: {key}={entry[key]!r} has no meaning for become={become!r}, leave it out')
     values = dict(entry)
     for key in ('names', 'types'):
         if isinstance(values.get(key), str):
@@ -116,14 +117,14 @@ def _parse_rule(entry: Mapping, where: str) -> Rule:
         if key in values:
             is_list = isinstance(values[key], list | tuple) and values[key]
             if not is_list or not all(isinstance(name, str) for name in values[key]):
-                raise ValueError(f'{where}: {key}={values[key]!r}: give a string or a list of strings')
+                raise UserError(f'{where}: {key}={values[key]!r}: give a string or a list of strings')
             values[key] = tuple(values[key])
     if become in ('layerwise', 'groupwise'):
         num_bases = values.get('num_bases')
         if not isinstance(num_bases, int) or num_bases < 1:
-            raise ValueError(f'{where}: num_bases={num_bases!r}: {become} takes a number of bases, an int >= 1')
+            raise UserError(f'{where}: num_bases={num_bases!r}: {become} takes a number of bases, an int >= 1')
     if become == 'groupwise' and 'types' not in values:
-        raise ValueError(f"{where}: groupwise needs the classes of the blocks, such as types=['BasicBlock']")
+        raise UserError(f"{where}: groupwise needs the classes of the blocks, such as types=['BasicBlock']")
     return Rule(**values)
 
 
@@ -167,7 +168,7 @@ def decide(model: nn.Module, rules: Sequence[Rule]) -> Decisions:
         rules: The rules.
 
     Raises:
-        ValueError: If a rule that is not optional selects nothing, or only what rules above it have decided; if rules
+        UserError: If a rule that is not optional selects nothing, or only what rules above it have decided; if rules
             contradict each other: in a block that becomes a group, or about a layer that has two names; or if no layer
             becomes binary.
     """
@@ -193,7 +194,7 @@ def decide(model: nn.Module, rules: Sequence[Rule]) -> Decisions:
         if id(layer) in found:
             other = found[id(layer)]
             if other.rule != index:
-                raise ValueError(
+                raise UserError(
                     f'{other.names[0]} and {name} are one and the same layer, and {_spell(other.rule)} decides the '
                     f'one, {_spell(index)} the other: let one rule select both'
                 )
@@ -207,18 +208,18 @@ def decide(model: nn.Module, rules: Sequence[Rule]) -> Decisions:
         if index in deciding or rule.optional:
             continue
         if index not in selecting:
-            raise ValueError(
+            raise UserError(
                 f'{_describe(index, rule)} selects no layer of {type(model).__name__}. Its modules: '
                 f'{", ".join(name for name, _ in model.named_children())} (a rule of a policy for many models may say '
                 'optional=True)'
             )
-        raise ValueError(
+        raise UserError(
             f'{_describe(index, rule)} contradicts the rules above it, which have decided all that it selects: the '
             'first rule that selects a layer decides it, so that exceptions stand on top'
         )
     decisions = Decisions(list(rules), list(found.values()), blocks)
     if not any(_becomes_binary(decision, rules) for decision in decisions.layers) and not blocks:
-        raise ValueError(f'the policy makes no layer of {type(model).__name__} binary')
+        raise UserError(f'the policy makes no layer of {type(model).__name__} binary')
     return decisions
 
 
@@ -274,13 +275,13 @@ def _decide_blocks(paths: Mapping[str, list[tuple[str, nn.Module]]], rules: Sequ
                 continue
             around = next((at for at in blocks if _is_within(name, at)), None)
             if around is not None:
-                raise ValueError(
+                raise UserError(
                     f'{_describe(index, rule)} selects {name} inside {around}, which becomes a group itself: name one '
                     'of their classes alone'
                 )
             block = path[-1][1]
             if id(block) in seen:
-                raise ValueError(
+                raise UserError(
                     f'{_describe(index, rule)} selects {name}, which is the same block as {seen[id(block)]}: a shared '
                     'block cannot become a group'
                 )
@@ -294,7 +295,7 @@ def _decide_in_group(name: str, candidates: Sequence[int], group: int, rules: Se
     """The rule of a layer inside a block that becomes a group: a ``keep`` above its rule, or that rule."""
     index = next((index for index in candidates if index < group), group)
     if index != group and rules[index].become != 'keep':
-        raise ValueError(
+        raise UserError(
             f'policy[{index}] makes {name} {rules[index].become}, and policy[{group}] makes the block around it a '
             f'group: the two contradict, put policy[{group}] on top'
         )

@@ -9,6 +9,7 @@ from mmengine.dist import barrier, is_main_process
 from pycocotools.coco import COCO
 
 from mmgroupnet.datasets.digits import DIGIT_CLASSES, generate_digits
+from mmgroupnet.errors import UserError
 from mmgroupnet.registry import DATASETS
 
 # Side of a crop, in those of the digit's box: a little of the photograph, and of its neighbours, around it.
@@ -28,7 +29,7 @@ class DigitCrops(BaseDataset):
     Samples hold ``img``, BGR uint8 ``(image_size, image_size, 3)``, and ``gt_label``.
 
     Raises:
-        ValueError: If the split is another one.
+        UserError: If the split is another one.
     """
 
     METAINFO = dict(classes=DIGIT_CLASSES)
@@ -37,7 +38,7 @@ class DigitCrops(BaseDataset):
         self, split: str = 'train', source: str = 'data/digits', image_size: int = 32, **kwargs
     ) -> None:
         if split not in ('train', 'val'):
-            raise ValueError(f"split={split!r}: the digits have 'train' and 'val'")
+            raise UserError(f"split={split!r}: the digits have 'train' and 'val'")
         self.split = split
         self.source = Path(source)
         self.image_size = image_size

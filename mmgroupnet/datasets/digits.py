@@ -29,6 +29,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from mmgroupnet.errors import UserError
+
 DIGIT_CLASSES = tuple('0123456789')
 
 GENERATOR_VERSION = 2  # raise it whenever the same parameters give another set
@@ -99,7 +101,7 @@ class DigitsParameters:
         for name, smallest in (('num_train', 1), ('num_val', 1), ('image_size', MIN_IMAGE_SIZE), ('seed', 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-                raise ValueError(f'{name}={value!r}: give an integer of at least {smallest}.')
+                raise UserError(f'{name}={value!r}: give an integer of at least {smallest}.')
 
 
 def generate_digits(
@@ -127,7 +129,7 @@ def generate_digits(
         ``out_dir`` as a path.
 
     Raises:
-        ValueError: If a parameter is not an integer or too small.
+        UserError: If a parameter is not an integer or too small.
         FileExistsError: If ``out_dir`` holds something that this function did not write.
         ModuleNotFoundError: If scikit-learn is not installed.
     """

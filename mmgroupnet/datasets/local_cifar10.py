@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from mmengine.dataset import BaseDataset
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.registry import DATASETS
 
 
@@ -24,7 +25,7 @@ class LocalCIFAR10(BaseDataset):
     Samples hold ``img``, BGR uint8 ``(32, 32, 3)`` as OpenMMLab's loaders of pictures give it, and ``gt_label``.
 
     Raises:
-        ValueError: If the split is another one.
+        UserError: If the split is another one.
     """
 
     METAINFO = dict(
@@ -36,7 +37,7 @@ class LocalCIFAR10(BaseDataset):
         self, split: str = 'train', data_prefix: dict = dict(root='cifar-10-batches-py'), **kwargs
     ) -> None:
         if split not in self.files:
-            raise ValueError(f"split={split!r}: CIFAR-10 has 'train' and 'test'")
+            raise UserError(f"split={split!r}: CIFAR-10 has 'train' and 'test'")
         self.split = split
         super().__init__(data_prefix=data_prefix, **kwargs)
 

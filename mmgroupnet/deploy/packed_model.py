@@ -1,6 +1,5 @@
 """Building a packed model from a config, so that the weights of a packed checkpoint can be loaded."""
 
-import copy
 from collections.abc import Mapping
 
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -8,9 +7,9 @@ from torch import Tensor, nn
 
 from mmgroupnet.deploy.packed_layers import PackedUnit
 from mmgroupnet.deploy.packing import pack
+from mmgroupnet.errors import UserError
+from mmgroupnet.model_configs import with_data_preprocessor
 from mmgroupnet.registry import MODELS
-
-PACKED_TYPE = 'mmgroupnet.Packed'
 
 
 def _refuse_other_weights(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *unused: object) -> None:
@@ -21,24 +20,15 @@ def _refuse_other_weights(model: nn.Module, state_dict: Mapping[str, Tensor], pr
             continue
         key = f'{prefix}{name}.bits' if name else f'{prefix}bits'
         if key not in state_dict:
-            raise ValueError(
+            raise UserError(
                 f'{key} is missing: a packed model takes the weights of a packed checkpoint alone '
                 '(tools/deploy/pack.py makes them)'
             )
         if state_dict[key].shape != unit.bits.shape:
-            raise ValueError(
+            raise UserError(
                 f'{key} is {tuple(state_dict[key].shape)} instead of {tuple(unit.bits.shape)}: the packed checkpoint '
                 'is of another architecture than the model'
             )
-
-
-def with_data_preprocessor(model: Mapping, data_preprocessor: Mapping | None) -> dict:
-    """The config of a model with the data preprocessor that stands beside it, as mmengine's Runner puts it in, where it
-    has none of its own."""
-    model = copy.deepcopy(dict(model))  # Detectors write into the configs of their parts.
-    if data_preprocessor is not None:
-        model.setdefault('data_preprocessor', data_preprocessor)
-    return model
 
 
 @MODELS.register_module(name='Packed')
@@ -58,7 +48,7 @@ def build_packed(
         The packed model. It refuses other weights than those of its packed checkpoints.
 
     Raises:
-        ValueError: If the model has no binary layers, or one of its parts refuses its arguments.
+        UserError: If the model has no binary layers, or one of its parts refuses its arguments.
     """
     packed = pack(MMENGINE_MODELS.build(with_data_preprocessor(model, data_preprocessor)))
     packed.register_load_state_dict_pre_hook(_refuse_other_weights)

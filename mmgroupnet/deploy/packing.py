@@ -17,6 +17,7 @@ from mmgroupnet.deploy.packed_layers import (
     PackedTower,
     PackedUnit,
 )
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import (
     BinaryConv2d,
     BinaryLinear,
@@ -77,7 +78,7 @@ def pack(model: nn.Module) -> nn.Module:
         The copy.
 
     Raises:
-        ValueError: If the model has no binary layers.
+        UserError: If the model has no binary layers.
     """
     return pack_and_report(model)[0]
 
@@ -93,11 +94,11 @@ def pack_and_report(model: nn.Module) -> tuple[nn.Module, list[PackedLayer]]:
         The copy, and the layers in the order of the model.
 
     Raises:
-        ValueError: If the model has no binary layers.
+        UserError: If the model has no binary layers.
     """
     convs = {name: module for name, module in model.named_modules() if isinstance(module, BinaryConv2d)}
     if not convs:
-        raise ValueError(f'model={type(model).__name__}: it has no binary layers of mmgroupnet to pack')
+        raise UserError(f'model={type(model).__name__}: it has no binary layers of mmgroupnet to pack')
     packing = _Packing()
     packed = packing.twin(copy.deepcopy(model).cpu().float().eval(), '').eval()
     layers = []

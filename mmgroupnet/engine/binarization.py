@@ -4,10 +4,9 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from mmgroupnet.converters import BINARIZED_TYPE
 from mmgroupnet.converters.policy import parse_policy
-from mmgroupnet.deploy import PACKED_TYPE
-from mmgroupnet.engine.errors import UserError, nearest
+from mmgroupnet.errors import UserError, nearest
+from mmgroupnet.model_configs import BINARIZED_TYPE, PACKED_TYPE
 
 STATISTICS_HOOK = 'mmgroupnet.BinaryStatisticsHook'
 
@@ -30,14 +29,9 @@ def load_policy(path: str) -> list[dict]:
     policy = content.to_dict()['policy']
     try:
         parse_policy(policy)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f'{path}: {error}') from error
     return policy
-
-
-def is_binarized_config(cfg: Config) -> bool:
-    """Whether the config's model is ``dict(type='mmgroupnet.Binarized', ...)``."""
-    return cfg.model.get('type') == BINARIZED_TYPE
 
 
 def binarize_config(cfg: Config, policy: list[dict]) -> None:

@@ -2,12 +2,16 @@
 
 import argparse
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
 from mmgroupnet.engine.configs import check_arguments, check_overrides, load_config
 from mmgroupnet.engine.launch import setup_distribution
+from mmgroupnet.errors import UserError
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -62,3 +66,14 @@ def read_run_config(args: argparse.Namespace) -> Config:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     setup_distribution(cfg)
     return cfg
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Prints a :class:`UserError` as one message without a traceback and ends the process with status 1."""
+    try:
+        yield
+    except UserError as error:
+        # In a distributed run every process prints: a loss may be no number in one of them alone.
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(1)

@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import Runner
 
 import mmgroupnet.registry
-from mmgroupnet.engine.errors import UserError, nearest
+from mmgroupnet.errors import UserError, nearest
 
 _ROOTS = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
 _OURS = [getattr(mmgroupnet.registry, name) for name in mmgroupnet.registry.__all__]

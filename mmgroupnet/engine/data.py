@@ -9,7 +9,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmgroupnet.engine.configs import accepted_arguments, resolve_type
-from mmgroupnet.engine.errors import UserError
+from mmgroupnet.errors import UserError
 
 # Bytes; that of LVIS with its 1203 classes takes half a megabyte.
 _LONGEST_CATEGORIES = 2**24

@@ -11,7 +11,7 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch.utils.data import Dataset
 
 from mmgroupnet.engine.data import few_names
-from mmgroupnet.engine.errors import UserError
+from mmgroupnet.errors import UserError
 
 _TASKS = dict(mmdet='detection', mmseg='segmentation', mmpretrain='classification')
 # Types of models by the ending of their files.

@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,8 +14,9 @@ from mmengine.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 from torch import distributed, nn
 
-from mmgroupnet.engine.checkpoint import is_local
-from mmgroupnet.engine.errors import UserError
+from mmgroupnet.checkpoints.read import is_local
+from mmgroupnet.checkpoints.write import ATOMIC_BACKEND
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import guard_foreign_code
 
 # Checked in every run, also of a stock config that knows nothing of them.
@@ -117,7 +117,7 @@ def add_guards(cfg: Config) -> None:
     if checkpoint and is_local(checkpoint.get('out_dir') or '') and not (
         checkpoint.get('backend_args') or checkpoint.get('file_client_args')
     ):
-        checkpoint.backend_args = dict(backend='mmgroupnet.atomic')
+        checkpoint.backend_args = dict(backend=ATOMIC_BACKEND)
     train_dataloader = cfg.get('train_dataloader')
     if (
         train_dataloader
@@ -152,12 +152,6 @@ def build_runner(cfg: Config) -> Runner:
     """
     add_guards(cfg)
     stack_batches(cfg)
-    try:
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    except ValueError as error:
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if not frame.f_globals['__name__'].startswith('mmgroupnet.'):
-            raise  # Not an argument that one of our parts checks: the traceback is wanted.
-        raise UserError(str(error)) from error
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     guard_foreign_code(runner.model)
     return runner

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from mmgroupnet.analysis.complexity import Complexity, analyze, by_part, table, total
 from mmgroupnet.converters import binarization_of
-from mmgroupnet.deploy import with_data_preprocessor
 from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.data import innermost_datasets
-from mmgroupnet.engine.errors import UserError
-from mmgroupnet.engine.packed_checkpoint import is_packed_config
+from mmgroupnet.errors import UserError
+from mmgroupnet.model_configs import is_packed_config, with_data_preprocessor
 
 # Transforms of the three libraries that set the size of an image, and how they call it.
 _SIZES = dict(
@@ -30,10 +29,7 @@ def build_model(cfg: Config) -> nn.Module:
         UserError: If one of its parts refuses its arguments.
     """
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        try:
-            return MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        return MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
 
 
 def count_parameters(config: str) -> tuple[int, int]:

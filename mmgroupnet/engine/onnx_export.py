@@ -9,13 +9,14 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from mmgroupnet.deploy import with_data_preprocessor
-from mmgroupnet.deploy.onnx import Exported, NotExportable, UnknownResize, export, read_resize
-from mmgroupnet.engine.checkpoint import check_state_dict, read_checkpoint
+from mmgroupnet.checkpoints.match import check_state_dict
+from mmgroupnet.checkpoints.packed import adopt_packed, load_float, pack_loaded
+from mmgroupnet.checkpoints.read import read_checkpoint
+from mmgroupnet.deploy.onnx import Exported, UnknownResize, export, read_resize
 from mmgroupnet.engine.data import innermost_datasets
-from mmgroupnet.engine.errors import UserError
-from mmgroupnet.engine.packed_checkpoint import adopt_packed, load_float, pack_loaded
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
+from mmgroupnet.model_configs import with_data_preprocessor
 
 _SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 
@@ -29,10 +30,7 @@ def _load(cfg: Config, checkpoint: Path, strict: bool) -> tuple[nn.Module, dict 
         model, layers = pack_loaded(model, strict)
         return model, dataset_meta, {layer.name: layer.problem for layer in layers if layer.problem is not None}
     content = read_checkpoint(checkpoint)
-    try:
-        model = MMENGINE_MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    model = MMENGINE_MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
     check_state_dict(model, content, str(checkpoint))
     load_checkpoint(model, str(checkpoint), map_location='cpu')
     floating = [name for name, module in model.named_modules() if isinstance(module, BinaryConv2d)]
@@ -103,8 +101,6 @@ def export_checkpoint(
         classes, palette = _names_and_colours(dataset_meta)
         try:
             exported = export(model, out, raw, scores, classes, palette, resize)
-        except NotExportable as error:
-            raise UserError(str(error)) from error
         except OSError as error:
             raise UserError(f'{out} cannot be written: {error.strerror}') from error
     return '\n'.join([*_describe(out, exported, floating), *notes])

@@ -8,8 +8,8 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.exported_model import ExportedModel, set_class_map, set_class_scores, set_detections
+from mmgroupnet.errors import UserError
 from mmgroupnet.registry import MODELS
 
 

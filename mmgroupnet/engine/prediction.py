@@ -6,10 +6,11 @@ from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from torch import nn
 
-from mmgroupnet.engine.checkpoint import check_state_dict, read_checkpoint
-from mmgroupnet.engine.errors import UserError
+from mmgroupnet.checkpoints.match import check_state_dict
+from mmgroupnet.checkpoints.packed import adopt_packed, check_device
+from mmgroupnet.checkpoints.read import read_checkpoint
 from mmgroupnet.engine.exported_model import adopt_exported, is_exported
-from mmgroupnet.engine.packed_checkpoint import adopt_packed, check_device
+from mmgroupnet.errors import UserError
 
 _SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmgroupnet.engine.data import few_names
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.exported_model import ExportedModel, set_class_map, set_class_scores, set_detections
+from mmgroupnet.errors import UserError
 from mmgroupnet.registry import MODELS
 
 # What there is of each picture.

@@ -7,12 +7,12 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
-from mmgroupnet.engine.checkpoint import is_local
+from mmgroupnet.checkpoints.packed import adopt_packed, check_device
+from mmgroupnet.checkpoints.read import is_local
 from mmgroupnet.engine.data import check_data, innermost_datasets
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.exported_model import adopt_exported, is_exported
 from mmgroupnet.engine.launch import build_runner
-from mmgroupnet.engine.packed_checkpoint import adopt_packed, check_device
+from mmgroupnet.errors import UserError
 
 _VISUALIZATION_HOOKS = dict(
     mmdet='mmdet.DetVisualizationHook', mmseg='mmseg.SegVisualizationHook', mmpretrain='mmpretrain.VisualizationHook'

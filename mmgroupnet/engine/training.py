@@ -10,15 +10,15 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmgroupnet.engine.binarization import binarize_config, is_binarized_config
-from mmgroupnet.engine.checkpoint import check_state_dict, find_resumable, is_local, is_packed, read_checkpoint
+from mmgroupnet.checkpoints.match import check_state_dict
+from mmgroupnet.checkpoints.pretrained import fetch_pretrained
+from mmgroupnet.checkpoints.read import find_resumable, is_local, is_packed, read_checkpoint
+from mmgroupnet.engine.binarization import binarize_config
 from mmgroupnet.engine.data import check_data
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.launch import CPUAmpOptimWrapper, build_runner
 from mmgroupnet.engine.model_report import describe_model
-from mmgroupnet.engine.packed_checkpoint import is_packed_config
-from mmgroupnet.engine.pretrained import fetch_pretrained
-from mmgroupnet.pretrained import PretrainedError
+from mmgroupnet.errors import UserError
+from mmgroupnet.model_configs import is_binarized_config, is_packed_config
 
 
 def read_trainable(path: str) -> dict:
@@ -120,7 +120,4 @@ def run_training(
     if is_binarized_config(cfg) and is_main_process():
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         print_log(describe_model(cfg, model), logger='current')
-    try:
-        return runner.train()
-    except PretrainedError as error:  # Before the first step.
-        raise UserError(str(error)) from error
+    return runner.train()

@@ -8,6 +8,7 @@ import torch
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers.branches import ScaledMerge, build_merge
 from mmgroupnet.layers.fx import trace_as_leaf
 from mmgroupnet.layers.lean import ConvOperands, can_run_conv, run_conv
@@ -22,13 +23,13 @@ from mmgroupnet.registry import MODELS
 def _pair(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or not all(isinstance(entry, int) and entry >= minimum for entry in pair):
-        raise ValueError(f'{name}={value!r}: give an int >= {minimum} or a (height, width) pair of them')
+        raise UserError(f'{name}={value!r}: give an int >= {minimum} or a (height, width) pair of them')
     return pair
 
 
 def raise_packed(prefix: str) -> NoReturn:
     """Raises the error of float layers that are given packed weights, under the names that begin with ``prefix``."""
-    raise ValueError(
+    raise UserError(
         f'{prefix.removesuffix(".") or "the conv"} is packed: build the model as '
         "dict(type='mmgroupnet.Packed', model=...)"
     )
@@ -72,7 +73,7 @@ class BinaryConv2d(Observed):
     in_channels/groups, kh, kw)``.
 
     Raises:
-        ValueError: If an argument is out of its range, or channels are not divisible by ``groups``.
+        UserError: If an argument is out of its range, or channels are not divisible by ``groups``.
     """
 
     is_merged: ClassVar[bool] = False  # whether the K bases read one map and are added up
@@ -96,13 +97,13 @@ class BinaryConv2d(Observed):
     ) -> None:
         super().__init__()
         if num_bases < 1:
-            raise ValueError(f'num_bases={num_bases}: give the number of branches, an int >= 1')
+            raise UserError(f'num_bases={num_bases}: give the number of branches, an int >= 1')
         if groups < 1 or in_channels % groups or out_channels % groups:
-            raise ValueError(
+            raise UserError(
                 f'groups={groups} does not divide in_channels={in_channels} and out_channels={out_channels}'
             )
         if padding_value not in (-1, 0, 1):
-            raise ValueError(f'padding_value={padding_value}: a padded sign can be +1, -1 or 0')
+            raise UserError(f'padding_value={padding_value}: a padded sign can be +1, -1 or 0')
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = _pair('kernel_size', kernel_size, minimum=1)
@@ -115,14 +116,14 @@ class BinaryConv2d(Observed):
         rates = self.branch_dilations()
         if padding == 'same':
             if any(size % 2 == 0 for size in self.kernel_size):
-                raise ValueError(f"padding='same' needs odd kernels, kernel_size={self.kernel_size}")
+                raise UserError(f"padding='same' needs odd kernels, kernel_size={self.kernel_size}")
             self.padding = padding
         elif isinstance(padding, str):
-            raise ValueError(f"padding={padding!r}: give 'same', an int >= 0 or a (height, width) pair of them")
+            raise UserError(f"padding={padding!r}: give 'same', an int >= 0 or a (height, width) pair of them")
         else:
             self.padding = _pair('padding', padding, minimum=0)
             if len(set(rates)) > 1 and self.kernel_size != (1, 1):
-                raise ValueError(
+                raise UserError(
                     f'dilation={self.dilation} differs between branches: padding={padding!r} would give them maps of '
                     "different size, give padding='same'"
                 )
@@ -190,12 +191,12 @@ class BinaryConv2d(Observed):
         """Dilation of each base."""
         rates = (self.dilation,) * self.num_bases if isinstance(self.dilation, int) else self.dilation
         if len(rates) != self.num_bases:
-            raise ValueError(
+            raise UserError(
                 f'dilation={self.dilation} has {len(rates)} rates for num_bases={self.num_bases}: give one int '
                 'for all branches or one rate per branch (a (height, width) pair is not supported)'
             )
         if not all(isinstance(rate, int) and rate >= 1 for rate in rates):
-            raise ValueError(f'dilation={self.dilation}: rates are ints >= 1')
+            raise UserError(f'dilation={self.dilation}: rates are ints >= 1')
         return rates
 
     def geometry(
@@ -252,7 +253,7 @@ class BinaryConv2d(Observed):
     @trace_as_leaf
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.num_folded * self.in_channels:
-            raise ValueError(
+            raise UserError(
                 f'input of shape {tuple(x.shape)}: {type(self).__name__} takes '
                 f'(N, {self.num_folded} * {self.in_channels}, H, W)'
             )
@@ -301,7 +302,7 @@ class LayerwiseBinaryConv2d(BinaryConv2d):
     Source: Group-Net, section 3.2 (layer-wise binary decomposition).
 
     Raises:
-        ValueError: As :class:`BinaryConv2d`, and if ``dilation`` is not one int.
+        UserError: As :class:`BinaryConv2d`, and if ``dilation`` is not one int.
     """
 
     is_merged = True
@@ -309,7 +310,7 @@ class LayerwiseBinaryConv2d(BinaryConv2d):
     def __init__(self, *args, learned_scales: bool = False, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.dilation, int):
-            raise ValueError(
+            raise UserError(
                 f'dilation={self.dilation}: the bases of a layer-wise conv are merged before they convolve, '
                 'give one int'
             )

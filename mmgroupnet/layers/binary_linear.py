@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers.binary_conv import BinaryConv2d, LayerwiseBinaryConv2d
 from mmgroupnet.layers.fx import trace_as_leaf
 from mmgroupnet.registry import MODELS
@@ -39,7 +40,7 @@ class BinaryLinear(BinaryConv2d):
     def __init__(self, in_features: int, out_features: int, bias: bool = False, **kwargs) -> None:
         super().__init__(in_features, out_features, 1, bias=bias, **kwargs)
         if self.num_folded > 1:
-            raise ValueError(
+            raise UserError(
                 f'num_bases={self.num_bases}: vectors have no folded branches, LayerwiseBinaryLinear has bases'
             )
         self.in_features, self.out_features = in_features, out_features
@@ -47,7 +48,7 @@ class BinaryLinear(BinaryConv2d):
     @trace_as_leaf
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
-            raise ValueError(f'input of shape {tuple(x.shape)}: {type(self).__name__} takes (..., {self.in_features})')
+            raise UserError(f'input of shape {tuple(x.shape)}: {type(self).__name__} takes (..., {self.in_features})')
         return as_vectors(self._forward_normed(as_map(self.norm_vectors(x))), like=x)
 
     def norm_vectors(self, x: Tensor) -> Tensor:

@@ -4,15 +4,17 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from mmgroupnet.errors import UserError
+
 
 def require_norm(part: nn.Module, norm_cfg: dict | None) -> None:
     """Refuses a binary part without norms, which some stock parts have by default.
 
     Raises:
-        ValueError: If ``norm_cfg`` is None.
+        UserError: If ``norm_cfg`` is None.
     """
     if norm_cfg is None:
-        raise ValueError(
+        raise UserError(
             f'norm_cfg=None: the signs of {type(part).__name__} need a norm in front of them, since a sign of what '
             "comes out of a ReLU is constant; give a norm such as dict(type='BN')"
         )
@@ -22,11 +24,11 @@ def refuse_options(part: nn.Module, names: Sequence[str], given: Mapping[str, ob
     """Refuses options of a stock part that its binary form has no use for.
 
     Raises:
-        ValueError: If one of ``names`` is ``given``.
+        UserError: If one of ``names`` is ``given``.
     """
     for name in names:
         if name in given:
-            raise ValueError(
+            raise UserError(
                 f'{name}={given[name]!r}: the convs of {type(part).__name__} are binary, leave it out (options of '
                 'these: binary_cfg)'
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.quantizers.error_decay import ErrorDecay
 from mmgroupnet.registry import MODELS
 
@@ -154,13 +155,13 @@ class SwishSign(SignActivation):
     Source: Darabi et al., BNN+: Improved Binary Network Training, 2018 (arXiv 1812.11800), section 3.
 
     Raises:
-        ValueError: If ``beta`` is not above 0.
+        UserError: If ``beta`` is not above 0.
     """
 
     def __init__(self, beta: float = 5.0) -> None:
         super().__init__()
         if not beta > 0:
-            raise ValueError(f'beta={beta}: give the sharpness of SwishSign, a number above 0')
+            raise UserError(f'beta={beta}: give the sharpness of SwishSign, a number above 0')
         self.beta = beta
 
     def surrogate_gradient(self, x: Tensor) -> Tensor:
@@ -208,7 +209,7 @@ def build_quantizer(cfg: dict, num_channels: int) -> nn.Module:
 
     Raises:
         TypeError: If the class leaves out a method that it has to define.
-        ValueError: If parameters of an estimator could never get a gradient.
+        UserError: If parameters of an estimator could never get a gradient.
     """
     kind = cfg['type'] if inspect.isclass(cfg['type']) else MODELS.get(cfg['type'])
     if inspect.isclass(kind) and inspect.isabstract(kind):
@@ -231,7 +232,7 @@ def refuse_idle_parameters(quantizer: nn.Module, out: Tensor | None) -> None:
         out: All that is differentiated by its parameters; None for nothing.
 
     Raises:
-        ValueError: If there is no way from ``out`` to a parameter that wants a gradient.
+        UserError: If there is no way from ``out`` to a parameter that wants a gradient.
     """
     wanted = {name: parameter for name, parameter in quantizer.named_parameters() if parameter.requires_grad}
     if not wanted or torch.is_inference_mode_enabled():
@@ -241,7 +242,7 @@ def refuse_idle_parameters(quantizer: nn.Module, out: Tensor | None) -> None:
         found = torch.autograd.grad(out.sum(), list(wanted.values()), allow_unused=True)
     idle = [name for name, gradient in zip(wanted, found, strict=True) if gradient is None]
     if idle:
-        raise ValueError(
+        raise UserError(
             f'{type(quantizer).__name__} has the parameters {", ".join(idle)}, which can get no gradient: a surrogate '
             'gradient only shapes the backward pass. Make them buffers, or use them in shift_of_channels (of weights: '
             'scale or latent) or in a forward of its own'

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from mmgroupnet.errors import UserError
+
 
 class ErrorDecay(nn.Module):
     r"""Surrogate gradient that goes from the identity's to the sign's while training proceeds.
@@ -21,13 +23,13 @@ class ErrorDecay(nn.Module):
     2020, section 3.3 (there :math:`T_{min} = 10^{-1}`, :math:`T_{max} = 10^1`).
 
     Raises:
-        ValueError: If not ``0 < t_min <= t_max``.
+        UserError: If not ``0 < t_min <= t_max``.
     """
 
     def __init__(self, t_min: float = 0.1, t_max: float = 10.0) -> None:
         super().__init__()
         if not 0 < t_min <= t_max:
-            raise ValueError(f't_min={t_min}, t_max={t_max}: give two numbers with 0 < t_min <= t_max')
+            raise UserError(f't_min={t_min}, t_max={t_max}: give two numbers with 0 < t_min <= t_max')
         self.t_min, self.t_max = t_min, t_max
         self.progress = 0.0
 

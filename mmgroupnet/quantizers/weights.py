@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.quantizers.activations import apply_function, binary_sign, refuse_idle_parameters
 from mmgroupnet.quantizers.error_decay import ErrorDecay
 from mmgroupnet.registry import MODELS
@@ -174,12 +175,12 @@ def checked_signs(quantizer: SignWeight, weight: Tensor, num_bases: int) -> tupl
     """:meth:`SignWeight.signs` of a quantizer.
 
     Raises:
-        ValueError: If it has signs of its own, and they are not all -1 or +1.
+        UserError: If it has signs of its own, and they are not all -1 or +1.
     """
     signs, scale = quantizer.signs(weight, num_bases)
     is_own = type(quantizer).signs is not SignWeight.signs
     if is_own and not torch.compiler.is_compiling() and not bool((signs.detach().abs() == 1).all()):
-        raise ValueError(
+        raise UserError(
             f'signs of {type(quantizer).__name__} are not all -1 or +1: return signs, or give it a forward that '
             'returns the weights'
         )
@@ -195,7 +196,7 @@ def start_quantizer(quantizer: SignWeight, weight: Tensor, num_bases: int) -> No
         num_bases: Number K of branches.
 
     Raises:
-        ValueError: If it has parameters that can get no gradient, or is without state and gives a negative scale.
+        UserError: If it has parameters that can get no gradient, or is without state and gives a negative scale.
     """
     weight = weight.detach()
     quantizer.start(weight, num_bases)
@@ -206,7 +207,7 @@ def start_quantizer(quantizer: SignWeight, weight: Tensor, num_bases: int) -> No
         refuse_idle_parameters(quantizer, latent.sum() + scale.sum())
     has_values = type(scale.detach()) is Tensor and not scale.is_meta  # fake tensors have none
     if has_values and bool((scale < 0).any()):
-        raise ValueError(
+        raise UserError(
             f'scale of {type(quantizer).__name__} is negative: return magnitudes (only a scale that is learned, or '
             'kept in a buffer, may turn signs)'
         )

@@ -7,9 +7,9 @@ from mmdet.models.detectors import FCOS
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.launch import build_runner
 from mmgroupnet.engine.training import run_training
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
 from tests.tiny_run import load_tiny_run
 

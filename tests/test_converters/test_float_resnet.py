@@ -13,8 +13,8 @@ from torchvision.models import resnet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from mmgroupnet.converters import FromFloatResNet, float_resnet
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
-from mmgroupnet.pretrained import PretrainedError
 
 CIFAR_CHECKPOINT = 'pretrained_cifar_resnet/resnet20-12fca82f.th'
 
@@ -178,7 +178,7 @@ def test_another_topology_is_refused_before_anything_is_changed(change, message,
     checkpoint = save(float_network().state_dict(), tmp_path / 'r.pth')
     backbone = groupnet(**change)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    with pytest.raises(PretrainedError, match=re.escape(message)) as error:
+    with pytest.raises(UserError, match=re.escape(message)) as error:
         FromFloatResNet(checkpoint)(backbone)
     assert str(error.value).startswith(f'checkpoint {checkpoint} is no float ResNet of the topology of the backbone (')
     assert all(torch.equal(backbone.state_dict()[name], value) for name, value in before.items())
@@ -186,24 +186,24 @@ def test_another_topology_is_refused_before_anything_is_changed(change, message,
 
 def test_names_that_are_no_resnets_are_refused(tmp_path):
     network = dict(float_network().state_dict(), **{'layer1.0.conv1.bias': torch.zeros(64), 'neck.x': torch.zeros(1)})
-    with pytest.raises(PretrainedError, match=r'2 unexpected: layer1.0.conv1.bias, neck.x'):
+    with pytest.raises(UserError, match=r'2 unexpected: layer1.0.conv1.bias, neck.x'):
         initialised(save(network, tmp_path / 'r.pth'))
 
 
 def test_a_groupnet_is_no_float_resnet(tmp_path):
-    with pytest.raises(PretrainedError, match=r'9 missing: conv1.weight.*unexpected: stem.0.weight'):
+    with pytest.raises(UserError, match=r'9 missing: conv1.weight.*unexpected: stem.0.weight'):
         initialised(save(groupnet().state_dict(), tmp_path / 'r.pth'))
 
 
 def test_a_checkpoint_that_carries_code_is_refused(tmp_path):
     path = save(float_network().state_dict(), tmp_path / 'r.pth', code=Path)
-    with pytest.raises(PretrainedError, match=r'(?s)cannot be read in torch.s safe mode: .*pathlib'):
+    with pytest.raises(UserError, match=r'(?s)cannot be read in torch.s safe mode: .*pathlib'):
         initialised(path)
 
 
 def test_only_backbones_and_classifiers_are_initialised(tmp_path):
     checkpoint = save(float_network().state_dict(), tmp_path / 'r.pth')
-    with pytest.raises(PretrainedError, match='init_cfg of Conv2d: FromFloatResNet initialises a GroupNetResNet or'):
+    with pytest.raises(UserError, match='init_cfg of Conv2d: FromFloatResNet initialises a GroupNetResNet or'):
         FromFloatResNet(checkpoint)(nn.Conv2d(3, 64, 7))
 
 
@@ -248,7 +248,7 @@ def test_a_classifier_of_other_classes_is_refused(tmp_path):
         f"checkpoint {checkpoint} has the classifier {{'fc.weight': (10, 512), 'fc.bias': (10,)}}, the head wants "
         "{'fc.weight': (7, 512), 'fc.bias': (7,)}: leave out the head's init_cfg"
     )
-    with pytest.raises(PretrainedError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         classifier(checkpoint, num_classes=7)
 
 

@@ -10,9 +10,8 @@ from mmengine.registry import MODELS, DefaultScope
 from mmgroupnet import convert_official
 from mmgroupnet.deploy import pack
 from mmgroupnet.engine import training
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.training import apply_backbone_checkpoint, run_training
-from mmgroupnet.pretrained import PretrainedError
+from mmgroupnet.errors import UserError
 from tests.official import FAMILIES, official_state_dict
 from tests.tiny_run import load_tiny_run
 
@@ -170,7 +169,7 @@ def test_scales_do_not_depend_on_out_indices_but_in_gbd_v3(tmp_path, decompositi
     backbone = MODELS.build(pretrained(tmp_path / 'classifier.pth', **options))
     if decomposition == 'gbd_v3' and learned_scales:
         message = r"3 missing: stages\.0\.1\.merge\.scales, .*'gbd_v3' has learned scales for .*=\(0, 1, 2, 3\) alone"
-        with pytest.raises(PretrainedError, match=message):
+        with pytest.raises(UserError, match=message):
             backbone.init_weights()
         return
     backbone.init_weights()
@@ -200,7 +199,7 @@ class TestMismatches:
     )
     def test_what_does_not_fit_is_an_error(self, path, options, message):
         backbone = MODELS.build(pretrained(path, **options))
-        with pytest.raises(PretrainedError, match=message):
+        with pytest.raises(UserError, match=message):
             backbone.init_weights()
 
     def test_the_prefix_needs_no_dot_and_the_backbone_alone_no_prefix(self, tmp_path, path):
@@ -215,16 +214,16 @@ class TestMismatches:
     def test_other_initialisations_beside_it(self, path):
         cfgs = [dict(type='Kaiming', layer='Conv2d'), dict(type='Pretrained', checkpoint=str(path), prefix='backbone.')]
         MODELS.build(backbone_cfg(init_cfg=cfgs)).init_weights()
-        with pytest.raises(PretrainedError, match='8 missing'):
+        with pytest.raises(UserError, match='8 missing'):
             MODELS.build(backbone_cfg(init_cfg=cfgs, learned_scales=True)).init_weights()
 
     def test_no_file(self, tmp_path):
-        with pytest.raises(PretrainedError, match=r'nowhere\.pth does not exist'):
+        with pytest.raises(UserError, match=r'nowhere\.pth does not exist'):
             MODELS.build(pretrained(tmp_path / 'nowhere.pth')).init_weights()
 
     def test_packed_weights(self, tmp_path):
         save_classifier(tmp_path / 'packed.pth', pack(MODELS.build(backbone_cfg(out_indices=(3,)))))
-        with pytest.raises(PretrainedError, match=r'packed\.pth is packed: give the one that it was packed from'):
+        with pytest.raises(UserError, match=r'packed\.pth is packed: give the one that it was packed from'):
             MODELS.build(pretrained(tmp_path / 'packed.pth')).init_weights()
 
     def test_training_says_it_in_one_line(self, tmp_path, path):

@@ -8,8 +8,8 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from torch import nn
 
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.hooks import CheckpointMatchHook
+from mmgroupnet.errors import UserError
 
 
 class Renamed(nn.Linear):

@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 
 from mmgroupnet.engine.configs import accepted_arguments, check_arguments, check_overrides, load_config
-from mmgroupnet.engine.errors import UserError, nearest
+from mmgroupnet.errors import UserError, nearest
 from tests.tiny_run import load_tiny_run
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

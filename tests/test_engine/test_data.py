@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from mmgroupnet.engine.data import check_data
-from mmgroupnet.engine.errors import UserError
+from mmgroupnet.errors import UserError
 from tests.tiny_run import load_tiny_run
 
 LOADERS = ['train_dataloader', 'val_dataloader', 'test_dataloader']

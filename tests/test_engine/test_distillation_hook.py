@@ -9,9 +9,9 @@ from mmengine.runner import get_priority
 from torch import nn
 from torch.testing import assert_close
 
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.hooks import DistillationHook
 from mmgroupnet.engine.hooks.distillation_hook import TeacherLabels
+from mmgroupnet.errors import UserError
 
 
 class Constant(nn.Module):

@@ -11,8 +11,8 @@ import torch
 from mmengine.config import Config
 from torch.testing import assert_close
 
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.launch import setup_distribution
+from mmgroupnet.errors import UserError
 from tests.test_engine.gradients_of_process import gradients
 from tests.tiny_run import write_tiny_run
 

@@ -8,10 +8,10 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 
-from mmgroupnet.engine.errors import UserError
+from mmgroupnet.checkpoints.safe import allow_mmengine_globals
 from mmgroupnet.engine.hooks import ErrorDecayHook
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
-from mmgroupnet.safe_globals import allow_mmengine_globals
 
 
 def error_decay_conv() -> BinaryConv2d:

@@ -7,8 +7,8 @@ from mmengine.structures import PixelData
 from mmseg.datasets import BaseSegDataset
 from mmseg.structures import SegDataSample
 
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.hooks import LabelRangeHook
+from mmgroupnet.errors import UserError
 
 
 def dataset(**options) -> BaseSegDataset:

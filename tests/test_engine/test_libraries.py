@@ -8,10 +8,10 @@ import pytest
 from mmengine.config import Config
 
 from mmgroupnet.engine.configs import check_arguments
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.prediction import draw_on_pictures, find_images
 from mmgroupnet.engine.testing import run_test
 from mmgroupnet.engine.training import run_training
+from mmgroupnet.errors import UserError
 
 BACKBONE = """
 backbone = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=2, base_channels=8, out_indices=(3, ))

@@ -2,8 +2,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmgroupnet.checkpoints.pretrained import leave_out_pretrained
 from mmgroupnet.engine.configs import load_config
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.model_report import (
     build_model,
     count_parameters,
@@ -12,7 +12,7 @@ from mmgroupnet.engine.model_report import (
     input_size,
     measure_complexity,
 )
-from mmgroupnet.engine.pretrained import leave_out_pretrained
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
 from tests.tiny_run import load_tiny_run, write_tiny_run
 

@@ -17,16 +17,16 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from torch.testing import assert_close
 
-from mmgroupnet.engine.errors import UserError
+from mmgroupnet.checkpoints.packed import pack_checkpoint
 from mmgroupnet.engine.exported_model import check_model_options
 from mmgroupnet.engine.onnx_export import export_checkpoint
-from mmgroupnet.engine.packed_checkpoint import pack_checkpoint
 from mmgroupnet.engine.prediction import draw_on_pictures, find_images
 from mmgroupnet.engine.testing import run_test
+from mmgroupnet.errors import UserError
 from tests.onnx_models import TWO_CLASSES, write_onnx
 from tests.operators import build_operators
+from tests.test_checkpoints.test_packed import OPTIONS, write_float
 from tests.test_engine.test_libraries import BACKBONE, CLASSIFIER, SEGMENTOR, write_pictures
-from tests.test_engine.test_packed_checkpoint import OPTIONS, write_float
 from tests.tiny_run import load_tiny_run, write_tiny_run
 
 CLASSES = dict(

@@ -14,9 +14,9 @@ from mmseg.structures import SegDataSample
 from torch.testing import assert_close
 
 from mmgroupnet.engine import stored_predictions
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.prediction import draw_on_pictures
 from mmgroupnet.engine.testing import run_test
+from mmgroupnet.errors import UserError
 from tests.onnx_models import TWO_CLASSES, write_onnx
 from tests.test_engine.test_libraries import BACKBONE, CLASSIFIER
 from tests.tiny_run import load_tiny_run, write_tiny_run

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmgroupnet.engine.errors import UserError
 from mmgroupnet.engine.testing import augment_test, run_test
 from mmgroupnet.engine.training import run_training
+from mmgroupnet.errors import UserError
 from tests.tiny_run import load_tiny_run
 
 

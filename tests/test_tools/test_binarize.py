@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mmgroupnet.checkpoints.packed import pack_checkpoint
 from mmgroupnet.engine.binarization import binarize_config, load_policy
 from mmgroupnet.engine.configs import check_arguments, load_config
-from mmgroupnet.engine.errors import UserError
-from mmgroupnet.engine.packed_checkpoint import pack_checkpoint
 from mmgroupnet.engine.prediction import draw_on_pictures, find_images
 from mmgroupnet.engine.testing import run_test
+from mmgroupnet.errors import UserError
 from tests.test_converters.test_binarized import BACKBONE, POLICY
 from tests.test_tools.test_tools import run_tool
 from tests.tiny_run import write_tiny_run

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-from mmgroupnet.engine.packed_checkpoint import read_packed
+from mmgroupnet.checkpoints.packed import read_packed
 from mmgroupnet.layers import BinaryConv2d
 from tests.tiny_run import load_tiny_run
 

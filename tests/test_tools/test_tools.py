@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmgroupnet.engine.checkpoint import read_checkpoint
+from mmgroupnet.checkpoints.read import read_checkpoint
 from tests.onnx_models import TWO_CLASSES, write_onnx
 from tests.tiny_run import write_tiny_run
 

@@ -15,9 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from mmengine.config import Config
 
+from mmgroupnet.checkpoints.read import read_checkpoint
+from mmgroupnet.checkpoints.write import write_checkpoint
 from mmgroupnet.converters import convert_official
-from mmgroupnet.engine.checkpoint import read_checkpoint, write_checkpoint
-from mmgroupnet.engine.errors import UserError, one_line_errors
+from mmgroupnet.engine.cli import one_line_errors
+from mmgroupnet.errors import UserError
 
 # Pictures are resized as torchvision does it, with Pillow.
 _CONFIG = """# {source}, converted by tools/model_converters/official_to_mmgroupnet.py: to test and to pack.
@@ -59,7 +61,7 @@ def convert(source: Path, target: Path) -> Path:
         raise UserError(f'checkpoint {source} has no state_dict: its keys are {", ".join(map(str, content))}')
     try:
         model, state_dict = convert_official(content['state_dict'])
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f'{source}: {error}') from error
     text = _CONFIG.format(source=source.name, model=Config(dict(model=model)).pretty_text)
     if config.exists() and config.read_text() != text:

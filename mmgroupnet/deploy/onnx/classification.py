@@ -5,8 +5,9 @@ from mmpretrain.models.heads.cls_head import ClsHead
 from mmpretrain.models.heads.multi_label_cls_head import MultiLabelClsHead
 from torch import Tensor, nn
 
-from mmgroupnet.deploy.onnx.errors import RAW_ADVICE, NotExportable
+from mmgroupnet.deploy.onnx.errors import RAW_ADVICE
 from mmgroupnet.deploy.onnx.written import differing
+from mmgroupnet.errors import UserError
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
@@ -23,7 +24,7 @@ class Scores(nn.Module):
     Shape: the picture, the network's input and its logits to ``scores`` ``(N, classes)``, see docs/onnx_file.md.
 
     Raises:
-        NotExportable: If the classifier or its head is not covered.
+        UserError: If the classifier or its head is not covered.
     """
 
     outputs = ('scores',)
@@ -31,12 +32,12 @@ class Scores(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         if not isinstance(model, ImageClassifier) or differing(model, ['predict'], ImageClassifier):
-            raise NotExportable(
+            raise UserError(
                 f'model={type(model).__name__}: the graph holds the answer of an ImageClassifier: {RAW_ADVICE}'
             )
         made_by = [kind for kind in (ClsHead, MultiLabelClsHead) if isinstance(model.head, kind)]
         if not made_by or differing(model.head, ['predict', '_get_predictions'], made_by[0]):
-            raise NotExportable(
+            raise UserError(
                 f'head={type(model.head).__name__}: the graph holds the scores of heads that make them as ClsHead or '
                 f'MultiLabelClsHead: {RAW_ADVICE}'
             )

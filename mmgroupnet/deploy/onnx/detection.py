@@ -11,9 +11,10 @@ from mmdet.models.detectors.single_stage import SingleStageDetector
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder, DistancePointBBoxCoder
 from torch import Tensor, nn
 
-from mmgroupnet.deploy.onnx.errors import RAW_ADVICE, NotExportable
+from mmgroupnet.deploy.onnx.errors import RAW_ADVICE
 from mmgroupnet.deploy.onnx.steps import NO_SCORE, best_entries, suppress
 from mmgroupnet.deploy.onnx.written import differing
+from mmgroupnet.errors import UserError
 
 # Keys of test_cfg that the graph heeds.
 _TEST_OPTIONS = ('score_thr', 'nms_pre', 'min_bbox_size', 'nms', 'max_per_img')
@@ -33,7 +34,7 @@ def head_of(model: nn.Module) -> nn.Module | None:
 def _refuse_other_heads(model: nn.Module) -> None:
     """Refuses detectors whose answer is not made as :class:`Detections` makes it."""
     if head_of(model) is None or differing(model, ['predict'], SingleStageDetector):
-        raise NotExportable(
+        raise UserError(
             f'model={type(model).__name__}: the graph holds the answer of one-stage detectors with dense heads (FCOS, '
             f'ATSS, RetinaNet, GFL) alone: {RAW_ADVICE}'
         )
@@ -45,42 +46,42 @@ def _refuse_other_heads(model: nn.Module) -> None:
         *(differing(head, ['anchor_center'], GFLHead) if single is GFLHead else []),
     ]
     if own:
-        raise NotExportable(f'bbox_head={type(head).__name__} has its own {", ".join(own)}: {RAW_ADVICE}')
+        raise UserError(f'bbox_head={type(head).__name__} has its own {", ".join(own)}: {RAW_ADVICE}')
     if type(head.bbox_coder) not in (DistancePointBBoxCoder, DeltaXYWHBBoxCoder) or getattr(
         head.bbox_coder, 'add_ctr_clamp', False
     ):
-        raise NotExportable(
+        raise UserError(
             f'bbox_coder={type(head.bbox_coder).__name__}: the graph decodes DistancePointBBoxCoder and '
             f'DeltaXYWHBBoxCoder (without add_ctr_clamp): {RAW_ADVICE}'
         )
     if getattr(head.loss_cls, 'custom_cls_channels', False):
-        raise NotExportable(f'loss_cls={type(head.loss_cls).__name__} makes the scores in its own way: {RAW_ADVICE}')
+        raise UserError(f'loss_cls={type(head.loss_cls).__name__} makes the scores in its own way: {RAW_ADVICE}')
 
 
 def _check_test_cfg(test_cfg: Mapping | None, num_levels: int) -> None:
     """Refuses options of the answer that the graph has no counterpart for."""
     if test_cfg is None:
-        raise NotExportable('test_cfg=None: the answer needs nms_pre, nms and max_per_img')
+        raise UserError('test_cfg=None: the answer needs nms_pre, nms and max_per_img')
     for name, least in (('nms_pre', 1), ('max_per_img', 1)):
         value = test_cfg.get(name)
         if not isinstance(value, int) or value < least:
-            raise NotExportable(f'test_cfg.{name}={value}: the graph takes a number of at least {least}')
+            raise UserError(f'test_cfg.{name}={value}: the graph takes a number of at least {least}')
     unknown = sorted(set(test_cfg) - set(_TEST_OPTIONS))
     if unknown:
-        raise NotExportable(f'test_cfg.{unknown[0]}: the graph heeds {", ".join(_TEST_OPTIONS)}')
+        raise UserError(f'test_cfg.{unknown[0]}: the graph heeds {", ".join(_TEST_OPTIONS)}')
     nms = dict(test_cfg.get('nms') or {})
     if nms.pop('type', None) != 'nms' or not {'iou_threshold'} <= set(nms) <= {
         'iou_threshold',
         'class_agnostic',
         'split_thr',
     }:
-        raise NotExportable(
+        raise UserError(
             f'test_cfg.nms={dict(test_cfg.get("nms") or {})}: the graph suppresses by '
             "dict(type='nms', iou_threshold=..., class_agnostic=..., split_thr=...)"
         )
     split_thr, most = nms.get('split_thr', _SPLIT_THR), num_levels * test_cfg.nms_pre
     if nms.get('class_agnostic', False) and most >= split_thr:
-        raise NotExportable(
+        raise UserError(
             f'test_cfg.nms.split_thr={split_thr}: mmcv ignores class_agnostic for that many candidates or more, '
             f'the graph does not, and a picture may have {most} (nms_pre={test_cfg.nms_pre} of each of {num_levels} '
             f'levels): give split_thr={most + 1} or more'
@@ -109,7 +110,7 @@ class Detections(nn.Module):
     docs/onnx_file.md.
 
     Raises:
-        NotExportable: If the head or its ``test_cfg`` is not covered.
+        UserError: If the head or its ``test_cfg`` is not covered.
     """
 
     outputs = ('dets', 'labels')

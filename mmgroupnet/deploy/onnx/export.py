@@ -74,7 +74,7 @@ def export(
         What was written.
 
     Raises:
-        NotExportable: If the graph has no counterpart for a part of the model, or torch cannot trace it.
+        UserError: If the graph has no counterpart for a part of the model, or torch cannot trace it.
         OSError: If the file cannot be written.
     """
     path = Path(path)

@@ -21,13 +21,13 @@ from onnxscript import ir
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmgroupnet.deploy.onnx.errors import NotExportable
 from mmgroupnet.deploy.onnx.layout import remove_transposes
 from mmgroupnet.deploy.onnx.network import Network
 from mmgroupnet.deploy.onnx.norms import rewrite_norms
 from mmgroupnet.deploy.onnx.operators import OPSET, packed_translations
 from mmgroupnet.deploy.onnx.preprocessing import read_preprocessor
 from mmgroupnet.deploy.onnx.steps import step_translations
+from mmgroupnet.errors import UserError
 
 # Of each task: the module and the class that makes its answer.
 _ANSWERS = dict(
@@ -55,14 +55,14 @@ class Graph(nn.Module):
     Shape: as described in docs/onnx_file.md.
 
     Raises:
-        NotExportable: If the graph has no counterpart for a part of the model.
+        UserError: If the graph has no counterpart for a part of the model.
     """
 
     def __init__(self, model: nn.Module, raw: bool = False, scores: bool = False) -> None:
         super().__init__()
         task, self.preprocessing = read_preprocessor(model.data_preprocessor)
         if scores and (raw or task != 'segmentation'):
-            raise NotExportable(f'scores=True (--scores) is for class maps, not for {"maps" if raw else task}')
+            raise UserError(f'scores=True (--scores) is for class maps, not for {"maps" if raw else task}')
         self.task = 'maps' if raw else task
         model = copy.deepcopy(model).cpu().float()
         rewrite_norms(model)
@@ -222,13 +222,13 @@ def trace(graph: Graph) -> ir.Model:
         Its graph in ONNX, of dynamic batch size, height and width. Weights that layers share are stored once.
 
     Raises:
-        NotExportable: If torch cannot trace or translate it.
+        UserError: If torch cannot trace or translate it.
     """
     try:
         model, number = _export(graph)
     except Exception as error:  # Torch has many, of its symbols, its tracer and its translations.
         reason = str(error).strip().partition('\n')[0]
-        raise NotExportable(
+        raise UserError(
             f"model={type(graph.network.model).__name__}: torch's exporter cannot trace it ({type(error).__name__}: "
             f'{reason})'
         ) from error

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmgroupnet.deploy.onnx.errors import NotExportable
+from mmgroupnet.errors import UserError
 
 
 class Preprocessing(nn.Module):
@@ -100,11 +100,11 @@ def read_preprocessor(preprocessor: nn.Module) -> tuple[str, Preprocessing]:
         The task of its library, and the same preprocessing in a graph.
 
     Raises:
-        NotExportable: If it is another one.
+        UserError: If it is another one.
     """
     kind = type(preprocessor)
     if (kind.__module__, kind.__name__) not in _KINDS:
-        raise NotExportable(
+        raise UserError(
             f'data_preprocessor={kind.__name__}: the graph can hold {", ".join(name for _, name in _KINDS)}'
         )
     task, read = _KINDS[kind.__module__, kind.__name__]

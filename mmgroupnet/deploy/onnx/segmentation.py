@@ -7,9 +7,10 @@ from mmseg.models.segmentors.base import BaseSegmentor
 from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
 from torch import Tensor, nn
 
-from mmgroupnet.deploy.onnx.errors import RAW_ADVICE, NotExportable
+from mmgroupnet.deploy.onnx.errors import RAW_ADVICE
 from mmgroupnet.deploy.onnx.steps import resize_to
 from mmgroupnet.deploy.onnx.written import differing
+from mmgroupnet.errors import UserError
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
@@ -29,14 +30,14 @@ class ClassMap(nn.Module):
     ``scores``, see docs/onnx_file.md.
 
     Raises:
-        NotExportable: If the segmentor is not covered.
+        UserError: If the segmentor is not covered.
     """
 
     def __init__(self, model: nn.Module, with_scores: bool = False) -> None:
         super().__init__()
         head = head_of(model)
         if head is None:
-            raise NotExportable(
+            raise UserError(
                 f'model={type(model).__name__}: the graph holds the answer of an EncoderDecoder with one decode head: '
                 f'{RAW_ADVICE}'
             )
@@ -46,17 +47,17 @@ class ClassMap(nn.Module):
             *differing(head, ['predict', 'predict_by_feat'], BaseDecodeHead),
         ]
         if own:
-            raise NotExportable(
+            raise UserError(
                 f'model={type(model).__name__} with decode_head={type(head).__name__} has its own {", ".join(own)}: '
                 f'{RAW_ADVICE}'
             )
         if (model.test_cfg or {}).get('mode', 'whole') != 'whole':
-            raise NotExportable(
+            raise UserError(
                 f'test_cfg.mode={model.test_cfg.mode!r}: the graph takes whole pictures, '
                 f"test_cfg.mode='whole': {RAW_ADVICE}"
             )
         if model.out_channels > 256:
-            raise NotExportable(f'num_classes={model.out_channels}: a class map of 8 bits holds 256: {RAW_ADVICE}')
+            raise UserError(f'num_classes={model.out_channels}: a class map of 8 bits holds 256: {RAW_ADVICE}')
         self.align_corners = model.align_corners
         # Of a single score; above it a pixel is of the class 1.
         self.threshold = head.threshold if model.out_channels == 1 else None

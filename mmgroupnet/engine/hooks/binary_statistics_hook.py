@@ -11,6 +11,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.registry import HOOKS
 
 SignObserver = Callable[[Tensor], None]
@@ -63,14 +64,14 @@ class BinaryStatisticsHook(Hook):
         alive_range: Lowest and highest share of +1 of a healthy layer. Default: (0.02, 0.98).
 
     Raises:
-        ValueError: If ``interval`` is not at least 1.
+        UserError: If ``interval`` is not at least 1.
     """
 
     priority = 'ABOVE_NORMAL'  # Before EMAHook puts averaged weights in place for the validation.
 
     def __init__(self, interval: int = 50, alive_range: tuple[float, float] = (0.02, 0.98)) -> None:
         if interval < 1:
-            raise ValueError(f'interval={interval}: give the number of iterations between two samples, an int >= 1')
+            raise UserError(f'interval={interval}: give the number of iterations between two samples, an int >= 1')
         self.interval = interval
         self.alive_range = alive_range
         self._records: dict[str, _SignRecord] = {}

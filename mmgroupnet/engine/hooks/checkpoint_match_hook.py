@@ -7,8 +7,9 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmgroupnet.engine.checkpoint import check_state_dict, is_packed, weights_of
-from mmgroupnet.engine.errors import UserError
+from mmgroupnet.checkpoints.match import check_state_dict
+from mmgroupnet.checkpoints.read import is_packed, weights_of
+from mmgroupnet.errors import UserError
 from mmgroupnet.registry import HOOKS
 
 

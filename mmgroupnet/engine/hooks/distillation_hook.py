@@ -9,10 +9,10 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmgroupnet.checkpoints.match import check_state_dict
+from mmgroupnet.checkpoints.pretrained import fetch_checkpoint
 from mmgroupnet.converters.float_resnet import to_classifier_names
-from mmgroupnet.engine.checkpoint import check_state_dict
-from mmgroupnet.engine.errors import UserError
-from mmgroupnet.pretrained import fetch_checkpoint
+from mmgroupnet.errors import UserError
 from mmgroupnet.registry import HOOKS, MODELS
 
 Labels = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -71,7 +71,7 @@ class DistillationHook(Hook):
     loss of Liu et al., ReActNet, ECCV 2020 (``weight=1``).
 
     Raises:
-        ValueError: If weight or temperature is out of its range.
+        UserError: If weight or temperature is out of its range.
         UserError: If the checkpoint is not the teacher's, or the model has not mmpretrain's preprocessor.
     """
 
@@ -79,9 +79,9 @@ class DistillationHook(Hook):
 
     def __init__(self, teacher: dict, checkpoint: str, weight: float = 0.9, temperature: float = 1.0) -> None:
         if not 0 < weight <= 1:
-            raise ValueError(f'weight={weight}: give a share between 0 (excluded) and 1')
+            raise UserError(f'weight={weight}: give a share between 0 (excluded) and 1')
         if temperature <= 0:
-            raise ValueError(f'temperature={temperature}: give a number above 0')
+            raise UserError(f'temperature={temperature}: give a number above 0')
         self.teacher = teacher
         self.checkpoint = checkpoint
         self.weight = weight

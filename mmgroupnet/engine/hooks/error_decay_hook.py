@@ -4,7 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from mmgroupnet.engine.errors import UserError
+from mmgroupnet.errors import UserError
 from mmgroupnet.registry import HOOKS
 
 

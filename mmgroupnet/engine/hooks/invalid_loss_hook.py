@@ -5,8 +5,8 @@ import math
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmgroupnet.engine.checkpoint import last_finite
-from mmgroupnet.engine.errors import UserError
+from mmgroupnet.checkpoints.read import last_finite
+from mmgroupnet.errors import UserError
 from mmgroupnet.registry import HOOKS
 
 

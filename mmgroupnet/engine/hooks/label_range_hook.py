@@ -4,7 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
 
-from mmgroupnet.engine.errors import UserError
+from mmgroupnet.errors import UserError
 from mmgroupnet.registry import HOOKS
 
 # An error names so many ids.

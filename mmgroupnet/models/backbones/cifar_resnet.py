@@ -5,6 +5,7 @@ from mmcv.cnn.resnet import BasicBlock
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.registry import MODELS
 
 
@@ -34,7 +35,7 @@ class CIFARResNet(BaseModule):
     Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2.
 
     Raises:
-        ValueError: If there is no such depth.
+        UserError: If there is no such depth.
     """
 
     depths = (20, 32, 44, 56)
@@ -42,7 +43,7 @@ class CIFARResNet(BaseModule):
     def __init__(self, depth: int, init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg or dict(type='Kaiming', layer='Conv2d'))
         if depth not in self.depths:
-            raise ValueError(f'depth={depth}: CIFARResNet has the depths {", ".join(map(str, self.depths))}')
+            raise UserError(f'depth={depth}: CIFARResNet has the depths {", ".join(map(str, self.depths))}')
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)

@@ -7,6 +7,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmgroupnet.checkpoints.pretrained import check_pretrained
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import InPlaceMerge, Merge, SoftGate, build_merge
 from mmgroupnet.models.arguments import require_norm
 from mmgroupnet.models.backbones.groupnet_block import (
@@ -17,7 +19,6 @@ from mmgroupnet.models.backbones.groupnet_block import (
     MergedConnection,
     SeparateConnection,
 )
-from mmgroupnet.pretrained import PretrainedError, check_pretrained
 from mmgroupnet.registry import MODELS
 
 
@@ -78,7 +79,7 @@ class GroupNetResNet(BaseModule):
     no final ReLU).
 
     Raises:
-        ValueError: If an argument is out of its range; the message names it, its value and what is allowed.
+        UserError: If an argument is out of its range; the message names it, its value and what is allowed.
     """
 
     arch_settings = {
@@ -170,44 +171,44 @@ class GroupNetResNet(BaseModule):
     def _check_choices(self, depth: int, num_bases: int, stem: str) -> None:
         """Checks what the network is to be."""
         if depth not in self.arch_settings:
-            raise ValueError(f'depth={depth}: GroupNetResNet has the depths {", ".join(map(str, self.arch_settings))}')
+            raise UserError(f'depth={depth}: GroupNetResNet has the depths {", ".join(map(str, self.arch_settings))}')
         if num_bases < 1:
-            raise ValueError(f'num_bases={num_bases}: give the number of binary bases, an int >= 1')
+            raise UserError(f'num_bases={num_bases}: give the number of binary bases, an int >= 1')
         decomposition = self.decomposition
         if decomposition not in self.decompositions:
-            raise ValueError(
+            raise UserError(
                 f'decomposition={decomposition!r}: choose one of {", ".join(map(repr, self.decompositions))}'
             )
         if self.gate_per_branch and decomposition != 'soft_gate':
-            raise ValueError(
+            raise UserError(
                 f"gate_per_branch=True: decomposition={decomposition!r} has no gates, only 'soft_gate' has"
             )
         if self.in_place_sum and (decomposition != 'soft_gate' or self.learned_scales):
-            raise ValueError(
+            raise UserError(
                 f'in_place_sum=True, decomposition={decomposition!r}, learned_scales={self.learned_scales}: the sum is '
                 "that of decomposition='soft_gate' without learned scales"
             )
         if stem not in self.stems:
-            raise ValueError(f'stem={stem!r}: choose one of {", ".join(map(repr, self.stems))}')
+            raise UserError(f'stem={stem!r}: choose one of {", ".join(map(repr, self.stems))}')
 
     def _check_stages(self, stage_blocks: Sequence[int], strides: Sequence[int], dilations: Sequence) -> None:
         """Checks what is given stage by stage."""
         num_stages = len(stage_blocks)
         if not all(num_blocks >= 1 for num_blocks in stage_blocks):
-            raise ValueError(f'stage_blocks={tuple(stage_blocks)}: every stage has at least one block')
+            raise UserError(f'stage_blocks={tuple(stage_blocks)}: every stage has at least one block')
         for name, values in (('strides', strides), ('dilations', dilations)):
             if len(values) != num_stages:
-                raise ValueError(f'{name}={values} has {len(values)} entries for {num_stages} stages')
+                raise UserError(f'{name}={values} has {len(values)} entries for {num_stages} stages')
         if not all(0 <= index < num_stages for index in self.out_indices):
-            raise ValueError(f'out_indices={self.out_indices}: there are the stages 0 to {num_stages - 1}')
+            raise UserError(f'out_indices={self.out_indices}: there are the stages 0 to {num_stages - 1}')
         if not -1 <= self.frozen_stages <= num_stages:
-            raise ValueError(f'frozen_stages={self.frozen_stages}: choose -1 (none), 0 (the stem) up to {num_stages}')
+            raise UserError(f'frozen_stages={self.frozen_stages}: choose -1 (none), 0 (the stem) up to {num_stages}')
 
     def _conv_cfgs(self, num_bases: int, binary_cfg: dict, real_valued: bool) -> tuple[dict, dict]:
         """Configs of the convs of the branches, and of those that the branches share."""
         if real_valued:
             if {'activation', 'weight'} & binary_cfg.keys():
-                raise ValueError(
+                raise UserError(
                     f'binary_cfg={binary_cfg} names quantizers, which real_valued=True replaces: leave one out'
                 )
             binary_cfg = dict(
@@ -232,13 +233,13 @@ class GroupNetResNet(BaseModule):
         if isinstance(rates, str):
             first_rate = cls.bpac_first_rates.get(stage)
             if rates != 'bpac' or first_rate is None:
-                raise ValueError(
+                raise UserError(
                     f"dilations[{stage}]={rates!r}: give an int, {num_bases} ints, or, in the third and the fourth "
                     "stage, 'bpac'"
                 )
             return tuple(range(first_rate, first_rate + num_bases))
         if len(rates) != num_bases:
-            raise ValueError(
+            raise UserError(
                 f'dilations[{stage}] has {len(rates)} rates for num_bases={num_bases}: give one int for all '
                 'branches or one rate per branch.'
             )
@@ -319,14 +320,14 @@ class GroupNetResNet(BaseModule):
         """Initialises the weights as ``init_cfg`` says.
 
         Raises:
-            PretrainedError: If a pretrained checkpoint does not hold exactly the weights of this backbone.
+            UserError: If a pretrained checkpoint does not hold exactly the weights of this backbone.
         """
         try:
             check_pretrained(self)
-        except PretrainedError as error:
+        except UserError as error:
             if self.decomposition != 'gbd_v3' or 'merge.scales' not in str(error):
                 raise
-            raise PretrainedError(
+            raise UserError(
                 f"{error}. decomposition='gbd_v3' has learned scales for the stages of out_indices={self.out_indices} "
                 'alone: train the backbone with the same ones, or without learned scales'
             ) from error

@@ -29,7 +29,7 @@ class BinaryASPPHead(ASPPHead):
     section 3.2 (layer-wise binary decomposition).
 
     Raises:
-        ValueError: If ``conv_cfg`` or ``act_cfg`` is given, or ``norm_cfg`` is None.
+        UserError: If ``conv_cfg`` or ``act_cfg`` is given, or ``norm_cfg`` is None.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from mmseg.models.decode_heads import FCNHead
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import RealValuedSkip
 from mmgroupnet.models.arguments import layerwise_conv_cfg, refuse_options, require_norm
 from mmgroupnet.registry import MODELS
@@ -26,7 +27,7 @@ class BinaryFCNHead(FCNHead):
     Source: Group-Net, section 3.2 (layer-wise binary decomposition), in the place of DeepLab's auxiliary head.
 
     Raises:
-        ValueError: If ``conv_cfg`` or ``act_cfg`` is given, ``norm_cfg`` is None, or ``num_convs`` is below 1.
+        UserError: If ``conv_cfg`` or ``act_cfg`` is given, ``norm_cfg`` is None, or ``num_convs`` is below 1.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class BinaryFCNHead(FCNHead):
         refuse_options(self, ('conv_cfg', 'act_cfg'), kwargs)
         require_norm(self, norm_cfg)
         if num_convs < 1:
-            raise ValueError(f'num_convs={num_convs}: give at least 1, or take FCNScoreHead')
+            raise UserError(f'num_convs={num_convs}: give at least 1, or take FCNScoreHead')
         super().__init__(
             *args,
             num_convs=num_convs,

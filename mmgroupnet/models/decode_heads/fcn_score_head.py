@@ -6,6 +6,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.registry import MODELS
 
 
@@ -29,7 +30,7 @@ class FCNScoreHead(BaseDecodeHead):
     segmentation experiments use FCN-32s and FCN-16s.
 
     Raises:
-        ValueError: If ``in_channels`` and ``in_index`` differ in length.
+        UserError: If ``in_channels`` and ``in_index`` differ in length.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class FCNScoreHead(BaseDecodeHead):
         channels = [in_channels] if isinstance(in_channels, int) else list(in_channels)
         indices = [in_index] if isinstance(in_index, int) else list(in_index)
         if len(channels) != len(indices) or not channels:
-            raise ValueError(f'in_channels={in_channels} and in_index={in_index}: give one entry per stage to both')
+            raise UserError(f'in_channels={in_channels} and in_index={in_index}: give one entry per stage to both')
         super().__init__(
             channels,
             channels[-1],

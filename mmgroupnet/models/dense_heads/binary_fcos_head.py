@@ -112,7 +112,7 @@ class BinaryFCOSHead(FCOSHead):
     co-author's detectors.
 
     Raises:
-        ValueError: If one of the options is given that binary towers do not have, or ``norm_cfg`` is None.
+        UserError: If one of the options is given that binary towers do not have, or ``norm_cfg`` is None.
     """
 
     def __init__(

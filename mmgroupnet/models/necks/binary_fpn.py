@@ -29,7 +29,7 @@ class BinaryFPN(FPN):
     Source: Group-Net for detection (arXiv 1909.09934); the norms are those of its co-author's detectors.
 
     Raises:
-        ValueError: If one of the options is given that binary convs do not have, or ``norm_cfg`` is None.
+        UserError: If one of the options is given that binary convs do not have, or ``norm_cfg`` is None.
     """
 
     def __init__(

@@ -6,8 +6,9 @@ import torch
 from mmpretrain.models.heads import ClsHead
 
 from mmgroupnet.deploy import pack
-from mmgroupnet.deploy.onnx import NotExportable, export
+from mmgroupnet.deploy.onnx import export
 from mmgroupnet.deploy.onnx.graph import Graph
+from mmgroupnet.errors import UserError
 from tests.onnx_files import BINARY_BACKBONE, PREPROCESSOR, build, pictures, run
 
 
@@ -55,10 +56,10 @@ def test_the_file_gives_the_answer_of_predict(tmp_path):
 def test_heads_with_scores_of_their_own_are_refused():
     model = classifier()
     model.head.__class__ = type('Own', (ClsHead,), dict(_get_predictions=lambda *_: None))
-    with pytest.raises(NotExportable, match='^head=Own: the graph holds the scores of heads that make them as ClsHead'):
+    with pytest.raises(UserError, match='^head=Own: the graph holds the scores of heads that make them as ClsHead'):
         Graph(model)
 
 
 def test_scores_beside_scores_are_refused():
-    with pytest.raises(NotExportable, match=r'^scores=True \(--scores\) is for class maps, not for classification$'):
+    with pytest.raises(UserError, match=r'^scores=True \(--scores\) is for class maps, not for classification$'):
         Graph(classifier(), scores=True)

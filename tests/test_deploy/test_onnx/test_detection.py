@@ -5,8 +5,9 @@ import pytest
 import torch
 from mmdet.models.dense_heads import FCOSHead
 
-from mmgroupnet.deploy.onnx import NotExportable, export
+from mmgroupnet.deploy.onnx import export
 from mmgroupnet.deploy.onnx.graph import Graph
+from mmgroupnet.errors import UserError
 from tests.onnx_files import (
     FCOS,
     GFL,
@@ -125,7 +126,7 @@ def test_a_binary_detector_gives_the_answer_of_predict(written):
 
 
 def refused(model, **options) -> str:
-    with pytest.raises(NotExportable) as caught:
+    with pytest.raises(UserError) as caught:
         Graph(model, **options)
     return str(caught.value)
 

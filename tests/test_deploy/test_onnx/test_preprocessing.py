@@ -4,8 +4,8 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-from mmgroupnet.deploy.onnx import NotExportable
 from mmgroupnet.deploy.onnx.preprocessing import read_preprocessor
+from mmgroupnet.errors import UserError
 from tests.onnx_files import PREPROCESSOR, pictures
 
 _GREY = dict(mean=[127.5], std=[60.0])
@@ -49,7 +49,7 @@ def test_other_preprocessors_are_refused():
     with DefaultScope.overwrite_default_scope('mmdet'):
         preprocessor = MODELS.build(dict(type='MultiBranchDataPreprocessor', data_preprocessor=dict(
             type='DetDataPreprocessor')))
-    with pytest.raises(NotExportable) as caught:
+    with pytest.raises(UserError) as caught:
         read_preprocessor(preprocessor)
     assert str(caught.value) == (
         'data_preprocessor=MultiBranchDataPreprocessor: the graph can hold DetDataPreprocessor, SegDataPreProcessor, '

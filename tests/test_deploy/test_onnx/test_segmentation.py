@@ -7,8 +7,9 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 
 from mmgroupnet.deploy import pack
-from mmgroupnet.deploy.onnx import NotExportable, export
+from mmgroupnet.deploy.onnx import export
 from mmgroupnet.deploy.onnx.graph import Graph
+from mmgroupnet.errors import UserError
 from tests.onnx_files import BINARY_BACKBONE, PREPROCESSOR, build, pictures, run
 
 _PAD = dict(size_divisor=32)
@@ -83,7 +84,7 @@ def test_the_file_gives_the_answer_of_predict(tmp_path):
 
 
 def refused(model) -> str:
-    with pytest.raises(NotExportable) as caught:
+    with pytest.raises(UserError) as caught:
         Graph(model)
     return str(caught.value)
 

@@ -126,9 +126,11 @@ class TestChains:
     )
     @given(chains(), seeds())
     def test_single_precision_on_equal_signs(self, model, seed):
-        """To 1e-5, or, where sums cancel, to ten times the distance of plain training from double precision: both sum in
-        an order of their own, and where a gradient is next to nothing, as that of a bias in front of a batch norm, all
-        of it is rounding. One that is zero in double precision: to 1e-5 of the largest one."""
+        """To 1e-5, or, where sums cancel, to ten times the distance of plain training from double precision.
+
+        Both sum in an order of their own, and where a gradient is next to nothing, as that of a bias in front of a
+        batch norm, all of it is rounding. One that is zero in double precision: to 1e-5 of the largest one.
+        """
         model, x = model.float(), input_of(model, seed).float()
         assume(margin_of_signs(model, x) > 1e-4)
         lean, plain = set_lean(copy.deepcopy(model), True), set_lean(copy.deepcopy(model), False)

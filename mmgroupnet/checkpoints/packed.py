@@ -14,18 +14,16 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from mmgroupnet.deploy import PACKED_TYPE, PackedLayer, pack_and_report, with_data_preprocessor
-from mmgroupnet.engine.checkpoint import check_state_dict, is_packed, read_checkpoint, write_checkpoint
-from mmgroupnet.engine.errors import UserError
+from mmgroupnet.checkpoints.match import check_state_dict
+from mmgroupnet.checkpoints.read import is_packed, read_checkpoint
+from mmgroupnet.checkpoints.write import write_checkpoint
+from mmgroupnet.deploy import PackedLayer, pack_and_report
+from mmgroupnet.errors import UserError
+from mmgroupnet.model_configs import PACKED_TYPE, is_packed_config, with_data_preprocessor
 
 VERSION = 1
 # How many layers an error lists before it only counts them.
 _LISTED_LAYERS = 3
-
-
-def is_packed_config(cfg: Config) -> bool:
-    """Whether the config's model is packed, ``dict(type='mmgroupnet.Packed', model=...)``."""
-    return cfg.model.get('type') == PACKED_TYPE
 
 
 def _packed_config(cfg: Config) -> Config:
@@ -204,10 +202,7 @@ def load_float(cfg: Config, checkpoint: Path) -> tuple[nn.Module, dict | None]:
     content = read_checkpoint(checkpoint)
     if is_packed(content):
         raise UserError(f'checkpoint {checkpoint} is packed already')
-    try:
-        model = MMENGINE_MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    model = MMENGINE_MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
     check_state_dict(model, content, str(checkpoint))
     load_checkpoint(model, str(checkpoint), map_location='cpu')
     for name, tensor in model.state_dict().items():
@@ -229,10 +224,7 @@ def pack_loaded(model: nn.Module, strict: bool) -> tuple[nn.Module, list[PackedL
     Raises:
         UserError: If it has no binary layers, or no layer (with ``strict``: not every layer) can be packed.
     """
-    try:
-        packed, layers = pack_and_report(model)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    packed, layers = pack_and_report(model)
     unpacked = [layer for layer in layers if layer.problem is not None]
     if len(unpacked) == len(layers):
         raise UserError(f'none of the {len(layers)} binary layers can be packed ({_listing(unpacked)})')

@@ -17,17 +17,18 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
-import mmgroupnet.engine.packed_checkpoint as packed_checkpoint
-from mmgroupnet.deploy import pack, pack_and_report, with_data_preprocessor
+import mmgroupnet.checkpoints.packed as packed_checkpoint
+from mmgroupnet.checkpoints.packed import pack_checkpoint, read_packed, save_packed
+from mmgroupnet.checkpoints.read import is_packed, read_checkpoint
+from mmgroupnet.deploy import pack, pack_and_report
 from mmgroupnet.deploy.packed_layers import PackedUnit
-from mmgroupnet.engine.checkpoint import is_packed, read_checkpoint
 from mmgroupnet.engine.configs import check_arguments
-from mmgroupnet.engine.errors import UserError
-from mmgroupnet.engine.packed_checkpoint import pack_checkpoint, read_packed, save_packed
 from mmgroupnet.engine.prediction import draw_on_pictures
 from mmgroupnet.engine.testing import run_test
 from mmgroupnet.engine.training import run_training
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
+from mmgroupnet.model_configs import with_data_preprocessor
 from tests.test_engine.test_libraries import BACKBONE, CLASSIFIER, SEGMENTOR
 from tests.tiny_run import load_tiny_run
 

@@ -1,8 +1,6 @@
-"""Reading, checking and safely writing checkpoints."""
+"""Reading checkpoints in torch's safe mode, and finding those of a run."""
 
-import contextlib
 import logging
-import os
 import pickle
 import re
 import zipfile
@@ -10,13 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
-from torch import nn
 
-from mmgroupnet.engine.errors import UserError
-from mmgroupnet.pretrained import describe_mismatch
-from mmgroupnet.safe_globals import allow_mmengine_globals
+from mmgroupnet.checkpoints.safe import allow_mmengine_globals
+from mmgroupnet.errors import UserError
 
 
 def is_local(path: str) -> bool:
@@ -67,22 +62,6 @@ def weights_of(checkpoint: Mapping) -> dict:
     ``module.`` that training in several processes has left."""
     given = checkpoint.get('state_dict', checkpoint)
     return {key.removeprefix('module.'): value for key, value in given.items()}
-
-
-def check_state_dict(model: nn.Module, checkpoint: Mapping, source: str) -> None:
-    """Checks that a checkpoint holds the weights of this very architecture.
-
-    Args:
-        model: The model, neither wrapped for distribution nor for test-time augmentation.
-        checkpoint: What the file holds: a dict with a ``state_dict``, or the state dict itself.
-        source: The file's name, for the error.
-
-    Raises:
-        UserError: If keys are missing (other than ``num_batches_tracked``), unexpected, or of another shape.
-    """
-    mismatch = describe_mismatch(model, weights_of(checkpoint))
-    if mismatch:
-        raise UserError(f'checkpoint {source} is of another architecture than the config ({mismatch})')
 
 
 def saved_checkpoints(work_dir: str | Path) -> list[Path]:
@@ -149,37 +128,3 @@ def find_resumable(work_dir: str | Path) -> str | None:
             '(--resume FILE)'
         )
     return None
-
-
-def write_checkpoint(content: Mapping, path: str | Path) -> None:
-    """Writes a checkpoint; a killed process leaves the old file or the new one, never half of one.
-
-    Args:
-        content: What the file is to hold.
-        path: The file; its folder is made.
-
-    Raises:
-        UserError: If the file cannot be written.
-    """
-    path = Path(path)
-    partial = path.with_name(f'{path.name}.partial')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # By the file object, not by its name, which torch would write into the file.
-        with open(partial, 'wb') as file:
-            torch.save(content, file)
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # No folder, or nothing written yet.
-            partial.unlink()
-        raise UserError(f'{path} cannot be written: {error.strerror}') from error
-
-
-@register_backend('mmgroupnet.atomic')
-class AtomicLocalBackend(LocalBackend):
-    """Writes a file under another name first: a killed run leaves the old file or the new one, never half of one."""
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        partial = f'{filepath}.partial'
-        super().put(obj, partial)
-        os.replace(partial, filepath)

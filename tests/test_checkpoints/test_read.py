@@ -1,26 +1,16 @@
-"""Reading checkpoints in safe mode, refusing bad ones, finding the one to resume from, writing them whole."""
+"""Reading checkpoints in safe mode, refusing bad ones, finding the one to resume from."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from mmengine.fileio import get_file_backend
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
-from mmgroupnet.engine.checkpoint import (
-    check_state_dict,
-    find_resumable,
-    last_finite,
-    read_checkpoint,
-)
-from mmgroupnet.engine.errors import UserError
-from mmgroupnet.safe_globals import allow_mmengine_globals
+from mmgroupnet.checkpoints.read import find_resumable, last_finite, read_checkpoint
+from mmgroupnet.checkpoints.safe import allow_mmengine_globals
+from mmgroupnet.errors import UserError
 
 
 class Code:
@@ -95,21 +85,6 @@ def test_other_files_are_named(tmp_path):
         read_checkpoint(tmp_path / 'tensor.pth')
 
 
-def test_another_architecture_is_listed():
-    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    weights = model.state_dict()
-    check_state_dict(model, dict(state_dict={f'module.{key}': value for key, value in weights.items()}), 'a.pth')
-    del weights['1.num_batches_tracked']
-    check_state_dict(model, weights, 'a.pth')
-    weights['2.weight'] = weights.pop('1.weight')
-    weights['0.weight'] = torch.ones(2, 4)
-    with pytest.raises(UserError) as caught:
-        check_state_dict(model, weights, 'a.pth')
-    assert 'checkpoint a.pth is of another architecture' in str(caught.value)
-    assert '1 missing: 1.weight; 1 unexpected: 2.weight' in str(caught.value)
-    assert '1 of another shape: 0.weight (2, 4) instead of (2, 3)' in str(caught.value)
-
-
 def test_the_last_checkpoint_with_finite_weights(tmp_path):
     paths = [tmp_path / f'epoch_{epoch}.pth' for epoch in (1, 2, 3, 10)]
     for path, value in zip(paths, [1.0, 2.0, float('nan'), 4.0], strict=True):
@@ -154,28 +129,3 @@ class TestFindResumable:
             truncate(path)
         with pytest.raises(UserError, match='none of the 3 checkpoints in .* is readable'):
             find_resumable(work_dir)
-
-
-def test_a_killed_writer_leaves_the_old_file(tmp_path):
-    target = tmp_path / 'epoch_1.pth'
-    target.write_bytes(b'old')
-    script = (
-        'import sys, mmgroupnet.engine.checkpoint\n'
-        'from mmengine.fileio import get_file_backend\n'
-        "backend = get_file_backend(backend_args=dict(backend='mmgroupnet.atomic'))\n"
-        "backend.put(b'old', sys.argv[1])\n"
-        "print('ready', flush=True)\n"
-        'while True:\n'
-        "    backend.put(b'x' * 2**26, sys.argv[1])\n"
-    )
-    writer = subprocess.Popen([sys.executable, '-c', script, str(target)], stdout=subprocess.PIPE)
-    writer.stdout.readline()
-    time.sleep(0.15)
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
-    assert target.stat().st_size in (3, 2**26)
-
-
-def test_the_atomic_backend_leaves_nothing_beside(tmp_path):
-    get_file_backend(backend_args=dict(backend='mmgroupnet.atomic')).put(b'new', str(tmp_path / 'sub' / 'a.pth'))
-    assert [path.name for path in (tmp_path / 'sub').iterdir()] == ['a.pth']

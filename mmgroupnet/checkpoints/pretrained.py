@@ -1,0 +1,147 @@
+"""Weights that a model starts from: found in its config, fetched, and refused where they do not fit exactly.
+
+mmengine alone loads what fits, logs the rest as a warning and goes on with random weights.
+"""
+
+import pickle
+from collections.abc import Iterator, Mapping
+from http.client import HTTPException
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.model import BaseModule, PretrainedInit
+from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import get_torchvision_models
+
+from mmgroupnet.checkpoints.match import describe_mismatch
+from mmgroupnet.checkpoints.read import is_local
+from mmgroupnet.errors import UserError
+
+
+def find_pretrained(node: object, path: str = 'model') -> Iterator[tuple[ConfigDict, str, str, str]]:
+    """Finds what a model's config is initialised from.
+
+    Args:
+        node: The model's config, or a part of it.
+        path: Its dotted path. Default: 'model'.
+
+    Yields:
+        The dict that names the weights, the key (``init_cfg`` or ``pretrained``), the dotted path of that key, and the
+        weights.
+    """
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            where = f'{path}.{key}'
+            if key == 'pretrained' and isinstance(value, str):
+                yield node, key, where, value
+            elif key == 'init_cfg':
+                for entry in value if isinstance(value, list | tuple) else [value]:
+                    if isinstance(entry, Mapping) and entry.get('type') == 'Pretrained':
+                        yield node, key, where, entry['checkpoint']
+            else:
+                yield from find_pretrained(value, where)
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from find_pretrained(value, f'{path}.{index}')
+
+
+def leave_out_pretrained(cfg: Config) -> None:
+    """Takes all pretrained weights out of a config, in place: its model starts from random ones."""
+    for owner, key, *_ in list(find_pretrained(cfg.model)):
+        owner[key] = None
+
+
+def fetch_pretrained(cfg: Config) -> None:
+    """Fetches the pretrained weights that lie elsewhere than on the disk; mmengine keeps them for later.
+
+    Args:
+        cfg: The config, as the user gave it.
+
+    Raises:
+        UserError: Naming the option that leaves them out, where there is no network.
+    """
+    for _, _, path, checkpoint in find_pretrained(cfg.model):
+        if is_local(checkpoint):
+            continue
+        try:
+            CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+        except (OSError, HTTPException) as error:
+            raise UserError(
+                f'{path}: {checkpoint} cannot be fetched ({error}). To start from random weights: --cfg-options '
+                f'{path}=None'
+            ) from error
+
+
+def fetch_checkpoint(source: str) -> dict:
+    """Reads a checkpoint with its data, from the disk or the network, in torch's safe mode, which mmengine's own loader
+    does not ask for.
+
+    Args:
+        source: A file, an ``https://`` address, or ``torchvision://`` and the name of a model.
+
+    Raises:
+        UserError: If it does not exist, cannot be read (a file that carries code is not), or is no dict.
+    """
+    try:
+        if '://' not in source:
+            checkpoint = torch.load(source, map_location='cpu', weights_only=True)
+        else:
+            checkpoint = torch.hub.load_state_dict_from_url(_address(source), map_location='cpu', weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f'checkpoint {source} does not exist') from error
+    except OSError as error:  # No network, above all.
+        raise UserError(f'checkpoint {source} cannot be fetched: {error}') from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"checkpoint {source} cannot be read in torch's safe mode: {error}") from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'checkpoint {source} holds a {type(checkpoint).__name__}, not a dict of weights')
+    return checkpoint
+
+
+def _address(source: str) -> str:
+    scheme, name = source.split('://')
+    address = get_torchvision_models().get(name) if scheme == 'torchvision' else source
+    if address is None or not address.startswith('https://'):
+        raise UserError(f'checkpoint {source}: give a file, an https:// address or torchvision:// and a name')
+    return address
+
+
+def _pretrained_cfgs(module: BaseModule) -> Iterator[Mapping]:
+    cfgs = module.init_cfg or []
+    for cfg in [cfgs] if isinstance(cfgs, Mapping) else cfgs:
+        if cfg['type'] in ('Pretrained', PretrainedInit):
+            yield cfg
+
+
+def check_pretrained(module: BaseModule) -> None:
+    """Checks the checkpoints that a part asks for, before it loads them.
+
+    Args:
+        module: The part, with its ``init_cfg``: a ``Pretrained`` with ``prefix`` takes what the checkpoint holds under
+            this prefix, one without it all that the checkpoint holds.
+
+    Raises:
+        UserError: If a checkpoint does not exist, is packed, or does not hold exactly the weights of this part.
+    """
+    for cfg in _pretrained_cfgs(module):
+        source, prefix = cfg['checkpoint'], cfg.get('prefix') or ''
+        where = f'init_cfg of {type(module).__name__}: checkpoint {source}'
+        try:
+            # Names and shapes are all that is kept of it.
+            checkpoint = CheckpointLoader.load_checkpoint(source, map_location='meta', logger='silent')
+        except FileNotFoundError as error:
+            raise UserError(f'{where} does not exist') from error
+        given = checkpoint.get('state_dict', checkpoint)
+        if prefix:
+            prefix = f'{prefix.removesuffix(".")}.'
+            given = {key.removeprefix(prefix): value for key, value in given.items() if key.startswith(prefix)}
+        else:
+            given = {key.removeprefix('module.'): value for key, value in given.items()}
+        if any(key.endswith('.bits') for key in given):
+            raise UserError(f'{where} is packed: give the one that it was packed from')
+        mismatch = describe_mismatch(module, given)
+        if mismatch and not prefix and any(key.startswith('backbone.') for key in given):
+            mismatch += ". It is that of a whole model: give prefix='backbone.'"
+        if mismatch:
+            under = f' under {prefix!r}' if prefix else ''
+            raise UserError(f'{where} does not hold exactly its weights{under} ({mismatch})')

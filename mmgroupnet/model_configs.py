@@ -1,0 +1,28 @@
+"""Configs of models: how wrapped ones are written, and the data preprocessor that stands beside them."""
+
+import copy
+from collections.abc import Mapping
+
+from mmengine.config import Config
+
+PACKED_TYPE = 'mmgroupnet.Packed'
+BINARIZED_TYPE = 'mmgroupnet.Binarized'
+
+
+def is_packed_config(cfg: Config) -> bool:
+    """Whether the config's model is packed, ``dict(type='mmgroupnet.Packed', model=...)``."""
+    return cfg.model.get('type') == PACKED_TYPE
+
+
+def is_binarized_config(cfg: Config) -> bool:
+    """Whether the config's model is ``dict(type='mmgroupnet.Binarized', ...)``."""
+    return cfg.model.get('type') == BINARIZED_TYPE
+
+
+def with_data_preprocessor(model: Mapping, data_preprocessor: Mapping | None) -> dict:
+    """The config of a model with the data preprocessor that stands beside it, as mmengine's Runner puts it in, where it
+    has none of its own."""
+    model = copy.deepcopy(dict(model))  # Detectors write into the configs of their parts.
+    if data_preprocessor is not None:
+        model.setdefault('data_preprocessor', data_preprocessor)
+    return model
