@@ -1,6 +1,8 @@
 """Whether a checkpoint holds the weights of a model."""
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -48,3 +50,75 @@ def check_state_dict(model: nn.Module, checkpoint: Mapping, source: str) -> None
     mismatch = describe_mismatch(model, weights_of(checkpoint))
     if mismatch:
         raise UserError(f'checkpoint {source} is of another architecture than the config ({mismatch})')
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a model takes of a checkpoint.
+
+    Args:
+        taken: Names of the model's tensors that the checkpoint gives.
+        misshaped: Names that both have, in other shapes, and these shapes; dropped.
+        unknown: Names that the model has no place for; dropped.
+        new: Names that the checkpoint lacks (other than ``num_batches_tracked``); the model's stay as they are.
+    """
+
+    taken: list[str]
+    misshaped: dict[str, str]
+    unknown: list[str]
+    new: list[str]
+
+    def is_whole(self) -> bool:
+        """Whether the checkpoint is that of the model."""
+        return not (self.misshaped or self.unknown or self.new)
+
+    def table(self) -> str:
+        """Counts by part of the model, and the names of what is dropped and new."""
+        columns = [self.taken, [*self.misshaped, *self.unknown], [*self.misshaped, *self.new]]
+        counts = [Counter(name.split('.')[0] for name in names) for names in columns]
+        lines = ['| part | taken | dropped | new |', '| --- | --- | --- | --- |']
+        for part in sorted(set().union(*counts)):
+            lines.append(f'| {part} | {" | ".join(str(count[part]) for count in counts)} |')
+        lists = {
+            'of another shape': [f'{name} {shapes}' for name, shapes in self.misshaped.items()],
+            'not in the model': self.unknown,
+            'not in the checkpoint': self.new,
+        }
+        return '\n'.join(lines + [f'{kind}: {listing(names)}' for kind, names in lists.items() if names])
+
+
+def load_what_fits(model: nn.Module, checkpoint: Mapping) -> Transfer:
+    """Loads into a model what fits of a checkpoint, as mmengine does, and says what that was.
+
+    The model is asked, since stock models rename and reshape weights of older files while they load them.
+
+    Args:
+        model: The model, neither wrapped for distribution nor for test-time augmentation.
+        checkpoint: What the file holds: a dict with a ``state_dict``, or the state dict itself.
+    """
+    own, given = model.state_dict(), weights_of(checkpoint)
+    missing, unknown = [], []
+
+    def note(_: nn.Module, keys: object) -> None:
+        missing.extend(keys.missing_keys)
+        unknown.extend(keys.unexpected_keys)
+
+    handle = model.register_load_state_dict_post_hook(note)
+    refused = ''
+    try:
+        model.load_state_dict(given, strict=False)
+    except RuntimeError as error:  # All that fits has been loaded, and the hook called.
+        refused = str(error)
+    finally:
+        handle.remove()
+    misshaped = {
+        name: f'{tuple(given[name].shape)} instead of {tuple(value.shape)}' if name in given else ''
+        for name, value in own.items()
+        if f'size mismatch for {name}:' in refused
+    }
+    return Transfer(
+        taken=[name for name in own if name not in {*missing, *misshaped}],
+        misshaped=misshaped,
+        unknown=unknown,
+        new=[name for name in missing if not name.endswith('num_batches_tracked')],
+    )
