@@ -16,6 +16,7 @@ default_hooks = dict(
     visualization=dict(type='SegVisualizationHook'),
     checkpoint_match=dict(type='mmgroupnet.CheckpointMatchHook'),  # what is loaded of a checkpoint, or why it is not
     invalid_loss=dict(type='mmgroupnet.InvalidLossHook'),  # stops where a loss is NaN or infinite
+    label_range=dict(type='mmgroupnet.LabelRangeHook'),  # stops at a mask with ids that are no classes
     epoch_seed=dict(type='mmgroupnet.EpochSeedHook'),  # a resumed run repeats an uninterrupted one
 )
 log_processor = dict(by_epoch=True)

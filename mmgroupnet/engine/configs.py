@@ -28,7 +28,7 @@ def load_config(name: str) -> Config:
             ``mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py``.
 
     Raises:
-        UserError: If there is no such file.
+        UserError: If there is no such file, or one that it inherits from is missing.
     """
     if '::' in name:
         library = name.split('::')[0]
@@ -42,7 +42,10 @@ def load_config(name: str) -> Config:
     if not path.is_file():
         siblings = [str(found) for found in path.parent.glob('*.py')]
         raise UserError(f'config {name} does not exist{nearest(str(path), siblings)}')
-    return Config.fromfile(path)
+    try:
+        return Config.fromfile(path)
+    except FileNotFoundError as error:  # of a base
+        raise UserError(f'config {name}: {error}') from error
 
 
 def resolve_type(

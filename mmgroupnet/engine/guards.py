@@ -9,10 +9,11 @@ from mmgroupnet.checkpoints.read import is_local
 from mmgroupnet.checkpoints.write import ATOMIC_BACKEND
 from mmgroupnet.model_configs import type_name
 
-# The guard hooks by their names in default_hooks, as configs/_base_/default_runtime.py writes them out.
+# The guard hooks by their names in default_hooks, as the runtimes of configs/_base_ write them out.
 GUARDS = dict(
     checkpoint_match='mmgroupnet.CheckpointMatchHook',
     invalid_loss='mmgroupnet.InvalidLossHook',
+    label_range='mmgroupnet.LabelRangeHook',
     epoch_seed='mmgroupnet.EpochSeedHook',
 )
 

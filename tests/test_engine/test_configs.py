@@ -117,6 +117,12 @@ def test_a_missing_config(tmp_path):
         load_config(str(tmp_path / 'retinanet_cocoo.py'))
 
 
+def test_a_missing_base(tmp_path):
+    (tmp_path / 'mine.py').write_text("_base_ = './nothing.py'")
+    with pytest.raises(UserError, match=r'^config .*/mine\.py: .*nothing\.py'):
+        load_config(str(tmp_path / 'mine.py'))
+
+
 def test_a_config_of_an_installed_library():
     cfg = load_config('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py')
     assert isinstance(cfg, Config)
