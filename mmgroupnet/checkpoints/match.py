@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from mmgroupnet.checkpoints.read import weights_of
 from mmgroupnet.errors import UserError
 
+# Of batch norms: torch counts from zero where an old checkpoint lacks it.
+_COUNTER = 'num_batches_tracked'
 # How many keys an error lists before it only counts them.
 _LISTED_KEYS = 8
 
@@ -23,7 +25,7 @@ def describe_mismatch(module: nn.Module, state_dict: Mapping[str, Tensor]) -> st
     """What keeps a state dict from being that of a module: names that are missing (other than
     ``num_batches_tracked``), unexpected, or of another shape; '' where nothing does."""
     wanted = module.state_dict()
-    missing = [key for key in wanted if key not in state_dict and not key.endswith('num_batches_tracked')]
+    missing = [key for key in wanted if key not in state_dict and not key.endswith(_COUNTER)]
     unexpected = [key for key in state_dict if key not in wanted]
     other_shape = [
         f'{key} {tuple(state_dict[key].shape)} instead of {tuple(value.shape)}'
@@ -57,10 +59,10 @@ class Transfer:
     """What a model takes of a checkpoint.
 
     Args:
-        taken: Names of the model's tensors that the checkpoint gives.
+        taken: Names of the model's tensors that the checkpoint gives (without ``num_batches_tracked``).
         misshaped: Names that both have, in other shapes, and these shapes; dropped.
         unknown: Names that the model has no place for; dropped.
-        new: Names that the checkpoint lacks (other than ``num_batches_tracked``); the model's stay as they are.
+        new: Names that the checkpoint lacks ; the model's stay as they are.
     """
 
     taken: list[str]
@@ -117,8 +119,8 @@ def load_what_fits(model: nn.Module, checkpoint: Mapping) -> Transfer:
         if f'size mismatch for {name}:' in refused
     }
     return Transfer(
-        taken=[name for name in own if name not in {*missing, *misshaped}],
+        taken=[name for name in own if name not in {*missing, *misshaped} and not name.endswith(_COUNTER)],
         misshaped=misshaped,
         unknown=unknown,
-        new=[name for name in missing if not name.endswith('num_batches_tracked')],
+        new=[name for name in missing if not name.endswith(_COUNTER)],
     )
