@@ -3,6 +3,8 @@
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.hub import get_config
 from mmengine.logging import print_log
-from mmengine.registry import MODELS, DefaultScope, Registry
+from mmengine.registry import MODELS, Registry
 
 import mmgroupnet.registry
 from mmgroupnet.errors import ONE_SLIP, UserError, nearest
@@ -63,12 +65,13 @@ def resolve_type(
     """
     if not isinstance(name, str):
         return name
-    with DefaultScope.overwrite_default_scope(scope):
-        for root in roots:
-            with root.switch_scope_and_registry(None) as registry:
-                found = registry.get(name)
-            if found is not None:
-                return found
+    with suppress(ImportError, AttributeError):  # A scope may be of the user's own, without registries.
+        import_module(f'{scope}.registry')
+    for root in roots:
+        # Registry.switch_scope_and_registry would warn where the scope has no registry of a kind.
+        found = root.children.get(scope, root).get(name)
+        if found is not None:
+            return found
     return None
 
 

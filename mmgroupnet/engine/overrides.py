@@ -41,9 +41,7 @@ def _settings() -> set[str]:
 
 
 def _read_instead(cfg: Mapping, name: str) -> str | None:
-    """What is read in place of a setting, if anything."""
-    if name == 'launcher':
-        return 'the option --launcher'
+    """The setting that is read in place of another one, if any."""
     if name == 'find_unused_parameters' and cfg.get('model_wrapper_cfg'):
         return 'model_wrapper_cfg.find_unused_parameters'
     path, model = 'model', cfg.get('model')
@@ -79,12 +77,14 @@ def _places(node: object, name: str, value: object, path: str = '') -> Iterator[
 
 def _check_first_key(cfg: Mapping, option: str) -> None:
     """Checks that the first key of an option is read when the config runs."""
-    name = option.split('.')[0]
+    name, dot, rest = option.partition('.')
     settings = _settings()
+    if name == 'launcher':
+        raise UserError(f'--cfg-options {option} would not be read: give the option --launcher')
     if name in settings:
         instead = _read_instead(cfg, name)
         if instead is not None:
-            raise UserError(f'--cfg-options {option} would not be read: give {instead}')
+            raise UserError(f'--cfg-options {option} would not be read beside {instead}: give {instead}{dot}{rest}')
     elif name not in cfg:
         _warn(
             f'--cfg-options {option}: neither the config nor mmengine has a setting {name!r}'

@@ -4,10 +4,14 @@ import logging
 import re
 
 import pytest
+from mmdet.models import FCOS
 from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper
 
 from mmgroupnet.engine import configs
-from mmgroupnet.engine.configs import accepted_arguments, check_arguments, load_config
+from mmgroupnet.engine.configs import accepted_arguments, check_arguments, load_config, resolve_type
+from mmgroupnet.engine.hooks import BinaryStatisticsHook
 from mmgroupnet.errors import UserError, nearest
 from tests.tiny_run import load_tiny_run
 
@@ -41,6 +45,26 @@ def test_arguments_of_functions():
 def test_nearest():
     assert nearest('dept', ['depth', 'width']) == " (did you mean 'depth'?)"
     assert nearest('colour', ['depth', 'width']) == ''
+
+
+@pytest.mark.parametrize(
+    ('name', 'scope', 'expected'),
+    [
+        ('FCOS', 'mmdet', FCOS),
+        ('mmgroupnet.BinaryStatisticsHook', 'mmdet', BinaryStatisticsHook),
+        ('OptimWrapper', 'mmdet', OptimWrapper),
+        ('FCOS', None, None),
+        ('mmdet.FCOS', None, FCOS),
+        ('nothing', 'my_project', None),
+        (FCOS, None, FCOS),
+    ],
+)
+def test_types_are_found_without_noise(name, scope, expected, monkeypatch):
+    """mmengine warns of kinds of registries that a scope lacks; of that only it knows."""
+    said = []
+    monkeypatch.setattr(MMLogger, 'callHandlers', lambda logger, record: said.append(record))
+    assert resolve_type(name, scope) is expected
+    assert [record.getMessage() for record in said if record.levelno >= logging.WARNING] == []
 
 
 @pytest.fixture

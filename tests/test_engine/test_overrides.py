@@ -163,24 +163,24 @@ PREPROCESSOR = dict(type='SegDataPreProcessor', size=(64, 64))
         (
             dict(data_preprocessor=PREPROCESSOR, model=dict(data_preprocessor=PREPROCESSOR)),
             'data_preprocessor.size',
-            'model.data_preprocessor',
+            ' beside model.data_preprocessor: give model.data_preprocessor.size',
         ),
         (
             dict(model=dict(type='mmgroupnet.Binarized', model=dict(data_preprocessor=PREPROCESSOR))),
             'data_preprocessor.size',
-            'model.model.data_preprocessor',
+            ' beside model.model.data_preprocessor: give model.model.data_preprocessor.size',
         ),
         (
             dict(model={}, model_wrapper_cfg=dict(static_graph=True)),
             'find_unused_parameters',
-            'model_wrapper_cfg.find_unused_parameters',
+            ' beside model_wrapper_cfg.find_unused_parameters: give model_wrapper_cfg.find_unused_parameters',
         ),
-        (dict(model={}), 'launcher', 'the option --launcher'),
+        (dict(model={}), 'launcher', ': give the option --launcher'),
     ],
     ids=lambda value: value if isinstance(value, str) else '',
 )
 def test_settings_that_another_one_shadows(content, path, instead):
-    with pytest.raises(UserError, match=f'--cfg-options {path} would not be read: give {instead}$'):
+    with pytest.raises(UserError, match=f'^--cfg-options {path} would not be read{instead}$'):
         check_overrides(Config(content), {path: 1})
 
 
