@@ -1,5 +1,6 @@
 """Training and testing with mmengine's FlexibleRunner, which builds its model late and by a strategy."""
 
+import os
 import shutil
 
 import pytest
@@ -12,7 +13,8 @@ from mmgroupnet.engine.training import run_training
 from mmgroupnet.errors import UserError
 from mmgroupnet.layers.memory_layout import is_guard
 from tests.test_engine.test_training import losses
-from tests.tiny_run import load_tiny_run
+from tests.test_tools.test_tools import run_tool
+from tests.tiny_run import load_tiny_run, write_tiny_run
 
 FLEXIBLE = dict(runner_type='FlexibleRunner')
 
@@ -69,3 +71,15 @@ def test_its_model_is_there_before_it_starts(tmp_path):
 def test_an_argument_that_a_part_refuses(tmp_path):
     with pytest.raises(UserError, match='^depth=19: GroupNetResNet has the depths'):
         run_training(load_tiny_run(tmp_path, model__backbone__depth=19, **FLEXIBLE))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='the processes would use the GPUs')
+def test_two_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv('PORT', str(20000 + os.getpid() % 20000))
+    config = write_tiny_run(tmp_path)
+    config.write_text(config.read_text() + "\nrunner_type = 'FlexibleRunner'\n")
+    options = ['train_cfg.max_epochs=1', 'model.backbone.norm_cfg.type=SyncBN']
+    done = run_tool('dist_train.sh', 'tiny.py', '2', '--work-dir', 'work', '--cfg-options', *options, cwd=tmp_path)
+    assert 'synchronised batch norms become ordinary ones' in done.stdout + done.stderr
+    assert sorted(losses(tmp_path / 'work')) == [1, 2]  # two processes share the four batches
