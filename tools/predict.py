@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with one_line_errors():
+    with one_line_errors(args):
         check_model_options(args.checkpoint, args.cfg_options)
         images = find_images(args.images)
         drawn = draw_on_pictures(read_config(args), args.checkpoint, images, args.out, args.score_thr, args.device)
