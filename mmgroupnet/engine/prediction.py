@@ -46,12 +46,10 @@ def find_images(path: str | Path, out_dir: str | Path | None = None) -> list[str
         return [str(path)]
     if not path.is_dir():
         raise UserError(f'{path} is neither a picture nor a folder')
-    drawn = None if out_dir is None else Path(out_dir).resolve() / 'vis'
-    images = sorted(
-        str(file)
-        for file in path.rglob('*')
-        if file.suffix.lower() in _SUFFIXES and not (drawn and file.resolve().is_relative_to(drawn)) and not file.is_dir()
-    )
+    images = sorted(str(file) for file in path.rglob('*') if file.suffix.lower() in _SUFFIXES and not file.is_dir())
+    if out_dir is not None:
+        drawn = Path(out_dir).resolve() / 'vis'
+        images = [image for image in images if not Path(image).resolve().is_relative_to(drawn)]
     if not images:
         raise UserError(f'folder {path} holds no pictures ({", ".join(_SUFFIXES)})')
     return images

@@ -2,6 +2,7 @@
 
 from mmdet.models import DetTTAModel
 from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
 
 from mmgroupnet.errors import UserError
 from mmgroupnet.registry import MODELS
@@ -18,7 +19,7 @@ class AugmentedDetector(DetTTAModel):
 
     def __init__(self, tta_cfg: dict | None = None, **kwargs) -> None:
         default = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
-        super().__init__(tta_cfg=default if tta_cfg is None else tta_cfg, **kwargs)
+        super().__init__(tta_cfg=ConfigDict(default if tta_cfg is None else tta_cfg), **kwargs)
 
     def _merge_single_sample(self, data_samples: list[DetDataSample]) -> DetDataSample:
         for sample in data_samples:
