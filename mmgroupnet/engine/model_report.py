@@ -213,7 +213,7 @@ def describe_model(
                     f'Input {size[0]}x{size[1]} (height x width); operations are multiply-accumulates, OPs = FLOPs + '
                     'BOPs / 64'
                 )
-            except Exception as error:  # A model of somebody else may raise anything, and is still worth training.
+            except Exception as error:  # A foreign model may raise anything, and is still worth training.
                 rows, size = analyze(model), None
                 lines.append(f'Operations are not counted: {type(model).__name__} cannot be called so ({error})')
     lines.append(table(rows if per_layer else by_part(model, rows), has_operations=size is not None))

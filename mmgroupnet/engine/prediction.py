@@ -47,8 +47,8 @@ def find_images(path: str | Path, out_dir: str | Path | None = None) -> list[str
     if not path.is_dir():
         raise UserError(f'{path} is neither a picture nor a folder')
     images = sorted(str(file) for file in path.rglob('*') if file.suffix.lower() in _SUFFIXES and not file.is_dir())
-    if out_dir is not None:
-        drawn = Path(out_dir).resolve() / 'vis'
+    drawn = path.resolve() if out_dir is None else Path(out_dir).resolve() / 'vis'
+    if path.resolve() in drawn.parents:
         images = [image for image in images if not Path(image).resolve().is_relative_to(drawn)]
     if not images:
         raise UserError(f'folder {path} holds no pictures ({", ".join(_SUFFIXES)})')
