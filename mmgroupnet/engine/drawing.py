@@ -52,8 +52,8 @@ class OutputFiles:
 
 
 def common_folder(folders: Iterable[str | Path]) -> str:
-    """The deepest folder that holds all folders."""
-    return os.path.commonpath([os.path.abspath(folder) for folder in folders])
+    """The deepest folder that holds all folders; the current one where there are none."""
+    return os.path.commonpath([os.path.abspath(folder) for folder in folders] or [os.getcwd()])
 
 
 def image_folder(dataset: Mapping) -> str:

@@ -64,7 +64,7 @@ def test_folder_of_a_data_set(dataset, expected):
 def test_common_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert common_folder(['data/a', 'data/b/c']) == str(tmp_path / 'data')
-    assert common_folder(['']) == str(tmp_path)
+    assert common_folder(['']) == common_folder([]) == str(tmp_path)
 
 
 def test_decode():
