@@ -75,13 +75,12 @@ def decode(content: bytes) -> np.ndarray | None:
     return None if pixels is None else pixels[..., ::-1]
 
 
-def with_visualizer(cfg: Config, library: str) -> dict:
-    """A config's visualizer, or that of its library where it has none that draws predictions."""
-    visualizer = dict(cfg.get('visualizer') or {})
+def set_visualizer(cfg: Config, library: str) -> None:
+    """Gives a config without a visualizer that draws predictions that of its library."""
+    visualizer = cfg.get('visualizer') or {}
     kind = resolve_type(visualizer.get('type', Visualizer), cfg.get('default_scope'))
     if kind is Visualizer or kind is None:
-        visualizer['type'] = _VISUALIZERS[library]
-    return visualizer
+        cfg.visualizer = dict(visualizer, type=_VISUALIZERS[library])
 
 
 def _names_and_colours(library: str, scope: str | None, dataset: Mapping, stored: Mapping) -> dict:
@@ -104,14 +103,15 @@ def build_visualizer(cfg: Config, library: str, dataset: Mapping, stored: Mappin
     """A visualizer that draws into files alone.
 
     Args:
-        cfg: The config.
+        cfg: The config; one without a visualizer gets one.
         library: Its library.
         dataset: Config of a data set, for the classes and colours that are not stored.
         stored: What was stored with the model, ``classes`` and ``palette`` as far as there are any.
     """
     # mmengine keeps visualizers by their names, and gives the same one again.
     name = f'predictions_{time.time_ns()}'
-    visualizer = VISUALIZERS.build({**with_visualizer(cfg, library), 'vis_backends': None, 'name': name})
+    set_visualizer(cfg, library)
+    visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None, name=name))
     visualizer.dataset_meta = _names_and_colours(library, cfg.get('default_scope'), dataset, stored)
     return visualizer
 

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from mmgroupnet.checkpoints.packed import adopt_packed, check_device
 from mmgroupnet.checkpoints.read import is_local
 from mmgroupnet.engine.data import check_data, innermost_datasets
-from mmgroupnet.engine.drawing import common_folder, image_folder, with_visualizer
+from mmgroupnet.engine.drawing import common_folder, image_folder, set_visualizer
 from mmgroupnet.engine.exported_model import adopt_exported, is_exported
 from mmgroupnet.engine.launch import build_runner
 from mmgroupnet.engine.libraries import LIBRARIES, library_of, type_name
@@ -81,10 +81,10 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
     own = (cfg.get('default_hooks') or {}).pop('visualization', None) or {}
     hook.update({key: own[key] for key in ('score_thr', 'backend_args') if own.get(key) is not None})
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
-    cfg.visualizer = with_visualizer(cfg, library)
+    set_visualizer(cfg, library)
 
 
-def _default_tta(cfg: Config, library: str) -> tuple[dict, list]:
+def _default_tta(cfg: Config, library: str) -> tuple[ConfigDict, list]:
     """Model and pipeline that predict on the image and on its mirror image."""
     pipeline = deepcopy(next(innermost_datasets(cfg.test_dataloader.dataset))['pipeline'])
     pack = pipeline[-1]
@@ -94,7 +94,7 @@ def _default_tta(cfg: Config, library: str) -> tuple[dict, list]:
     # mmseg compares with the ground truth of the first one.
     flips = [dict(type=flip, prob=0.0), dict(type=flip, prob=1.0)]
     pipeline[-1] = dict(type='TestTimeAug', transforms=[flips, [pack]])
-    return dict(type=_DEFAULT_AUGMENTED[library]), pipeline
+    return ConfigDict(type=_DEFAULT_AUGMENTED[library]), pipeline
 
 
 def augment_test(cfg: Config) -> None:
@@ -113,8 +113,11 @@ def augment_test(cfg: Config) -> None:
     if model is None or pipeline is None:
         default_model, default_pipeline = _default_tta(cfg, library)
         model, pipeline = model or default_model, pipeline or default_pipeline
-    model = dict(model, type=_AUGMENTED.get(type_name(model), model['type']))
-    cfg.model = ConfigDict(**model, module=cfg.model)
+    model = deepcopy(model)  # Unlike dict(model), it can still be written into the log where types are classes.
+    if type_name(model) in _AUGMENTED:
+        model.type = _AUGMENTED[type_name(model)]
+    model.module = cfg.model
+    cfg.model = model
     for dataset in innermost_datasets(cfg.test_dataloader.dataset):
         dataset['pipeline'] = pipeline
 

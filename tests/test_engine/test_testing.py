@@ -21,7 +21,8 @@ from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, Resize
 from mmdet.evaluation import CocoMetric
-from mmdet.models import FCOS, DetDataPreprocessor, FCOSHead
+from mmdet.models import FCOS, DetDataPreprocessor, DetTTAModel, FCOSHead
+from mmdet.visualization import DetLocalVisualizer
 from mmengine.dataset import DefaultSampler
 from mmengine.runner import TestLoop
 
@@ -50,6 +51,8 @@ test_dataloader = dict(
             dict(type=PackDetInputs, meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]))
 test_evaluator = dict(type=CocoMetric, ann_file='{root}/annotations/val.json', metric='bbox')
 test_cfg = dict(type=TestLoop)
+tta_model = dict(type=DetTTAModel, tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.6), max_per_img=10))
+visualizer = dict(type=DetLocalVisualizer)
 """
 
 
