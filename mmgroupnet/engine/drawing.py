@@ -75,16 +75,15 @@ def decode(content: bytes) -> np.ndarray | None:
     return None if pixels is None else pixels[..., ::-1]
 
 
-def set_visualizer(cfg: Config, library: str) -> None:
-    """Gives a config without a visualizer that draws predictions that of its library."""
-    visualizer = cfg.get('visualizer') or {}
-    kind = resolve_type(visualizer.get('type', Visualizer), cfg.get('default_scope'))
-    if kind is Visualizer or kind is None:
-        cfg.visualizer = dict(visualizer, type=_VISUALIZERS[library])
+def names_and_colours(library: str, scope: str | None, dataset: Mapping, stored: Mapping) -> dict:
+    """Classes and palette of a model: those stored with it, and what they lack from a config's data set.
 
-
-def _names_and_colours(library: str, scope: str | None, dataset: Mapping, stored: Mapping) -> dict:
-    """Classes and palette of a model: those stored with it, and what they lack from the config's data set."""
+    Args:
+        library: The library of the config.
+        scope: Its ``default_scope``.
+        dataset: The config of its data set.
+        stored: What a checkpoint or a .onnx file says, ``classes`` and ``palette`` as far as there are any.
+    """
     stored = {key.lower(): value for key, value in stored.items()}
     of_kind = getattr(resolve_type(dataset['type'], scope), 'METAINFO', {})
     sources = (stored, dataset.get('metainfo') or {}, of_kind)
@@ -99,21 +98,24 @@ def _names_and_colours(library: str, scope: str | None, dataset: Mapping, stored
     return dict(classes=classes, palette=palette)
 
 
-def build_visualizer(cfg: Config, library: str, dataset: Mapping, stored: Mapping) -> Visualizer:
-    """A visualizer that draws into files alone.
+def build_visualizer(cfg: Config, library: str, dataset_meta: Mapping) -> Visualizer:
+    """A visualizer that draws into files and windows alone.
+
+    It is the config's, or that of its library where it has none that draws predictions.
 
     Args:
-        cfg: The config; one without a visualizer gets one.
+        cfg: The config.
         library: Its library.
-        dataset: Config of a data set, for the classes and colours that are not stored.
-        stored: What was stored with the model, ``classes`` and ``palette`` as far as there are any.
+        dataset_meta: Classes and palette.
     """
-    # mmengine keeps visualizers by their names, and gives the same one again.
-    name = f'predictions_{time.time_ns()}'
-    set_visualizer(cfg, library)
-    visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None, name=name))
-    visualizer.dataset_meta = _names_and_colours(library, cfg.get('default_scope'), dataset, stored)
-    return visualizer
+    visualizer = dict(cfg.get('visualizer') or {})
+    kind = resolve_type(visualizer.get('type', Visualizer), cfg.get('default_scope'))
+    if kind is Visualizer or kind is None:
+        visualizer['type'] = _VISUALIZERS[library]
+    # mmengine keeps visualizers by their names, and would give the same one again.
+    built = VISUALIZERS.build(dict(visualizer, vis_backends=None, name=f'predictions_{time.time_ns()}'))
+    built.dataset_meta = dict(dataset_meta)
+    return built
 
 
 def draw(

@@ -19,7 +19,14 @@ from mmgroupnet.checkpoints.match import check_state_dict
 from mmgroupnet.checkpoints.packed import adopt_packed, check_device
 from mmgroupnet.checkpoints.read import read_checkpoint
 from mmgroupnet.engine.data import few_names, innermost_datasets
-from mmgroupnet.engine.drawing import OutputFiles, build_visualizer, common_folder, decode, draw
+from mmgroupnet.engine.drawing import (
+    OutputFiles,
+    build_visualizer,
+    common_folder,
+    decode,
+    draw,
+    names_and_colours,
+)
 from mmgroupnet.engine.exported_model import adopt_exported, is_exported
 from mmgroupnet.engine.libraries import LIBRARIES, library_of, type_name
 from mmgroupnet.errors import UserError
@@ -165,7 +172,8 @@ def draw_on_pictures(
         dataset = _test_dataset(cfg)
         reading, preparing = _split(dataset['pipeline'])
         model, meta = _build(cfg, checkpoint, device)
-        visualizer = build_visualizer(cfg, library, dataset, meta)
+        meta = names_and_colours(library, cfg.default_scope, dataset, meta)
+        visualizer = build_visualizer(cfg, library, meta)
         collate = default_collate if library == 'mmpretrain' else pseudo_collate
         for image in images:
             pixels, results = _read(image, reading, is_rgb)

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from mmgroupnet.checkpoints.packed import adopt_packed, check_device
 from mmgroupnet.checkpoints.read import is_local
 from mmgroupnet.engine.data import check_data, innermost_datasets
-from mmgroupnet.engine.drawing import common_folder, image_folder, set_visualizer
+from mmgroupnet.engine.drawing import common_folder, image_folder
 from mmgroupnet.engine.exported_model import adopt_exported, is_exported
 from mmgroupnet.engine.launch import build_runner
 from mmgroupnet.engine.libraries import LIBRARIES, library_of, type_name
@@ -81,7 +81,6 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
     own = (cfg.get('default_hooks') or {}).pop('visualization', None) or {}
     hook.update({key: own[key] for key in ('score_thr', 'backend_args') if own.get(key) is not None})
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
-    set_visualizer(cfg, library)
 
 
 def _default_tta(cfg: Config, library: str) -> tuple[ConfigDict, list]:

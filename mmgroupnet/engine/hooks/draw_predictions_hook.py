@@ -9,7 +9,7 @@ from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmgroupnet.engine.drawing import OutputFiles, decode, draw
+from mmgroupnet.engine.drawing import OutputFiles, build_visualizer, decode, draw
 from mmgroupnet.errors import UserError
 from mmgroupnet.registry import HOOKS
 
@@ -53,6 +53,8 @@ class DrawPredictionsHook(Hook):
             raise UserError(
                 "--show and --show-dir: OpenMMLab's visualizers draw in the first process alone; test with one process"
             )
+        # One of its own: with the run's, a window would leave files in the log's folder.
+        self.visualizer = build_visualizer(runner.cfg, self.library, runner.visualizer.dataset_meta or {})
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence | None = None
@@ -67,7 +69,7 @@ class DrawPredictionsHook(Hook):
                 if pixels is None:
                     raise UserError(f'{name} cannot be drawn on: it is no picture that OpenCV reads')
             out_file = None if self.files is None else self.files.path_of(name)
-            draw(runner.visualizer, self.library, pixels, sample, out_file, **self.options)
+            draw(self.visualizer, self.library, pixels, sample, out_file, **self.options)
             self.num_drawn += 1
 
     def _input(self, data_batch: dict, index: int) -> np.ndarray:
