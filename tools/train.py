@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with one_line_errors():
+    with one_line_errors(args):
         run_training(
             read_run_config(args),
             amp=args.amp,
