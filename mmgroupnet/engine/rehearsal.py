@@ -1,0 +1,210 @@
+"""A rehearsal: all that a training run will do is done once, before its first step, and leaves no trace."""
+
+from pathlib import Path
+
+import torch
+from mmengine.dist import all_gather_object, get_world_size, is_main_process
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
+from mmengine.runner.amp import autocast
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmgroupnet.checkpoints.read import is_local, read_checkpoint
+from mmgroupnet.engine.isolation import alone, copy_model, isolated, without_step
+from mmgroupnet.engine.trial_batches import read_evaluation_batch, read_training_batches
+from mmgroupnet.engine.trial_metrics import as_samples, check_save_best, try_metric
+from mmgroupnet.engine.trial_stages import NotTriedError, Stages, doubt_of_hooks
+from mmgroupnet.errors import UserError
+
+
+def _train(stages: Stages, runner: Runner, model: nn.Module) -> None:
+    """A batch forward and backward, and one as small as the last of an epoch."""
+    loop = runner.train_loop
+    if type(loop).run_iter not in (EpochBasedTrainLoop.run_iter, IterBasedTrainLoop.run_iter):
+        stages.leave_out('training', f'{type(loop).__name__} has steps of its own')
+        return
+    hint = 'Look at train_dataloader and its dataset'
+    args = (loop, runner.cfg.train_dataloader, runner.seed)
+    batches = stages.take('training data', hint, read_training_batches, *args) or []
+    doubt = doubt_of_hooks(runner, 'before_train_epoch', 'before_train_iter')
+    for batch, stage, hint in zip(
+        batches,
+        ('a training batch', 'a training batch as small as the last one'),
+        (
+            "Compare the model, its heads' classes and channels above all, with what train_dataloader.dataset gives",
+            'Give train_dataloader drop_last=True or another batch_size',
+        ),
+        strict=False,
+    ):
+        with alone():
+            stages.take(stage, hint, model.train_step, batch, without_step(runner.optim_wrapper), doubt=doubt)
+
+
+def _evaluate(
+    stages: Stages, runner: Runner, kind: str, model: nn.Module, loop: ValLoop | TestLoop, doubt: str
+) -> None:
+    """A batch of validation (kind ``'val'``) or test through model and metrics."""
+    stage = {'val': 'validation', 'test': 'test'}[kind]
+    loader = f'{kind}_dataloader'
+    batch = stages.take(
+        f'{stage} data',
+        f'Look at {loader} and its dataset',
+        read_evaluation_batch,
+        loop.dataloader,
+        runner.cfg[loader],
+        runner.seed,
+        doubt=doubt,
+    )
+    if batch is None:
+        return
+
+    def predict() -> list[dict]:
+        with alone(), torch.no_grad(), autocast(enabled=loop.fp16):
+            return as_samples(getattr(model, f'{kind}_step')(batch))
+
+    hint = f'Look at model.test_cfg and at what {loader}.dataset.pipeline packs, its meta_keys among it'
+    samples = stages.take(f'a {stage} batch', hint, predict, doubt=doubt)
+    if samples is None:
+        return
+    if type(loop.evaluator) is not Evaluator:
+        stages.leave_out(f'{kind}_evaluator', f'{type(loop.evaluator).__name__} may need more than one batch')
+        return
+    hint = f'Compare {kind}_evaluator with {loader}.dataset and with what the model predicts'
+    size = len(loop.dataloader.dataset)
+    with alone():
+        metrics = [
+            stages.take(type(metric).__name__, hint, try_metric, metric, samples, batch, size, doubt=doubt)
+            for metric in loop.evaluator.metrics
+        ]
+    if kind == 'val' and all(metrics):
+        stages.take('save_best', 'Look at default_hooks.checkpoint', check_save_best, runner, metrics)
+
+
+def _validate(stages: Stages, runner: Runner, model: nn.Module) -> None:
+    loop, train_loop = runner.val_loop, runner.train_loop
+    end = train_loop.max_epochs if isinstance(train_loop, EpochBasedTrainLoop) else train_loop.max_iters
+    if loop is None or getattr(train_loop, 'val_begin', 0) > end:  # The run never validates.
+        return
+    if (type(loop).run, type(loop).run_iter) != (ValLoop.run, ValLoop.run_iter):
+        stages.leave_out('validation', f'{type(loop).__name__} has steps of its own')
+        return
+    doubt = doubt_of_hooks(runner, 'before_val', 'before_val_epoch', 'before_val_iter')
+    _evaluate(stages, runner, 'val', model, loop, doubt)
+
+
+def _test(stages: Stages, runner: Runner, model: nn.Module) -> None:
+    cfg = runner.cfg
+    if not cfg.get('test_dataloader') or all(
+        cfg.get(f'test_{part}') == cfg.get(f'val_{part}') for part in ('dataloader', 'evaluator')
+    ):
+        return
+    doubt = 'it does not need the test set'
+    with alone():
+        loop = stages.take('test set', 'Look at test_dataloader', runner.build_test_loop, cfg.test_cfg, doubt=doubt)
+    if loop is None:
+        return
+    if (type(loop).run, type(loop).run_iter) != (TestLoop.run, TestLoop.run_iter):
+        stages.leave_out('test', f'{type(loop).__name__} has steps of its own')
+        return
+    _evaluate(stages, runner, 'test', model, loop, doubt)
+
+
+def _save(runner: Runner, hook: CheckpointHook) -> None:
+    """Writes a checkpoint as the hook would, reads it and removes it."""
+    folder, name = Path(hook.out_dir), '.rehearsal.pth'
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        runner.save_checkpoint(
+            hook.out_dir,
+            name,
+            hook.file_client_args,
+            save_optimizer=hook.save_optimizer,
+            save_param_scheduler=hook.save_param_scheduler,
+            by_epoch=hook.by_epoch,
+            backend_args=hook.backend_args,
+            **hook.args,
+        )
+        read_checkpoint(folder / name)
+    finally:
+        for path in folder.glob(f'{name}*'):  # A backend may leave a part under another name.
+            path.unlink()
+        for path in new_folders:
+            path.rmdir()
+
+
+def _rehearse(runner: Runner, model: nn.Module) -> Stages:
+    """All stages in this process.
+
+    Raises:
+        UserError: If one of them fails.
+    """
+    stages = Stages()
+    is_first, world_size = is_main_process(), get_world_size()
+    with isolated(runner):
+        try:
+            copied = copy_model(model)
+        except NotTriedError as error:
+            stages.leave_out('training and validation', str(error))
+        else:
+            copied.train()
+            if world_size > 1:  # Their statistics are of all processes, and this is one alone.
+                for module in copied.modules():
+                    if isinstance(module, nn.SyncBatchNorm) or type(module).__module__ == 'mmcv.ops.sync_bn':
+                        module.eval()
+            _train(stages, runner, copied)
+            copied.eval()
+            _validate(stages, runner, copied)
+            _test(stages, runner, copied)
+        hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+        if hook is not None and is_first and is_local(hook.out_dir):
+            stages.take('a checkpoint', f'Look at the free space and the rights of {hook.out_dir}', _save, runner, hook)
+    return stages
+
+
+class RehearsalHook(Hook):
+    """Goes through a batch of training, of validation and of the test set, and through a checkpoint, before the first
+    step, so that what would fail after an epoch fails now.
+
+    All is done with copies of the run's parts, and batches of the run's own data: random numbers, weights, losses and
+    logs of the run are those of one without. A failure of what the run needs ends it. What may be due to the rehearsal
+    itself, such as a metric of somebody that needs the whole set, is a warning, and what cannot be tried is named.
+    """
+
+    priority = 'LOWEST'  # After all that other hooks prepare.
+
+    def before_train(self, runner: Runner) -> None:
+        """Rehearses.
+
+        Args:
+            runner: The run.
+
+        Raises:
+            UserError: Naming the stage that failed, how, and what to look at; in every process.
+        """
+        if runner.iter >= runner.max_iters:
+            return
+        model = runner.model.module if isinstance(runner.model, DistributedDataParallel) else runner.model
+        if not isinstance(model, nn.Module) or any(is_model_wrapper(module) for module in model.modules()):
+            runner.logger.info(f'No rehearsal: a {type(runner.model).__name__} spreads the model over processes')
+            return
+        runner.logger.info('Rehearsal of one batch of training, validation and test, and of a checkpoint')
+        stages, failure = None, None
+        try:
+            stages = _rehearse(runner, model)
+        except UserError as error:
+            failure = error
+        try:
+            failures = all_gather_object(str(failure or ''))
+        except RuntimeError as error:  # What a kernel refuses on a GPU, the GPU does not get over.
+            raise failure or error from None
+        if failure:
+            raise failure
+        for rank, line in enumerate(failures):
+            if line:
+                raise UserError(f'process {rank}: {line}')
+        for line, error in stages.remarks:
+            runner.logger.warning(line, exc_info=error)
+        runner.logger.info(f'Rehearsal passed: {", ".join(stages.passed)}')
