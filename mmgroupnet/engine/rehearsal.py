@@ -1,7 +1,5 @@
 """A rehearsal: all that a training run will do is done once, before its first step, and leaves no trace."""
 
-from pathlib import Path
-
 import torch
 from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.evaluator import Evaluator
@@ -12,12 +10,17 @@ from mmengine.runner.amp import autocast
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmgroupnet.checkpoints.read import is_local, read_checkpoint
+from mmgroupnet.checkpoints.read import is_local
 from mmgroupnet.engine.isolation import alone, copy_model, isolated, without_step
 from mmgroupnet.engine.trial_batches import read_evaluation_batch, read_training_batches
-from mmgroupnet.engine.trial_metrics import as_samples, check_save_best, try_metric
+from mmgroupnet.engine.trial_checkpoint import check_save_best, try_checkpoint
+from mmgroupnet.engine.trial_metrics import as_samples, try_metric
 from mmgroupnet.engine.trial_stages import NotTriedError, Stages, doubt_of_hooks
 from mmgroupnet.errors import UserError
+
+
+def _checkpoint_hook(runner: Runner) -> CheckpointHook | None:
+    return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
 
 
 def _train(stages: Stages, runner: Runner, model: nn.Module) -> None:
@@ -28,7 +31,7 @@ def _train(stages: Stages, runner: Runner, model: nn.Module) -> None:
         return
     hint = 'Look at train_dataloader and its dataset'
     args = (loop, runner.cfg.train_dataloader, runner.seed)
-    batches = stages.take('training data', hint, read_training_batches, *args) or []
+    batches = stages.take('reading training data', hint, read_training_batches, *args) or []
     doubt = doubt_of_hooks(runner, 'before_train_epoch', 'before_train_iter')
     for batch, stage, hint in zip(
         batches,
@@ -50,7 +53,7 @@ def _evaluate(
     stage = {'val': 'validation', 'test': 'test'}[kind]
     loader = f'{kind}_dataloader'
     batch = stages.take(
-        f'{stage} data',
+        f'reading {stage} data',
         f'Look at {loader} and its dataset',
         read_evaluation_batch,
         loop.dataloader,
@@ -76,11 +79,15 @@ def _evaluate(
     size = len(loop.dataloader.dataset)
     with alone():
         metrics = [
-            stages.take(type(metric).__name__, hint, try_metric, metric, samples, batch, size, doubt=doubt)
+            stages.take(
+                f'{stage} by {type(metric).__name__}', hint, try_metric, metric, samples, batch, size, doubt=doubt
+            )
             for metric in loop.evaluator.metrics
         ]
-    if kind == 'val' and all(metrics):
-        stages.take('save_best', 'Look at default_hooks.checkpoint', check_save_best, runner, metrics)
+    chosen_by = getattr(_checkpoint_hook(runner), 'save_best', None)
+    if kind == 'val' and chosen_by and all(metrics):  # One that gives nothing yet may give it in the run.
+        hint = 'Look at default_hooks.checkpoint'
+        stages.take('choosing the best checkpoint', hint, check_save_best, chosen_by, metrics)
 
 
 def _validate(stages: Stages, runner: Runner, model: nn.Module) -> None:
@@ -102,37 +109,15 @@ def _test(stages: Stages, runner: Runner, model: nn.Module) -> None:
     ):
         return
     doubt = 'it does not need the test set'
+    hint = 'Look at test_dataloader'
     with alone():
-        loop = stages.take('test set', 'Look at test_dataloader', runner.build_test_loop, cfg.test_cfg, doubt=doubt)
+        loop = stages.take('building the test set', hint, runner.build_test_loop, cfg.test_cfg, doubt=doubt)
     if loop is None:
         return
     if (type(loop).run, type(loop).run_iter) != (TestLoop.run, TestLoop.run_iter):
         stages.leave_out('test', f'{type(loop).__name__} has steps of its own')
         return
     _evaluate(stages, runner, 'test', model, loop, doubt)
-
-
-def _save(runner: Runner, hook: CheckpointHook) -> None:
-    """Writes a checkpoint as the hook would, reads it and removes it."""
-    folder, name = Path(hook.out_dir), '.rehearsal.pth'
-    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        runner.save_checkpoint(
-            hook.out_dir,
-            name,
-            hook.file_client_args,
-            save_optimizer=hook.save_optimizer,
-            save_param_scheduler=hook.save_param_scheduler,
-            by_epoch=hook.by_epoch,
-            backend_args=hook.backend_args,
-            **hook.args,
-        )
-        read_checkpoint(folder / name)
-    finally:
-        for path in folder.glob(f'{name}*'):  # A backend may leave a part under another name.
-            path.unlink()
-        for path in new_folders:
-            path.rmdir()
 
 
 def _rehearse(runner: Runner, model: nn.Module) -> Stages:
@@ -158,9 +143,10 @@ def _rehearse(runner: Runner, model: nn.Module) -> Stages:
             copied.eval()
             _validate(stages, runner, copied)
             _test(stages, runner, copied)
-        hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+        hook = _checkpoint_hook(runner)
         if hook is not None and is_first and is_local(hook.out_dir):
-            stages.take('a checkpoint', f'Look at the free space and the rights of {hook.out_dir}', _save, runner, hook)
+            hint = f'Look at the free space and the rights of {hook.out_dir}'
+            stages.take('writing a checkpoint', hint, try_checkpoint, runner, hook)
     return stages
 
 
@@ -184,11 +170,11 @@ class RehearsalHook(Hook):
         Raises:
             UserError: Naming the stage that failed, how, and what to look at; in every process.
         """
-        if runner.iter >= runner.max_iters:
-            return
+        if 0 < runner.max_iters <= runner.iter:
+            return  # Resumed at its end.
         model = runner.model.module if isinstance(runner.model, DistributedDataParallel) else runner.model
         if not isinstance(model, nn.Module) or any(is_model_wrapper(module) for module in model.modules()):
-            runner.logger.info(f'No rehearsal: a {type(runner.model).__name__} spreads the model over processes')
+            runner.logger.info(f'No rehearsal: it cannot copy a model inside a {type(runner.model).__name__}')
             return
         runner.logger.info('Rehearsal of one batch of training, validation and test, and of a checkpoint')
         stages, failure = None, None
@@ -198,13 +184,13 @@ class RehearsalHook(Hook):
             failure = error
         try:
             failures = all_gather_object(str(failure or ''))
-        except RuntimeError as error:  # What a kernel refuses on a GPU, the GPU does not get over.
-            raise failure or error from None
+        except RuntimeError:
+            if not failure:  # A GPU does not get over what a kernel refuses.
+                raise
         if failure:
             raise failure
         for rank, line in enumerate(failures):
             if line:
-                raise UserError(f'process {rank}: {line}')
-        for line, error in stages.remarks:
-            runner.logger.warning(line, exc_info=error)
+                raise UserError(f'in process {rank}, {line}')
+        stages.log_remarks(runner.logger)
         runner.logger.info(f'Rehearsal passed: {", ".join(stages.passed)}')

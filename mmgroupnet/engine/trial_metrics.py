@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.evaluator import BaseMetric
-from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from mmgroupnet.engine.isolation import copy_metric
 from mmgroupnet.engine.trial_stages import DoubtfulError
-from mmgroupnet.errors import UserError, nearest
 
 # Metrics that can be computed from any batch: what fails in them would fail after the whole set, too. Others may want a
 # result for every image of a file, or two kinds of images.
@@ -78,20 +76,3 @@ def try_metric(original: BaseMetric, samples: list[dict], batch: object, size: i
             if len(samples) >= size or _is_one_batch_enough(metric):
                 raise
             raise DoubtfulError(f'{type(metric).__name__} may need more than one batch') from error
-
-
-def check_save_best(runner: Runner, metrics: Sequence[dict]) -> None:
-    """Checks that the values which choose the best checkpoint are among those of the metrics.
-
-    Args:
-        runner: The run.
-        metrics: What each metric computes.
-
-    Raises:
-        UserError: Naming the one that is not.
-    """
-    names = [name for values in metrics for name in values]
-    for hook in runner.hooks:
-        for wanted in getattr(hook, 'save_best', None) or ():
-            if wanted not in ('auto', *names):
-                raise UserError(f'save_best={wanted!r} is none of {", ".join(names)}{nearest(wanted, names)}')

@@ -1,7 +1,9 @@
 """Stages of a rehearsal: how long each took, which failed, which were left out."""
 
+import logging
 import time
 from collections.abc import Callable
+from logging import Logger
 
 import torch
 from mmengine.hooks import Hook
@@ -71,6 +73,17 @@ class Stages:
         """Notes that a stage is not tried."""
         self.remarks.append((f'{stage} is left out: {reason}', None))
 
+    def log_remarks(self, logger: Logger) -> None:
+        """Logs the remarks; tracebacks go to files alone."""
+        for line, error in self.remarks:
+            logger.warning(line)
+            if error is not None:
+                trace = (type(error), error, error.__traceback__)
+                record = logger.makeRecord(logger.name, logging.WARNING, __file__, 0, line, (), trace)
+                for handler in logger.handlers:
+                    if isinstance(handler, logging.FileHandler):
+                        handler.handle(record)
+
     def take(self, stage: str, hint: str, act: Callable, *args: object, doubt: str = '') -> object:
         """Calls ``act(*args)``.
 
@@ -100,9 +113,9 @@ class Stages:
                 doubt, error = str(error), error.__cause__
             elif isinstance(error, torch.OutOfMemoryError):
                 doubt = 'the rehearsal needs room for a copy of the model'
-            line = f'{stage}: {line_of(error)}. {hint}'
+            line = f'the rehearsal failed in {stage}: {line_of(error)}. {hint}'
             if not doubt:
-                raise UserError(f'rehearsal, {line} (--no-rehearsal trains without it)') from error
+                raise UserError(f'{line}. --no-rehearsal trains without it') from error
             self.remarks.append((f'{line}. Training goes on: {doubt}', error))
             return None
         self.passed.append(f'{stage} {time.perf_counter() - start:.1f} s')
