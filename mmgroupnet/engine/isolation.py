@@ -152,6 +152,9 @@ def copy_model(model: nn.Module) -> nn.Module:
         for cell in memo[id(function)].__closure__:
             if _module_of(cell.cell_contents) is not None:
                 cell.cell_contents = _deepcopy(cell.cell_contents, memo)
+    for name, value in list(vars(copied).items()):
+        if hasattr(value, '_torchdynamo_orig_callable'):  # To compile it would take minutes.
+            delattr(copied, name)
     return copied
 
 
@@ -191,8 +194,8 @@ def copy_metric(metric: BaseMetric, folder: Path) -> BaseMetric:
     Raises:
         NotTriedError: If a part of it cannot be copied.
     """
-    if hasattr(metric, '__del__'):
-        raise NotTriedError(f'{type(metric).__name__} cleans up files of its own')
+    if not isinstance(metric, BaseMetric) or hasattr(metric, '__del__'):
+        raise NotTriedError(f'{type(metric).__name__} has files or results of its own')
     memo = {id(value): value for name, value in vars(metric).items() if name.endswith('_api')}
     copied = _deepcopy(metric, memo)
     copied.results.clear()

@@ -8,7 +8,7 @@ from functools import partial
 
 from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import BaseLoop
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mmgroupnet.engine.isolation import copy_dataset
 from mmgroupnet.engine.trial_stages import TracedError
@@ -59,20 +59,15 @@ def _first_batch(loader: DataLoader, cfg: dict, seed: int) -> tuple[Indices, int
 
     The samplers are built anew: to iterate over an ``InfiniteSampler`` is to use it up.
     """
-
-    def build() -> tuple[Sampler, Sampler]:
-        sampler = DATA_SAMPLERS.build(cfg['sampler'], default_args=dict(dataset=loader.dataset, seed=seed))
-        if cfg.get('batch_sampler') is None:
-            return sampler, BatchSampler(sampler, cfg['batch_size'], cfg.get('drop_last', False))
+    sampler = DATA_SAMPLERS.build(cfg['sampler'], default_args=dict(dataset=loader.dataset, seed=seed))
+    if cfg.get('batch_sampler') is None:
+        batches = BatchSampler(sampler, cfg['batch_size'], cfg.get('drop_last', False))
+    else:
         default_args = dict(sampler=sampler, batch_size=cfg.get('batch_size'))
-        return sampler, DATA_SAMPLERS.build(cfg['batch_sampler'], default_args=default_args)
-
-    _, batches = build()
-    first = next(iter(batches), None)
-    if first is None:
+        batches = DATA_SAMPLERS.build(cfg['batch_sampler'], default_args=default_args)
+    first = list(next(iter(batches), ()))
+    if not first:
         raise UserError(f'{len(loader.dataset)} samples in batches of {cfg.get("batch_size")} make no batch')
-    first = list(first)
-    sampler, batches = build()
     if getattr(batches, 'drop_last', True):
         return first, len(first)
     count = len(sampler)

@@ -68,9 +68,9 @@ def try_metric(original: BaseMetric, samples: list[dict], batch: object, size: i
     with tempfile.TemporaryDirectory() as folder:
         metric = copy_metric(original, Path(folder))
         metric.process(batch, samples)
-        if getattr(metric, 'img_ids', ()) is None:  # mmdet's take all images of the annotation file, and their time.
-            metric.img_ids = list(dict.fromkeys(truth['img_id'] for truth, _ in metric.results))
         try:
+            if getattr(metric, 'img_ids', ()) is None:  # mmdet's take all images of a file, and their time.
+                metric.img_ids = list(dict.fromkeys(truth['img_id'] for truth, _ in metric.results))
             return metric.evaluate(size)
         except Exception as error:  # Metrics are anybody's code.
             if len(samples) >= size or _is_one_batch_enough(metric):

@@ -132,7 +132,7 @@ def _registered():
 
 
 def numbers_run(folder, **overrides):
-    """Two epochs of three batches, two samples each; a name with ``__`` is the path of a setting, another one replaces a
+    """Two epochs of three batches, two samples each; a name with ``__`` is the path of a setting, others replace a
     part of the config."""
     loader = dict(
         batch_size=2,
