@@ -104,9 +104,8 @@ def _validate(stages: Stages, runner: Runner, model: nn.Module) -> None:
 
 def _test(stages: Stages, runner: Runner, model: nn.Module) -> None:
     cfg = runner.cfg
-    if not cfg.get('test_dataloader') or all(
-        cfg.get(f'test_{part}') == cfg.get(f'val_{part}') for part in ('dataloader', 'evaluator')
-    ):
+    data, validated = cfg.get('test_dataloader'), cfg.get('val_dataloader') or {}
+    if not data or (data.dataset == validated.get('dataset') and cfg.test_evaluator == cfg.get('val_evaluator')):
         return
     doubt = 'it does not need the test set'
     hint = 'Look at test_dataloader'

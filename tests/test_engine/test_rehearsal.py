@@ -197,8 +197,9 @@ class TestLeavesNoTrace:
                 train_cfg=dict(by_epoch=False, max_iters=6, val_interval=3),
                 randomness=dict(seed=None),
             ),
+            dict(optim_wrapper=dict(optimizer=dict(type='Adam', lr=1e-3), accumulative_counts=2)),
         ],
-        ids=['epochs', 'epochs, workers', 'iterations', 'iterations, workers'],
+        ids=['epochs', 'epochs, workers', 'iterations', 'iterations, workers', 'two batches a step'],
     )
     def test_losses(self, tmp_path, monkeypatch, kind):
         # It would hide that random numbers were drawn.
@@ -409,6 +410,14 @@ class TestLetsPass:
             'the rehearsal failed in reading test data: OSError: number 0 is gone (sample 0: no path is known). Look '
             'at test_dataloader and its dataset. Training goes on: it does not need the test set'
         ) in log_of(cfg)
+
+    def test_a_test_set_that_was_validated(self, tmp_path):
+        cfg = numbers_run(tmp_path)
+        cfg.test_cfg, cfg.test_evaluator = dict(), cfg.val_evaluator
+        cfg.test_dataloader = copy.deepcopy(cfg.val_dataloader)
+        cfg.test_dataloader.batch_size = 1
+        run_training(cfg)
+        assert 'test' not in log_of(cfg).split('Rehearsal passed')[1].splitlines()[0]
 
     def test_a_run_that_never_validates(self, tmp_path):
         cfg = numbers_run(tmp_path, model__prepared=False, train_cfg__val_begin=9)
