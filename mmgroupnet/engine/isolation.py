@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import logging
 import random
 import types
 import warnings
@@ -22,6 +23,8 @@ from torch.utils.data import Dataset
 from mmgroupnet.engine.trial_stages import NotTriedError
 from mmgroupnet.errors import summary
 
+# Lines of the log that begin so are those of a rehearsal itself.
+PROGRESS = 'Rehearsal'
 # What a data set only reads, and what may be too large to copy.
 _ANNOTATIONS = ('data_list', 'data_bytes', 'data_address')
 
@@ -60,24 +63,25 @@ def _shared_notes(runner: Runner) -> Iterator[None]:
 
 @contextmanager
 def _silence(runner: Runner) -> Iterator[None]:
-    def nothing(record: object) -> bool:
-        return False
+    def progress_alone(record: logging.LogRecord) -> bool:
+        return str(record.msg).startswith(PROGRESS)
 
     loggers = (runner.logger, MMLogger.get_current_instance())
     for logger in loggers:
-        logger.addFilter(nothing)
+        logger.addFilter(progress_alone)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
     finally:
         for logger in loggers:
-            logger.removeFilter(nothing)
+            logger.removeFilter(progress_alone)
 
 
 @contextmanager
 def isolated(runner: Runner) -> Iterator[None]:
-    """What runs inside leaves no trace in the random states, the log, the message hub and the visualizer of a run.
+    """What runs inside leaves no trace in the random states, the log, the message hub and the visualizer of a run, but
+    for lines of the log that begin with ``PROGRESS``.
 
     Args:
         runner: The run.

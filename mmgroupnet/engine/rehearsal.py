@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmgroupnet.checkpoints.read import is_local
-from mmgroupnet.engine.isolation import alone, copy_model, isolated, without_step
+from mmgroupnet.engine.isolation import PROGRESS, alone, copy_model, isolated, without_step
 from mmgroupnet.engine.trial_batches import read_evaluation_batch, read_training_batches
 from mmgroupnet.engine.trial_checkpoint import check_save_best, try_checkpoint
 from mmgroupnet.engine.trial_metrics import as_samples, try_metric
@@ -29,6 +29,7 @@ def _train(stages: Stages, runner: Runner, model: nn.Module) -> None:
     if type(loop).run_iter not in (EpochBasedTrainLoop.run_iter, IterBasedTrainLoop.run_iter):
         stages.leave_out('training', f'{type(loop).__name__} has steps of its own')
         return
+    runner.logger.info(f'{PROGRESS} before the first step: a batch of training')
     hint = 'Look at train_dataloader and its dataset'
     args = (loop, runner.cfg.train_dataloader, runner.seed)
     batches = stages.take('reading training data', hint, read_training_batches, *args) or []
@@ -51,6 +52,7 @@ def _evaluate(
 ) -> None:
     """A batch of validation (kind ``'val'``) or test through model and metrics."""
     stage = {'val': 'validation', 'test': 'test'}[kind]
+    runner.logger.info(f'{PROGRESS}: a batch of {stage}')
     loader = f'{kind}_dataloader'
     batch = stages.take(
         f'reading {stage} data',
@@ -144,6 +146,7 @@ def _rehearse(runner: Runner, model: nn.Module) -> Stages:
             _test(stages, runner, copied)
         hook = _checkpoint_hook(runner)
         if hook is not None and is_first and is_local(hook.out_dir):
+            runner.logger.info(f'{PROGRESS}: a checkpoint')
             hint = f'Look at the free space and the rights of {hook.out_dir}'
             stages.take('writing a checkpoint', hint, try_checkpoint, runner, hook)
     return stages
@@ -175,7 +178,6 @@ class RehearsalHook(Hook):
         if not isinstance(model, nn.Module) or any(is_model_wrapper(module) for module in model.modules()):
             runner.logger.info(f'No rehearsal: it cannot copy a model inside a {type(runner.model).__name__}')
             return
-        runner.logger.info('Rehearsal of one batch of training, validation and test, and of a checkpoint')
         stages, failure = None, None
         try:
             stages = _rehearse(runner, model)
@@ -192,4 +194,4 @@ class RehearsalHook(Hook):
             if line:
                 raise UserError(f'in process {rank}, {line}')
         stages.log_remarks(runner.logger)
-        runner.logger.info(f'Rehearsal passed: {", ".join(stages.passed)}')
+        runner.logger.info(f'{PROGRESS} passed: {", ".join(stages.passed)}')
