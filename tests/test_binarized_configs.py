@@ -22,7 +22,7 @@ FLOAT_TWIN = FOLDER / 'binarized/retinanet_r18_half_bccd.py'
 
 
 def narrow(path: Path) -> Config:
-    """A config with a thin backbone, and without pretrained weights."""
+    """A config with a thin backbone and two bases, and without pretrained weights."""
     cfg = Config.fromfile(path)
     inner = cfg.model.model
     expansion = 1 if inner.backbone.depth == 18 else 4
@@ -34,6 +34,9 @@ def narrow(path: Path) -> Config:
         inner.decode_head.in_channels, inner.auxiliary_head.in_channels = widths[3], widths[2]
         if 'c1_in_channels' in inner.decode_head:
             inner.decode_head.c1_in_channels = widths[0]
+    for rule in cfg.model.policy:
+        if 'num_bases' in rule:
+            rule.num_bases = 2
     leave_out_pretrained(cfg)
     return cfg
 

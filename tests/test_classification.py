@@ -212,12 +212,14 @@ def fit(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, steps: int
 
 
 def test_two_stages_learn_a_handful_of_digits_by_heart(tmp_path):
-    samples = list(DigitCrops('train', generate_digits(tmp_path / 'digits', num_train=10, num_val=1)))
+    samples = list(DigitCrops('train', generate_digits(tmp_path / 'digits', num_train=5, num_val=1)))
     images = torch.stack([torch.from_numpy(sample['img']).permute(2, 0, 1) for sample in samples])
     images, labels = (images - 90) / 60, torch.tensor([sample['gt_label'] for sample in samples])
 
     def build(real_valued: bool) -> nn.Module:
         cfg = load_config(str(CONFIGS / f'groupnet_r8_k3_{"stage-a" if real_valued else "stage-b"}_digits.py'))
+        cfg.model.backbone.update(num_bases=NUM_BASES, base_channels=8)
+        cfg.model.head.in_channels = 32
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             model = MODELS.build(cfg.model)
         assert cfg.model.backbone.get('real_valued', False) == real_valued

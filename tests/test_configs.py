@@ -10,7 +10,7 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import get_model
 
 from mmgroupnet.engine.configs import check_arguments, resolve_type
@@ -30,8 +30,16 @@ FLOAT_TWINS = {
     'segmentation/fcn-32s_r18_camvid-240x180.py',
     'classification/r20_cifar10.py',
 }
+FLAGSHIP = 'fcos_groupnet_r50_coco.py'
 SCOPES = dict(demo='mmdet', detection='mmdet', segmentation='mmseg', classification='mmpretrain')
 
+
+# Those that have a relative on ResNet-18 and differ from it in depth alone; the flagship stands for their layers.
+DEEPER = [
+    name
+    for name in CONFIGS
+    if name != FLAGSHIP and any(name.replace(depth, '_r18_') in set(CONFIGS) - {name} for depth in ('_r34_', '_r50_'))
+]
 # Small, for the sake of time; the last of the five levels of the COCO configs still has 1x2 positions.
 HEIGHT, WIDTH = 96, 160
 
@@ -80,7 +88,7 @@ def save_float_resnet(depth: int, path: Path) -> None:
 
 
 def test_the_flagship_has_its_path():
-    assert 'fcos_groupnet_r50_coco.py' in CONFIGS
+    assert FLAGSHIP in CONFIGS
 
 
 def test_file_names_are_unique():
@@ -102,7 +110,27 @@ def test_data_and_classes(name, cfg):
     assert cfg.auto_scale_lr.base_batch_size > 0 and not cfg.auto_scale_lr.enable
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+def assert_everything_is_trained(model: nn.Module, cfg: Config) -> None:
+    """Checks that the optimizer builds and has every parameter."""
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    trained = sum(parameter.numel() for group in groups for parameter in group['params'])
+    assert trained == sum(parameter.numel() for parameter in model.parameters())
+
+
+def run(model: nn.Module, cfg: Config, images: Tensor) -> None:
+    """Sends pictures through all parts of a model."""
+    if cfg.default_scope != 'mmseg':
+        model(images)
+        return
+    features = model.extract_feat(images)
+    for head in (model.decode_head, getattr(model, 'auxiliary_head', None)):
+        if head is not None:
+            head(features)
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=[pytest.mark.slow] if name in DEEPER else []) for name in CONFIGS]
+)
 def test_every_binary_layer_is_alive(name, cfg, tmp_path):
     """The config builds, its optimizer too; then, on two real pictures, every binary layer (at every pyramid level)
     tells the two apart and sees neither nearly all +1 nor nearly all -1."""
@@ -116,26 +144,23 @@ def test_every_binary_layer_is_alive(name, cfg, tmp_path):
             part.init_cfg.checkpoint = str(tmp_path / 'float.pth')
     model = MODELS.build(model_cfg)
     model.init_weights()
-    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    trained = sum(parameter.numel() for group in optim_wrapper.optimizer.param_groups for parameter in group['params'])
-    assert trained == sum(parameter.numel() for parameter in model.parameters())
+    assert_everything_is_trained(model, cfg)
 
     preprocessor = model.data_preprocessor
     if cfg.default_scope == 'mmseg':
         preprocessor.size = (HEIGHT, WIDTH)
     images = preprocessor(dict(inputs=list(real_pictures(HEIGHT, WIDTH)), data_samples=None))['inputs']
-
-    def run(images: Tensor) -> None:
-        if cfg.default_scope != 'mmseg':
-            model(images)
-            return
-        features = model.extract_feat(images)
-        for head in (model.decode_head, getattr(model, 'auxiliary_head', None)):
-            if head is not None:
-                head(features)
-
-    estimate_statistics(model, lambda: run(images.flip(3)))
+    estimate_statistics(model, lambda: run(model, cfg, images.flip(3)))
     if name in FLOAT_TWINS:
         assert not any(isinstance(module, BinaryConv2d) for module in model.modules())
     else:
-        assert_alive(binary_layer_calls(model, lambda: run(images)))
+        assert_alive(binary_layer_calls(model, lambda: run(model, cfg, images)))
+
+
+@pytest.mark.parametrize('name', DEEPER)
+def test_parts_of_deeper_networks_fit_together(name, cfg):
+    """By shapes alone: the parts take the channels of each other, and the optimizer has their parameters."""
+    with torch.device('meta'), torch.no_grad():
+        model = MODELS.build(with_few_bases(cfg.model))
+        assert_everything_is_trained(model, cfg)
+        run(model.eval(), cfg, torch.empty(2, 3, HEIGHT, WIDTH))

@@ -1,4 +1,4 @@
-"""A small detector, binary from backbone to head, learns a handful of images of real digits by heart."""
+"""A small detector, binary from backbone to head, learns two images of real digits by heart."""
 
 import cv2
 import pytest
@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from mmgroupnet.datasets import DIGIT_CLASSES, generate_digits
 
-NUM_IMAGES = 4
+NUM_IMAGES = 2
 IMAGE_SIZE = 128
-STEPS = 100
+STEPS = 80
 WIDTH = 24
 
 CONFIG = dict(
@@ -113,7 +113,7 @@ def average_precision(model: nn.Module, images: list[Tensor], samples: list[DetD
     return float(eval_map(detections, annotations, iou_thr=0.5, logger='silent')[0])
 
 
-def test_overfits_a_handful_of_images(images_and_samples):
+def test_overfits_two_images(images_and_samples):
     torch.manual_seed(0)
     model = MODELS.build(CONFIG)
     model.init_weights()

@@ -1,6 +1,10 @@
 """The contestants of the training benchmark: the plain loop is the same network as ours."""
 
+import io
 import json
+import sys
+from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,8 +37,7 @@ def copy_weights(plain: nn.Module, ours: nn.Module) -> None:
                         getattr(branch.norms[index], name).copy_(value)
 
 
-@pytest.mark.parametrize('depth', [18, 50])
-@pytest.mark.parametrize('name', [PLAIN, CHECKPOINTED])
+@pytest.mark.parametrize(('depth', 'name'), [(18, PLAIN), (18, CHECKPOINTED), (50, PLAIN)])
 def test_plain_loop_is_the_same_network(depth, name):
     setting = SETTING._replace(depth=depth)
     plain, ours = train_step.build(name, setting).double().eval(), train_step.build(OURS, setting).double().eval()
@@ -73,13 +76,28 @@ def test_lean_keeps_less():
     assert kept[CHECKPOINTED] < kept[PLAIN] / 3
 
 
-def test_main_writes_and_prints_all_of_it(tmp_path, capsys):
+def test_the_peak_is_that_of_a_process_of_its_own(monkeypatch):
+    def run(command, **_):  # what the process would do, without the seconds of its imports
+        assert command[:2] == [sys.executable, train_step.__file__]
+        with redirect_stdout(io.StringIO()) as printed:
+            train_step.main(command[2:])
+        return SimpleNamespace(stdout=printed.getvalue())
+
+    monkeypatch.setattr(train_step.subprocess, 'run', run)
+    assert train_step.peak_in_a_process(OURS, SETTING._replace(num_bases=1), threads=1) > 0
+
+
+def test_main_writes_and_prints_all_of_it(tmp_path, capsys, monkeypatch):
+    peaks = {FLOAT: 3 * train_step.MIB, PLAIN: 8 * train_step.MIB, OURS: 2 * train_step.MIB}
+    monkeypatch.setattr(train_step, 'peak_in_a_process', lambda name, setting, threads: peaks[name])
     path = tmp_path / 'results.json'
-    train_step.main(['18', '1', '64', '2', '--rounds', '1', '--contestants', FLOAT, PLAIN, OURS, '--out', str(path)])
+    # Two threads would wait for each other where tests run side by side.
+    arguments = ['18', '1', '64', '2', '--rounds', '1', '--threads', '1', '--out', str(path)]
+    train_step.main([*arguments, '--contestants', *peaks])
     printed = capsys.readouterr().out
     assert 'ResNet-18, K = 1, 2 x 64x64' in printed and '| ours |' in printed
     (setting,) = json.loads(path.read_text())['settings']
-    assert [row['name'] for row in setting['contestants']] == [FLOAT, PLAIN, OURS]
+    assert {row['name']: row['peak_bytes'] for row in setting['contestants']} == peaks
     assert all(row['saved_bytes'] > 0 and row['ms'][3] == 1 for row in setting['contestants'])
 
 

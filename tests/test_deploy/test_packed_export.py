@@ -31,15 +31,16 @@ def binarized_retinanet() -> nn.Module:
     return mmgroupnet.binarize(retinanet(), POLICY)
 
 
+# Both kinds of blocks, with a projection and without.
+BLOCKS = (1, 2, 1, 1)
+SHALLOW = dict(num_bases=2, base_channels=8, stage_blocks=BLOCKS)
 MODELS_OF = dict(
-    resnet18=lambda: build_backbone(num_bases=2, base_channels=8),
-    resnet50=lambda: build_backbone(num_bases=2, base_channels=8, depth=50),
-    layerwise=lambda: build_backbone(num_bases=2, base_channels=8, decomposition='lbd'),
-    float_shortcuts=lambda: build_backbone(
-        num_bases=2, base_channels=8, in_place_sum=True, binary_downsample=False, avg_down=True
-    ),
+    resnet18=lambda: build_backbone(**SHALLOW),
+    resnet50=lambda: build_backbone(**SHALLOW, depth=50),
+    layerwise=lambda: build_backbone(**SHALLOW, decomposition='lbd'),
+    float_shortcuts=lambda: build_backbone(**SHALLOW, in_place_sum=True, binary_downsample=False, avg_down=True),
     fpn=lambda: FeaturesOf(MODELS.build(NECKS['binary'])),
-    fcos=lambda: build(BACKBONES['binary'], NECKS['binary'], HEADS['binary']),
+    fcos=lambda: build(dict(BACKBONES['binary'], stage_blocks=BLOCKS), NECKS['binary'], HEADS['binary']),
     retinanet=binarized_retinanet,
 )
 

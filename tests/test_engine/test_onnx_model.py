@@ -276,8 +276,10 @@ class TestAgainstPackedCheckpoints:
 
     @pytest.mark.parametrize(
         ('library', 'classes'),
-        [(SEGMENTOR, ('left', 'right')), (CLASSIFIER, ('dark', 'light'))],
-        ids=['mmseg', 'mmpretrain'],
+        [
+            pytest.param(SEGMENTOR, ('left', 'right'), id='mmseg'),
+            pytest.param(CLASSIFIER, ('dark', 'light'), id='mmpretrain', marks=pytest.mark.slow),
+        ],
     )
     def test_others(self, pictures, library, classes):
         folder, config = pictures

@@ -88,10 +88,7 @@ def test_pictures_with_fewer_detections_end_in_empty_rows():
     assert_detections(*answer(model, images), expected)
 
 
-@pytest.fixture(
-    scope='module',
-    params=['gfl', *(pytest.param(name, marks=pytest.mark.slow) for name in ('fcos', 'retinanet', 'softmax', 'atss'))],
-)
+@pytest.fixture(scope='module', params=HEADS)
 def exported(request, tmp_path_factory):
     """A detector and its file."""
     model = detector(HEADS[request.param])
@@ -100,6 +97,7 @@ def exported(request, tmp_path_factory):
     return model, path
 
 
+@pytest.mark.slow  # an export takes many seconds; the file of the binary detector is compared always
 @pytest.mark.parametrize('shape', [(1, 61, 90), (3, 128, 96), (2, 33, 49)], ids=str)
 def test_the_file_gives_the_answer_of_predict(exported, shape):
     model, path = exported

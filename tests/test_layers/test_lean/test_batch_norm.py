@@ -151,6 +151,14 @@ def test_statistics_of_floats_do_not_cancel():
 SHARES = {'alike': (2, 2), 'unlike': (1, 3), 'empty': (0, 3), 'all empty': (0, 0)}
 
 
+# Of the norms of two processes.
+SHARED_OPTIONS = [{}, dict(momentum=None, affine=False), dict(track_running_stats=False)]
+
+
+def run_shares(rank: int) -> dict[str, dict[str, list]]:
+    return {identity(options): run_share(rank, options) for options in SHARED_OPTIONS}
+
+
 def run_share(rank: int, options: dict) -> dict[str, list]:
     found = {}
     for name, shares in SHARES.items():
@@ -178,16 +186,20 @@ def run_share(rank: int, options: dict) -> dict[str, list]:
     return found
 
 
-@pytest.mark.parametrize(
-    'options', [{}, dict(momentum=None, affine=False), dict(track_running_stats=False)], ids=identity
-)
-def test_two_processes_have_the_statistics_of_the_whole_batch(tmp_path, options):
-    ranks = run_in_two_processes(tmp_path, run_share, options)
-    for name, shares in SHARES.items():
-        y = integers(sum(shares))
+@pytest.fixture(scope='module')
+def shares(tmp_path_factory) -> list[dict[str, dict[str, list]]]:
+    """What two processes, whose start takes seconds, have of the norms of all options."""
+    return run_in_two_processes(tmp_path_factory.mktemp('shares'), run_shares)
+
+
+@pytest.mark.parametrize('options', SHARED_OPTIONS, ids=identity)
+def test_two_processes_have_the_statistics_of_the_whole_batch(shares, options):
+    ranks = [each[identity(options)] for each in shares]
+    for name, images in SHARES.items():
+        y = integers(sum(images))
         norm = build(nn.BatchNorm2d, **options)
         expected = lean(norm, y, upstream(y), True)
-        if sum(shares):
+        if sum(images):
             assert_same(expected, reference(build(nn.BatchNorm2d, **options), y, upstream(y), True))
         (first, *of_first), (second, *of_second) = (rank[name] for rank in ranks)
         assert first == second and len(first) == 2

@@ -10,6 +10,8 @@ from tests.batteries import BackboneBattery, assert_all_equal, assert_finite_gra
 from tests.liveness import BALANCED, assert_alive, binary_layer_calls, estimate_statistics, real_pictures
 
 RESNET18 = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=2, base_channels=8)
+# One stage of two blocks tells decompositions and kinds of shortcuts apart.
+SHALLOW = dict(RESNET18, stage_blocks=(1, 2, 1, 1))
 RESNET50 = dict(type='mmgroupnet.GroupNetResNet', depth=50, num_bases=2, base_channels=4, stage_blocks=(1, 2, 1, 2))
 
 
@@ -19,48 +21,48 @@ class TestResNet18(BackboneBattery):
 
 
 class TestOneBase(BackboneBattery):
-    config = dict(RESNET18, num_bases=1)
+    config = dict(SHALLOW, num_bases=1)
     out_channels = (8, 16, 32, 64)
     idle_parameters = ('theta',)  # of one branch, the branch and the merge are the same
 
 
 class TestLayerwise(BackboneBattery):
-    config = dict(RESNET18, decomposition='lbd', learned_scales=True)
+    config = dict(SHALLOW, decomposition='lbd', learned_scales=True)
     out_channels = (8, 16, 32, 64)
 
 
 class TestGroupwiseBlocks(BackboneBattery):
-    config = dict(RESNET18, decomposition='gbd_v1', num_bases=3, learned_scales=True)
+    config = dict(SHALLOW, decomposition='gbd_v1', num_bases=3, learned_scales=True)
     out_channels = (8, 16, 32, 64)
 
 
 class TestGroupwiseStages(BackboneBattery):
-    config = dict(RESNET18, decomposition='gbd_v2')
+    config = dict(SHALLOW, decomposition='gbd_v2')
     out_channels = (8, 16, 32, 64)
 
 
 class TestGroupwiseNetworks(BackboneBattery):
-    config = dict(RESNET18, decomposition='gbd_v3')
+    config = dict(SHALLOW, decomposition='gbd_v3')
     out_channels = (8, 16, 32, 64)
 
 
 class TestGatePerBranch(BackboneBattery):
-    config = dict(RESNET18, num_bases=3, gate_per_branch=True, learned_scales=True)
+    config = dict(SHALLOW, num_bases=3, gate_per_branch=True, learned_scales=True)
     out_channels = (8, 16, 32, 64)
 
 
 class TestSumInPlace(BackboneBattery):
-    config = dict(RESNET18, in_place_sum=True, stem_bias=True)
+    config = dict(SHALLOW, in_place_sum=True, stem_bias=True)
     out_channels = (8, 16, 32, 64)
 
 
 class TestRealValued(BackboneBattery):
-    config = dict(RESNET18, real_valued=True)
+    config = dict(SHALLOW, real_valued=True)
     out_channels = (8, 16, 32, 64)
 
 
 class TestFullPrecisionDownsampling(BackboneBattery):
-    config = dict(RESNET18, binary_downsample=False, avg_down=True)
+    config = dict(SHALLOW, binary_downsample=False, avg_down=True)
     out_channels = (8, 16, 32, 64)
 
 
@@ -85,7 +87,7 @@ class TestResNet50Atrous(BackboneBattery):
 
 
 class TestResNet18OutputStride16(BackboneBattery):
-    config = dict(RESNET18, strides=(1, 2, 2, 1), dilations=(1, 1, 1, [2, 5]))
+    config = dict(SHALLOW, strides=(1, 2, 2, 1), dilations=(1, 1, 1, [2, 5]))
     out_channels = (8, 16, 32, 64)
     out_strides = (4, 8, 16, 16)
 
