@@ -1,0 +1,111 @@
+"""The comparison of the parts of a run, before its first step."""
+
+from traceback import walk_tb
+
+import torch
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+from mmgroupnet.engine.checks.annotation_files import AnnotationFiles, watch_annotation_files
+from mmgroupnet.engine.checks.classes import check_categories, check_folders, check_head, check_same_labels, classes_of
+from mmgroupnet.engine.checks.evaluators import check_metric, names_by_label
+from mmgroupnet.engine.checks.heads import class_heads, has_text_classes
+from mmgroupnet.engine.checks.masks import check_masks
+from mmgroupnet.engine.checks.samples import check_files, check_labels, innermost
+from mmgroupnet.engine.data import few_names
+from mmgroupnet.errors import UserError
+
+
+def _refuse_empty(dataset: Dataset, owner: str) -> None:
+    """Says that nothing is left of a data set, and where it has been looked for."""
+    source = getattr(dataset, 'ann_file', None) or getattr(dataset, 'data_prefix', 'its files')
+    rule = getattr(dataset, 'filter_cfg', None)
+    raise UserError(
+        f'the data set of {owner} ({type(dataset).__name__}) is empty: nothing is left of {source}'
+        f'{f" after filter_cfg={dict(rule)}" if rule else ""}. Check that it has samples'
+        f'{f" with annotations of the classes {few_names(classes)}" if (classes := classes_of(dataset)) else ""}'
+    )
+
+
+def _build(runner: Runner, stage: str, files: AnnotationFiles) -> None:
+    """Builds the loop of a stage with its data set and evaluator, as the run would, and says what is wrong with the
+    data where that fails."""
+    try:
+        getattr(runner, f'{stage}_loop')
+    except (KeyError, AssertionError, ValueError) as error:
+        files.explain(error)
+        for frame, _ in walk_tb(error.__traceback__):
+            dataset = frame.f_locals.get('self')
+            # numpy cannot join the samples of an empty set.
+            if frame.f_code.co_name == '_serialize_data' and not getattr(dataset, 'data_list', True):
+                _refuse_empty(dataset, f'{stage}_dataloader')
+        raise
+
+
+def _check_dataset(dataset: Dataset, files: AnnotationFiles, owner: str) -> None:
+    """Checks one data set: its classes against its files, and a few of its samples."""
+    if not hasattr(dataset, 'get_data_info'):
+        return
+    if not len(dataset):
+        _refuse_empty(dataset, owner)
+    classes = classes_of(dataset)
+    file = files.at(getattr(dataset, 'ann_file', None))
+    if file is not None and hasattr(dataset, 'cat_ids'):
+        file.check_ids()
+        if classes:
+            # Lists that come with a special data set may spell a name as its file does not.
+            own = classes == list(vars(type(dataset)).get('METAINFO', {}).get('classes', ()))
+            check_categories(
+                classes, file, names_by_label(dataset, files), owner,
+                strict=not own or type(dataset).__name__ == 'CocoDataset',
+            )  # fmt: skip
+    check_folders(dataset, owner)
+    check_files(dataset, owner)
+    check_masks(dataset, owner)
+
+
+def _model(runner: Runner) -> nn.Module:
+    """The model of a run; a FlexibleRunner has none yet, one without weights serves as well."""
+    if isinstance(runner.model, nn.Module):
+        return runner.model
+    with DefaultScope.overwrite_default_scope(runner.cfg.get('default_scope')), torch.device('meta'):
+        return MODELS.build(runner.cfg.model)
+
+
+def check_built_parts(runner: Runner, stages: list[str]) -> None:
+    """Compares the data sets, heads and evaluators of a run, and looks at a few samples.
+
+    It builds the loops as the run would do next, alike in all processes, and draws no random numbers.
+
+    Args:
+        runner: The run.
+        stages: Which loops will run: 'train', 'val', 'test'. Those that the run has not are skipped.
+
+    Raises:
+        UserError: If the parts disagree: naming both, and what is to be done.
+    """
+    stages = [stage for stage in stages if getattr(runner, f'_{stage}_loop', None) is not None]
+    with watch_annotation_files() as files:
+        for stage in stages:
+            _build(runner, stage, files)
+    model = _model(runner)
+    heads = list(class_heads(model))
+    first: tuple[list[str], str] | None = None
+    for stage in stages:
+        owner = f'{stage}_dataloader'
+        datasets = list(innermost(getattr(runner, owner).dataset))
+        for dataset in datasets:
+            _check_dataset(dataset, files, owner)
+            for head in heads:
+                check_head(head, dataset, owner)
+            if hasattr(dataset, 'get_data_info'):
+                check_labels(dataset, heads, owner)
+        for metric in getattr(getattr(runner, f'{stage}_evaluator', None), 'metrics', ()):
+            check_metric(metric, files, datasets, owner)
+        names = names_by_label(datasets[0], files)
+        if names and first and not has_text_classes(model):
+            check_same_labels(*first, names, owner)
+        if names and first is None:
+            first = names, owner
