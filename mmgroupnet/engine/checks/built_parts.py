@@ -1,5 +1,6 @@
 """The comparison of the parts of a run, before its first step."""
 
+import copy
 from traceback import walk_tb
 
 import torch
@@ -9,7 +10,14 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mmgroupnet.engine.checks.annotation_files import AnnotationFiles, watch_annotation_files
-from mmgroupnet.engine.checks.classes import check_categories, check_folders, check_head, check_same_labels, classes_of
+from mmgroupnet.engine.checks.classes import (
+    check_categories,
+    check_folders,
+    check_head,
+    check_same_labels,
+    classes_of,
+    has_own_classes,
+)
 from mmgroupnet.engine.checks.evaluators import check_metric, names_by_label
 from mmgroupnet.engine.checks.heads import class_heads, has_text_classes
 from mmgroupnet.engine.checks.masks import check_masks
@@ -55,23 +63,20 @@ def _check_dataset(dataset: Dataset, files: AnnotationFiles, owner: str) -> None
     if file is not None and hasattr(dataset, 'cat_ids'):
         file.check_ids()
         if classes:
-            # Lists that come with a special data set may spell a name as its file does not.
-            own = classes == list(vars(type(dataset)).get('METAINFO', {}).get('classes', ()))
-            check_categories(
-                classes, file, names_by_label(dataset, files), owner,
-                strict=not own or type(dataset).__name__ == 'CocoDataset',
-            )  # fmt: skip
+            # Lists that come with a special data set, as of iSAID, may spell a name as its file does not.
+            strict = type(dataset).__name__ == 'CocoDataset' or not has_own_classes(dataset)
+            check_categories(classes, file, names_by_label(dataset, files), owner, strict)
     check_folders(dataset, owner)
     check_files(dataset, owner)
     check_masks(dataset, owner)
 
 
 def _model(runner: Runner) -> nn.Module:
-    """The model of a run; a FlexibleRunner has none yet, one without weights serves as well."""
+    """The model of a run; a FlexibleRunner has none yet, one of the same config serves as well."""
     if isinstance(runner.model, nn.Module):
         return runner.model
-    with DefaultScope.overwrite_default_scope(runner.cfg.get('default_scope')), torch.device('meta'):
-        return MODELS.build(runner.cfg.model)
+    with DefaultScope.overwrite_default_scope(runner.cfg.get('default_scope')), torch.random.fork_rng():
+        return MODELS.build(copy.deepcopy(runner.cfg.model))
 
 
 def check_built_parts(runner: Runner, stages: list[str]) -> None:

@@ -20,6 +20,11 @@ def classes_of(dataset: Dataset) -> list[str] | None:
     return list(classes) if isinstance(classes, list | tuple) else None
 
 
+def has_own_classes(dataset: Dataset) -> bool:
+    """Whether a data set's classes are those of its type, and not given by the config or found in its files."""
+    return classes_of(dataset) == list(getattr(type(dataset), 'METAINFO', {}).get('classes') or ())
+
+
 def disagreement(first: Sequence[str], second: Sequence[str]) -> tuple[int, int] | None:
     """Finds a name that stands in two lists at different positions.
 
@@ -122,12 +127,18 @@ def check_head(head: ClassHead, dataset: Dataset, owner: str) -> None:
         return
     if head.only_things:
         classes = list(dataset.metainfo.get('thing_classes') or classes)
-    if head.num_classes != len(classes):
-        raise UserError(
-            f'model.{head.name} has num_classes={head.num_classes}, the data set of {owner} '
-            f'({type(dataset).__name__}) has {len(classes)} classes: {few_names(classes)}. Set num_classes to '
-            f'{len(classes)}, or give the dataset its classes (metainfo)'
-        )
+    if head.num_classes == len(classes):
+        return
+    message = (
+        f'model.{head.name} has num_classes={head.num_classes}, the data set of {owner} ({type(dataset).__name__}) has '
+        f'{len(classes)} classes: {few_names(classes)}. Set num_classes to {len(classes)}, or give the dataset its '
+        'classes (metainfo)'
+    )
+    # Networks for ImageNet-21k are tested on ImageNet-1k.
+    if head.name == 'head' and head.num_classes > len(classes) and has_own_classes(dataset):
+        print_log(message, logger='current', level=logging.WARNING)
+    else:
+        raise UserError(message)
 
 
 def check_folders(dataset: Dataset, owner: str) -> None:

@@ -63,10 +63,12 @@ def class_heads(model: nn.Module) -> Iterator[ClassHead]:
         return
     for place in _PLACES:
         found = _find(model, place)
+        if place == 'head' and found is not None and not hasattr(found, 'num_classes'):
+            place, found = 'backbone', _find(model, 'backbone')  # VGG and LeNet end in the scores themselves.
         several = isinstance(found, nn.ModuleList)
         for number, head in enumerate(found if several else [found]):
             num_classes = getattr(head, 'num_classes', None)
-            if not isinstance(num_classes, int) or getattr(head, 'class_agnostic', False):
+            if not isinstance(num_classes, int) or num_classes < 1 or getattr(head, 'class_agnostic', False):
                 continue
             if any(own in base.__name__ for base in type(head).__mro__ for own in _OWN_CLASSES):
                 continue

@@ -1,16 +1,16 @@
 """Masks for segmentation: ids that are no classes, masks in colours, classes that never occur."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from mmengine.logging import print_log
+from PIL import Image
 from torch.utils.data import Dataset
 
 from mmgroupnet.engine.checks.classes import classes_of
-from mmgroupnet.engine.checks.samples import innermost, spread, transforms_of
+from mmgroupnet.engine.checks.samples import spread, transforms_of
 from mmgroupnet.errors import UserError
 
 # Masks of a data set that are looked at before the first step.
@@ -93,8 +93,8 @@ class MaskRule:
             named = ', '.join(f'{number} ({self.classes[number]!r})' for number in absent[:_LISTED_IDS])
             print_log(
                 f'{"classes" if several else "class"} {named} never {"occur" if several else "occurs"} in {where}, '
-                f'while {self.ignored}, which is ignored, does. If {self.ignored} stands for a class there, convert the '
-                f'masks to the ids 0 to {len(self.classes) - 1}',
+                f'while {self.ignored}, which is ignored, does. If {self.ignored} stands for a class there, convert '
+                f'the masks to the ids 0 to {len(self.classes) - 1}',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -107,6 +107,19 @@ def rule_of(dataset: Dataset) -> MaskRule | None:
     return MaskRule(dataset)
 
 
+def _check_depth(path: str) -> None:
+    """Checks that a mask of 16 bits or more holds ids below 256: mmseg reads the lowest 8 bits of any."""
+    if not Path(path).is_file():
+        return  # Not on this disk.
+    with Image.open(path) as picture:
+        highest = int(np.asarray(picture).max()) if picture.mode.startswith(('I', 'F')) else 0
+    if highest > 255:
+        raise MaskError(
+            f'mask {path} holds ids up to {highest}, of which mmseg reads the lowest 8 bits ({highest} becomes '
+            f'{highest % 256}); convert the masks to ids below 256'
+        )
+
+
 def check_masks(dataset: Dataset, owner: str) -> None:
     """Checks a few masks of a data set before the first step.
 
@@ -117,7 +130,7 @@ def check_masks(dataset: Dataset, owner: str) -> None:
         owner: Whose it is, as 'train_dataloader'.
 
     Raises:
-        MaskError: As of :meth:`MaskRule.check`.
+        MaskError: As of :meth:`MaskRule.check`, and if ids take more than 8 bits.
     """
     rule = rule_of(dataset)
     transforms = transforms_of(dataset)
@@ -129,79 +142,8 @@ def check_masks(dataset: Dataset, owner: str) -> None:
     seen: set[int] = set()
     numbers = spread(len(dataset), _LOOKED_AT)
     for number in numbers:
-        seen |= set(rule.check(load(dataset.get_data_info(number))))
+        sample = load(dataset.get_data_info(number))
+        _check_depth(sample['seg_map_path'])
+        seen |= set(rule.check(sample))
     if len(rule.classes) <= _FEW_CLASSES:
         rule.warn_of_absent(seen, f'the {len(numbers)} masks of {owner} that were looked at')
-
-
-class WatchedPacking:
-    """The last transform of a pipeline, and a look at the mask before it, in the worker that has it at hand.
-
-    Args:
-        pack: The transform.
-        rule: What the masks may hold.
-
-    Attributes:
-        seen: Which ids 0 to 255 occurred in any worker, ``(256,)``.
-    """
-
-    def __init__(self, pack: Callable, rule: MaskRule) -> None:
-        self.pack = pack
-        self.rule = rule
-        self.seen = torch.zeros(256, dtype=torch.bool).share_memory_()
-
-    def __call__(self, sample: dict) -> dict:
-        """Checks the mask of a sample and packs it.
-
-        Raises:
-            MaskError: As of :meth:`MaskRule.check`.
-        """
-        if sample.get('gt_seg_map') is not None:
-            self.seen[[found for found in self.rule.check(sample) if 0 <= found < len(self.seen)]] = True
-        return self.pack(sample)
-
-    def __repr__(self) -> str:
-        return repr(self.pack)
-
-
-def _pipelines(dataset: Dataset) -> Iterator[list]:
-    """The lists of transforms of a data set and of all inside it."""
-    yield transforms_of(dataset)
-    for name in ('dataset', 'datasets', '_dataset'):
-        inner = getattr(dataset, name, None) or []
-        for one in inner if isinstance(inner, list | tuple) else [inner]:
-            yield from _pipelines(one)
-
-
-def watch_masks(dataset: Dataset) -> list[WatchedPacking]:
-    """Lets the workers of a data set look at every mask that they pack.
-
-    Args:
-        dataset: The data set, wrapped or not; its pipelines are changed in place, once.
-
-    Returns:
-        Those who watch.
-    """
-    rule = rule_of(next(innermost(dataset)))
-    watched = []
-    for transforms in _pipelines(dataset) if rule is not None else ():
-        if transforms and type(transforms[-1]).__name__ == 'PackSegInputs':
-            transforms[-1] = WatchedPacking(transforms[-1], rule)
-        if transforms and isinstance(transforms[-1], WatchedPacking):
-            watched.append(transforms[-1])
-    return watched
-
-
-def unwatch_masks(dataset: Dataset) -> None:
-    """Undoes :func:`watch_masks`, for workers that are started from now on."""
-    for transforms in _pipelines(dataset):
-        if transforms and isinstance(transforms[-1], WatchedPacking):
-            transforms[-1] = transforms[-1].pack
-
-
-def warn_of_absent_classes(watched: Sequence[WatchedPacking], where: str) -> None:
-    """Warns of classes that never occurred in what was packed while the ignored id did, see
-    :meth:`MaskRule.warn_of_absent`."""
-    if watched:
-        seen = torch.stack([one.seen for one in watched]).any(dim=0)
-        watched[0].rule.warn_of_absent(set(seen.nonzero().flatten().tolist()), where)

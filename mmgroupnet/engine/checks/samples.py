@@ -95,9 +95,9 @@ def check_files(dataset: BaseDataset, owner: str) -> None:
         else f'Paths are made of data_root={dataset.data_root!r}, data_prefix={dict(dataset.data_prefix)} and the '
         f'names of {dataset.ann_file or "the files"}'
     )
+    others = f', nor do {len(missing) - 1} others of the {len(numbers)} samples that were looked at'
     raise UserError(
-        f'{missing[0]} ({owner}, {type(dataset).__name__}) does not exist, nor do {len(missing) - 1} others of the '
-        f'files of {len(numbers)} samples that were looked at. {advice}'
+        f'{missing[0]} ({owner}, {type(dataset).__name__}) does not exist{others if len(missing) > 1 else ""}. {advice}'
     )
 
 

@@ -3,7 +3,7 @@
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmgroupnet.engine.checks.masks import WatchedPacking, unwatch_masks, warn_of_absent_classes, watch_masks
+from mmgroupnet.engine.checks.mask_watch import WatchedPacking, unwatch_masks, warn_of_absent_classes, watch_masks
 from mmgroupnet.registry import HOOKS
 
 
