@@ -32,6 +32,7 @@ class Run:
         self.model = nn.Module()
         self.model.add_module(head, nn.Module())
         getattr(self.model, head).num_classes = num_classes
+        self._load_from = cfg.get('load_from')
         for stage in ('train', 'val', 'test'):
             setattr(self, f'_{stage}_loop', cfg.get(f'{stage}_cfg'))
 

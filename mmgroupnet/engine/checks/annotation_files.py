@@ -51,6 +51,9 @@ class AnnotationFile:
             for part in _READ
             for field in (*_READ[part], *_EVALUATED.get(part, ()))
         }
+        labels = Counter(annotation.get('category_id') for annotation in annotations)
+        #: Categories of annotations that are in no list, and those in the list without an annotation.
+        self.unlisted, self.unused = sorted(set(labels) - set(self.names), key=str), set(self.names) - set(labels)
         self.has_annotation_0 = any(annotation.get('id') == 0 for annotation in annotations)
         self.repeated = {part: _repeated(entry.get('id') for entry in entries[part]) for part in _READ}
 
@@ -81,6 +84,22 @@ class AnnotationFile:
                     f'annotation file {self.path}: two of its {part} have the id {found}, and only one of them would '
                     'be seen; number them anew'
                 )
+
+
+    def check_category_ids(self) -> None:
+        """Checks that annotations are of the categories in the file; readers leave out all others without a word.
+
+        Raises:
+            UserError: If categories have no annotations while others, that are not listed, have some: as where one list
+                is counted from 0 and the other from 1.
+        """
+        if self.unlisted and self.unused and not self.is_panoptic and not self.lacking['annotations', 'category_id']:
+            raise UserError(
+                f'annotation file {self.path}: there are annotations of the category ids '
+                f'{", ".join(map(str, self.unlisted[:10]))}, which its list of categories has not, and none of '
+                f'{", ".join(repr(self.names[number]) for number in list(self.unused)[:10])}. They would be left out: '
+                'give annotations and categories the same ids'
+            )
 
 
 class AnnotationFiles:

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
+from mmgroupnet.checkpoints.read import is_local, read_checkpoint
 from mmgroupnet.engine.checks.annotation_files import AnnotationFiles, watch_annotation_files
 from mmgroupnet.engine.checks.classes import (
     check_categories,
@@ -25,16 +26,24 @@ from mmgroupnet.engine.checks.samples import check_files, check_labels, innermos
 from mmgroupnet.engine.data import few_names
 from mmgroupnet.errors import UserError
 
+# Methods of mmseg's and mmpretrain's data sets that compare classes with folders, palettes or other classes: their
+# errors are the user's.
+_COMPARE_DATA = ('get_label_map', '_update_palette', '_find_samples')
+
 
 def _refuse_empty(dataset: Dataset, owner: str) -> None:
     """Says that nothing is left of a data set, and where it has been looked for."""
-    source = getattr(dataset, 'ann_file', None) or getattr(dataset, 'data_prefix', 'its files')
-    rule = getattr(dataset, 'filter_cfg', None)
-    raise UserError(
-        f'the data set of {owner} ({type(dataset).__name__}) is empty: nothing is left of {source}'
-        f'{f" after filter_cfg={dict(rule)}" if rule else ""}. Check that it has samples'
-        f'{f" with annotations of the classes {few_names(classes)}" if (classes := classes_of(dataset)) else ""}'
-    )
+    source = getattr(dataset, 'ann_file', None)
+    if source:
+        classes = classes_of(dataset)
+        rule = getattr(dataset, 'filter_cfg', None)
+        details = f'{source}{f" after filter_cfg={dict(rule)}" if rule else ""}. Check that it has samples'
+        details += f' with annotations of the classes {few_names(classes)}' if classes else ''
+    else:
+        details = f'{getattr(dataset, "data_prefix", "its folders")}. Check the folders'
+        suffix = getattr(dataset, 'img_suffix', None)
+        details += f' and the ending of the pictures, img_suffix={suffix!r}' if suffix else ''
+    raise UserError(f'the data set of {owner} ({type(dataset).__name__}) is empty: nothing is left of {details}')
 
 
 def _build(runner: Runner, stage: str, files: AnnotationFiles) -> None:
@@ -42,13 +51,15 @@ def _build(runner: Runner, stage: str, files: AnnotationFiles) -> None:
     data where that fails."""
     try:
         getattr(runner, f'{stage}_loop')
-    except (KeyError, AssertionError, ValueError) as error:
+    except (KeyError, AssertionError, ValueError, RuntimeError) as error:
         files.explain(error)
         for frame, _ in walk_tb(error.__traceback__):
-            dataset = frame.f_locals.get('self')
+            place, dataset = frame.f_code.co_name, frame.f_locals.get('self')
             # numpy cannot join the samples of an empty set.
-            if frame.f_code.co_name == '_serialize_data' and not getattr(dataset, 'data_list', True):
+            if place == '_serialize_data' and not getattr(dataset, 'data_list', True):
                 _refuse_empty(dataset, f'{stage}_dataloader')
+            if place in _COMPARE_DATA:
+                raise UserError(f'the data set of {stage}_dataloader: {error}') from error
         raise
 
 
@@ -62,6 +73,7 @@ def _check_dataset(dataset: Dataset, files: AnnotationFiles, owner: str) -> None
     file = files.at(getattr(dataset, 'ann_file', None))
     if file is not None and hasattr(dataset, 'cat_ids'):
         file.check_ids()
+        file.check_category_ids()
         if classes:
             # Lists that come with a special data set, as of iSAID, may spell a name as its file does not.
             strict = type(dataset).__name__ == 'CocoDataset' or not has_own_classes(dataset)
@@ -77,6 +89,16 @@ def _model(runner: Runner) -> nn.Module:
         return runner.model
     with DefaultScope.overwrite_default_scope(runner.cfg.get('default_scope')), torch.random.fork_rng():
         return MODELS.build(copy.deepcopy(runner.cfg.model))
+
+
+def _labels_of_checkpoint(runner: Runner) -> tuple[list[str], str] | None:
+    """The classes with which the checkpoint of a test was trained, and where they stand; None where it does not say."""
+    source = runner._load_from
+    if not source or not is_local(source):
+        return None
+    meta = read_checkpoint(source).get('meta')
+    classes = (meta.get('dataset_meta') or {}).get('classes') if isinstance(meta, dict) else None
+    return (list(classes), f'checkpoint {source}') if isinstance(classes, list | tuple) else None
 
 
 def check_built_parts(runner: Runner, stages: list[str]) -> None:
@@ -97,7 +119,7 @@ def check_built_parts(runner: Runner, stages: list[str]) -> None:
             _build(runner, stage, files)
     model = _model(runner)
     heads = list(class_heads(model))
-    first: tuple[list[str], str] | None = None
+    first = None if has_text_classes(model) else _labels_of_checkpoint(runner) if stages == ['test'] else None
     for stage in stages:
         owner = f'{stage}_dataloader'
         datasets = list(innermost(getattr(runner, owner).dataset))
@@ -110,7 +132,15 @@ def check_built_parts(runner: Runner, stages: list[str]) -> None:
         for metric in getattr(getattr(runner, f'{stage}_evaluator', None), 'metrics', ()):
             check_metric(metric, files, datasets, owner)
         names = names_by_label(datasets[0], files)
-        if names and first and not has_text_classes(model):
+        if names and first:
             check_same_labels(*first, names, owner)
-        if names and first is None:
+        elif names and not has_text_classes(model):
             first = names, owner
+        zero = getattr(datasets[0], 'reduce_zero_label', None)
+        if stage == stages[0]:
+            reduces_zero = zero
+        elif None not in (zero, reduces_zero) and zero != reduces_zero:
+            raise UserError(
+                f'labels are positions: {owner} has reduce_zero_label={zero}, {stages[0]}_dataloader '
+                f'{reduces_zero}. Give both the same'
+            )

@@ -9,7 +9,7 @@ from torch import nn
 # Where the libraries keep their heads: mmdet's detectors, mmseg's segmentors, mmpretrain's classifiers.
 _PLACES = (
     'bbox_head', 'mask_head', 'panoptic_head', 'roi_head.bbox_head', 'roi_head.mask_head', 'decode_head',
-    'auxiliary_head', 'head',
+    'auxiliary_head', 'head', 'data_preprocessor',
 )  # fmt: skip
 # Models that hold the one with the heads: test-time augmentation, semi-supervised training, tracking.
 _OUTER = ('module', 'student', 'detector')
@@ -70,6 +70,8 @@ def class_heads(model: nn.Module) -> Iterator[ClassHead]:
             num_classes = getattr(head, 'num_classes', None)
             if not isinstance(num_classes, int) or num_classes < 1 or getattr(head, 'class_agnostic', False):
                 continue
+            if place == 'data_preprocessor' and not getattr(head, 'to_onehot', False):
+                continue  # mmpretrain's counts classes for mixed labels alone.
             if any(own in base.__name__ for base in type(head).__mro__ for own in _OWN_CLASSES):
                 continue
             name = f'{place}[{number}]' if several else place
