@@ -203,6 +203,39 @@ class TestClasses:
         )
 
 
+    def test_more_folders_than_classes(self, tmp_path):
+        cfg = classification(tmp_path, folders=('cat', 'dog', 'eel'), metainfo=dict(classes=('cat', 'dog')))
+        refuse(cfg, 'the data set of train_dataloader: The number of subfolders (3)', head='head')
+
+    def test_classes_that_a_known_set_has_not(self, tmp_path):
+        cfg = segmentation(tmp_path, [np.eye(16, dtype=np.uint8)])
+        cfg.train_dataloader.dataset.type = 'CityscapesDataset'
+        refuse(cfg, "the data set of train_dataloader: new classes ('ground', 'thing') is not a subset of", head='head')
+
+    def test_zero_is_a_class_in_one_loader_alone(self, tmp_path):
+        cfg = segmentation(tmp_path, [np.eye(16, dtype=np.uint8)])
+        cfg.train_dataloader.dataset.reduce_zero_label = True
+        refuse(
+            cfg,
+            'val_dataloader has reduce_zero_label=False, train_dataloader True. Give both the same',
+            head='decode_head',
+        )
+
+    def test_the_classes_of_a_checkpoint(self, cfg, tmp_path):
+        cfg.load_from = str(tmp_path / 'trained.pth')
+        meta = dict(dataset_meta=dict(classes=('blue', 'red')))
+        torch.save(dict(state_dict={}, meta=meta), cfg.load_from)
+        refuse(
+            cfg,
+            f"'blue' is label 0 in checkpoint {tmp_path}/trained.pth and 1 in test_dataloader. There are 'blue', 'red'",
+            stages=('test',),
+        )
+        check(cfg)  # Fine-tuning starts from any classes.
+        meta['dataset_meta']['classes'] = ('n01', 'n02')
+        torch.save(dict(state_dict={}, meta=meta), cfg.load_from)
+        check(cfg, stages=('test',))
+
+
 class TestAnnotationFiles:
     @pytest.mark.parametrize('field', ['area', 'bbox', 'category_id'])
     def test_a_field_that_training_reads(self, cfg, tmp_path, field):
@@ -254,6 +287,22 @@ class TestAnnotationFiles:
     def test_ids_that_are_there_twice(self, cfg, tmp_path, part, split):
         edit(annotations(tmp_path, split), lambda file: file[part][1].update(id=file[part][0]['id']))
         refuse(cfg, f'annotation file {annotations(tmp_path, split)}: two of its {part} have the id ')
+
+    def test_categories_counted_from_0_and_from_1(self, cfg, tmp_path):
+        edit(
+            annotations(tmp_path),
+            lambda file: [one.update(category_id=one['category_id'] - 1) for one in file['annotations']],
+        )
+        refuse(
+            cfg,
+            f'annotation file {annotations(tmp_path)}: there are annotations of the category ids 0, which its list of '
+            "categories has not, and none of 'blue'",
+        )
+
+    def test_no_picture_of_this_ending(self, tmp_path):
+        cfg = segmentation(tmp_path, [np.eye(16, dtype=np.uint8)])
+        cfg.train_dataloader.dataset.img_suffix = '.jpg'
+        refuse(cfg, "Check the folders and the ending of the pictures, img_suffix='.jpg'", head='decode_head')
 
     def test_nothing_is_left(self, cfg, tmp_path):
         cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=True, min_size=8)

@@ -65,6 +65,16 @@ def test_classes_as_text_are_not_counted():
     assert list(class_heads(model)) == []
 
 
+def test_labels_that_are_mixed():
+    """mmpretrain's preprocessor counts the classes for them."""
+    model = nn.Module()
+    model.data_preprocessor = nn.Module()
+    model.data_preprocessor.num_classes, model.data_preprocessor.to_onehot = 10, False
+    assert list(class_heads(model)) == []
+    model.data_preprocessor.to_onehot = True
+    assert list(class_heads(model)) == [ClassHead('data_preprocessor', 10, False)]
+
+
 def test_masks_for_any_class_are_not_counted():
     model = nn.Module()
     model.mask_head = nn.Module()
