@@ -44,6 +44,7 @@ class AnnotationFile:
         annotations = entries['annotations']
         #: Whether annotations hold the segments of whole pictures; they have other fields.
         self.is_panoptic = any('segments_info' in annotation for annotation in annotations[:1])
+        self.is_video = 'videos' in content
         self.names = {category.get('id'): category.get('name') for category in entries['categories']}
         self.num_pictures, self.num_annotations = len(entries['images']), len(annotations)
         self.lacking = {

@@ -4,6 +4,7 @@ import copy
 from traceback import walk_tb
 
 import torch
+from mmengine.dataset import BaseDataset
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
@@ -22,7 +23,7 @@ from mmgroupnet.engine.checks.classes import (
 from mmgroupnet.engine.checks.evaluators import check_metric, names_by_label
 from mmgroupnet.engine.checks.heads import class_heads, has_text_classes
 from mmgroupnet.engine.checks.masks import check_masks
-from mmgroupnet.engine.checks.samples import check_files, check_labels, innermost
+from mmgroupnet.engine.checks.samples import check_files, check_labels, check_xml_names, innermost
 from mmgroupnet.engine.data import few_names
 from mmgroupnet.errors import UserError
 
@@ -63,10 +64,8 @@ def _build(runner: Runner, stage: str, files: AnnotationFiles) -> None:
         raise
 
 
-def _check_dataset(dataset: Dataset, files: AnnotationFiles, owner: str) -> None:
+def _check_dataset(dataset: BaseDataset, files: AnnotationFiles, owner: str) -> None:
     """Checks one data set: its classes against its files, and a few of its samples."""
-    if not hasattr(dataset, 'get_data_info'):
-        return
     if not len(dataset):
         _refuse_empty(dataset, owner)
     classes = classes_of(dataset)
@@ -80,6 +79,7 @@ def _check_dataset(dataset: Dataset, files: AnnotationFiles, owner: str) -> None
             check_categories(classes, file, names_by_label(dataset, files), owner, strict)
     check_folders(dataset, owner)
     check_files(dataset, owner)
+    check_xml_names(dataset, owner)
     check_masks(dataset, owner)
 
 
@@ -124,10 +124,10 @@ def check_built_parts(runner: Runner, stages: list[str]) -> None:
         owner = f'{stage}_dataloader'
         datasets = list(innermost(getattr(runner, owner).dataset))
         for dataset in datasets:
-            _check_dataset(dataset, files, owner)
             for head in heads:
                 check_head(head, dataset, owner)
-            if hasattr(dataset, 'get_data_info'):
+            if isinstance(dataset, BaseDataset):
+                _check_dataset(dataset, files, owner)
                 check_labels(dataset, heads, owner)
         for metric in getattr(getattr(runner, f'{stage}_evaluator', None), 'metrics', ()):
             check_metric(metric, files, datasets, owner)

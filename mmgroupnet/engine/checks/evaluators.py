@@ -12,6 +12,8 @@ from mmgroupnet.engine.checks.classes import check_categories, classes_of
 from mmgroupnet.engine.checks.samples import spread
 from mmgroupnet.errors import UserError
 
+# Metrics that number labels in the order of their file.
+_KNOWN = ('CocoMetric', 'CocoPanopticMetric')
 # Pictures whose names are compared.
 _LOOKED_AT = 256
 
@@ -66,17 +68,18 @@ def check_metric(metric: BaseMetric, files: AnnotationFiles, datasets: list[Data
             has ids that it drops.
     """
     file = files.of(getattr(metric, '_coco_api', None))
-    if file is None:
+    if file is None or not {base.__name__ for base in type(metric).__mro__} & set(_KNOWN):
         return
     evaluator = owner.replace('dataloader', 'evaluator')
     classes = classes_of(datasets[0])
-    if len(datasets) == 1 and hasattr(datasets[0], 'cat_ids'):
+    if len(datasets) == 1 and hasattr(datasets[0], 'cat_ids') and not file.is_video:
         _check_pictures(metric, file, datasets[0], owner)
     file.check_ids()
-    # As the metric numbers them.
-    read = [file.names[number] for number in metric._coco_api.getCatIds(catNms=classes or [])]
-    if classes and hasattr(datasets[0], 'cat_ids'):
-        check_categories(classes, file, read, evaluator, strict=read != names_by_label(datasets[0], files))
+    if classes:
+        # As the metric numbers them.
+        read = [file.names[number] for number in metric._coco_api.getCatIds(catNms=classes)]
+        if read != names_by_label(datasets[0], files):
+            check_categories(classes, file, read, evaluator)
     if file.is_panoptic or getattr(metric, 'format_only', False):
         return
     if not file.num_annotations:

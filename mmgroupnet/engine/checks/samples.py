@@ -1,14 +1,18 @@
 """A few samples of a data set, looked at before the first step: are its files there, and its labels classes?"""
 
+import logging
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
+from xml.etree import ElementTree
 
 from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
 from torch.utils.data import Dataset
 
 from mmgroupnet.engine.checks.classes import classes_of
 from mmgroupnet.engine.checks.heads import ClassHead
-from mmgroupnet.errors import UserError
+from mmgroupnet.errors import UserError, nearest
 
 _LOOKED_AT = 32
 
@@ -101,6 +105,31 @@ def check_files(dataset: BaseDataset, owner: str) -> None:
     )
 
 
+def check_xml_names(dataset: BaseDataset, owner: str) -> None:
+    """Warns of a class that no XML file has, of a few samples, where they have a name like it that is no class: objects
+    of that name are left out without a word.
+
+    Args:
+        dataset: The data set.
+        owner: Whose it is, as 'train_dataloader'.
+    """
+    classes = classes_of(dataset) or []
+    numbers = spread(len(dataset), _LOOKED_AT)
+    paths = [dataset.get_data_info(number).get('xml_path') for number in numbers]
+    if any(not isinstance(path, str) or not Path(path).is_file() for path in paths):
+        return
+    found = {entry.findtext('name') for path in paths for entry in ElementTree.parse(path).iter('object')}
+    for name in classes:
+        hint = nearest(name, found - {*classes, None})
+        if name not in found and hint:
+            print_log(
+                f'the class {name!r} of {owner} ({type(dataset).__name__}) is in none of the {len(numbers)} XML files '
+                f'that were looked at{hint}. Objects whose names are no classes are left out',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+
 def check_labels(dataset: BaseDataset, heads: list[ClassHead], owner: str) -> None:
     """Checks that the labels of mmpretrain's samples are classes, of a few samples.
 
@@ -118,7 +147,7 @@ def check_labels(dataset: BaseDataset, heads: list[ClassHead], owner: str) -> No
         sample = dataset.get_data_info(number)
         labels = sample.get('gt_label')
         for label in labels if isinstance(labels, list | tuple) else [labels]:
-            if isinstance(label, int) and not 0 <= label < min(limits):
+            if isinstance(label, Integral) and not 0 <= label < min(limits):
                 raise UserError(
                     f'{sample.get("img_path", f"sample {number}")} ({owner}, {type(dataset).__name__}) has the label '
                     f'{label}: there are {min(limits)} classes, 0 to {min(limits) - 1}'

@@ -34,7 +34,7 @@ def cfg(tmp_path):
 def warnings(monkeypatch):
     """What is warned of."""
     said = []
-    for module in ('classes', 'evaluators', 'masks'):
+    for module in ('classes', 'evaluators', 'masks', 'samples'):
         monkeypatch.setattr(
             f'mmgroupnet.engine.checks.{module}.print_log', lambda message, **options: said.append(message)
         )
@@ -156,6 +156,33 @@ class TestClasses:
             del loader.dataset['metainfo']
         check(cfg)
         assert "no category 'bleu' (did you mean 'blue'?)" in warnings[0]
+
+    def test_a_misspelt_class_of_xml_files(self, cfg, tmp_path, warnings):
+        for number in range(2):
+            (tmp_path / f'{number}.jpg').touch()
+            (tmp_path / f'{number}.xml').write_text(
+                '<annotation><size><width>64</width><height>48</height></size><object><name>red</name><bndbox>'
+                '<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>'
+            )
+        (tmp_path / 'names.txt').write_text('0\n1\n')
+        cfg.train_dataloader.dataset = dict(
+            type='XMLDataset',
+            data_root=str(tmp_path),
+            ann_file='names.txt',
+            img_subdir='',
+            ann_subdir='',
+            data_prefix=dict(sub_data_root=''),
+            metainfo=dict(classes=('rde', 'blue')),
+            pipeline=cfg.train_dataloader.dataset.pipeline,
+        )
+        check(cfg, stages=('train',))
+        assert warnings == [
+            "the class 'rde' of train_dataloader (XMLDataset) is in none of the 2 XML files that were looked at (did "
+            "you mean 'red'?). Objects whose names are no classes are left out"
+        ]
+        cfg.train_dataloader.dataset.metainfo.classes = ('red', 'blue')
+        check(cfg, stages=('train',))
+        assert len(warnings) == 1
 
     def test_training_and_validation_in_another_order(self, tmp_path):
         """Of data whose masks are numbered by the config."""
