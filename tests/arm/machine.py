@@ -177,6 +177,8 @@ def python(cpu: str) -> Python:
     interpreter = root / 'usr' / 'bin' / 'python3.11'
     # qemu hands open() of /proc/cpuinfo and others to this folder: onnxruntime does not start without them.
     environment = dict(QEMU_LD_PREFIX=str(root), PYTHONPATH=str(folder / 'site'), PYTHONDONTWRITEBYTECODE='1')
+    # Counts repeat: dicts have one order, and no thread of numpy's BLAS spins while it waits for work.
+    environment |= dict(PYTHONHASHSEED='0', OPENBLAS_NUM_THREADS='1')
     return Python([*command, str(interpreter)], environment)
 
 
