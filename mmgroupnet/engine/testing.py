@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 
 from mmgroupnet.checkpoints.packed import adopt_packed, check_device
 from mmgroupnet.checkpoints.read import is_local
+from mmgroupnet.engine.checks import check_built_parts
 from mmgroupnet.engine.data import check_data, innermost_datasets
 from mmgroupnet.engine.drawing import common_folder, image_folder
 from mmgroupnet.engine.exported_model import adopt_exported, is_exported
@@ -186,6 +187,7 @@ def run_test(
     if tta:
         augment_test(cfg)
     runner = build_runner(cfg)
+    check_built_parts(runner, ['test'])
     if exported:
         runner.model.check_task(library)
         runner.model.check_dataset(runner.test_dataloader.dataset)

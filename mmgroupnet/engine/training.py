@@ -14,6 +14,7 @@ from mmgroupnet.checkpoints.match import check_state_dict
 from mmgroupnet.checkpoints.pretrained import fetch_pretrained
 from mmgroupnet.checkpoints.read import find_resumable, is_local, is_packed, read_checkpoint
 from mmgroupnet.engine.binarization import binarize_config
+from mmgroupnet.engine.checks import check_built_parts
 from mmgroupnet.engine.data import check_data
 from mmgroupnet.engine.launch import CPUAmpOptimWrapper, build_runner
 from mmgroupnet.engine.model_report import describe_model
@@ -121,6 +122,7 @@ def run_training(
     if cfg.load_from and is_local(cfg.load_from):
         read_trainable(cfg.load_from)
     runner = build_runner(cfg)
+    check_built_parts(runner, ['train', 'val'])
     if rehearse:
         runner.register_hook(RehearsalHook())
     if is_binarized_config(cfg) and is_main_process():
