@@ -299,7 +299,7 @@ class Block {
     });
   }
 
-  // Maps of the output's shape are made in `out`, one over the other, as far as nobody wants the former one any more: a
+  // Maps of the output's shape are made in `out`, one over the other, once the former one is no longer needed: a
   // sum of a unit and its residual may take the residual's place, since units read signs, which lie elsewhere. What
   // does not have to be fetched is worth more here than arithmetic.
   void add_units(int connect, int signs, Signs from, int shortcut) {

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmgroupnet.checkpoints.read import find_resumable
+from mmgroupnet.engine.cli import add_traceback_option, one_line_errors
+from mmgroupnet.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
 
 DATA_ROOT = Path('data/digits')  # like all paths here and in the configs, relative to the checkout
-
-
-class StepFailed(Exception):
-    """A command of the demo ended with an error that it has printed itself."""
 
 
 class Stopwatch:
@@ -73,26 +73,33 @@ def run_demo(description: str, work_dir: Path, run: Callable[[Path, list[str]], 
         metavar='KEY=VALUE',
         help='settings of all configs to override, e.g. train_cfg.max_epochs=2 for a quick look',
     )
+    add_traceback_option(parser)
     args = parser.parse_args()
-    from mmgroupnet.errors import UserError
-
     os.chdir(ROOT)
-    try:
-        keep_finished_results(args.work_dir)
-        args.work_dir.mkdir(parents=True, exist_ok=True)
-        run(args.work_dir, args.cfg_options)
-    except KeyboardInterrupt:
-        sys.exit('\ndemo: interrupted; the same command goes on from the last checkpoint.')
-    except (StepFailed, UserError, OSError, ImportError) as error:
-        sys.exit(f'demo: {error}')
+    with one_line_errors(args):
+        try:
+            keep_finished_results(args.work_dir)
+            args.work_dir.mkdir(parents=True, exist_ok=True)
+            run(args.work_dir, args.cfg_options)
+        except KeyboardInterrupt:
+            sys.exit('\ndemo: interrupted; the same command goes on from the last checkpoint.')
 
 
 def keep_finished_results(work_dir: Path) -> None:
-    """Move the results of a finished demo aside, so that this run trains anew; leave those of an unfinished one."""
+    """Move the results of a finished demo aside, so that this run trains anew; leave those of an unfinished one.
+
+    Raises:
+        UserError: If what is in their place are no results of a demo, which may be replaced.
+    """
     if not (work_dir / 'summary.json').exists():
         return
     previous = work_dir.with_name(f'{work_dir.name}_previous')
-    if previous.exists():
+    if os.path.lexists(previous):
+        if previous.is_symlink() or not (previous / 'summary.json').is_file():
+            raise UserError(
+                f'the results of the last demo cannot be kept in {previous}, which holds something else (no '
+                'summary.json of a demo): move it, or give another --work-dir'
+            )
         shutil.rmtree(previous)
     work_dir.rename(previous)
     print(f'The results of the last demo are kept in {previous}.')
@@ -102,13 +109,13 @@ def run_tool(*command: str | Path, cfg_options: list[str]) -> None:
     """Run a tool of this checkout with its output on the terminal.
 
     Raises:
-        StepFailed: If it ends with an error.
+        UserError: If it ends with an error.
     """
     words = [str(word) for word in command] + (['--cfg-options', *cfg_options] if cfg_options else [])
     print('$ python', *words, flush=True)
     status = subprocess.run([sys.executable, *words]).returncode
     if status:
-        raise StepFailed(f'{words[0]} ended with exit status {status}; its error is above.')
+        raise UserError(f'{words[0]} ended with exit status {status}; its error is above.')
 
 
 def train(config: str, work_dir: Path, cfg_options: list[str]) -> None:
@@ -120,8 +127,8 @@ def train(config: str, work_dir: Path, cfg_options: list[str]) -> None:
 def evaluate(config: str, work_dir: Path, cfg_options: list[str], *options: str | Path) -> dict[str, float]:
     """Evaluate the last checkpoint, with further ``options`` of tools/test.py, and return the metrics by name."""
     folder = work_dir / 'evaluation'
-    shutil.rmtree(folder, ignore_errors=True)  # so that the metrics found there are of this evaluation
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    before = set(folder.glob('*/*.json'))
     run_tool(
         'tools/test.py',
         config,
@@ -131,17 +138,15 @@ def evaluate(config: str, work_dir: Path, cfg_options: list[str], *options: str 
         *options,
         cfg_options=cfg_options,
     )
-    (metrics,) = folder.glob('*/*.json')
+    (metrics,) = set(folder.glob('*/*.json')) - before
     return json.loads(metrics.read_text())
 
 
 def last_checkpoint(work_dir: Path) -> Path:
     """The checkpoint of the last epoch."""
-    from mmgroupnet.checkpoints.read import find_resumable
-
     checkpoint = find_resumable(str(work_dir))
     if checkpoint is None:
-        raise StepFailed(f'there is no checkpoint in {work_dir}, although its training ended.')
+        raise UserError(f'there is no checkpoint in {work_dir}, although its training ended.')
     return Path(checkpoint)
 
 

@@ -1,7 +1,11 @@
 """The error that a user can fix."""
 
 import difflib
+import traceback
 from collections.abc import Iterable
+
+# Characters of another exception's text in an error of ours.
+_LONGEST_TEXT = 400
 
 
 class UserError(ValueError):
@@ -25,3 +29,16 @@ def nearest(name: str, allowed: Iterable[str], likeness: float = 0.6) -> str:
     """
     matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=likeness)
     return f' (did you mean {matches[0]!r}?)' if matches else ''
+
+
+def summary(error: BaseException) -> str:
+    """Returns any exception as one line: that of a :class:`UserError` is its message; others get their type, and where
+    they have no text, such as an ``assert``, the line that raised them."""
+    if isinstance(error, UserError):
+        return str(error)
+    text = ' '.join(str(error).split())
+    if not text:
+        *_, (frame, number) = traceback.walk_tb(error.__traceback__)
+        code = traceback.extract_tb(error.__traceback__)[-1].line
+        text = f'`{code}` ({frame.f_globals.get("__name__")}, line {number})'
+    return f'{type(error).__name__}: {text[:_LONGEST_TEXT]}' + ('...' if len(text) > _LONGEST_TEXT else '')

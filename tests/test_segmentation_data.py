@@ -104,7 +104,7 @@ def test_voc(voc):
     assert log.count('"decode.loss_ce"') == 2
     metrics = run_test(config(), str(voc.parent / 'work' / 'epoch_1.pth'), show_dir=str(voc.parent / 'drawn'))
     assert {'mIoU', 'mAcc', 'aAcc'} <= metrics.keys() and 0 <= metrics['mIoU'] <= 100
-    assert len(list((voc.parent / 'drawn').rglob('*.png'))) == 2
+    assert len(list((voc.parent / 'drawn').rglob('*.jpg'))) == 2
 
 
 def test_no_image_of_the_validation_split_is_trained_on(voc):

@@ -16,7 +16,9 @@ from mmgroupnet.engine.prediction import draw_on_pictures, find_images
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Draw predictions on pictures')
-    parser.add_argument('images', metavar='IMAGE_OR_FOLDER', help='a picture or a folder of pictures')
+    parser.add_argument(
+        'images', metavar='IMAGE_OR_FOLDER', help='a picture, or a folder of pictures and of folders of them'
+    )
     add_config_options(parser)
     parser.add_argument('checkpoint', help='checkpoint, or MODEL.onnx')
     parser.add_argument('--out', default='predictions', help='folder for the drawn pictures (default: predictions)')
@@ -27,10 +29,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with one_line_errors():
+    with one_line_errors(args):
         check_model_options(args.checkpoint, args.cfg_options)
-        images = find_images(args.images)
-        drawn = draw_on_pictures(read_config(args), args.checkpoint, images, args.out, args.score_thr, args.device)
+        images = find_images(args.images, args.out)
+        root = args.images if Path(args.images).is_dir() else None
+        cfg = read_config(args)
+        drawn = draw_on_pictures(cfg, args.checkpoint, images, args.out, args.score_thr, args.device, root)
         print(f'{len(images)} pictures in {drawn}')
 
 

@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with one_line_errors():
+    with one_line_errors(args):
         check_model_options(args.checkpoint, args.cfg_options)
         run_test(
             read_run_config(args),

@@ -35,18 +35,24 @@ def parse_args() -> argparse.Namespace:
         metavar='CHECKPOINT',
         help='go on with a run, from the given checkpoint or from the last one in the work directory',
     )
+    parser.add_argument(
+        '--no-rehearsal',
+        action='store_true',
+        help='do not try a batch of training, validation and test, and a checkpoint, before the first step',
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    with one_line_errors():
+    with one_line_errors(args):
         run_training(
             read_run_config(args),
             amp=args.amp,
             auto_scale_lr=args.auto_scale_lr,
             resume=args.resume,
             policy=load_policy(args.binarize) if args.binarize else None,
+            rehearse=not args.no_rehearsal,
         )
 
 

@@ -79,7 +79,7 @@ class _Network:
                 yield _Source(f'{ours}.connection.theta', [f'{theirs}.block_gate'], (1,))
             channels_in = channels
         classes_by_weight, classes_by_bias = self.num_classes
-        # Where they disagree, nobody knows which is right: each is measured by the other.
+        # Where they disagree, it is unknown which is right: each is measured by the other.
         yield _Source('head.fc.weight', ['fc.weight'], (classes_by_bias, channels_in))
         yield _Source('head.fc.bias', ['fc.bias'], (classes_by_weight,))
 

@@ -129,9 +129,8 @@ def generate_digits(
         ``out_dir`` as a path.
 
     Raises:
-        UserError: If a parameter is not an integer or too small.
-        FileExistsError: If ``out_dir`` holds something that this function did not write.
-        ModuleNotFoundError: If scikit-learn is not installed.
+        UserError: If a parameter is not an integer or too small, ``out_dir`` holds something that this function did
+            not write, or scikit-learn is not installed.
     """
     parameters = DigitsParameters(num_train, num_val, image_size, seed)
     out_dir = Path(out_dir)
@@ -170,7 +169,7 @@ def _refuse_foreign_content(folder: Path) -> None:
     if not folder.exists() or (folder / STAMP_NAME).is_file():
         return
     if not folder.is_dir() or any(folder.iterdir()):
-        raise FileExistsError(
+        raise UserError(
             f'out_dir={str(folder)!r} holds something that is no generated digits set (there is no {STAMP_NAME}): '
             'give a new or empty folder, or remove it yourself.'
         )
@@ -195,7 +194,7 @@ def _load_sources(rng: np.random.Generator) -> tuple[Sources, Sources]:
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise UserError(
             'the digits set is made from the data of scikit-learn, which is not installed: pip install scikit-learn'
         ) from error
     digits = load_digits()

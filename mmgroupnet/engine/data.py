@@ -1,8 +1,5 @@
 """Checks that the data of a config is there, before a model is built."""
 
-import json
-import mmap
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,9 +7,6 @@ from mmengine.config import Config
 
 from mmgroupnet.engine.configs import accepted_arguments, resolve_type
 from mmgroupnet.errors import UserError
-
-# Bytes; that of LVIS with its 1203 classes takes half a megabyte.
-_LONGEST_CATEGORIES = 2**24
 
 
 def innermost_datasets(dataset: Mapping) -> Iterator[Mapping]:
@@ -29,7 +23,7 @@ def innermost_datasets(dataset: Mapping) -> Iterator[Mapping]:
 def _expected_paths(dataset: Mapping) -> Iterator[Path]:
     """The annotation file and the folders that a dataset's config names."""
     root = Path(dataset.get('data_root') or '')
-    if dataset.get('ann_file'):
+    if isinstance(dataset.get('ann_file'), str) and dataset['ann_file']:
         yield root / dataset['ann_file']
     prefixes = dataset.get('data_prefix') or {}
     for prefix in prefixes.values() if isinstance(prefixes, Mapping) else [prefixes]:
@@ -37,36 +31,23 @@ def _expected_paths(dataset: Mapping) -> Iterator[Path]:
             yield root / prefix
 
 
-def _categories(ann_file: Path) -> list[str] | None:
-    """Names of the categories in a COCO annotation file, or None where it has no such list.
-
-    Only that list is parsed: the file may be half a gigabyte.
-    """
-    if not ann_file.stat().st_size:
-        raise UserError(f'annotation file {ann_file} is empty')
-    with ann_file.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        for match in re.finditer(rb'"categories"\s*:\s*(?=\[)', text):
-            try:
-                categories, _ = json.JSONDecoder().raw_decode(
-                    text[match.end() : match.end() + _LONGEST_CATEGORIES].decode(errors='ignore')
-                )
-                return [category['name'] for category in categories]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f'annotation file {ann_file}: its list of categories is not readable ({error})'
-                ) from error
-    return None
-
-
-def _classes(dataset: Mapping, scope: str | None) -> list[str] | None:
+def _check_classes(dataset: Mapping, name: str) -> None:
+    """Checks that classes are a list of different names; one string is a file of names, or a lost comma."""
     metainfo = dataset.get('metainfo')
-    classes = metainfo.get('classes') if isinstance(metainfo, Mapping) else None
-    if classes is None:
-        classes = getattr(resolve_type(dataset['type'], scope), 'METAINFO', {}).get('classes')
-    return list(classes) if isinstance(classes, list | tuple) else None
+    for classes in (metainfo.get('classes') if isinstance(metainfo, Mapping) else None, dataset.get('classes')):
+        if isinstance(classes, str) and not Path(classes).expanduser().is_file():
+            raise UserError(
+                f'classes={classes!r} ({name}) is a string, and no file of names: a single class is written with a '
+                f'comma, classes=({classes!r},)'
+            )
+        if isinstance(classes, list | tuple):
+            twice = next((one for one in classes if classes.count(one) > 1), None)
+            if twice is not None:
+                raise UserError(f'classes of the dataset ({name}): {twice!r} is there twice, and has one label')
 
 
 def _check_dataset(dataset: Mapping, name: str, scope: str | None) -> None:
+    _check_classes(dataset, name)
     root = str(dataset.get('data_root') or '')
     if '://' in root or dataset.get('backend_args') or dataset.get('file_client_args'):
         return  # Not on this disk.
@@ -88,15 +69,8 @@ def _check_dataset(dataset: Mapping, name: str, scope: str | None) -> None:
             raise UserError(
                 f'{kind} {path} ({name}) does not exist. Expected: {", ".join(str(path) for path in expected)}'
             )
-    classes = _classes(dataset, scope)
-    if classes and dataset.get('ann_file', '').endswith('.json'):
-        categories = _categories(expected[0])
-        if categories is not None and not set(categories) & set(classes):
-            raise UserError(
-                f'annotation file {expected[0]} ({name}) has none of the classes of the config: it has '
-                f'{few_names(categories)}, the config {few_names(classes)}; give the dataset '
-                'metainfo=dict(classes=(...))'
-            )
+        if path.is_file() and not path.stat().st_size:
+            raise UserError(f'annotation file {path} ({name}) is empty')
 
 
 def few_names(names: Sequence[str]) -> str:
@@ -104,8 +78,26 @@ def few_names(names: Sequence[str]) -> str:
     return ', '.join(repr(name) for name in names[:10]) + (', ...' if len(names) > 10 else '')
 
 
+def _check_evaluator(evaluator: object, name: str) -> None:
+    """Checks that the annotation files of an evaluator's metrics are there."""
+    if isinstance(evaluator, list | tuple):
+        for metric in evaluator:
+            _check_evaluator(metric, name)
+    elif isinstance(evaluator, Mapping):
+        _check_evaluator(evaluator.get('metrics'), name)
+        path = evaluator.get('ann_file')
+        if isinstance(path, str) and path and '://' not in path and not evaluator.get('backend_args'):
+            if not Path(path).expanduser().is_file():
+                raise UserError(
+                    f'annotation file {path} ({name}, {evaluator.get("type")}) does not exist: give the evaluator the '
+                    'ann_file of its data set, with data_root in front'
+                )
+
+
 def check_data(cfg: Config, loaders: list[str]) -> None:
-    """Checks that folders and annotation files are there, and that COCO files have at least one of the classes.
+    """Checks that folders and annotation files are there, those of evaluators as well, and that classes are a list.
+
+    What files hold is compared when the data sets are built, see :mod:`mmgroupnet.engine.checks`.
 
     Args:
         cfg: The config.
@@ -119,3 +111,5 @@ def check_data(cfg: Config, loaders: list[str]) -> None:
         if cfg.get(name):
             for dataset in innermost_datasets(cfg[name]['dataset']):
                 _check_dataset(dataset, name, cfg.get('default_scope'))
+            evaluator = name.replace('dataloader', 'evaluator')
+            _check_evaluator(cfg.get(evaluator), evaluator)

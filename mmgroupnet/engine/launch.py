@@ -155,8 +155,20 @@ def stack_batches(cfg: Config) -> None:
                 cfg[name].setdefault('collate_fn', dict(type='default_collate'))
 
 
+def drop_options_of_workers(cfg: Config) -> None:
+    """Drops what torch refuses of a loader without workers, such as one of a config that ``--cfg-options`` takes them
+    from."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        if loader and loader.get('num_workers', 0) == 0:
+            for option in ('persistent_workers', 'prefetch_factor'):
+                if loader.pop(option, None):
+                    print_log(f'{name}.num_workers=0: {option} is left out', logger='current')
+
+
 def build_runner(cfg: Config) -> Runner:
-    """Builds the Runner of a checked config, with the guards of :func:`add_guards` and batches of mmpretrain stacked.
+    """Builds the Runner of a checked config, with the guards of :func:`add_guards`, batches of mmpretrain stacked, and
+    no options of workers where there are none.
 
     Args:
         cfg: The config, changed in place; ``runner_type='FlexibleRunner'`` gives one of those, with its model built.
@@ -166,6 +178,7 @@ def build_runner(cfg: Config) -> Runner:
     """
     add_guards(cfg)
     stack_batches(cfg)
+    drop_options_of_workers(cfg)
     if _is_flexible(cfg):
         cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))  # The Runner's default; it has none.
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

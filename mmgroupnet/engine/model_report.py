@@ -58,7 +58,8 @@ def measure_complexity(config: str) -> Complexity:
     model = build_model(cfg)
     size = input_size(cfg)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        return total(analyze(model, forward_call(model, torch.zeros(1, 3, *size)) if size else None))
+        call = forward_call(model, torch.zeros(1, input_channels(cfg, model), *size)) if size else None
+        return total(analyze(model, call))
 
 
 def input_size(cfg: Config) -> tuple[int, int] | None:
@@ -86,12 +87,42 @@ def input_size(cfg: Config) -> tuple[int, int] | None:
             size = (min(size), max(size))  # The limits of both sides, of a picture that is wider than high.
     if size is None:
         return None
-    preprocessor = cfg.get('data_preprocessor') or cfg.model.get('data_preprocessor') or {}
-    if 'pad_size_divisor' not in preprocessor:
-        inner = cfg.model.get('model')
-        preprocessor = (inner.get('data_preprocessor') if isinstance(inner, Mapping) else None) or {}
-    divisor = preprocessor.get('pad_size_divisor') or 1
+    divisor = _preprocessor(cfg, 'pad_size_divisor').get('pad_size_divisor') or 1
     return tuple(math.ceil(side / divisor) * divisor for side in size)
+
+
+def _preprocessor(cfg: Config, key: str) -> Mapping:
+    """The data preprocessor of a config that has a key: beside the model, in it, or in the model that it wraps."""
+    inner = cfg.model.get('model')
+    for place in (cfg, cfg.model, inner if isinstance(inner, Mapping) else {}):
+        preprocessor = place.get('data_preprocessor') or {}
+        if key in preprocessor:
+            return preprocessor
+    return {}
+
+
+def input_channels(cfg: Config, model: nn.Module) -> int:
+    """Channels of the images that a config's model takes.
+
+    The backbone's ``in_channels``, or else as many as the data preprocessor has means. A single mean may stand for all
+    channels: then the first convolution decides. Default: 3.
+
+    Args:
+        cfg: The config.
+        model: Its model.
+    """
+    part = cfg.model
+    while isinstance(part, Mapping):
+        backbone = part.get('backbone')
+        if isinstance(backbone, Mapping) and isinstance(backbone.get('in_channels'), int):
+            return backbone['in_channels']
+        part = part.get('model')
+    means = _preprocessor(cfg, 'mean').get('mean')
+    if not isinstance(means, Sequence):
+        return 3
+    if len(means) > 1:
+        return len(means)
+    return next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
 
 
 def forward_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
@@ -102,7 +133,7 @@ def forward_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
 
     Args:
         model: A model of mmdet, mmseg or mmpretrain.
-        images: ``(N, 3, H, W)``.
+        images: ``(N, C, H, W)``.
     """
     size = tuple(images.shape[2:])
     meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
@@ -173,14 +204,15 @@ def describe_model(
             rows = analyze(model)
             lines.append('Operations are not counted: the test pipeline does not say the size of its images')
         else:
-            image = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
+            channels = input_channels(cfg, model)
+            image = torch.zeros(1, channels, *size, device=next(model.parameters()).device)
             try:
                 rows = analyze(model, forward_call(model, image))
                 lines.append(
                     f'Input {size[0]}x{size[1]} (height x width); operations are multiply-accumulates, OPs = FLOPs + '
                     'BOPs / 64'
                 )
-            except Exception as error:  # A model of somebody else may raise anything, and is still worth training.
+            except Exception as error:  # A foreign model may raise anything, and is still worth training.
                 rows, size = analyze(model), None
                 lines.append(f'Operations are not counted: {type(model).__name__} cannot be called so ({error})')
     lines.append(table(rows if per_layer else by_part(model, rows), has_operations=size is not None))

@@ -1,25 +1,46 @@
-"""Predictions drawn on pictures, with the inferencer of the config's library."""
+"""Predictions drawn on pictures."""
 
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from mmengine.config import Config
-from mmengine.infer import BaseInferencer
+from mmengine.dataset import Compose, default_collate, pseudo_collate
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import load_checkpoint
 from torch import nn
 
 from mmgroupnet.checkpoints.match import check_state_dict
 from mmgroupnet.checkpoints.packed import adopt_packed, check_device
 from mmgroupnet.checkpoints.read import read_checkpoint
+from mmgroupnet.engine.data import few_names, innermost_datasets
+from mmgroupnet.engine.drawing import (
+    OutputFiles,
+    build_visualizer,
+    common_folder,
+    decode,
+    draw,
+    names_and_colours,
+)
 from mmgroupnet.engine.exported_model import adopt_exported, is_exported
+from mmgroupnet.engine.libraries import LIBRARIES, library_of
 from mmgroupnet.errors import UserError
+from mmgroupnet.model_configs import type_name, with_data_preprocessor
 
 _SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
 
-def find_images(path: str | Path) -> list[str]:
+def find_images(path: str | Path, out_dir: str | Path | None = None) -> list[str]:
     """Lists the pictures to predict on.
 
     Args:
-        path: A picture, or a folder of pictures.
+        path: A picture, or a folder of pictures, which may be in folders inside it.
+        out_dir: A folder whose pictures are left out: those drawn before. Default: None.
 
     Returns:
         The files, in alphabetical order.
@@ -32,45 +53,85 @@ def find_images(path: str | Path) -> list[str]:
         return [str(path)]
     if not path.is_dir():
         raise UserError(f'{path} is neither a picture nor a folder')
-    images = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+    images = sorted(str(file) for file in path.rglob('*') if file.suffix.lower() in _SUFFIXES and not file.is_dir())
+    drawn = path.resolve() if out_dir is None else Path(out_dir).resolve() / 'vis'
+    if path.resolve() in drawn.parents:
+        images = [image for image in images if not Path(image).resolve().is_relative_to(drawn)]
     if not images:
         raise UserError(f'folder {path} holds no pictures ({", ".join(_SUFFIXES)})')
     return images
 
 
-def _with_exported_model(inferencer: type[BaseInferencer]) -> type[BaseInferencer]:
-    """The inferencer of mmdet or mmseg for a model without a checkpoint, whose file has the classes and the palette."""
+def _test_dataset(cfg: Config) -> Mapping:
+    """The innermost data set of a config's test data, or of its validation data, which has the pipeline."""
+    for loader in ('test_dataloader', 'val_dataloader'):
+        if cfg.get(loader):
+            dataset = next(innermost_datasets(cfg[loader]['dataset']))
+            if dataset.get('pipeline'):
+                return dataset
+    raise UserError(
+        'the config has no test_dataloader or val_dataloader whose data set has a pipeline, which says how pictures '
+        'are prepared'
+    )
 
-    class ExportedModelInferencer(inferencer):
-        def _load_weights_to_model(self, model: nn.Module, checkpoint: dict | None, cfg: Config) -> None:
-            meta = dict(dataset_meta=model.dataset_metainfo) if model.dataset_metainfo else {}
-            super()._load_weights_to_model(model, dict(state_dict={}, meta=meta), cfg)
 
-    return ExportedModelInferencer
+def _split(pipeline: Sequence[Mapping]) -> tuple[Compose, Compose]:
+    """The steps of a pipeline up to the one that reads the picture, and those after it, without annotations."""
+    steps = [step for step in pipeline if not ('Load' in type_name(step) and 'Annotation' in type_name(step))]
+    reader = next((index for index, step in enumerate(steps) if type_name(step).startswith('Load')), -1)
+    return Compose(steps[: reader + 1]), Compose(steps[reader + 1 :])
 
 
-def _adopt(cfg: Config, checkpoint: str | Path, device: str | None) -> str | None:
-    """Makes a config fit its checkpoint or .onnx file, and returns the device to compute on."""
+def _read(path: str, reading: Compose, is_rgb: bool) -> tuple[np.ndarray | None, dict | None]:
+    """A picture to draw on, and what the config's pipeline makes of it; None for both where it cannot be read."""
+    try:
+        pixels = decode(Path(path).read_bytes())
+    except OSError:
+        return None, None
+    if pixels is None:
+        return None, None
+    results = dict(img_path=path, img_id=0, sample_idx=0, seg_fields=[])
+    if not reading.transforms:  # Data sets of arrays have no step that reads.
+        array = np.ascontiguousarray(pixels if is_rgb else pixels[..., ::-1])
+        return pixels, dict(results, img=array, img_shape=array.shape[:2], ori_shape=array.shape[:2])
+    try:
+        return pixels, reading(results)
+    except Exception as error:  # The reader of the config may be any, and has its own errors for a damaged file.
+        print_log(f'{path}: {type(error).__name__}: {error}', 'current', logging.WARNING)
+        return None, None
+
+
+def _build(cfg: Config, checkpoint: str | Path, device: str | None) -> tuple[nn.Module, Mapping]:
+    """The model with its weights, or the one that a .onnx file stands for, and what the file knows of the classes."""
     if is_exported(checkpoint):
         if Path(checkpoint).suffix != '.onnx':
             raise UserError(f'{checkpoint} holds predictions, no model: tools/test.py --show-dir DIR draws them')
         if device not in (None, 'cpu'):
             raise UserError(f'--device {device}: {checkpoint} runs on the CPU alone, give --device cpu')
         adopt_exported(cfg, checkpoint)
-        return 'cpu'
+        model = MODELS.build(cfg.model)
+        model.check_task(cfg.default_scope)
+        return model.eval(), model.dataset_metainfo
     if adopt_packed(cfg, checkpoint):
         device = device or 'cpu'
         check_device(checkpoint, device)
-    return device
+    content = read_checkpoint(checkpoint)
+    meta = content.get('meta') or {}
+    model = revert_sync_batchnorm(MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor'))))
+    check_state_dict(model, content, str(checkpoint))
+    load_checkpoint(model, str(checkpoint), map_location='cpu')
+    # Files of before mmengine have CLASSES and PALETTE among the rest.
+    return model.to(device or get_device()).eval(), meta.get('dataset_meta') or meta
 
 
 def draw_on_pictures(
     cfg: Config,
     checkpoint: str | Path,
-    images: list[str],
+    images: Sequence[str],
     out_dir: str | Path,
     score_thr: float = 0.3,
     device: str | None = None,
+    root: str | Path | None = None,
 ) -> Path:
     """Predicts on pictures and draws the result.
 
@@ -83,47 +144,48 @@ def draw_on_pictures(
         score_thr: Detections below this score are not drawn. Default: 0.3.
         device: Where to compute, such as 'cpu' or 'cuda:0'. Default: a GPU if there is one and the weights are
             neither packed nor exported.
+        root: Below this folder the drawn pictures keep the folders of the pictures. Default: the deepest one that holds
+            all of them.
 
     Returns:
-        The folder inside ``out_dir`` that holds the drawn pictures.
+        The folder inside ``out_dir`` that holds the drawn pictures, each with the name of its picture.
 
     Raises:
-        UserError: If the checkpoint does not fit the config, or the config is of another library.
+        UserError: If the checkpoint does not fit the config, the config is of another library, or, when all others are
+            drawn, naming the pictures that cannot be read.
     """
-    cfg = cfg.copy()
-    device = _adopt(cfg, checkpoint, device)
-    exported = is_exported(checkpoint)
-    content = None if exported else read_checkpoint(checkpoint)
-    weights = None if exported else str(checkpoint)
-    out_dir = Path(out_dir)
-    drawn = out_dir / 'vis'
-    drawn.mkdir(parents=True, exist_ok=True)
-    scope = cfg.get('default_scope')
-    # The libraries are heavy and not all need to be installed: import the one that is asked for.
-    if scope == 'mmdet':
-        from mmdet.apis import DetInferencer
-
-        build = _with_exported_model(DetInferencer) if exported else DetInferencer
-        inferencer = build(cfg, weights, device, show_progress=False)
-        options = dict(out_dir=str(out_dir), pred_score_thr=score_thr)
-    elif scope == 'mmseg':
-        from mmseg.apis import MMSegInferencer
-
-        build = _with_exported_model(MMSegInferencer) if exported else MMSegInferencer
-        inferencer = build(cfg, weights, device=device)
-        options = dict(out_dir=str(out_dir))
-    elif scope == 'mmpretrain':
-        from mmpretrain import ImageClassificationInferencer
-
-        inferencer = ImageClassificationInferencer(cfg, weights or False, device)
-        if exported:
-            inferencer.classes = inferencer.model.dataset_metainfo.get('classes', inferencer.classes)
-        options = dict(show_dir=str(drawn))
-    else:
-        raise UserError(f'default_scope={scope!r}: pictures can be drawn for configs of mmdet, mmseg and mmpretrain')
-    if exported:
-        inferencer.model.check_task(scope)
-    else:
-        check_state_dict(inferencer.model, content, str(checkpoint))
-    inferencer(images, **options)
+    cfg, library = cfg.copy(), library_of(cfg)
+    if library is None:
+        raise UserError(
+            f'default_scope={cfg.get("default_scope")!r}: pictures can be drawn for configs of {", ".join(LIBRARIES)}'
+        )
+    cfg.default_scope = cfg.get('default_scope') or library
+    drawn = Path(out_dir) / 'vis'
+    files = OutputFiles(drawn, common_folder(Path(image).parent for image in images) if root is None else root)
+    for image in images:
+        if files.path_of(image).resolve() == Path(image).resolve():
+            raise UserError(f'--out {out_dir}: the drawn picture would replace {image}, give another folder')
+    unreadable = []
+    preprocessor = cfg.get('data_preprocessor') or cfg.model.get('data_preprocessor') or {}
+    is_rgb = not preprocessor.get('to_rgb')
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.no_grad():
+        dataset = _test_dataset(cfg)
+        reading, preparing = _split(dataset['pipeline'])
+        model, meta = _build(cfg, checkpoint, device)
+        meta = names_and_colours(library, cfg.default_scope, dataset, meta)
+        visualizer = build_visualizer(cfg, library, meta)
+        collate = default_collate if library == 'mmpretrain' else pseudo_collate
+        for image in images:
+            pixels, results = _read(image, reading, is_rgb)
+            if pixels is None:
+                print_log(f'{image} cannot be read and is left out', 'current', logging.WARNING)
+                unreadable.append(image)
+                continue
+            (sample,) = model.test_step(collate([preparing(results)]))
+            draw(visualizer, library, pixels, sample, files.path_of(image), score_thr, draw_gt=False)
+    if unreadable:
+        raise UserError(
+            f'{len(unreadable)} of {len(images)} pictures cannot be read: {few_names(unreadable)}; the others are in '
+            f'{drawn}'
+        )
     return drawn

@@ -1,31 +1,63 @@
 """A test run of the command line, with the options that each OpenMMLab library spells in its own way."""
 
+import logging
 from copy import deepcopy
-from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmgroupnet.checkpoints.packed import adopt_packed, check_device
 from mmgroupnet.checkpoints.read import is_local
+from mmgroupnet.engine.checks import check_built_parts
 from mmgroupnet.engine.data import check_data, innermost_datasets
+from mmgroupnet.engine.drawing import common_folder, image_folder
 from mmgroupnet.engine.exported_model import adopt_exported, is_exported
 from mmgroupnet.engine.launch import build_runner
+from mmgroupnet.engine.libraries import LIBRARIES, library_of
 from mmgroupnet.errors import UserError
+from mmgroupnet.model_configs import type_name
 
-_VISUALIZATION_HOOKS = dict(
-    mmdet='mmdet.DetVisualizationHook', mmseg='mmseg.SegVisualizationHook', mmpretrain='mmpretrain.VisualizationHook'
+# Test-time augmentation: the libraries' own models, and ours that stand in for them.
+_AUGMENTED = dict(
+    DetTTAModel='mmgroupnet.AugmentedDetector',
+    SegTTAModel='mmgroupnet.AugmentedSegmentor',
+    AverageClsScoreTTA='mmgroupnet.AugmentedClassifier',
 )
+_DEFAULT_AUGMENTED = dict(zip(LIBRARIES, _AUGMENTED.values(), strict=True))
+# What mirroring back needs to know of a picture.
+_META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
 
 
 def _library(cfg: Config, option: str) -> str:
-    scope = cfg.get('default_scope')
-    if scope not in _VISUALIZATION_HOOKS:
+    library = library_of(cfg)
+    if library is None:
         raise UserError(
-            f'{option} needs a config whose default_scope is one of {", ".join(_VISUALIZATION_HOOKS)}, not {scope!r}'
+            f'{option} needs a config whose default_scope is one of {", ".join(LIBRARIES)}, not '
+            f'{cfg.get("default_scope")!r}'
         )
-    return scope
+    return library
+
+
+def adopt_validation(cfg: Config) -> None:
+    """Makes a config without test data evaluate its validation data.
+
+    Args:
+        cfg: The config, changed in place.
+
+    Raises:
+        UserError: If it has neither, or no evaluator for them.
+    """
+    if not cfg.get('test_dataloader'):
+        if not cfg.get('val_dataloader'):
+            raise UserError('the config has neither a test_dataloader nor a val_dataloader: give it one')
+        print_log('The config has no test data: its validation data is evaluated', 'current', logging.WARNING)
+        cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.get('val_evaluator')
+    if not cfg.get('test_evaluator'):
+        raise UserError('the config has test data and no test_evaluator: give its metrics, test_evaluator=dict(...)')
+    if cfg.get('test_cfg') is None:
+        cfg.test_cfg = {}
 
 
 def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
@@ -38,38 +70,32 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
         wait_time: Seconds that a window stays.
     """
     library = _library(cfg, '--show and --show-dir')
-    if 'visualization' not in cfg.default_hooks:
-        cfg.default_hooks.visualization = dict(type=_VISUALIZATION_HOOKS[library])
-    hook = cfg.default_hooks.visualization
-    # Every picture; the libraries' defaults leave out many.
-    hook.update(show=show, wait_time=wait_time, interval=1)
-    hook['enable' if library == 'mmpretrain' else 'draw'] = True
-    if not show_dir:
-        return
-    # mmdet puts a relative folder into the folder of the run's logs, the others into the current one.
-    folder = str(Path(show_dir).absolute())
-    if library == 'mmseg':
-        cfg.visualizer.save_dir = folder
-    else:
-        hook['out_dir' if library == 'mmpretrain' else 'test_out_dir'] = folder
+    folders = [image_folder(dataset) for dataset in innermost_datasets(cfg.test_dataloader.dataset)]
+    hook = dict(
+        type='mmgroupnet.DrawPredictionsHook',
+        library=library,
+        out_dir=show_dir,
+        root=common_folder(folders),
+        show=show,
+        wait_time=wait_time,
+    )
+    # The library's own hook would draw the same pictures again, and would not keep their names apart.
+    own = (cfg.get('default_hooks') or {}).pop('visualization', None) or {}
+    hook.update({key: own[key] for key in ('score_thr', 'backend_args') if own.get(key) is not None})
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
-def _default_tta(cfg: Config, library: str) -> tuple[dict, list]:
+def _default_tta(cfg: Config, library: str) -> tuple[ConfigDict, list]:
     """Model and pipeline that predict on the image and on its mirror image."""
     pipeline = deepcopy(next(innermost_datasets(cfg.test_dataloader.dataset))['pipeline'])
     pack = pipeline[-1]
-    if library == 'mmdet':
-        model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-        # Boxes of the mirror image are mirrored back, which needs to know of the flip.
-        keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
-        pack = dict(type='mmdet.PackDetInputs', meta_keys=keys)
-        flip = 'mmdet.RandomFlip'
-    else:
-        model = dict(type='mmseg.SegTTAModel' if library == 'mmseg' else 'mmpretrain.AverageClsScoreTTA')
-        flip = 'RandomFlip'
+    if library == 'mmdet' or 'meta_keys' in pack:
+        pack['meta_keys'] = tuple(dict.fromkeys((*pack.get('meta_keys', ()), *_META_KEYS)))
+    flip = 'mmdet.RandomFlip' if library == 'mmdet' else 'RandomFlip'
     # mmseg compares with the ground truth of the first one.
     flips = [dict(type=flip, prob=0.0), dict(type=flip, prob=1.0)]
-    return model, [*pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    pipeline[-1] = dict(type='TestTimeAug', transforms=[flips, [pack]])
+    return ConfigDict(type=_DEFAULT_AUGMENTED[library]), pipeline
 
 
 def augment_test(cfg: Config) -> None:
@@ -88,7 +114,11 @@ def augment_test(cfg: Config) -> None:
     if model is None or pipeline is None:
         default_model, default_pipeline = _default_tta(cfg, library)
         model, pipeline = model or default_model, pipeline or default_pipeline
-    cfg.model = ConfigDict(**model, module=cfg.model)
+    model = deepcopy(model)  # Unlike dict(model), it can still be written into the log where types are classes.
+    if type_name(model) in _AUGMENTED:
+        model.type = _AUGMENTED[type_name(model)]
+    model.module = cfg.model
+    cfg.model = model
     for dataset in innermost_datasets(cfg.test_dataloader.dataset):
         dataset['pipeline'] = pipeline
 
@@ -105,7 +135,7 @@ def write_predictions(runner: Runner, out: str) -> None:
     """
     if not out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out {out}: predictions are written as a pickle, give a name that ends in .pkl')
-    if runner.cfg.get('default_scope') == 'mmdet':
+    if library_of(runner.cfg) == 'mmdet':
         from mmdet.evaluation import DumpDetResults  # Compresses masks.
 
         metric = DumpDetResults(out_file_path=out)
@@ -141,9 +171,12 @@ def run_test(
     Raises:
         UserError: If an option does not fit the config, data is missing, or the checkpoint does not fit.
     """
-    exported = is_exported(checkpoint)
+    exported, library = is_exported(checkpoint), library_of(cfg)
     if exported and tta:
         raise UserError(f'--tta: {checkpoint} answers for pictures as they are, evaluate its checkpoint')
+    adopt_validation(cfg)
+    if show or show_dir:
+        draw_predictions(cfg, show, show_dir, wait_time)
     if exported:
         adopt_exported(cfg, checkpoint)
     else:
@@ -152,15 +185,12 @@ def run_test(
         cfg.load_from = checkpoint
     check_data(cfg, ['test_dataloader'])
     cfg.resume = False
-    if show or show_dir:
-        if tta and cfg.get('default_scope') == 'mmpretrain':
-            raise UserError('mmpretrain cannot draw predictions of --tta: leave out --show and --show-dir')
-        draw_predictions(cfg, show, show_dir, wait_time)
     if tta:
         augment_test(cfg)
     runner = build_runner(cfg)
+    check_built_parts(runner, ['test'])
     if exported:
-        runner.model.check_task(cfg.get('default_scope'))
+        runner.model.check_task(library)
         runner.model.check_dataset(runner.test_dataloader.dataset)
     if out:
         write_predictions(runner, out)

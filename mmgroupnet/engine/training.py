@@ -14,9 +14,11 @@ from mmgroupnet.checkpoints.match import check_state_dict
 from mmgroupnet.checkpoints.pretrained import fetch_pretrained
 from mmgroupnet.checkpoints.read import find_resumable, is_local, is_packed, read_checkpoint
 from mmgroupnet.engine.binarization import binarize_config
+from mmgroupnet.engine.checks import check_built_parts
 from mmgroupnet.engine.data import check_data
 from mmgroupnet.engine.launch import build_runner, use_mixed_precision
 from mmgroupnet.engine.model_report import describe_model
+from mmgroupnet.engine.rehearsal import RehearsalHook
 from mmgroupnet.errors import UserError
 from mmgroupnet.model_configs import is_binarized_config, is_packed_config
 
@@ -72,6 +74,7 @@ def run_training(
     auto_scale_lr: bool = False,
     resume: str | None = None,
     policy: list[dict] | None = None,
+    rehearse: bool = True,
 ) -> nn.Module:
     """Checks what can be checked beforehand, then trains.
 
@@ -83,13 +86,15 @@ def run_training(
             Default: None, which leaves it to ``resume`` and ``load_from`` of the config.
         policy: Rules by which the model is made binary, see :func:`mmgroupnet.engine.binarization.load_policy`.
             Default: None.
+        rehearse: Try a batch of everything before the first step, see
+            :class:`mmgroupnet.engine.rehearsal.RehearsalHook`. Default: True.
 
     Returns:
         The trained model.
 
     Raises:
         UserError: If an option does not fit the config or the machine, data is missing, a checkpoint does not fit or
-            cannot be fetched, or a loss is no number.
+            cannot be fetched, the rehearsal fails, or a loss is no number.
     """
     if is_packed_config(cfg):
         raise UserError("model=dict(type='mmgroupnet.Packed', ...) cannot be trained: give the model inside it")
@@ -112,6 +117,9 @@ def run_training(
     if cfg.load_from and is_local(cfg.load_from):
         read_trainable(cfg.load_from)
     runner = build_runner(cfg)
+    check_built_parts(runner, ['train', 'val'])
+    if rehearse:
+        runner.register_hook(RehearsalHook())
     if is_binarized_config(cfg) and is_main_process():
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         print_log(describe_model(cfg, model), logger='current')

@@ -1,10 +1,15 @@
-"""Backbones, necks and heads. Those that subclass a library's own are not there without it; backbones always are."""
+"""Backbones, necks and heads, and models under test-time augmentation.
+
+Those that subclass a library's own are not there without it; backbones always are.
+"""
 
 from importlib.util import find_spec
 
+from mmgroupnet.models import augmented
+from mmgroupnet.models.augmented import *  # noqa: F403
 from mmgroupnet.models.backbones import CIFARResNet, GroupNetResNet
 
-__all__ = ['CIFARResNet', 'GroupNetResNet']
+__all__ = ['CIFARResNet', 'GroupNetResNet', *augmented.__all__]
 
 if find_spec('mmdet') is not None:
     from mmgroupnet.models.dense_heads import BinaryFCOSHead

@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 
 from mmgroupnet.datasets import DIGIT_CLASSES, generate_digits
 from mmgroupnet.datasets import digits as module
+from mmgroupnet.errors import UserError
 
 NUM_TRAIN, NUM_VAL = 40, 20
 
@@ -202,13 +203,13 @@ class TestBadInput:
 
     def test_folder_with_other_content(self, tmp_path):
         (tmp_path / 'notes.txt').write_text('mine')
-        with pytest.raises(FileExistsError, match='holds something that is no generated digits set'):
+        with pytest.raises(UserError, match='holds something that is no generated digits set'):
             generate_digits(tmp_path, 2, 2)
         assert (tmp_path / 'notes.txt').read_text() == 'mine'
 
     def test_without_scikit_learn(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
-        with pytest.raises(ModuleNotFoundError, match='pip install scikit-learn'):
+        with pytest.raises(UserError, match='pip install scikit-learn'):
             generate_digits(tmp_path / 'digits', 2, 2)
 
 

@@ -123,10 +123,11 @@ def test_a_detector_that_finds_nothing_has_no_ap(checkout):
     assert json.loads(Path('demo/summary.json').read_text())['bbox_mAP_50'] == 0
 
 
-def test_a_failing_tool_stops_the_demo(checkout):
+def test_a_failing_tool_stops_the_demo(checkout, capsys):
     Path('fail').touch()
-    with pytest.raises(SystemExit, match='tools/train.py ended with exit status 3'):
+    with pytest.raises(SystemExit):
         run()
+    assert 'error: tools/train.py ended with exit status 3' in capsys.readouterr().err
     assert len(Path('calls.txt').read_text().splitlines()) == 1
     assert not Path('work_dirs/demo/summary.json').exists()
 
@@ -147,6 +148,35 @@ def test_an_unfinished_demo_goes_on_and_a_finished_one_is_kept(checkout):
     assert [path.name for path in work_dir.parent.iterdir()] == ['demo_previous']
     assert [path.name for path in Path('work_dirs/demo_previous').iterdir()] == ['summary.json']
     assert Path('work_dirs/demo_previous/summary.json').read_text() == 'second'
+
+
+@pytest.mark.parametrize('kind', ['folder', 'file', 'link'])
+def test_nothing_of_others_is_removed_for_the_last_results(checkout, capsys, kind):
+    """``--work-dir runs`` keeps the last results in ``runs_previous``, which may be anything of the user's."""
+    runs, previous = Path('runs'), Path('runs_previous')
+    runs.mkdir()
+    (runs / 'summary.json').write_text('last')
+    if kind == 'file':
+        previous.write_text('notes')
+    else:
+        (Path('elsewhere') if kind == 'link' else previous).mkdir()
+        if kind == 'link':
+            previous.symlink_to('elsewhere')
+        (previous / 'weeks_of_work.pth').touch()
+    with pytest.raises(SystemExit):
+        run(work_dir='runs')
+    assert 'error: the results of the last demo cannot be kept in runs_previous' in capsys.readouterr().err
+    assert (runs / 'summary.json').read_text() == 'last'
+    assert previous.read_text() == 'notes' if kind == 'file' else (previous / 'weeks_of_work.pth').exists()
+
+
+def test_evaluations_of_others_are_left(checkout):
+    (checkout / 'demo/evaluation/20250101_000000').mkdir(parents=True)
+    theirs = checkout / 'demo/evaluation/20250101_000000/20250101_000000.json'
+    theirs.write_text('{"coco/bbox_mAP": 0.9}')
+    run(work_dir='demo')
+    assert json.loads(Path('demo/summary.json').read_text())['bbox_mAP'] == 0.4
+    assert theirs.exists()
 
 
 def test_time_is_counted_over_runs_and_failures(tmp_path, monkeypatch):

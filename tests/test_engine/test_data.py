@@ -1,6 +1,5 @@
 """What is refused when data is missing or does not fit."""
 
-import json
 import re
 import shutil
 
@@ -21,12 +20,6 @@ def cfg(tmp_path):
 def refuse(cfg, message, loaders=LOADERS):
     with pytest.raises(UserError, match=re.escape(message)):
         check_data(cfg, loaders)
-
-
-def edit_categories(path, names):
-    content = json.loads(path.read_text())
-    content['categories'] = [dict(id=number, name=name) for number, name in enumerate(names)]
-    path.write_text(json.dumps(content))
 
 
 def test_good_data_passes(cfg):
@@ -73,32 +66,43 @@ def test_wrapped_data_sets(cfg, tmp_path):
     refuse(cfg, 'train.json (train_dataloader) does not exist')
 
 
-def test_none_of_the_classes(cfg, tmp_path):
+def test_an_empty_annotation_file(cfg, tmp_path):
     train = tmp_path / 'data/annotations/train.json'
-    edit_categories(train, ['red', 'green'])
+    train.write_text('')
+    refuse(cfg, f'annotation file {train} (train_dataloader) is empty')
+
+
+def test_no_annotation_file(cfg):
+    cfg.train_dataloader.dataset.ann_file = None
     check_data(cfg, LOADERS)
-    edit_categories(train, ['green', 'yell]ow"'])
+
+
+def test_classes_that_are_a_string(cfg, tmp_path):
+    cfg.val_dataloader.dataset.metainfo = dict(classes='red')
     refuse(
         cfg,
-        f"annotation file {train} (train_dataloader) has none of the classes of the config: it has 'green', "
-        "'yell]ow\"', the config 'red', 'blue'",
+        "classes='red' (val_dataloader) is a string, and no file of names: a single class is written with a comma, "
+        "classes=('red',)",
     )
+    (tmp_path / 'names.txt').write_text('red')
+    cfg.val_dataloader.dataset.metainfo = dict(classes=str(tmp_path / 'names.txt'))
+    check_data(cfg, LOADERS)
 
 
-def test_classes_of_the_data_sets_own_type(cfg):
-    """The config names no classes: those of CocoDataset, 80 of COCO, count."""
-    for loader in LOADERS:
-        del cfg[loader].dataset['metainfo']
-    refuse(cfg, "it has 'red', 'blue', the config 'person', 'bicycle'")
+def test_a_class_that_is_there_twice(cfg):
+    cfg.train_dataloader.dataset.metainfo = dict(classes=('red', 'blue', 'red'))
+    refuse(cfg, "classes of the dataset (train_dataloader): 'red' is there twice")
 
 
-def test_unreadable_annotations(cfg, tmp_path):
-    train = tmp_path / 'data/annotations/train.json'
-    content = train.read_text()
-    train.write_text(content[: content.index('"red"')])
-    refuse(cfg, f'annotation file {train}: its list of categories is not readable')
-    train.write_text('')
-    refuse(cfg, f'annotation file {train} is empty')
+@pytest.mark.parametrize('wrap', [lambda one: one, lambda one: [one], lambda one: dict(metrics=[one])])
+def test_a_missing_file_of_an_evaluator(cfg, wrap):
+    cfg.val_evaluator = wrap(dict(cfg.val_evaluator, ann_file='data/coco/annotations/instances_val2017.json'))
+    check_data(cfg, ['train_dataloader', 'test_dataloader'])
+    refuse(
+        cfg,
+        'annotation file data/coco/annotations/instances_val2017.json (val_evaluator, CocoMetric) does not exist: give '
+        'the evaluator the ann_file of its data set',
+    )
 
 
 def test_data_that_is_not_on_this_disk(cfg):

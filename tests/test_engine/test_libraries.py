@@ -11,7 +11,6 @@ from mmgroupnet.engine.configs import check_arguments
 from mmgroupnet.engine.prediction import draw_on_pictures, find_images
 from mmgroupnet.engine.testing import run_test
 from mmgroupnet.engine.training import run_training
-from mmgroupnet.errors import UserError
 
 BACKBONE = """
 backbone = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=2, base_channels=8, out_indices=(3, ))
@@ -102,9 +101,7 @@ def test_train_test_and_predict(data, library, checkpoint, metric, pictures):
     assert 0 <= metrics[metric] <= 100
     assert (data / 'out.pkl').stat().st_size > 0
     assert len(list((data / 'drawn').rglob('*.png'))) == pictures
-    assert 0 <= run_test(config(), weights, tta=True)[metric] <= 100
-    if library is CLASSIFIER:
-        with pytest.raises(UserError, match='mmpretrain cannot draw predictions of --tta'):
-            run_test(config(), weights, tta=True, show=True)
+    assert 0 <= run_test(config(), weights, tta=True, show_dir=str(data / 'mirrored'))[metric] <= 100
+    assert len(list((data / 'mirrored').rglob('*.png'))) == pictures
     drawn = draw_on_pictures(config(), weights, find_images(data / 'images/light'), data / 'predicted', device='cpu')
     assert len(list(drawn.iterdir())) == 4

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from mmdet.datasets.transforms import Resize
 from mmengine.config import Config
 
 from mmgroupnet.checkpoints.pretrained import leave_out_pretrained
@@ -9,6 +10,7 @@ from mmgroupnet.engine.model_report import (
     count_parameters,
     describe_model,
     forward_call,
+    input_channels,
     input_size,
     measure_complexity,
 )
@@ -31,6 +33,49 @@ from tests.tiny_run import load_tiny_run, write_tiny_run
 )
 def test_input_size(name, size):
     assert input_size(load_config(name)) == size
+
+
+def test_input_size_of_a_config_with_classes_in_place_of_names(tmp_path):
+    cfg = load_tiny_run(tmp_path)
+    resize = cfg.test_dataloader.dataset.pipeline[1]
+    assert resize.type == 'Resize'
+    resize.type = Resize
+    assert input_size(cfg) == (64, 64)
+    resize.type = 'mmdet.datasets.transforms.Resize'
+    assert input_size(cfg) == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ('in_channels', 'means', 'channels'),
+    [(None, 3, 3), (1, 1, 1), (4, 4, 4), (4, None, 4), (None, 1, 3), (None, None, 3)],
+)
+def test_images_of_other_channels_are_counted(tmp_path, in_channels, means, channels):
+    statistics = dict(mean=None, std=None) if means is None else dict(mean=[127.5] * means, std=[60.0] * means)
+    backbone = dict(
+        type='mmgroupnet.GroupNetResNet', depth=18, num_bases=2, base_channels=8, stage_blocks=(1,), strides=(1,),
+        dilations=(1,), out_indices=(0,)
+    )  # fmt: skip
+    if in_channels is not None:
+        backbone['in_channels'] = in_channels
+    head = dict(type='mmseg.FCNHead', in_channels=8, channels=8, num_convs=0, concat_input=False, num_classes=2)
+    preprocessor = dict(type='mmseg.SegDataPreProcessor', **statistics)
+    model = dict(type='mmseg.EncoderDecoder', data_preprocessor=preprocessor, backbone=backbone, decode_head=head)
+    cfg = Config(dict(default_scope='mmseg', model=model))
+    cfg.model.test_cfg = dict(mode='whole')
+    built = build_model(cfg)
+    assert input_channels(cfg, built) == channels
+    text = describe_model(cfg, built, size=(32, 32), per_layer=True)
+    assert text.startswith('Input 32x32')
+    stem = next(line for line in text.splitlines() if line.startswith('backbone.stem.0 '))
+    assert f'{16 * 16 * 49 * channels * 8:.4g}' in stem
+
+
+def test_one_mean_for_a_model_of_one_channel_that_its_config_does_not_name():
+    model = dict(type='ImageClassifier', backbone=dict(type='LeNet5', num_classes=10), head=dict(type='ClsHead'))
+    preprocessor = dict(mean=[33.46], std=[78.87])
+    cfg = Config(dict(default_scope='mmpretrain', model=model, data_preprocessor=preprocessor))
+    assert input_channels(cfg, build_model(cfg)) == 1
+    assert describe_model(cfg, size=(32, 32)).startswith('Input 32x32')
 
 
 def test_a_table_of_parts(tmp_path):

@@ -252,7 +252,7 @@ class TestTest:
         steps = [dict(type='LoadImageFromFile')]
         cfg = load_tiny_run(trained, work_dir=str(tmp_path), tta_pipeline=steps)
         augment_test(cfg)
-        assert cfg.model.type == 'DetTTAModel' and cfg.test_dataloader.dataset.pipeline == steps
+        assert cfg.model.type == 'mmgroupnet.AugmentedDetector' and cfg.test_dataloader.dataset.pipeline == steps
 
     def test_misuse(self, trained, tmp_path):
         cfg = load_tiny_run(trained, work_dir=str(tmp_path))

@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with one_line_errors():
+    with one_line_errors(args):
         size = tuple(args.shape) if args.shape else None
         print(describe_model(read_config(args), size=size, per_layer=args.per_layer))
 

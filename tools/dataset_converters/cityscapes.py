@@ -10,8 +10,14 @@ import sys
 from multiprocessing import Pool
 from pathlib import Path
 
+# The checkout of this file comes before an installed mmgroupnet.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import cv2
 import numpy as np
+
+from mmgroupnet.engine.cli import add_traceback_option, one_line_errors
+from mmgroupnet.errors import UserError
 
 # Label ids of the classes in the order of their training ids (Cordts et al., CVPR 2016); all other ids are ignored.
 TRAINED_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -24,11 +30,11 @@ def train_ids(label_ids: np.ndarray) -> np.ndarray:
     """Training ids of a mask of label ids, both uint8; 255 stays 255.
 
     Raises:
-        ValueError: If the mask holds ids that Cityscapes does not have.
+        UserError: If the mask holds ids that Cityscapes does not have.
     """
     unknown = np.setdiff1d(label_ids, [*range(NUM_IDS), IGNORED])
     if len(unknown):
-        raise ValueError(f'it holds the ids {unknown.tolist()}, Cityscapes has 0 to {NUM_IDS - 1} and {IGNORED}')
+        raise UserError(f'it holds the ids {unknown.tolist()}, Cityscapes has 0 to {NUM_IDS - 1} and {IGNORED}')
     table = np.full(256, IGNORED, dtype=np.uint8)
     table[list(TRAINED_IDS)] = range(len(TRAINED_IDS))
     return table[label_ids]
@@ -41,7 +47,7 @@ def convert(path: Path) -> str | None:
         return f'{path} is no mask of one channel'
     try:
         converted = train_ids(mask)
-    except ValueError as error:
+    except UserError as error:
         return f'{path}: {error}'
     target = path.with_name(path.name.removesuffix(SUFFIX) + NEW_SUFFIX)
     partial = target.with_name(f'.partial_{target.name}')  # A killed run leaves no half of a mask under its name.
@@ -54,19 +60,37 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('root', nargs='?', type=Path, default='data/cityscapes', help='default: data/cityscapes')
     parser.add_argument('--nproc', type=int, default=os.cpu_count(), help='processes (default: one per core)')
+    add_traceback_option(parser)
     return parser.parse_args()
+
+
+def convert_all(root: Path, num_processes: int) -> int:
+    """Converts all masks of a data set.
+
+    Args:
+        root: Its folder.
+        num_processes: How many processes share the work.
+
+    Returns:
+        The number of masks.
+
+    Raises:
+        UserError: If there are none, or naming those that could not be converted.
+    """
+    masks = sorted((root / 'gtFine').glob(f'*/*/*{SUFFIX}'))
+    if not masks:
+        raise UserError(f'there are no {root}/gtFine/SPLIT/CITY/*{SUFFIX}')
+    with Pool(num_processes) as pool:
+        problems = [problem for problem in pool.imap_unordered(convert, masks, chunksize=16) if problem]
+    if problems:
+        raise UserError('\n'.join(sorted(problems)))
+    return len(masks)
 
 
 def main() -> None:
     args = parse_args()
-    masks = sorted((args.root / 'gtFine').glob(f'*/*/*{SUFFIX}'))
-    if not masks:
-        sys.exit(f'error: there are no {args.root}/gtFine/SPLIT/CITY/*{SUFFIX}')
-    with Pool(args.nproc) as pool:
-        problems = [problem for problem in pool.imap_unordered(convert, masks, chunksize=16) if problem]
-    if problems:
-        sys.exit('error: ' + '\n'.join(sorted(problems)))
-    print(f'{len(masks)} masks converted in {args.root}/gtFine')
+    with one_line_errors(args):
+        print(f'{convert_all(args.root, args.nproc)} masks converted in {args.root}/gtFine')
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout of this file comes first
 
 from mmgroupnet.datasets import generate_digits
+from mmgroupnet.engine.cli import add_traceback_option, one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -16,15 +17,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--num-val', type=int, default=120, help='number of validation images')
     parser.add_argument('--image-size', type=int, default=160, help='side of the square images in pixels')
     parser.add_argument('--seed', type=int, default=0, help='the same seed gives the same set')
+    add_traceback_option(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    try:
+    with one_line_errors(args):
         out_dir = generate_digits(args.out_dir, args.num_train, args.num_val, args.image_size, args.seed)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        sys.exit(f'error: {error}')
     print(f'digits: {args.num_train} training and {args.num_val} validation images are in {out_dir}')
 
 

@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     start = time.perf_counter()
-    with one_line_errors():
+    with one_line_errors(args):
         try:
             from mmgroupnet.engine.onnx_export import export_checkpoint
         except ModuleNotFoundError as error:

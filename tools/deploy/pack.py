@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     start = time.perf_counter()
-    with one_line_errors():
+    with one_line_errors(args):
         layers = pack_checkpoint(read_config(args), args.checkpoint, args.out, strict=args.strict)
     print(describe_layers(layers))
     size = Path(args.out).expanduser().stat().st_size

@@ -14,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description='Print the whole config')
     add_config_options(parser)
     args = parser.parse_args()
-    with one_line_errors():
+    with one_line_errors(args):
         print(read_config(args).pretty_text)
 
 

@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmgroupnet.checkpoints.read import read_checkpoint
 from mmgroupnet.checkpoints.write import write_checkpoint
 from mmgroupnet.converters import convert_official
-from mmgroupnet.engine.cli import one_line_errors
+from mmgroupnet.engine.cli import add_traceback_option, one_line_errors
 from mmgroupnet.errors import UserError
 
 # Pictures are resized as torchvision does it, with Pillow.
@@ -36,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Convert a checkpoint of Group-Net's authors")
     parser.add_argument('src', metavar='SRC', help='the published file, .pth.tar')
     parser.add_argument('dst', metavar='DST', help='the checkpoint to write, .pth; its config is beside it, .py')
+    add_traceback_option(parser)
     return parser.parse_args()
 
 
@@ -75,7 +76,7 @@ def convert(source: Path, target: Path) -> Path:
 def main() -> None:
     args = parse_args()
     target = Path(args.dst).expanduser()
-    with one_line_errors():
+    with one_line_errors(args):
         config = convert(Path(args.src).expanduser(), target)
     print(f'{target}: the checkpoint\n{config}: its config')
 

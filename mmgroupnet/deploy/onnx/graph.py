@@ -7,6 +7,7 @@ that makes the answer, as terms that grow: a detector took minutes.
 
 import copy
 import logging
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -212,6 +213,15 @@ def _join(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> Non
     graph.sort()
 
 
+def _is_refusal(error: Exception) -> bool:
+    """Whether an error is one of torch's exporter, and does not come from a fault of this package."""
+    source = error
+    while source.__cause__ is not None:
+        source = source.__cause__
+    *_, (frame, _) = traceback.walk_tb(source.__traceback__)
+    return type(error).__module__.startswith('torch.') and not frame.f_globals['__name__'].startswith('mmgroupnet.')
+
+
 def trace(graph: Graph) -> ir.Model:
     """Traces a model.
 
@@ -222,11 +232,13 @@ def trace(graph: Graph) -> ir.Model:
         Its graph in ONNX, of dynamic batch size, height and width. Weights that layers share are stored once.
 
     Raises:
-        UserError: If torch cannot trace or translate it.
+        UserError: If torch's exporter refuses it.
     """
     try:
         model, number = _export(graph)
     except Exception as error:  # Torch has many, of its symbols, its tracer and its translations.
+        if not _is_refusal(error):
+            raise
         reason = str(error).strip().partition('\n')[0]
         raise UserError(
             f"model={type(graph.network.model).__name__}: torch's exporter cannot trace it ({type(error).__name__}: "

@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Something that the user can mend. The message says what is wrong, where, and what is allowed or to be done."""
+    """An error the user can fix. The message says what is wrong, where, and what is allowed or to be done."""

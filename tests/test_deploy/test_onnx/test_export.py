@@ -13,13 +13,16 @@ import torch
 from onnx import numpy_helper
 from onnxscript import ir
 from torch import nn
+from torch.onnx import OnnxExporterError
 
 from mmgroupnet.deploy import pack
 from mmgroupnet.deploy.onnx import export
-from mmgroupnet.deploy.onnx.graph import Graph
+from mmgroupnet.deploy.onnx import graph as graph_module
+from mmgroupnet.deploy.onnx.graph import Graph, trace
 from mmgroupnet.deploy.onnx.norms import ChannelAffine
 from mmgroupnet.deploy.onnx.operators import registered_schemas
 from mmgroupnet.deploy.packed_layers import PackedUnit
+from mmgroupnet.errors import UserError
 from mmgroupnet.ops import UnitGeometry
 from mmgroupnet.version import __version__
 from tests.onnx_files import CLASSES, FCOS, RESIZE, binary_fcos, detector, shake_norms
@@ -144,3 +147,29 @@ def test_input_norms_as_products_and_sums():
     shake_norms(norm)
     x = torch.randn(2, 4, 3, 5)
     torch.testing.assert_close(ChannelAffine(norm.eval())(x), norm(x))
+
+
+@pytest.mark.parametrize('is_fault', [True, False])
+def test_faults_of_our_own_are_no_refusals_of_the_exporter(monkeypatch, is_fault):
+    """The one keeps its traceback, the other is a sentence for the user."""
+
+    def refuse(graph):
+        raise OnnxExporterError('no translation of aten::fold')
+
+    def stumble(graph):
+        try:
+            ChannelAffine(None)  # raises in this package
+        except Exception as error:
+            raise OnnxExporterError('failed') from error
+
+    monkeypatch.setattr(graph_module, '_export', stumble if is_fault else refuse)
+    graph = Graph(detector(FCOS))
+    if is_fault:
+        with pytest.raises(OnnxExporterError, match='failed'):
+            trace(graph)
+    else:
+        with pytest.raises(UserError, match=r"torch's exporter cannot trace it \(OnnxExporterError: no translation"):
+            trace(graph)
+    monkeypatch.setattr(graph_module, '_export', lambda graph: (None, *()))
+    with pytest.raises(ValueError, match='not enough values to unpack'):
+        trace(graph)

@@ -1,0 +1,189 @@
+"""COCO annotation files, read along while data sets and evaluators load them: their content is gone afterwards."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+from mmgroupnet.errors import UserError
+
+# What mmdet's data sets read of every entry, and what evaluation reads besides. Without them they end in a KeyError.
+_READ = dict(
+    images=('id', 'file_name', 'height', 'width'),
+    annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
+    categories=('id', 'name'),
+)
+_EVALUATED = dict(annotations=('iscrowd', 'segmentation'))
+_REMEDIES = dict(
+    area=': width times height of the box where there is no mask',
+    iscrowd=': 0, and 1 for boxes around a crowd',
+)
+
+
+def _repeated(ids: Iterable) -> object | None:
+    """The first id that is there twice, or None."""
+    counts = Counter(ids)
+    return next((found for found, count in counts.items() if count > 1), None)
+
+
+class AnnotationFile:
+    """What is asked of an annotation file.
+
+    Args:
+        path: Where it is.
+        content: What it holds.
+    """
+
+    def __init__(self, path: str, content: Mapping) -> None:
+        self.path = path
+        # Nothing of these is kept: they may be half a gigabyte.
+        entries = {part: [entry for entry in content.get(part) or [] if isinstance(entry, dict)] for part in _READ}
+        annotations = entries['annotations']
+        #: Whether annotations hold the segments of whole pictures; they have other fields.
+        self.is_panoptic = any('segments_info' in annotation for annotation in annotations[:1])
+        self.is_video = 'videos' in content
+        self.names = {category.get('id'): category.get('name') for category in entries['categories']}
+        self.num_pictures, self.num_annotations = len(entries['images']), len(annotations)
+        self.lacking = {
+            (part, field): sum(field not in entry for entry in entries[part])
+            for part in _READ
+            for field in (*_READ[part], *_EVALUATED.get(part, ()))
+        }
+        labels = Counter(annotation.get('category_id') for annotation in annotations)
+        #: Categories of annotations that are in no list, and those in the list without an annotation.
+        self.unlisted, self.unused = sorted(set(labels) - set(self.names), key=str), set(self.names) - set(labels)
+        self.has_annotation_0 = any(annotation.get('id') == 0 for annotation in annotations)
+        self.repeated = {part: _repeated(entry.get('id') for entry in entries[part]) for part in _READ}
+
+    def check_fields(self, *fields: tuple[str, str], reader: str) -> None:
+        """Checks that all entries have the fields that are read.
+
+        Raises:
+            UserError: Naming the first that is not there.
+        """
+        for part, field in fields:
+            count = self.lacking.get((part, field), 0)
+            if count:
+                total = dict(images=self.num_pictures, annotations=self.num_annotations).get(part, len(self.names))
+                raise UserError(
+                    f'annotation file {self.path}: {count} of its {total} {part} have no {field!r}, which {reader} '
+                    f'reads; add it{_REMEDIES.get(field, "")}'
+                )
+
+    def check_ids(self) -> None:
+        """Checks that no two pictures, annotations or categories have one id: readers know one of them alone.
+
+        Raises:
+            UserError: Naming the id.
+        """
+        for part, found in self.repeated.items():
+            if found is not None and not self.lacking[part, 'id'] and not (self.is_panoptic and part == 'annotations'):
+                raise UserError(
+                    f'annotation file {self.path}: two of its {part} have the id {found}, and only one of them would '
+                    'be seen; number them anew'
+                )
+
+
+    def check_category_ids(self) -> None:
+        """Checks that annotations are of the categories in the file; readers leave out all others without a word.
+
+        Raises:
+            UserError: If categories have no annotations while others, that are not listed, have some: as where one list
+                is counted from 0 and the other from 1.
+        """
+        if self.unlisted and self.unused and not self.is_panoptic and not self.lacking['annotations', 'category_id']:
+            raise UserError(
+                f'annotation file {self.path}: there are annotations of the category ids '
+                f'{", ".join(map(str, self.unlisted[:10]))}, which its list of categories has not, and none of '
+                f'{", ".join(repr(self.names[number]) for number in list(self.unused)[:10])}. They would be left out: '
+                'give annotations and categories the same ids'
+            )
+
+
+class AnnotationFiles:
+    """The annotation files that were loaded."""
+
+    def __init__(self) -> None:
+        self._files: list[AnnotationFile] = []
+        self._by_reader: WeakKeyDictionary[object, AnnotationFile] = WeakKeyDictionary()
+
+    def add(self, reader: object, path: str, content: Mapping) -> None:
+        """Keeps what is asked of a file.
+
+        Args:
+            reader: The COCO object that has loaded it.
+            path: The file.
+            content: Its content.
+        """
+        self._files.append(AnnotationFile(path, content))
+        self._by_reader[reader] = self._files[-1]
+
+    def at(self, path: str | None) -> AnnotationFile | None:
+        """The file of a path, where it was loaded."""
+        return next((file for file in reversed(self._files) if file.path == path), None)
+
+    def of(self, reader: object) -> AnnotationFile | None:
+        """The file that a COCO object has loaded."""
+        return self._by_reader.get(reader) if reader is not None else None
+
+    def explain(self, error: Exception) -> None:
+        """Says what is wrong with the file at which a reader has failed, where that is known.
+
+        Args:
+            error: What the reader has raised.
+
+        Raises:
+            UserError: Naming the file and what it lacks.
+        """
+        if not self._files:
+            return
+        file = self._files[-1]
+        if isinstance(error, KeyError):
+            file.check_fields(*((part, field) for part in _READ for field in _READ[part] if field == error.args[0]),
+                              reader='its data set')  # fmt: skip
+            if error.args[0] in _READ:
+                raise UserError(f'annotation file {file.path} has no list {error.args[0]!r}') from error
+        elif isinstance(error, AssertionError):
+            file.check_ids()
+
+
+@contextmanager
+def watch_annotation_files() -> Iterator[AnnotationFiles]:
+    """Reads along what pycocotools loads, and names a file that is no JSON.
+
+    The content is let go of as ever: a second reading of half a gigabyte takes ten seconds.
+
+    Raises:
+        UserError: If a file cannot be read as COCO's.
+    """
+    files = AnnotationFiles()
+    if find_spec('pycocotools') is None:
+        yield files
+        return
+    from pycocotools.coco import COCO
+
+    load = COCO.__init__
+
+    def load_and_keep(self: COCO, annotation_file: str | None = None) -> None:
+        try:
+            load(self, annotation_file)
+        except json.JSONDecodeError as error:
+            raise UserError(f'annotation file {annotation_file} is no valid JSON: {error}') from error
+        finally:
+            content = getattr(self, 'dataset', None)  # Of an index that failed, too.
+            if annotation_file is not None and isinstance(content, dict) and content:
+                files.add(self, str(annotation_file), content)
+
+    COCO.__init__ = load_and_keep
+    try:
+        yield files
+    finally:
+        COCO.__init__ = load
+
+
+def same_file(first: str, second: str) -> bool:
+    """Whether two paths lead to one file."""
+    return Path(first).resolve() == Path(second).resolve()

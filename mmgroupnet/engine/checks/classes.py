@@ -1,0 +1,171 @@
+"""Classes by position: labels are numbers, and what a number means is said by the config, every annotation file, the
+head and the evaluator, each for itself."""
+
+import logging
+from collections.abc import Sequence
+
+from mmengine.logging import print_log
+from torch.utils.data import Dataset
+
+from mmgroupnet.engine.checks.annotation_files import AnnotationFile
+from mmgroupnet.engine.checks.heads import ClassHead
+from mmgroupnet.engine.data import few_names
+from mmgroupnet.errors import UserError, nearest
+
+
+def classes_of(dataset: Dataset) -> list[str] | None:
+    """The names of a data set's classes, or None where it has none."""
+    metainfo = getattr(dataset, 'metainfo', None) or {}
+    classes = metainfo.get('classes')
+    return list(classes) if isinstance(classes, list | tuple) else None
+
+
+def has_own_classes(dataset: Dataset) -> bool:
+    """Whether a data set's classes are those of its type, and not given by the config or found in its files."""
+    return classes_of(dataset) == list(getattr(type(dataset), 'METAINFO', {}).get('classes') or ())
+
+
+def disagreement(first: Sequence[str], second: Sequence[str]) -> tuple[int, int] | None:
+    """Finds a name that stands in two lists at different positions; one list may hold it twice, as ImageNet's does.
+
+    Returns:
+        Its two positions, or None.
+    """
+    places = {name: position for position, name in enumerate(second)}
+    for position, name in enumerate(first):
+        is_same = position < len(second) and second[position] == name
+        if not is_same and name in places:
+            return position, places[name]
+    return None
+
+
+def check_categories(
+    classes: list[str], file: AnnotationFile, read: list[str], owner: str, strict: bool = True
+) -> None:
+    """Compares the classes of a config with the categories of an annotation file.
+
+    mmdet numbers labels in the order of the *file*, and leaves out a class that it lacks: all after it move up.
+
+    Args:
+        classes: The classes of the config.
+        file: The file.
+        read: Its categories among the classes, as they are numbered.
+        owner: What reads it, as 'train_dataloader'.
+        strict: Whether a disagreement is an error; otherwise a warning. Default: True.
+
+    Raises:
+        UserError: Naming the class that the file lacks and the nearest one that it has, or which label means what.
+    """
+    if read == classes:
+        return
+    names = list(file.names.values())
+    lacking = [name for name in classes if name not in names]
+    if lacking:
+        free = [name for name in names if name not in classes]
+        message = (
+            f'annotation file {file.path} ({owner}) has no category '
+            f'{", ".join(f"{name!r}{nearest(name, free)}" for name in lacking[:10])}'
+            f'{", ..." if len(lacking) > 10 else ""}: it has {few_names(names)}, the classes of the config are '
+            f'{few_names(classes)}. Labels are positions, later ones would move up and mean other classes. Give the '
+            'dataset the names of the file: metainfo=dict(classes=(...))'
+        )
+    else:
+        label = next(number for number, name in enumerate(read) if classes[number : number + 1] != [name])
+        expected = repr(classes[label]) if label < len(classes) else f'nothing (there are {len(classes)} classes)'
+        message = (
+            f'labels are positions: label {label} is {read[label]!r} in the annotation file {file.path} ({owner}) and '
+            f'{expected} in the classes of the config. Give the classes in the order of the file, each once: '
+            f'metainfo=dict(classes=({few_names(list(dict.fromkeys(read)))}))'
+        )
+    if strict:
+        raise UserError(message)
+    print_log(message, logger='current', level=logging.WARNING)
+
+
+def check_same_labels(first: list[str], first_owner: str, second: list[str], second_owner: str) -> None:
+    """Checks that a label means the same in two places.
+
+    Args:
+        first: Names by label.
+        first_owner: Where they are from.
+        second: Names by label of the other place.
+        second_owner: Where these are from.
+
+    Raises:
+        UserError: If a class has two labels. Names that only one place knows are an oddity, and a warning.
+    """
+    found = disagreement(first, second)
+    if found is not None:
+        here, there = found
+        raise UserError(
+            f'labels are positions: {first[here]!r} is label {here} in {first_owner} and {there} in {second_owner}. '
+            f'There are {few_names(first)} in {first_owner}, {few_names(second)} in {second_owner}; give both the same '
+            'classes in the same order'
+        )
+    if first_owner.startswith('checkpoint'):
+        return  # Published ones often have the plain names of ImageNet's folders.
+    differing = [pair for pair in zip(first, second, strict=False) if pair[0] != pair[1]]
+    if differing:
+        print_log(
+            f'{first_owner} and {second_owner} have different names for a label: {differing[0][0]!r} and '
+            f'{differing[0][1]!r}. It is taken for the same class',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def check_head(head: ClassHead, dataset: Dataset, owner: str) -> None:
+    """Checks that a head is for as many classes as a data set has.
+
+    Args:
+        head: The head.
+        dataset: A data set; nothing is said of one without classes.
+        owner: Whose it is, as 'train_dataloader'.
+
+    Raises:
+        UserError: Naming both numbers.
+    """
+    classes = classes_of(dataset)
+    if classes is None:
+        return
+    if head.only_things:
+        classes = list(dataset.metainfo.get('thing_classes') or classes)
+    if head.num_classes == len(classes):
+        return
+    message = (
+        f'model.{head.name} has num_classes={head.num_classes}, the data set of {owner} ({type(dataset).__name__}) has '
+        f'{len(classes)} classes: {few_names(classes)}. Set num_classes to {len(classes)}, or give the dataset its '
+        'classes (metainfo)'
+    )
+    # Networks for ImageNet-21k are tested on ImageNet-1k.
+    is_classifier = head.name in ('head', 'backbone', 'data_preprocessor')
+    if is_classifier and head.num_classes > len(classes) and has_own_classes(dataset):
+        print_log(message, logger='current', level=logging.WARNING)
+    else:
+        raise UserError(message)
+
+
+def check_folders(dataset: Dataset, owner: str) -> None:
+    """Checks the classes of mmpretrain's data sets whose folders are the classes: they are numbered in the order of the
+    alphabet, whatever order the config gives.
+
+    Args:
+        dataset: The data set.
+        owner: Whose it is.
+
+    Raises:
+        UserError: If the config gives a class another number than its folder.
+    """
+    folders = getattr(dataset, 'folder_to_idx', None)
+    classes = classes_of(dataset)
+    if not isinstance(folders, dict) or classes is None:
+        return
+    found = disagreement(sorted(folders, key=folders.get), classes)
+    if found is not None:
+        folder, position = found
+        name = classes[position]
+        raise UserError(
+            f'labels are positions: the folder {name!r} of {owner} is label {folder}, in the order of the alphabet, '
+            f'and {name!r} is label {position} in the classes of the config. Give the classes in the order of the '
+            f'folders: {few_names(sorted(folders))}'
+        )

@@ -1,0 +1,78 @@
+"""The heads of a built model that tell classes apart, and for how many classes they are."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+# Where the libraries keep their heads: mmdet's detectors, mmseg's segmentors, mmpretrain's classifiers.
+_PLACES = (
+    'bbox_head', 'mask_head', 'panoptic_head', 'roi_head.bbox_head', 'roi_head.mask_head', 'decode_head',
+    'auxiliary_head', 'head', 'data_preprocessor',
+)  # fmt: skip
+# Models that hold the one with the heads: test-time augmentation, semi-supervised training, tracking.
+_OUTER = ('module', 'student', 'detector')
+# Their classes are others than those of the data: object or not, edges, depths.
+_OWN_CLASSES = ('RPN', 'STDCHead', 'DepthHead')
+
+
+class ClassHead(NamedTuple):
+    """A head and its classes.
+
+    Args:
+        name: Where it is in the model, as a config writes it.
+        num_classes: How many classes it tells apart.
+        only_things: Whether it is for the countable classes alone, where the data has others as well.
+    """
+
+    name: str
+    num_classes: int
+    only_things: bool
+
+
+def _find(model: nn.Module, place: str) -> nn.Module | None:
+    part: nn.Module | None = model
+    for name in place.split('.'):
+        part = getattr(part, name, None)
+    return part if isinstance(part, nn.Module) else None
+
+
+def has_text_classes(model: nn.Module) -> bool:
+    """Whether a model is told the classes as text: their number and order do not matter to it."""
+    model = model.module if is_model_wrapper(model) else model
+    return hasattr(model, 'language_model') or hasattr(model, 'text_encoder')
+
+
+def class_heads(model: nn.Module) -> Iterator[ClassHead]:
+    """Finds the heads of a model whose classes are those of its data.
+
+    Nothing is said of models whose classes come as text, and of heads without ``num_classes``.
+
+    Args:
+        model: A model of mmdet, mmseg or mmpretrain, or of anybody.
+    """
+    if is_model_wrapper(model):
+        model = model.module
+    for name in _OUTER:
+        inner = _find(model, name)
+        if inner is not None:
+            yield from (head._replace(name=f'{name}.{head.name}') for head in class_heads(inner))
+            return
+    if has_text_classes(model):
+        return
+    for place in _PLACES:
+        found = _find(model, place)
+        if place == 'head' and found is not None and not hasattr(found, 'num_classes'):
+            place, found = 'backbone', _find(model, 'backbone')  # VGG and LeNet end in the scores themselves.
+        several = isinstance(found, nn.ModuleList)
+        for number, head in enumerate(found if several else [found]):
+            num_classes = getattr(head, 'num_classes', None)
+            if not isinstance(num_classes, int) or num_classes < 1 or getattr(head, 'class_agnostic', False):
+                continue
+            if place == 'data_preprocessor' and not getattr(head, 'to_onehot', False):
+                continue  # mmpretrain's counts classes for mixed labels alone.
+            if any(own in base.__name__ for base in type(head).__mro__ for own in _OWN_CLASSES):
+                continue
+            name = f'{place}[{number}]' if several else place
+            yield ClassHead(name, num_classes, only_things=place.endswith(('bbox_head', 'mask_head')))

@@ -1,0 +1,82 @@
+"""A look at every mask in the workers that load it, where it costs the run nothing."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch.utils.data import Dataset
+
+from mmgroupnet.engine.checks.masks import MaskRule, rule_of
+from mmgroupnet.engine.checks.samples import innermost, transforms_of
+
+
+class WatchedPacking:
+    """The last transform of a pipeline, and a look at the mask before it, in the worker that has it at hand.
+
+    Args:
+        pack: The transform.
+        rule: What the masks may hold.
+
+    Attributes:
+        seen: Which ids 0 to 255 occurred in any worker, ``(256,)``.
+    """
+
+    def __init__(self, pack: Callable, rule: MaskRule) -> None:
+        self.pack = pack
+        self.rule = rule
+        self.seen = torch.zeros(256, dtype=torch.bool).share_memory_()
+
+    def __call__(self, sample: dict) -> dict:
+        """Checks the mask of a sample and packs it.
+
+        Raises:
+            MaskError: As of :meth:`MaskRule.check`.
+        """
+        if sample.get('gt_seg_map') is not None:
+            self.seen[[found for found in self.rule.check(sample) if 0 <= found < len(self.seen)]] = True
+        return self.pack(sample)
+
+    def __repr__(self) -> str:
+        return repr(self.pack)
+
+
+def _pipelines(dataset: Dataset) -> Iterator[list]:
+    """The lists of transforms of a data set and of all inside it."""
+    yield transforms_of(dataset)
+    for name in ('dataset', 'datasets', '_dataset'):
+        inner = getattr(dataset, name, None) or []
+        for one in inner if isinstance(inner, list | tuple) else [inner]:
+            yield from _pipelines(one)
+
+
+def watch_masks(dataset: Dataset) -> list[WatchedPacking]:
+    """Lets the workers of a data set look at every mask that they pack.
+
+    Args:
+        dataset: The data set, wrapped or not; its pipelines are changed in place, once.
+
+    Returns:
+        Those who watch.
+    """
+    rule = rule_of(next(innermost(dataset)))
+    watched = []
+    for transforms in _pipelines(dataset) if rule is not None else ():
+        if transforms and type(transforms[-1]).__name__ == 'PackSegInputs':
+            transforms[-1] = WatchedPacking(transforms[-1], rule)
+        if transforms and isinstance(transforms[-1], WatchedPacking):
+            watched.append(transforms[-1])
+    return watched
+
+
+def unwatch_masks(dataset: Dataset) -> None:
+    """Undoes :func:`watch_masks`, for workers that are started from now on."""
+    for transforms in _pipelines(dataset):
+        if transforms and isinstance(transforms[-1], WatchedPacking):
+            transforms[-1] = transforms[-1].pack
+
+
+def warn_of_absent_classes(watched: Sequence[WatchedPacking], where: str) -> None:
+    """Warns of classes that never occurred in what was packed while the ignored id did, see
+    :meth:`MaskRule.warn_of_absent`."""
+    if watched:
+        seen = torch.stack([one.seen for one in watched]).any(dim=0)
+        watched[0].rule.warn_of_absent(set(seen.nonzero().flatten().tolist()), where)

@@ -1,0 +1,149 @@
+"""Masks for segmentation: ids that are no classes, masks in colours, classes that never occur."""
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmengine.logging import print_log
+from PIL import Image
+from torch.utils.data import Dataset
+
+from mmgroupnet.engine.checks.classes import classes_of
+from mmgroupnet.engine.checks.samples import spread, transforms_of
+from mmgroupnet.errors import UserError
+
+# Masks of a data set that are looked at before the first step.
+_LOOKED_AT = 8
+# Of more classes some may well be missing in so few masks.
+_FEW_CLASSES = 4
+# An error names so many ids.
+_LISTED_IDS = 10
+# Transforms of these packages leave ids as they are.
+_KNOWN = ('mmcv.', 'mmseg.', 'mmdet.')
+
+
+class MaskError(UserError):
+    """A mask does not fit the classes.
+
+    A worker's error reaches the run with the worker's traceback as its text; the sentence is at its end.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f'{type(self).__name__}: ')[2].strip())
+
+
+def ids_of(mask: np.ndarray) -> list[int]:
+    """The ids that occur in a mask, ``(H, W)``, in ascending order."""
+    if mask.dtype == np.uint8:  # A tenth of the time of np.unique.
+        return np.flatnonzero(cv2.calcHist([mask], [0], None, [256], [0, 256])).tolist()
+    return np.unique(mask).tolist()
+
+
+class MaskRule:
+    """What the masks of a data set may hold.
+
+    Args:
+        dataset: A data set of mmseg, or one like them, with ``ignore_index`` and classes.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = type(dataset).__name__
+        self.classes = classes_of(dataset)
+        self.ignored = dataset.ignore_index
+
+    def check(self, sample: dict) -> list[int]:
+        """Checks the mask of a sample, ``gt_seg_map``.
+
+        Returns:
+            The ids that occur in it.
+
+        Raises:
+            MaskError: Naming the mask's file, and the ids that are no classes or the shape that no mask has.
+        """
+        mask = sample['gt_seg_map']
+        name = sample.get('seg_map_path') or f'of {sample.get("img_path")}'
+        if mask.ndim != 2:
+            raise MaskError(
+                f'mask {name} has the shape {mask.shape}: {self.dataset} takes masks of one channel, whose values are '
+                'the ids of the classes; convert the masks (tools/dataset_converters)'
+            )
+        ids = ids_of(mask)
+        count = len(self.classes)
+        wrong = [found for found in ids if not 0 <= found < count and found != self.ignored]
+        if wrong:
+            listed = ', '.join(map(str, wrong[:_LISTED_IDS])) + (', ...' if len(wrong) > _LISTED_IDS else '')
+            raise MaskError(
+                f'mask {name} holds the ids {listed}: {self.dataset} has the {count} classes 0 to {count - 1} and '
+                f'{self.ignored} for what is ignored; convert the masks (tools/dataset_converters) or give the dataset '
+                'its classes (metainfo, reduce_zero_label)'
+            )
+        return ids
+
+    def warn_of_absent(self, seen: set[int], where: str) -> None:
+        """Warns of classes that never occur while the id that is ignored does: masks of 0 and 255 train nothing.
+
+        Args:
+            seen: The ids that occur.
+            where: In which masks.
+        """
+        absent = [number for number in range(len(self.classes)) if number not in seen]
+        if absent and self.ignored in seen:
+            several = len(absent) > 1
+            named = ', '.join(f'{number} ({self.classes[number]!r})' for number in absent[:_LISTED_IDS])
+            print_log(
+                f'{"classes" if several else "class"} {named} never {"occur" if several else "occurs"} in {where}, '
+                f'while {self.ignored}, which is ignored, does. If {self.ignored} stands for a class there, convert '
+                f'the masks to the ids 0 to {len(self.classes) - 1}',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+
+def rule_of(dataset: Dataset) -> MaskRule | None:
+    """The rule for the masks of a data set, or None where its masks, if it has any, do not hold its classes."""
+    if getattr(dataset, 'ignore_index', None) is None or not classes_of(dataset):
+        return None
+    return MaskRule(dataset)
+
+
+def _check_depth(path: str) -> None:
+    """Checks that a mask of 16 bits or more holds ids below 256: mmseg reads the lowest 8 bits of any."""
+    if not Path(path).is_file():
+        return  # Not on this disk.
+    with Image.open(path) as picture:
+        highest = int(np.asarray(picture).max()) if picture.mode.startswith(('I', 'F')) else 0
+    if highest > 255:
+        raise MaskError(
+            f'mask {path} holds ids up to {highest}, of which mmseg reads the lowest 8 bits ({highest} becomes '
+            f'{highest % 256}); convert the masks to ids below 256'
+        )
+
+
+def check_masks(dataset: Dataset, owner: str) -> None:
+    """Checks a few masks of a data set before the first step.
+
+    Where transforms of other people may change the ids, nothing is said: the workers will see.
+
+    Args:
+        dataset: The data set, without wrappers.
+        owner: Whose it is, as 'train_dataloader'.
+
+    Raises:
+        MaskError: As of :meth:`MaskRule.check`, and if ids take more than 8 bits.
+    """
+    rule = rule_of(dataset)
+    transforms = transforms_of(dataset)
+    load = next((transform for transform in transforms if getattr(transform, 'with_seg', False)), None)
+    if rule is None or load is None:
+        return
+    if any(not type(transform).__module__.startswith(_KNOWN) for transform in transforms):
+        return
+    seen: set[int] = set()
+    numbers = spread(len(dataset), _LOOKED_AT)
+    for number in numbers:
+        sample = load(dataset.get_data_info(number))
+        _check_depth(sample['seg_map_path'])
+        seen |= set(rule.check(sample))
+    if len(rule.classes) <= _FEW_CLASSES:
+        rule.warn_of_absent(seen, f'the {len(numbers)} masks of {owner} that were looked at')

@@ -1,0 +1,155 @@
+"""Pictures with what was predicted for them, each in a file of its own."""
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import VISUALIZERS
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
+
+from mmgroupnet.engine.configs import resolve_type
+from mmgroupnet.errors import UserError
+
+_VISUALIZERS = dict(
+    mmdet='mmdet.DetLocalVisualizer', mmseg='mmseg.SegLocalVisualizer', mmpretrain='mmpretrain.UniversalVisualizer'
+)
+
+
+class OutputFiles:
+    """Names for drawn pictures: those of the pictures, with the folders below a common one, and never one twice.
+
+    Args:
+        folder: Where the drawn pictures go.
+        root: The folder of the pictures. Those elsewhere keep all their folders.
+    """
+
+    def __init__(self, folder: str | Path, root: str | Path) -> None:
+        self.folder = Path(folder)
+        self.root = Path(os.path.abspath(root))
+        self._pictures: dict[Path, str] = {}
+
+    def path_of(self, picture: str) -> Path:
+        """The file for a picture; the same one for the same picture."""
+        path = Path(os.path.abspath(picture))
+        if '://' in picture:
+            name = Path(picture.partition('://')[2])
+        elif path.is_relative_to(self.root):
+            name = path.relative_to(self.root)
+        else:
+            name = path.relative_to(path.anchor)
+        if not name.suffix or not cv2.haveImageWriter(name.name):
+            name = name.with_name(f'{name.name}.png')
+        found, number = self.folder / name, 1
+        while self._pictures.setdefault(found, picture) != picture:
+            number += 1
+            found = self.folder / name.with_name(f'{name.stem}_{number}{name.suffix}')
+        return found
+
+
+def common_folder(folders: Iterable[str | Path]) -> str:
+    """The deepest folder that holds all folders; the current one where there are none."""
+    return os.path.commonpath([os.path.abspath(folder) for folder in folders] or [os.getcwd()])
+
+
+def image_folder(dataset: Mapping) -> str:
+    """The folder of a data set's pictures, as far as its config says: the images' prefix in the root."""
+    prefix = dataset.get('data_prefix') or ''
+    if isinstance(prefix, Mapping):
+        prefix = next((prefix[key] for key in ('img_path', 'img') if prefix.get(key)), '')
+    return os.path.join(dataset.get('data_root') or '', prefix if isinstance(prefix, str) else '')
+
+
+def decode(content: bytes) -> np.ndarray | None:
+    """A picture's pixels, RGB of 8 bits, ``(H, W, 3)``; None where it is no picture or damaged."""
+    if not content:
+        return None
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # Sizes that cannot be.
+        return None
+    return None if pixels is None else pixels[..., ::-1]
+
+
+def names_and_colours(library: str, scope: str | None, dataset: Mapping, stored: Mapping) -> dict:
+    """Classes and palette of a model: those stored with it, and what they lack from a config's data set.
+
+    Args:
+        library: The library of the config.
+        scope: Its ``default_scope``.
+        dataset: The config of its data set.
+        stored: What a checkpoint or a .onnx file says, ``classes`` and ``palette`` as far as there are any.
+    """
+    stored = {key.lower(): value for key, value in stored.items()}
+    of_kind = getattr(resolve_type(dataset['type'], scope), 'METAINFO', {})
+    sources = (stored, dataset.get('metainfo') or {}, of_kind)
+    classes, palette = (
+        next((source[key] for source in sources if source.get(key)), None) for key in ('classes', 'palette')
+    )
+    if palette and classes and len(palette) < len(classes):
+        palette = None  # Of another data set.
+    if library == 'mmseg':  # Its visualizer does not do without; a mask has up to 256 ids.
+        classes = classes or [str(index) for index in range(256)]
+        palette = palette or np.random.default_rng(0).integers(0, 256, (256, 3)).tolist()
+    return dict(classes=classes, palette=palette)
+
+
+def build_visualizer(cfg: Config, library: str, dataset_meta: Mapping) -> Visualizer:
+    """A visualizer that draws into files and windows alone.
+
+    It is the config's, or that of its library where it has none that draws predictions.
+
+    Args:
+        cfg: The config.
+        library: Its library.
+        dataset_meta: Classes and palette.
+    """
+    visualizer = dict(cfg.get('visualizer') or {})
+    kind = resolve_type(visualizer.get('type', Visualizer), cfg.get('default_scope'))
+    if kind is Visualizer or kind is None:
+        visualizer['type'] = _VISUALIZERS[library]
+    # mmengine keeps visualizers by their names, and would give the same one again.
+    built = VISUALIZERS.build(dict(visualizer, vis_backends=None, name=f'predictions_{time.time_ns()}'))
+    built.dataset_meta = dict(dataset_meta)
+    return built
+
+
+def draw(
+    visualizer: Visualizer,
+    library: str,
+    pixels: np.ndarray,
+    sample: BaseDataElement,
+    out_file: Path | None,
+    score_thr: float = 0.3,
+    draw_gt: bool = True,
+    show: bool = False,
+    wait_time: float = 0,
+) -> None:
+    """Draws what was predicted for a picture.
+
+    Args:
+        visualizer: One of the library.
+        library: The library of the sample.
+        pixels: The picture, RGB, ``(H, W, 3)``.
+        sample: Its predictions.
+        out_file: The file. None: none is written.
+        score_thr: Detections below this score are not drawn. Default: 0.3.
+        draw_gt: Draw the ground truth as well, where the sample has it. Default: True.
+        show: Open a window. Default: False.
+        wait_time: Seconds that the window stays. Default: 0, which means until it is closed.
+    """
+    name, out = ('', None) if out_file is None else (out_file.name, str(out_file))
+    options = dict(draw_gt=draw_gt, show=show, wait_time=wait_time, out_file=out)
+    pixels = np.ascontiguousarray(pixels)
+    if library == 'mmpretrain':
+        if 'pred_score' not in sample:
+            raise UserError('pictures can be drawn of classifiers alone: this model predicts no scores of classes')
+        visualizer.visualize_cls(pixels, sample, name=name, **options)
+    elif library == 'mmdet':
+        visualizer.add_datasample(name, pixels, sample, pred_score_thr=score_thr, **options)
+    else:
+        visualizer.add_datasample(name, pixels, sample, **options)

@@ -1,0 +1,33 @@
+"""Which OpenMMLab library a config is for."""
+
+from collections.abc import Mapping
+
+from mmengine.config import Config
+
+from mmgroupnet.engine.configs import resolve_type
+
+LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
+
+
+def library_of(cfg: Config) -> str | None:
+    """The library whose kind of model a config describes.
+
+    It is the ``default_scope``, or, where that is none of them, as in many configs of pure Python, the library of the
+    model's class or of one of its bases. Models around a model (packed, binarised, of test-time augmentation) count as
+    what is inside.
+
+    Returns:
+        One of :data:`LIBRARIES`, or None.
+    """
+    scope = cfg.get('default_scope')
+    if scope in LIBRARIES:
+        return scope
+    model = cfg.get('model')
+    while isinstance(model, Mapping) and 'type' in model:
+        part = resolve_type(model['type'], scope)
+        for base in getattr(part, '__mro__', ()):
+            library = base.__module__.partition('.')[0]
+            if library in LIBRARIES:
+                return library
+        model = model.get('model') or model.get('module')
+    return None

@@ -1,0 +1,144 @@
+"""Batches of a run's own data, read beside its loaders: those are left as they are."""
+
+import itertools
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from mmengine.registry import DATA_SAMPLERS
+from mmengine.runner import BaseLoop
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from mmgroupnet.engine.isolation import copy_dataset
+from mmgroupnet.engine.trial_stages import TracedError
+from mmgroupnet.errors import UserError, summary
+
+# Of one batch; those of mmdet's video data sets are pairs of numbers.
+Indices = list[int | tuple[int, int]]
+
+
+@dataclass
+class _Failure:
+    line: str
+    trace: str
+
+
+class _Samples(Dataset):
+    """Gives a sample, or what happened."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int | tuple[int, int]) -> object:
+        try:
+            return self.dataset[index]
+        except Exception as error:  # Data sets and transforms are anybody's code.
+            return _Failure(summary(error) + self._place(index), traceback.format_exc())
+
+    def _place(self, index: int | tuple[int, int]) -> str:
+        try:
+            path = self.dataset.get_data_info(index)['img_path']
+        except Exception:  # No picture, or the annotations cannot be read.
+            path = 'no path is known'
+        return f' (sample {index}: {path})'
+
+
+def _collate(collate: Callable[[Sequence], object], samples: list) -> object:
+    failure = next((sample for sample in samples if isinstance(sample, _Failure)), None)
+    if failure is not None:
+        return failure
+    try:
+        return collate(samples)
+    except Exception as error:
+        return _Failure(f'{summary(error)} (putting {len(samples)} samples into one batch)', traceback.format_exc())
+
+
+def _first_batch(loader: DataLoader, cfg: dict, seed: int) -> tuple[Indices, int]:
+    """The first batch that a loader's samplers choose in this process, and the size of the last one of an epoch.
+
+    The samplers are built anew: to iterate over an ``InfiniteSampler`` is to use it up.
+    """
+    sampler = DATA_SAMPLERS.build(cfg['sampler'], default_args=dict(dataset=loader.dataset, seed=seed))
+    if cfg.get('batch_sampler') is None:
+        batches = BatchSampler(sampler, cfg['batch_size'], cfg.get('drop_last', False))
+    else:
+        default_args = dict(sampler=sampler, batch_size=cfg.get('batch_size'))
+        batches = DATA_SAMPLERS.build(cfg['batch_sampler'], default_args=default_args)
+    first = list(next(iter(batches), ()))
+    if not first:
+        raise UserError(f'{len(loader.dataset)} samples in batches of {cfg.get("batch_size")} make no batch')
+    if getattr(batches, 'drop_last', True):
+        return first, len(first)
+    count = len(sampler)
+    is_endless = sum(1 for _ in itertools.islice(sampler, count + 1)) > count
+    return first, len(first) if is_endless else count % batches.batch_size or len(first)
+
+
+def _read(loader: DataLoader, batches: list[Indices]) -> list:
+    """Reads batches as a loader does, in workers if it has some, without changing it, them or the data set.
+
+    With them the first and the last sample of the set are read: a part that is missing often is one of its ends.
+    """
+    first = batches[0]
+    if all(isinstance(index, int) for index in first):
+        ends = [[index] for index in (0, len(loader.dataset) - 1) if index not in first]
+        return _read_all(loader, batches + ends)[: len(batches)]
+    return _read_all(loader, batches)
+
+
+def _read_all(loader: DataLoader, batches: list[Indices]) -> list:
+    workers = min(loader.num_workers, len(batches))
+    options = {}
+    if workers:
+        options = dict(
+            num_workers=workers,
+            worker_init_fn=loader.worker_init_fn,
+            timeout=loader.timeout,
+            multiprocessing_context=loader.multiprocessing_context,
+        )
+    samples = _Samples(loader.dataset if workers else copy_dataset(loader.dataset))
+    read = []
+    for batch in DataLoader(samples, batch_sampler=batches, collate_fn=partial(_collate, loader.collate_fn), **options):
+        if isinstance(batch, _Failure):
+            raise TracedError(batch.line, batch.trace)
+        read.append(batch)
+    return read
+
+
+def read_training_batches(loop: BaseLoop, cfg: dict, seed: int) -> list:
+    """Reads the first batch of training, and where the last one of an epoch is smaller, one of that size.
+
+    Args:
+        loop: The loop of the training.
+        cfg: The config of its loader.
+        seed: The run's seed.
+
+    Returns:
+        One batch or two, collated.
+
+    Raises:
+        TracedError: If a sample cannot be read, or samples do not go into one batch.
+        UserError: If there is no batch at all.
+    """
+    first, last_size = _first_batch(loop.dataloader, cfg, seed)
+    batches = [first]
+    epoch = len(loop.dataloader)
+    if last_size < len(first) and loop.max_iters // epoch > loop.iter // epoch:  # An epoch will end.
+        batches.append(first[:last_size])
+    return _read(loop.dataloader, batches)
+
+
+def read_evaluation_batch(loader: DataLoader, cfg: dict, seed: int) -> object:
+    """Reads the first batch of a validation or test.
+
+    Args:
+        loader: Its loader.
+        cfg: The loader's config.
+        seed: The run's seed.
+
+    Raises:
+        TracedError, UserError: As :func:`read_training_batches`.
+    """
+    first, _ = _first_batch(loader, cfg, seed)
+    return _read(loader, [first])[0]

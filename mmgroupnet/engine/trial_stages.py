@@ -1,0 +1,122 @@
+"""Stages of a rehearsal: how long each took, which failed, which were left out."""
+
+import logging
+import time
+from collections.abc import Callable
+from logging import Logger
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmgroupnet.errors import UserError, summary
+
+# Hooks of these packages prepare nothing that a batch needs, but for one.
+_LIBRARIES = ('mmengine', 'mmdet', 'mmseg', 'mmpretrain', 'mmgroupnet')
+_PREPARING_HOOKS = ('PrepareProtoBeforeValLoopHook',)
+
+
+def doubt_of_hooks(runner: Runner, *points: str) -> str:
+    """Says why a stage may fail for want of the run's hooks, which a rehearsal does not call.
+
+    Args:
+        runner: The run.
+        points: Methods of hooks that the run calls before the stage.
+
+    Returns:
+        The doubt, for :meth:`Stages.take`; '' where no hook prepares anything.
+    """
+    hooks = [type(hook) for hook in runner.hooks]
+    missed = [
+        hook.__name__
+        for hook in hooks
+        if any(getattr(hook, point) is not getattr(Hook, point) for point in points)
+        and (hook.__module__.split('.')[0] not in _LIBRARIES or hook.__name__ in _PREPARING_HOOKS)
+    ]
+    return f'the rehearsal does not call {", ".join(missed)}, and that may be why' if missed else ''
+
+
+class NotTriedError(Exception):
+    """Something that cannot be tried without changing the run; the message says what and why."""
+
+
+class DoubtfulError(Exception):
+    """A failure, its cause, that may be due to the rehearsal and not to the run; the message says why."""
+
+
+class TracedError(Exception):
+    """A failure in another process: one line on it, and its traceback there."""
+
+    def __init__(self, line: str, trace: str) -> None:
+        super().__init__(trace)
+        self.line = line
+
+
+def line_of(error: BaseException) -> str:
+    """Any exception as one line."""
+    return error.line if isinstance(error, TracedError) else summary(error)
+
+
+class Stages:
+    """Takes the stages of a rehearsal in one process.
+
+    Attributes:
+        passed: Stages that went well, each with its time.
+        remarks: What was left out or failed without ending the run, and the exception where there was one.
+    """
+
+    def __init__(self) -> None:
+        self.passed: list[str] = []
+        self.remarks: list[tuple[str, BaseException | None]] = []
+
+    def leave_out(self, stage: str, reason: str) -> None:
+        """Notes that a stage is not tried."""
+        self.remarks.append((f'{stage} is left out: {reason}', None))
+
+    def log_remarks(self, logger: Logger) -> None:
+        """Logs the remarks; tracebacks go to files alone."""
+        for line, error in self.remarks:
+            logger.warning(line)
+            if error is not None:
+                trace = (type(error), error, error.__traceback__)
+                record = logger.makeRecord(logger.name, logging.WARNING, __file__, 0, line, (), trace)
+                for handler in logger.handlers:
+                    if isinstance(handler, logging.FileHandler):
+                        handler.handle(record)
+
+    def take(self, stage: str, hint: str, act: Callable, *args: object, doubt: str = '') -> object:
+        """Calls ``act(*args)``.
+
+        Args:
+            stage: What it tries.
+            hint: What to look at where it fails.
+            act: The stage.
+            args: Its arguments.
+            doubt: Why a failure need not be one of the run: it becomes a remark. Default: '', a failure is an error.
+
+        Returns:
+            What ``act`` returns; None where it was left out or did not end well.
+
+        Raises:
+            UserError: If the stage fails.
+        """
+        start = time.perf_counter()
+        try:
+            result = act(*args)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # What a kernel refuses comes up here at the latest.
+        except NotTriedError as error:
+            self.leave_out(stage, str(error))
+            return None
+        except Exception as error:  # Models, data sets and metrics are anybody's code.
+            if isinstance(error, DoubtfulError):
+                doubt, error = str(error), error.__cause__
+            elif isinstance(error, torch.OutOfMemoryError):
+                doubt = 'the rehearsal needs room for a copy of the model'
+            line = f'the rehearsal failed in {stage}: {line_of(error)}. {hint}'
+            if not doubt:
+                raise UserError(f'{line}. --no-rehearsal trains without it') from error
+            self.remarks.append((f'{line}. Training goes on: {doubt}', error))
+            return None
+        self.passed.append(f'{stage} {time.perf_counter() - start:.1f} s')
+        return result
