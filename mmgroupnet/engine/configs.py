@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 import mmgroupnet.registry
 from mmgroupnet.errors import UserError, nearest
+from mmgroupnet.type_names import name_types
 
 _ROOTS = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
 _OURS = [getattr(mmgroupnet.registry, name) for name in mmgroupnet.registry.__all__]
@@ -38,7 +39,7 @@ _LOOKED_UP = (
 
 
 def load_config(name: str) -> Config:
-    """Loads a config.
+    """Loads a config; classes in it become the names that they are registered by.
 
     Args:
         name: A file, or a config of an installed OpenMMLab library,
@@ -52,14 +53,17 @@ def load_config(name: str) -> Config:
         if find_spec(library) is None:  # mmengine would install it.
             raise UserError(f'config {name}: {library} is not installed')
         try:
-            return get_config(name)
+            cfg = get_config(name)
         except (KeyError, ValueError, FileNotFoundError) as error:
             raise UserError(f'config {name}: no installed OpenMMLab library has it ({error})') from error
-    path = Path(name)
-    if not path.is_file():
-        siblings = [str(found) for found in path.parent.glob('*.py')]
-        raise UserError(f'config {name} does not exist{nearest(str(path), siblings)}')
-    return Config.fromfile(path)
+    else:
+        path = Path(name)
+        if not path.is_file():
+            siblings = [str(found) for found in path.parent.glob('*.py')]
+            raise UserError(f'config {name} does not exist{nearest(str(path), siblings)}')
+        cfg = Config.fromfile(path)
+    name_types(cfg)
+    return cfg
 
 
 def resolve_type(name: str | type | Callable, scope: str | None) -> Callable | None:

@@ -25,6 +25,7 @@ _GUARDS = (
     'mmgroupnet.InvalidLossHook',
     'mmgroupnet.LabelRangeHook',
     'mmgroupnet.EpochSeedHook',
+    'mmgroupnet.PlainCheckpointHook',
 )
 
 
