@@ -1,6 +1,7 @@
 """Files of packed models: written, read and checked; the format is in docs/packed_checkpoint.md."""
 
 import hashlib
+import logging
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
@@ -152,6 +154,12 @@ def adopt_packed(cfg: Config, path: str | Path) -> bool:
     read_packed(path)
     if not is_packed_config(cfg):
         cfg.model = packed_model(cfg.model)
+    if (cfg.get('test_cfg') or {}).get('fp16'):
+        print_log(
+            f'test_cfg.fp16=True: the packed layers of {path} compute in float32; those in between in half precision',
+            logger='current',
+            level=logging.WARNING,
+        )
     return True
 
 
