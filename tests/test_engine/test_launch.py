@@ -7,7 +7,7 @@ from mmgroupnet.engine.launch import add_guards, stack_batches
 
 
 class TestGuards:
-    guards = ('CheckpointMatchHook', 'InvalidLossHook', 'LabelRangeHook', 'EpochSeedHook')
+    guards = ('CheckpointMatchHook', 'InvalidLossHook', 'LabelRangeHook', 'EpochSeedHook', 'PlainCheckpointHook')
     names = [f'mmgroupnet.{guard}' for guard in guards]
 
     def test_they_are_added_once(self):
