@@ -1,4 +1,4 @@
-"""Configs of models: how wrapped ones are written, and the data preprocessor that stands beside them."""
+"""Configs: how wrapped models are written, the data preprocessor beside them, and names of types."""
 
 import copy
 from collections.abc import Mapping
@@ -49,3 +49,16 @@ def with_data_preprocessor(model: Mapping, data_preprocessor: Mapping | None) ->
     if data_preprocessor is not None:
         model.setdefault('data_preprocessor', data_preprocessor)
     return model
+
+
+def type_name(entry: object) -> str:
+    """The name of the class of what a config holds, without its scope or module.
+
+    Args:
+        entry: A dict with a ``type``, which is a name or a class, or a built object.
+
+    Returns:
+        The name; '' for a dict without a ``type``.
+    """
+    kind = entry.get('type', '') if isinstance(entry, Mapping) else type(entry)
+    return kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__

@@ -1,7 +1,16 @@
 # mmpretrain's defaults and what every run of ours wants besides.
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))
+# Guards against lost work, written out: take out what you do not want. The tools add those that are missing to every
+# config that does not say add_guards = False.
+add_guards = False
+default_hooks = dict(
+    checkpoint=dict(max_keep_ckpts=2, backend_args=dict(backend='mmgroupnet.atomic')),  # written whole or not at all
+    checkpoint_match=dict(type='mmgroupnet.CheckpointMatchHook'),  # what is loaded of a checkpoint, or why it is not
+    invalid_loss=dict(type='mmgroupnet.InvalidLossHook'),  # stops where a loss is NaN or infinite
+    epoch_seed=dict(type='mmgroupnet.EpochSeedHook'),  # a resumed run repeats an uninterrupted one
+    plain_checkpoint=dict(type='mmgroupnet.PlainCheckpointHook'),  # every program reads its checkpoints
+)
 # Logs once an epoch whether the binary layers are alive.
 custom_hooks = [dict(type='mmgroupnet.BinaryStatisticsHook')]
 

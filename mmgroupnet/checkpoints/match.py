@@ -1,12 +1,16 @@
 """Whether a checkpoint holds the weights of a model."""
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from mmgroupnet.checkpoints.read import weights_of
 from mmgroupnet.errors import UserError
 
+# Of batch norms: torch counts from zero where an old checkpoint lacks it.
+_COUNTER = 'num_batches_tracked'
 # How many keys an error lists before it only counts them.
 _LISTED_KEYS = 8
 
@@ -21,7 +25,7 @@ def describe_mismatch(module: nn.Module, state_dict: Mapping[str, Tensor]) -> st
     """What keeps a state dict from being that of a module: names that are missing (other than
     ``num_batches_tracked``), unexpected, or of another shape; '' where nothing does."""
     wanted = module.state_dict()
-    missing = [key for key in wanted if key not in state_dict and not key.endswith('num_batches_tracked')]
+    missing = [key for key in wanted if key not in state_dict and not key.endswith(_COUNTER)]
     unexpected = [key for key in state_dict if key not in wanted]
     other_shape = [
         f'{key} {tuple(state_dict[key].shape)} instead of {tuple(value.shape)}'
@@ -48,3 +52,75 @@ def check_state_dict(model: nn.Module, checkpoint: Mapping, source: str) -> None
     mismatch = describe_mismatch(model, weights_of(checkpoint))
     if mismatch:
         raise UserError(f'checkpoint {source} is of another architecture than the config ({mismatch})')
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a model takes of a checkpoint.
+
+    Args:
+        taken: Names of the model's tensors that the checkpoint gives (without ``num_batches_tracked``).
+        misshaped: Names that both have, in other shapes, and these shapes; dropped.
+        unknown: Names that the model has no place for; dropped.
+        new: Names that the checkpoint lacks ; the model's stay as they are.
+    """
+
+    taken: list[str]
+    misshaped: dict[str, str]
+    unknown: list[str]
+    new: list[str]
+
+    def is_whole(self) -> bool:
+        """Whether the checkpoint is that of the model."""
+        return not (self.misshaped or self.unknown or self.new)
+
+    def table(self) -> str:
+        """Counts by part of the model, and the names of what is dropped and new."""
+        columns = [self.taken, [*self.misshaped, *self.unknown], [*self.misshaped, *self.new]]
+        counts = [Counter(name.split('.')[0] for name in names) for names in columns]
+        lines = ['| part | taken | dropped | new |', '| --- | --- | --- | --- |']
+        for part in sorted(set().union(*counts)):
+            lines.append(f'| {part} | {" | ".join(str(count[part]) for count in counts)} |')
+        lists = {
+            'of another shape': [f'{name} {shapes}' for name, shapes in self.misshaped.items()],
+            'not in the model': self.unknown,
+            'not in the checkpoint': self.new,
+        }
+        return '\n'.join(lines + [f'{kind}: {listing(names)}' for kind, names in lists.items() if names])
+
+
+def load_what_fits(model: nn.Module, checkpoint: Mapping) -> Transfer:
+    """Loads into a model what fits of a checkpoint, as mmengine does, and says what that was.
+
+    The model is asked, since stock models rename and reshape weights of older files while they load them.
+
+    Args:
+        model: The model, neither wrapped for distribution nor for test-time augmentation.
+        checkpoint: What the file holds: a dict with a ``state_dict``, or the state dict itself.
+    """
+    own, given = model.state_dict(), weights_of(checkpoint)
+    missing, unknown = [], []
+
+    def note(_: nn.Module, keys: object) -> None:
+        missing.extend(keys.missing_keys)
+        unknown.extend(keys.unexpected_keys)
+
+    handle = model.register_load_state_dict_post_hook(note)
+    refused = ''
+    try:
+        model.load_state_dict(given, strict=False)
+    except RuntimeError as error:  # All that fits has been loaded, and the hook called.
+        refused = str(error)
+    finally:
+        handle.remove()
+    misshaped = {
+        name: f'{tuple(given[name].shape)} instead of {tuple(value.shape)}' if name in given else ''
+        for name, value in own.items()
+        if f'size mismatch for {name}:' in refused
+    }
+    return Transfer(
+        taken=[name for name in own if name not in {*missing, *misshaped} and not name.endswith(_COUNTER)],
+        misshaped=misshaped,
+        unknown=unknown,
+        new=[name for name in missing if not name.endswith(_COUNTER)],
+    )

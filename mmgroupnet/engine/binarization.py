@@ -6,7 +6,7 @@ from mmengine.config import Config
 
 from mmgroupnet.converters.policy import parse_policy
 from mmgroupnet.errors import UserError, nearest
-from mmgroupnet.model_configs import BINARIZED_TYPE, PACKED_TYPE, binarized_model
+from mmgroupnet.model_configs import BINARIZED_TYPE, PACKED_TYPE, binarized_model, type_name
 
 STATISTICS_HOOK = 'mmgroupnet.BinaryStatisticsHook'
 
@@ -49,5 +49,5 @@ def binarize_config(cfg: Config, policy: list[dict]) -> None:
         raise UserError(f"--binarize: the config's model is dict(type={kind!r}, ...) already, give the one inside it")
     cfg.model = binarized_model(cfg.model, policy)
     hooks = list(cfg.get('custom_hooks') or [])
-    if not any(hook['type'] == STATISTICS_HOOK for hook in hooks):
+    if type_name(dict(type=STATISTICS_HOOK)) not in map(type_name, hooks):
         cfg.custom_hooks = [*hooks, dict(type=STATISTICS_HOOK)]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
-from mmgroupnet.engine.configs import check_arguments, check_overrides, load_config
+from mmgroupnet.engine.configs import check_arguments, load_config
 from mmgroupnet.engine.launch import setup_distribution
+from mmgroupnet.engine.overrides import check_overrides
 from mmgroupnet.errors import UserError
 
 
@@ -45,8 +46,7 @@ def read_config(args: argparse.Namespace) -> Config:
         UserError: If the config does not exist, or holds or is given a key that does not.
     """
     cfg = load_config(args.config)
-    check_overrides(cfg, args.cfg_options)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg.merge_from_dict(check_overrides(cfg, args.cfg_options))
     check_arguments(cfg)
     return cfg
 

@@ -1,33 +1,27 @@
-"""From a checked config to a Runner: distribution with or without GPUs, and guards for every run of the tools."""
+"""From a checked config to a Runner: distribution and mixed precision with or without GPUs."""
 
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS, RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch import distributed, nn
 
-from mmgroupnet.checkpoints.read import is_local
-from mmgroupnet.checkpoints.write import ATOMIC_BACKEND
+from mmgroupnet.engine.guards import add_guards
 from mmgroupnet.errors import UserError
 from mmgroupnet.layers import guard_foreign_code
+from mmgroupnet.model_configs import type_name
 
-# Checked in every run, also of a stock config that knows nothing of them.
-_GUARDS = (
-    'mmgroupnet.CheckpointMatchHook',
-    'mmgroupnet.InvalidLossHook',
-    'mmgroupnet.LabelRangeHook',
-    'mmgroupnet.EpochSeedHook',
-    'mmgroupnet.PlainCheckpointHook',
-)
-
+# Where mmengine's AmpOptimWrapper runs.
+_AMP_DEVICES = ('cuda', 'npu', 'mlu', 'musa')
 
 @MODEL_WRAPPERS.register_module()
 class CPUDistributedDataParallel(MMDistributedDataParallel):
@@ -77,7 +71,8 @@ def setup_distribution(cfg: Config) -> None:
     the Runner, and the model's wrapper is set.
 
     Args:
-        cfg: The config, with ``launcher``; ``model_wrapper_cfg`` is set where there is no GPU.
+        cfg: The config, with ``launcher``; the model's wrapper is set where there is no GPU (``model_wrapper_cfg``, or
+            ``strategy.model_wrapper`` of FlexibleRunner), with the user's own options.
 
     Raises:
         UserError: If there are fewer GPUs than processes, or another launcher than 'pytorch' is used without GPUs.
@@ -97,40 +92,55 @@ def setup_distribution(cfg: Config) -> None:
         )
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
     distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
-    cfg.model_wrapper_cfg = dict(
-        broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)
-    )
-    cfg.model_wrapper_cfg.type = CPUDistributedDataParallel.__name__
+    default = dict(broadcast_buffers=False)  # mmengine's
+    if not _is_flexible(cfg):
+        default['find_unused_parameters'] = cfg.get('find_unused_parameters', False)
+        cfg.model_wrapper_cfg = _without_gpu(cfg.get('model_wrapper_cfg') or default)
+        return
+    cfg.strategy = cfg.get('strategy') or dict(type='DDPStrategy')
+    if type_name(cfg.strategy) == 'DDPStrategy':
+        cfg.strategy.model_wrapper = _without_gpu(cfg.strategy.get('model_wrapper') or default)
 
 
-def add_guards(cfg: Config) -> None:
-    """Adds the guard hooks and atomic checkpoint writing.
+def _is_flexible(cfg: Config) -> bool:
+    kind = cfg.get('runner_type')
+    kind = RUNNERS.get(kind) if isinstance(kind, str) else kind
+    return kind is not None and issubclass(kind, FlexibleRunner)
 
-    These are hooks that check losses, masks and checkpoints and make epochs repeatable, and checkpoints written whole.
+
+def _without_gpu(wrapper: Mapping) -> dict:
+    """The config of a model's wrapper where there is no GPU; one of the user's own class stays as it is."""
+    if type_name({'type': MMDistributedDataParallel, **wrapper}) != MMDistributedDataParallel.__name__:
+        return wrapper
+    return dict(wrapper, type=CPUDistributedDataParallel.__name__)
+
+
+def use_mixed_precision(cfg: Config) -> None:
+    """``--amp``: float16 on a GPU, bfloat16 on a CPU.
+
+    Args:
+        cfg: The config; ``optim_wrapper`` is changed.
+
+    Raises:
+        UserError: If the optimizer's wrapper is one that ``--amp`` cannot replace, or mmengine has no mixed precision
+            for the device.
     """
-    hooks = list(cfg.get('custom_hooks') or [])
-    cfg.custom_hooks = hooks + [dict(type=guard) for guard in _GUARDS if guard not in [hook['type'] for hook in hooks]]
-    if not cfg.get('default_hooks'):
-        cfg.default_hooks = {}
-    if 'checkpoint' not in cfg.default_hooks:
-        cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
-    checkpoint = cfg.default_hooks.checkpoint
-    if checkpoint and is_local(checkpoint.get('out_dir') or '') and not (
-        checkpoint.get('backend_args') or checkpoint.get('file_client_args')
-    ):
-        checkpoint.backend_args = dict(backend=ATOMIC_BACKEND)
-    train_dataloader = cfg.get('train_dataloader')
-    if (
-        train_dataloader
-        and train_dataloader.get('persistent_workers')
-        and cfg.get('randomness', {}).get('seed') is not None
-    ):
-        # Random streams of lasting workers run on from epoch to epoch; a resumed run could not take them up.
-        print_log(
-            'A seed is given: workers of the training data start anew every epoch (persistent_workers=False)',
-            logger='current',
+    wrapper, device = cfg.optim_wrapper, get_device()
+    kind = type_name({'type': OptimWrapper, **wrapper})
+    if 'optimizer' not in wrapper or kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(
+            f'--amp changes an OptimWrapper with one optimizer, and optim_wrapper is of another kind ({kind}): ask for '
+            'mixed precision in its own way in the config'
         )
-        train_dataloader.persistent_workers = False
+    if device == 'cpu':
+        wrapper.type = CPUAmpOptimWrapper.__name__
+        for option in ('loss_scale', 'dtype'):  # of AmpOptimWrapper
+            wrapper.pop(option, None)
+    elif device in _AMP_DEVICES:
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    else:
+        raise UserError(f'--amp: mmengine has mixed precision for {", ".join(_AMP_DEVICES)} and cpu, not for {device}')
 
 
 def stack_batches(cfg: Config) -> None:
@@ -148,11 +158,18 @@ def stack_batches(cfg: Config) -> None:
 def build_runner(cfg: Config) -> Runner:
     """Builds the Runner of a checked config, with the guards of :func:`add_guards` and batches of mmpretrain stacked.
 
+    Args:
+        cfg: The config, changed in place; ``runner_type='FlexibleRunner'`` gives one of those, with its model built.
+
     Raises:
         UserError: If a part of mmgroupnet refuses its arguments.
     """
     add_guards(cfg)
     stack_batches(cfg)
+    if _is_flexible(cfg):
+        cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))  # The Runner's default; it has none.
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if not isinstance(runner.model, nn.Module):  # FlexibleRunner would build it when it starts.
+        runner.model = runner.strategy.build_model(runner.model)
     guard_foreign_code(runner.model)
     return runner

@@ -14,7 +14,7 @@ from mmgroupnet.converters import binarization_of
 from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.data import innermost_datasets
 from mmgroupnet.errors import UserError
-from mmgroupnet.model_configs import is_packed_config, with_data_preprocessor
+from mmgroupnet.model_configs import is_packed_config, type_name, with_data_preprocessor
 
 # Transforms of the three libraries that set the size of an image, and how they call it.
 _SIZES = dict(
@@ -69,8 +69,7 @@ def input_size(cfg: Config) -> tuple[int, int] | None:
         return None
     size = None
     for transform in next(innermost_datasets(loader['dataset'])).get('pipeline') or []:
-        kind = str(transform['type']).rpartition('.')[2]
-        keys = _SIZES.get(kind)
+        keys = _SIZES.get(type_name(transform))
         if keys is None:
             continue
         keys = (keys,) if isinstance(keys, str) else keys

@@ -15,7 +15,7 @@ from mmgroupnet.checkpoints.pretrained import fetch_pretrained
 from mmgroupnet.checkpoints.read import find_resumable, is_local, is_packed, read_checkpoint
 from mmgroupnet.engine.binarization import binarize_config
 from mmgroupnet.engine.data import check_data
-from mmgroupnet.engine.launch import CPUAmpOptimWrapper, build_runner
+from mmgroupnet.engine.launch import build_runner, use_mixed_precision
 from mmgroupnet.engine.model_report import describe_model
 from mmgroupnet.errors import UserError
 from mmgroupnet.model_configs import is_binarized_config, is_packed_config
@@ -93,13 +93,8 @@ def run_training(
     """
     if is_packed_config(cfg):
         raise UserError("model=dict(type='mmgroupnet.Packed', ...) cannot be trained: give the model inside it")
-    if amp and torch.cuda.is_available():
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    elif amp:
-        cfg.optim_wrapper.type = CPUAmpOptimWrapper.__name__
-        for option in ('loss_scale', 'dtype'):  # of AmpOptimWrapper
-            cfg.optim_wrapper.pop(option, None)
+    if amp:
+        use_mixed_precision(cfg)
     if auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')

@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from benchmarks import cifar10_decomposition as benchmark
 from benchmarks.cifar10_decomposition import Run, close_runs, collect, first_runs, plot, results_table
-from mmgroupnet.engine.configs import check_overrides
+from mmgroupnet.engine.overrides import check_overrides
 from mmgroupnet.models.backbones import GroupNetResNet
 
 

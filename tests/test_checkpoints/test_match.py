@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmgroupnet.checkpoints.match import check_state_dict
+from mmgroupnet.checkpoints.match import check_state_dict, load_what_fits
 from mmgroupnet.errors import UserError
 
 
@@ -19,3 +19,18 @@ def test_another_architecture_is_listed():
     assert 'checkpoint a.pth is of another architecture' in str(caught.value)
     assert '1 missing: 1.weight; 1 unexpected: 2.weight' in str(caught.value)
     assert '1 of another shape: 0.weight (2, 4) instead of (2, 3)' in str(caught.value)
+
+
+def test_what_fits_is_loaded():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    weights = {f'module.{name}': torch.full_like(value, 2) for name, value in model.state_dict().items()}
+    assert load_what_fits(model, dict(state_dict=weights)).is_whole()
+    del weights['module.1.num_batches_tracked'], weights['module.1.bias']
+    weights |= {'module.0.weight': torch.ones(2, 4), 'module.0.bias': torch.ones(2), 'head.bias': torch.ones(1)}
+    found = load_what_fits(model, weights)
+    assert found.taken == ['0.bias', '1.weight', '1.running_mean', '1.running_var', '2.weight', '2.bias']
+    assert found.misshaped == {'0.weight': '(2, 4) instead of (2, 3)'}
+    assert (found.unknown, found.new) == (['head.bias'], ['1.bias'])
+    assert not found.is_whole()
+    assert model[0].bias.tolist() == [1, 1] and model[0].weight.unique().tolist() == [2]
+    assert not model._load_state_dict_post_hooks

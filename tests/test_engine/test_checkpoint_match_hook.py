@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.hooks import EMAHook
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmgroupnet.engine.hooks import CheckpointMatchHook
+from mmgroupnet.engine.hooks import CheckpointMatchHook, checkpoint_match_hook
 from mmgroupnet.errors import UserError
 
 
@@ -21,34 +22,79 @@ class Renamed(nn.Linear):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def check(given):
-    runner = SimpleNamespace(model=nn.Sequential(Renamed(2, 3)), cfg=dict(load_from='old.pth'))
-    CheckpointMatchHook().after_load_checkpoint(runner, dict(state_dict=given))
+def check(given, trains=False, resumes=False, **parts):
+    """The hook on a checkpoint of a runner that tests, trains or resumes."""
+    model = nn.Sequential(Renamed(2, 3), nn.ReLU(), nn.Linear(3, 4))
+    optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.0)) if trains else dict(optimizer={})
+    runner = SimpleNamespace(model=model, cfg=dict(load_from='old.pth'), optim_wrapper=optimizer, _resume=resumes)
+    CheckpointMatchHook().after_load_checkpoint(runner, dict(state_dict=given, **parts))
 
 
-def test_weights_that_the_model_renames_are_its_own():
-    check({'0.weight': torch.ones(3, 2), '0.bias': torch.ones(3)})
-    old = {'module.0.kernel': torch.ones(3, 2), '0.bias': torch.ones(3)}
-    check(old)
-    assert list(old) == ['module.0.kernel', '0.bias']  # mmengine has still to load them.
+WEIGHTS = {
+    '0.weight': torch.ones(3, 2), '0.bias': torch.ones(3), '2.weight': torch.ones(4, 3), '2.bias': torch.ones(4)
+}  # fmt: skip
+OLD = {'module.0.kernel' if name == '0.weight' else name: value for name, value in WEIGHTS.items()}
+OTHER_HEAD = {**OLD, '2.weight': torch.ones(7, 3), '2.bias': torch.ones(7), '3.scale': torch.ones(1)}
+
+
+@pytest.fixture
+def said(monkeypatch):
+    said = []
+    monkeypatch.setattr(checkpoint_match_hook, 'print_log', lambda text, logger, level: said.append(text))
+    return said
+
+
+@pytest.mark.parametrize('trains', [False, True])
+def test_weights_that_the_model_renames_are_its_own(said, trains):
+    check(WEIGHTS, trains)
+    given = dict(OLD)
+    check(given, trains)
+    assert list(given) == list(OLD)  # mmengine has still to load them.
+    assert said == []
+
+
+@pytest.mark.parametrize('run', [dict(), dict(trains=True, resumes=True)], ids=['test', 'resume'])
+@pytest.mark.parametrize(
+    'change',
+    [{'2.bias': torch.ones(7)}, {'3.scale': torch.ones(1)}, {'module.0.kernel': None}],
+    ids=['shape', 'unexpected', 'missing'],
+)
+def test_what_does_not_load_whole_is_neither_tested_nor_resumed(change, run):
+    given = {name: value for name, value in {**OLD, **change}.items() if value is not None}
+    with pytest.raises(UserError, match=r'^checkpoint old\.pth is of another architecture than the config'):
+        check(given, **run)
+
+
+def test_a_training_that_starts_from_another_head_says_what_it_takes(said):
+    check(OTHER_HEAD, trains=True)
+    assert said == [
+        'load_from=old.pth is of another architecture than the config. Tensors by part of the model:\n'
+        '| part | taken | dropped | new |\n'
+        '| --- | --- | --- | --- |\n'
+        '| 0 | 2 | 0 | 0 |\n'
+        '| 2 | 0 | 2 | 2 |\n'
+        '| 3 | 0 | 1 | 0 |\n'
+        'of another shape: 2.weight (7, 3) instead of (4, 3), 2.bias (7,) instead of (4,)\n'
+        'not in the model: 3.scale'
+    ]
 
 
 @pytest.mark.parametrize(
-    'change',
-    [{'0.kernel': torch.ones(2, 2)}, {'1.weight': torch.ones(1)}, {'0.kernel': None}],
-    ids=['shape', 'unexpected', 'missing'],
+    ('given', 'parts'),
+    [({'4.weight': torch.ones(2)}, {}), (OTHER_HEAD, dict(meta=dict(packed=dict(version=1))))],
+    ids=['nothing', 'packed'],
 )
-def test_what_does_not_load_whole_is_refused(change):
-    given = {'0.kernel': torch.ones(3, 2), '0.bias': torch.ones(3), **change}
-    with pytest.raises(UserError, match=r'old\.pth is of another architecture .*give model\.init_cfg=dict\(type='):
-        check({name: value for name, value in given.items() if value is not None})
+def test_a_training_does_not_start_from(given, parts, said):
+    with pytest.raises(UserError, match=r'^checkpoint old\.pth is of another architecture than the config'):
+        check(given, trains=True, **parts)
+    assert said == []
 
 
 @pytest.mark.parametrize('width', [2, 5])
 def test_what_is_compared_is_what_a_resumed_average_puts_in_its_place(width):
     """A checkpoint with an average holds that as its weights; EMAHook swaps both back before they are loaded."""
     model = nn.Sequential(nn.Linear(2, 3))
-    runner = SimpleNamespace(model=model, cfg={}, _resume=True, _hooks=[], iter=0, epoch=0)
+    runner = SimpleNamespace(model=model, cfg={}, optim_wrapper=None, _resume=True, _hooks=[], iter=0, epoch=0)
     average = EMAHook()
     for hook in (CheckpointMatchHook(), average):
         Runner.register_hook(runner, hook)

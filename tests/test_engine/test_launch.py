@@ -1,50 +1,103 @@
-"""What a config gets before its Runner is built: guards against lost work, and stacked batches."""
+"""What a config gets before its Runner is built: wrappers for machines without a GPU, and stacked batches."""
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import AmpOptimWrapper
+from torch import distributed
 
-from mmgroupnet.engine.launch import add_guards, stack_batches
+from mmgroupnet.engine import launch
+from mmgroupnet.engine.launch import setup_distribution, stack_batches, use_mixed_precision
+from mmgroupnet.errors import UserError
 
 
-class TestGuards:
-    guards = ('CheckpointMatchHook', 'InvalidLossHook', 'LabelRangeHook', 'EpochSeedHook', 'PlainCheckpointHook')
-    names = [f'mmgroupnet.{guard}' for guard in guards]
+class TestWithoutGPUs:
+    """The wrappers of a distributed run; test_distributed.py has runs of two processes."""
 
-    def test_they_are_added_once(self):
-        cfg = Config(dict(custom_hooks=[dict(type='Other'), dict(type='mmgroupnet.InvalidLossHook', priority='LOW')]))
-        for _ in range(2):
-            add_guards(cfg)
-            assert sorted(hook.type for hook in cfg.custom_hooks) == sorted(['Other', *self.names])
-        assert cfg.custom_hooks[1].priority == 'LOW'
+    @pytest.fixture(autouse=True)
+    def no_gpu_and_no_processes(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+        monkeypatch.setattr(distributed, 'init_process_group', lambda *args, **kwargs: None)
 
-    def test_checkpoints_are_written_whole(self):
-        cfg = Config(dict(default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=2))))
-        add_guards(cfg)
-        assert cfg.default_hooks.checkpoint.to_dict() == dict(
-            type='CheckpointHook', interval=2, backend_args=dict(backend='mmgroupnet.atomic')
+    @staticmethod
+    def prepared(**content):
+        cfg = Config(dict(launcher='pytorch', **content))
+        setup_distribution(cfg)
+        return cfg
+
+    def test_one_is_set(self):
+        assert self.prepared(find_unused_parameters=True).model_wrapper_cfg == dict(
+            type='CPUDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=True
         )
-        cfg = Config()
-        add_guards(cfg)
-        assert cfg.default_hooks.checkpoint.backend_args.backend == 'mmgroupnet.atomic'
 
     @pytest.mark.parametrize(
-        'options',
-        [
-            dict(out_dir='s3://bucket/run'),
-            dict(backend_args=dict(backend='petrel')),
-            dict(file_client_args=dict(backend='petrel')),
-        ],
+        'kind', [{}, dict(type='MMDistributedDataParallel'), dict(type=MMDistributedDataParallel)], ids=str
     )
-    def test_checkpoints_for_elsewhere_go_where_the_config_says(self, options):
-        cfg = Config(dict(default_hooks=dict(checkpoint=dict(type='CheckpointHook', **options))))
-        add_guards(cfg)
-        assert cfg.default_hooks.checkpoint.to_dict() == dict(type='CheckpointHook', **options)
+    def test_options_of_the_user_are_kept(self, kind):
+        wrapper = self.prepared(model_wrapper_cfg=dict(static_graph=True, **kind)).model_wrapper_cfg
+        assert wrapper == dict(type='CPUDistributedDataParallel', static_graph=True)
 
-    @pytest.mark.parametrize('seed', [None, 0])
-    def test_workers_start_anew_where_a_seed_is_given(self, seed):
-        cfg = Config(dict(train_dataloader=dict(persistent_workers=True), randomness=dict(seed=seed)))
-        add_guards(cfg)
-        assert cfg.train_dataloader.persistent_workers == (seed is None)
+    def test_a_class_of_the_user_is_kept(self):
+        own = dict(type='MMSeparateDistributedDataParallel', find_unused_parameters=True)
+        assert self.prepared(model_wrapper_cfg=own).model_wrapper_cfg == own
+
+    @pytest.mark.parametrize(
+        ('strategy', 'expected'),
+        [
+            (
+                None,
+                dict(
+                    type='DDPStrategy',
+                    model_wrapper=dict(type='CPUDistributedDataParallel', broadcast_buffers=False),
+                ),
+            ),
+            (
+                dict(type='DDPStrategy', sync_bn='torch', model_wrapper=dict(static_graph=True)),
+                dict(
+                    type='DDPStrategy',
+                    sync_bn='torch',
+                    model_wrapper=dict(type='CPUDistributedDataParallel', static_graph=True),
+                ),
+            ),
+            (dict(type='FSDPStrategy'), dict(type='FSDPStrategy')),
+        ],
+        ids=['none', 'options', 'other'],
+    )
+    def test_the_flexible_runner_has_it_in_its_strategy(self, strategy, expected):
+        cfg = self.prepared(runner_type='FlexibleRunner', strategy=strategy)
+        assert cfg.strategy == expected
+        assert 'model_wrapper_cfg' not in cfg
+
+
+class TestMixedPrecision:
+    @staticmethod
+    def on(device, monkeypatch, **wrapper):
+        monkeypatch.setattr(launch, 'get_device', lambda: device)
+        cfg = Config(dict(optim_wrapper=wrapper))
+        use_mixed_precision(cfg)
+        return cfg.optim_wrapper.to_dict()
+
+    @pytest.mark.parametrize('kind', [{}, dict(type='OptimWrapper'), dict(type=AmpOptimWrapper)], ids=str)
+    def test_by_device(self, monkeypatch, kind):
+        own = dict(optimizer=dict(type='SGD'), clip_grad=dict(max_norm=1))
+        for device in ('cuda', 'npu'):
+            expected = dict(type='AmpOptimWrapper', loss_scale='dynamic', **own)
+            assert self.on(device, monkeypatch, **kind, **own) == expected
+        assert self.on('cpu', monkeypatch, **kind, **own) == dict(type='CPUAmpOptimWrapper', **own)
+
+    def test_options_of_the_user_are_kept(self, monkeypatch):
+        own = dict(type='AmpOptimWrapper', optimizer={}, loss_scale=512.0, dtype='bfloat16')
+        assert self.on('cuda', monkeypatch, **own) == own
+        assert self.on('cpu', monkeypatch, **own) == dict(type='CPUAmpOptimWrapper', optimizer={})
+
+    def test_misuse(self, monkeypatch):
+        with pytest.raises(UserError, match=r'^--amp changes an OptimWrapper .* of another kind \(ApexOptimWrapper\)'):
+            self.on('cuda', monkeypatch, type='ApexOptimWrapper', optimizer={})
+        with pytest.raises(UserError, match='^--amp changes an OptimWrapper with one optimizer'):
+            self.on('cuda', monkeypatch, constructor='Mine', generator=dict(type='OptimWrapper', optimizer={}))
+        with pytest.raises(UserError, match='^--amp: mmengine has mixed precision for cuda, npu, .* not for mps'):
+            self.on('mps', monkeypatch, optimizer={})
 
 
 class TestStackedBatches:

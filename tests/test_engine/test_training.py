@@ -109,14 +109,11 @@ class TestRefused:
         assert f'the last good checkpoint is {tmp_path}/work/{good}' in str(caught.value)
         assert [path.name for path in (tmp_path / 'work').glob('*.pth')] == [good]
 
-    @pytest.mark.parametrize('resume', [False, True])
-    def test_weights_of_another_architecture(self, trained, tmp_path, resume):
+    def test_weights_of_another_architecture(self, trained, tmp_path):
         checkpoint = str(trained / 'work/epoch_1.pth')
-        load_from = None if resume else checkpoint
-        blocks = dict(model__backbone__stage_blocks=(1, 2, 2))
-        cfg = load_tiny_run(trained, work_dir=str(tmp_path), load_from=load_from, **blocks)
+        cfg = load_tiny_run(trained, work_dir=str(tmp_path), model__backbone__stage_blocks=(1, 2, 2))
         with pytest.raises(UserError, match=r'epoch_1\.pth is of another architecture .*\d+ missing: backbone'):
-            run_training(cfg, resume=checkpoint if resume else None)
+            run_training(cfg, resume=checkpoint)
         assert not list(tmp_path.glob('*.pth'))
 
     def test_weights_of_another_architecture_in_a_test(self, trained, tmp_path):
@@ -191,6 +188,28 @@ def test_a_backbone_alone_can_be_loaded(trained, tmp_path):
     assert len(loaded) > 30
     for name, value in loaded.items():
         assert torch.equal(value, weights[name])
+
+
+def test_a_training_starts_from_a_checkpoint_with_another_head(trained, tmp_path):
+    """As every tutorial fine-tunes; the learning rate of zero leaves what was taken."""
+    checkpoint = torch.load(trained / 'work/epoch_1.pth')
+    weights = checkpoint['state_dict']
+    weights['bbox_head.conv_cls.weight'], weights['bbox_head.conv_cls.bias'] = torch.ones(5, 8, 3, 3), torch.ones(5)
+    torch.save(checkpoint, tmp_path / 'five_classes.pth')
+    cfg = load_tiny_run(
+        trained,
+        work_dir=str(tmp_path / 'work'),
+        load_from=str(tmp_path / 'five_classes.pth'),
+        train_cfg__max_epochs=1,
+        train_cfg__val_interval=2,
+        optim_wrapper__optimizer__lr=0.0,
+    )
+    own = dict(run_training(cfg).named_parameters())
+    other = [name for name, value in own.items() if value.shape != weights[name].shape]
+    assert other == ['bbox_head.conv_cls.weight', 'bbox_head.conv_cls.bias']
+    assert all(torch.equal(value, weights[name]) for name, value in own.items() if name not in other)
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert '| bbox_head | ' in log and 'of another shape: bbox_head.conv_cls.weight (5, 8, 3, 3) instead of (2, ' in log
 
 
 def test_the_learning_rate_scales(tmp_path):

@@ -102,8 +102,8 @@ def test_print_config_shows_what_is_overridden(folder):
     [
         (
             'train.py',
-            ['tiny.py', '--cfg-options', 'model.bakbone.depth=18'],
-            "--cfg-options model.bakbone.depth: model has no key 'bakbone' (did you mean 'backbone'?)",
+            ['tiny.py', '--cfg-options', 'model.backbone.num_base=2'],
+            "model.backbone: GroupNetResNet takes no argument 'num_base' (did you mean 'num_bases'?)",
         ),
         ('predict.py', ['nowhere', 'tiny.py', CHECKPOINT], 'nowhere is neither a picture nor a folder'),
         (

@@ -1,32 +1,28 @@
-"""Refuses a checkpoint of another architecture."""
+"""Says what is loaded of a checkpoint of another architecture, or refuses it."""
 
-from collections.abc import Mapping
+import logging
 
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
-from torch import nn
 
-from mmgroupnet.checkpoints.match import check_state_dict
+from mmgroupnet.checkpoints.match import check_state_dict, describe_mismatch, load_what_fits
 from mmgroupnet.checkpoints.read import is_packed, weights_of
-from mmgroupnet.errors import UserError
 from mmgroupnet.registry import HOOKS
-
-
-def _loads_whole(model: nn.Module, checkpoint: Mapping) -> bool:
-    """Whether a model that renames or reshapes weights while it loads them takes all of a checkpoint."""
-    try:
-        result = model.load_state_dict(weights_of(checkpoint), strict=False)
-    except (RuntimeError, ValueError):  # of another shape; packed where the model is float, or the other way round
-        return False
-    return not result.unexpected_keys and all(key.endswith('num_batches_tracked') for key in result.missing_keys)
 
 
 @HOOKS.register_module()
 class CheckpointMatchHook(Hook):
-    """Stops where ``load_from``, ``--resume`` or a test's checkpoint does not hold exactly the model's weights.
+    """Watches which weights of a checkpoint reach the model.
 
-    mmengine alone loads what fits, logs the rest as a warning and goes on with random weights.
+    mmengine loads what fits, logs the rest as a warning and goes on with random weights.
+
+    - What ``load_from`` starts a training from may have another head: a table says what of it is taken, what is
+      dropped, and what is new. A checkpoint of which nothing is taken is refused.
+    - A checkpoint that is resumed from or tested has to hold exactly the model's weights, or is refused.
+
     ``init_cfg=dict(type='Pretrained')`` is not concerned.
     """
 
@@ -45,14 +41,19 @@ class CheckpointMatchHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        try:
-            check_state_dict(model, checkpoint, source=runner.cfg.get('load_from') or 'to resume from')
-        except UserError as error:
-            if _loads_whole(model, checkpoint):
-                return
-            if is_packed(checkpoint):
-                raise
-            raise UserError(
-                f"{error}. To train from what fits of it, give model.init_cfg=dict(type='Pretrained', checkpoint=...) "
-                'in place of load_from'
-            ) from error
+        if not describe_mismatch(model, weights_of(checkpoint)):
+            return
+        source = runner.cfg.get('load_from') or 'to resume from'
+        transfer = None if is_packed(checkpoint) else load_what_fits(model, checkpoint)
+        if transfer is not None and transfer.is_whole():
+            return
+        # A runner that only tests leaves its optimizer a config.
+        starts_training = isinstance(runner.optim_wrapper, BaseOptimWrapper) and not runner._resume
+        if transfer is None or not transfer.taken or not starts_training:
+            check_state_dict(model, checkpoint, source)
+        print_log(
+            f'load_from={source} is of another architecture than the config. Tensors by part of the model:\n'
+            f'{transfer.table()}',
+            logger='current',
+            level=logging.WARNING,
+        )
