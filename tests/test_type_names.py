@@ -50,6 +50,16 @@ def test_classes(cfg):
     check(cfg)
 
 
+def test_what_cannot_be_imported_is_left(tmp_path):
+    (tmp_path / 'pure.py').write_text(
+        'from torch.optim import SGD\nfrom no_such_library import Part\n'
+        'optimizer = dict(type=SGD)\nother = dict(type=Part)\n'
+    )
+    cfg = load_config(str(tmp_path / 'pure.py'))
+    assert cfg.optimizer.type == 'SGD'
+    assert "type='no_such_library.Part'" in cfg.pretty_text
+
+
 def test_dotted_names(cfg, tmp_path):
     """As mmengine writes classes."""
     cfg.dump(tmp_path / 'dumped.py')
