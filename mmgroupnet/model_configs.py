@@ -3,7 +3,9 @@
 import copy
 from collections.abc import Mapping
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+
+from mmgroupnet.errors import UserError
 
 PACKED_TYPE = 'mmgroupnet.Packed'
 BINARIZED_TYPE = 'mmgroupnet.Binarized'
@@ -17,6 +19,27 @@ def is_packed_config(cfg: Config) -> bool:
 def is_binarized_config(cfg: Config) -> bool:
     """Whether the config's model is ``dict(type='mmgroupnet.Binarized', ...)``."""
     return cfg.model.get('type') == BINARIZED_TYPE
+
+
+def packed_model(model: Mapping) -> ConfigDict:
+    """The config of a model as a packed one."""
+    return ConfigDict(type=PACKED_TYPE, backbone={}, model=model)
+
+
+def binarized_model(model: Mapping, policy: list[dict]) -> ConfigDict:
+    """The config of a model as a binarised one."""
+    return ConfigDict(type=BINARIZED_TYPE, backbone={}, policy=policy, model=model)
+
+
+def check_outer_backbone(backbone: Mapping | None) -> None:
+    """Checks the ``backbone`` beside a wrapped model, which is there for mmdet's ``init_detector`` alone: that takes
+    its ``init_cfg`` away.
+
+    Raises:
+        UserError: If it holds options, which would be lost.
+    """
+    if backbone and dict(backbone) != dict(init_cfg=None):
+        raise UserError(f'backbone={dict(backbone)}: the options of a backbone belong into model.backbone, inside')
 
 
 def with_data_preprocessor(model: Mapping, data_preprocessor: Mapping | None) -> dict:

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
-from mmgroupnet.checkpoints.safe import allow_mmengine_globals
+from mmgroupnet.checkpoints.safe import register_loaders
 
 __all__ = ['MODELS', 'HOOKS', 'DATASETS', 'WEIGHT_INITIALIZERS']
 
@@ -35,5 +35,5 @@ WEIGHT_INITIALIZERS = Registry(
 )
 
 # Configs that name one part of ours import this module, whichever tool or inferencer builds them, and all of them may
-# load a checkpoint next.
-allow_mmengine_globals()
+# load a checkpoint next, which mmengine alone cannot read in torch's safe mode if its own Runner has written it.
+register_loaders()

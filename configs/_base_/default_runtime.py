@@ -10,6 +10,7 @@ default_hooks = dict(
     checkpoint_match=dict(type='mmgroupnet.CheckpointMatchHook'),  # what is loaded of a checkpoint, or why it is not
     invalid_loss=dict(type='mmgroupnet.InvalidLossHook'),  # stops where a loss is NaN or infinite
     epoch_seed=dict(type='mmgroupnet.EpochSeedHook'),  # a resumed run repeats an uninterrupted one
+    plain_checkpoint=dict(type='mmgroupnet.PlainCheckpointHook'),  # every program reads its checkpoints
 )
 # Logs once an epoch whether the binary layers are alive.
 custom_hooks = [dict(type='mmgroupnet.BinaryStatisticsHook')]

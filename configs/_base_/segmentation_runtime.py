@@ -18,6 +18,7 @@ default_hooks = dict(
     invalid_loss=dict(type='mmgroupnet.InvalidLossHook'),  # stops where a loss is NaN or infinite
     label_range=dict(type='mmgroupnet.LabelRangeHook'),  # stops at a mask with ids that are no classes
     epoch_seed=dict(type='mmgroupnet.EpochSeedHook'),  # a resumed run repeats an uninterrupted one
+    plain_checkpoint=dict(type='mmgroupnet.PlainCheckpointHook'),  # every program reads its checkpoints
 )
 log_processor = dict(by_epoch=True)
 # Logs once an epoch whether the binary layers are alive.

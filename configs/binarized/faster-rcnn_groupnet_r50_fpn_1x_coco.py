@@ -1,6 +1,6 @@
 # Faster R-CNN R50 on COCO, made binary by the default policy: Group-Net backbone, neck and head, K = 4.
 _base_ = ['mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', '../_base_/policies/groupnet_k4.py']
 
-model = dict(_delete_=True, type='mmgroupnet.Binarized', policy=_base_.policy, model=_base_.model)
+model = dict(_delete_=True, type='mmgroupnet.Binarized', backbone={}, policy=_base_.policy, model=_base_.model)
 # Logs once an epoch whether the binary layers are alive.
 custom_hooks = [dict(type='mmgroupnet.BinaryStatisticsHook')]

@@ -1,14 +1,15 @@
 """Files of packed models: written, read and checked; the format is in docs/packed_checkpoint.md."""
 
 import hashlib
+import logging
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 
 from mmgroupnet.checkpoints.match import check_state_dict
 from mmgroupnet.checkpoints.read import is_packed, read_checkpoint
-from mmgroupnet.checkpoints.write import write_checkpoint
+from mmgroupnet.checkpoints.write import as_plain, write_checkpoint
 from mmgroupnet.deploy import PackedLayer, pack_and_report
 from mmgroupnet.errors import UserError
-from mmgroupnet.model_configs import PACKED_TYPE, is_packed_config, with_data_preprocessor
+from mmgroupnet.model_configs import is_packed_config, packed_model, with_data_preprocessor
+from mmgroupnet.type_names import name_types
 
 VERSION = 1
 # How many layers an error lists before it only counts them.
@@ -27,22 +29,15 @@ _LISTED_LAYERS = 3
 
 
 def _packed_config(cfg: Config) -> Config:
-    """A copy of a config whose model is packed."""
+    """A copy of a config whose model is packed, as every inferencer reads it."""
     cfg = Config(cfg.to_dict())
-    if not is_packed_config(cfg):
-        cfg.model = ConfigDict(type=PACKED_TYPE, model=cfg.model)
+    name_types(cfg)
+    inner, beside = cfg.model, cfg.get('data_preprocessor')
+    if is_packed_config(cfg):
+        inner, beside = cfg.model.model, cfg.model.get('data_preprocessor') or beside
+    # Inferencers of mmdet and mmseg do not look beside the model.
+    cfg.model = packed_model(with_data_preprocessor(inner, beside))
     return cfg
-
-
-def _plain(value: object) -> object:
-    """Arrays and scalars of numpy become lists and numbers: the file is read without an allow-list."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(entry) for entry in value)
-    return value
 
 
 def _checksum(meta: Mapping, state_dict: Mapping[str, Tensor]) -> str:
@@ -83,7 +78,7 @@ def save_packed(
             state_dict._metadata[layer.name] = dict(version=1, packed=True)
     meta = dict(cfg=_packed_config(cfg).pretty_text, packed=dict(version=VERSION))
     if dataset_meta is not None:
-        meta['dataset_meta'] = _plain(dataset_meta)
+        meta['dataset_meta'] = as_plain(dataset_meta)
     meta['packed']['sha256'] = _checksum(meta, state_dict)
     write_checkpoint(dict(meta=meta, state_dict=state_dict), path)
 
@@ -158,7 +153,13 @@ def adopt_packed(cfg: Config, path: str | Path) -> bool:
         return False
     read_packed(path)
     if not is_packed_config(cfg):
-        cfg.model = ConfigDict(type=PACKED_TYPE, model=cfg.model)
+        cfg.model = packed_model(cfg.model)
+    if (cfg.get('test_cfg') or {}).get('fp16'):
+        print_log(
+            f'test_cfg.fp16=True: the packed layers of {path} compute in float32; those in between in half precision',
+            logger='current',
+            level=logging.WARNING,
+        )
     return True
 
 

@@ -3,18 +3,24 @@
 mmengine alone loads what fits, logs the rest as a warning and goes on with random weights.
 """
 
+import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPException
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModule, PretrainedInit
 from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import get_torchvision_models
+from mmengine.runner.checkpoint import (
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+    get_torchvision_models,
+)
 
 from mmgroupnet.checkpoints.match import describe_mismatch
-from mmgroupnet.checkpoints.read import is_local
+from mmgroupnet.checkpoints.safe import mmengine_globals
 from mmgroupnet.errors import UserError
 
 
@@ -51,45 +57,56 @@ def leave_out_pretrained(cfg: Config) -> None:
         owner[key] = None
 
 
+def _is_first_of_node() -> bool:
+    """Whether this is the first process of its machine, as its launcher says: there may be no process group yet."""
+    return not any(
+        int(os.environ.get(name) or 0) for name in ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
+    )
+
+
 def fetch_pretrained(cfg: Config) -> None:
-    """Fetches the pretrained weights that lie elsewhere than on the disk; mmengine keeps them for later.
+    """Fetches the pretrained weights that lie elsewhere than on the disk, into torch's folder of downloads, where
+    mmengine finds them later; once for each machine.
 
     Args:
         cfg: The config, as the user gave it.
 
     Raises:
-        UserError: Naming the option that leaves them out, where there is no network.
+        UserError: If weights cannot be had or read, with the option that leaves them out.
     """
+    if not _is_first_of_node():
+        return
     for _, _, path, checkpoint in find_pretrained(cfg.model):
-        if is_local(checkpoint):
-            continue
+        if checkpoint.partition('://')[0] not in _SCHEMES:
+            continue  # On the disk, or in a store that mmengine reads anew every time.
         try:
-            CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-        except (OSError, HTTPException) as error:
-            raise UserError(
-                f'{path}: {checkpoint} cannot be fetched ({error}). To start from random weights: --cfg-options '
-                f'{path}=None'
-            ) from error
+            fetch_checkpoint(checkpoint, map_location='meta')
+        except UserError as error:
+            raise UserError(f'{path}: {error}. To start from random weights: --cfg-options {path}=None') from error
 
 
-def fetch_checkpoint(source: str) -> dict:
-    """Reads a checkpoint with its data, from the disk or the network, in torch's safe mode, which mmengine's own loader
-    does not ask for.
+def fetch_checkpoint(source: str, map_location: str = 'cpu') -> dict:
+    """Reads a checkpoint, from the disk or the network, in torch's safe mode, which mmengine's own loader does not ask
+    for.
 
     Args:
-        source: A file, an ``https://`` address, or ``torchvision://`` and the name of a model.
+        source: A file, an ``https://`` address, or ``torchvision://`` or ``open-mmlab://`` and the name of a model.
+        map_location: Where its tensors go; 'meta' reads their shapes alone. Default: 'cpu'.
 
     Raises:
         UserError: If it does not exist, cannot be read (a file that carries code is not), or is no dict.
     """
     try:
-        if '://' not in source:
-            checkpoint = torch.load(source, map_location='cpu', weights_only=True)
-        else:
-            checkpoint = torch.hub.load_state_dict_from_url(_address(source), map_location='cpu', weights_only=True)
+        with mmengine_globals():
+            if '://' not in source:
+                checkpoint = torch.load(source, map_location=map_location, weights_only=True)
+            else:
+                checkpoint = torch.hub.load_state_dict_from_url(
+                    _address(source), map_location=map_location, weights_only=True
+                )
     except FileNotFoundError as error:
         raise UserError(f'checkpoint {source} does not exist') from error
-    except OSError as error:  # No network, above all.
+    except (OSError, HTTPException) as error:  # No network, above all.
         raise UserError(f'checkpoint {source} cannot be fetched: {error}') from error
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"checkpoint {source} cannot be read in torch's safe mode: {error}") from error
@@ -100,10 +117,19 @@ def fetch_checkpoint(source: str) -> dict:
 
 def _address(source: str) -> str:
     scheme, name = source.split('://')
-    address = get_torchvision_models().get(name) if scheme == 'torchvision' else source
+    address = _SCHEMES[scheme](name) if scheme in _SCHEMES else None
     if address is None or not address.startswith('https://'):
         raise UserError(f'checkpoint {source}: give a file, an https:// address or torchvision:// and a name')
     return address
+
+
+# The address of what is named behind each scheme; None where there is no model of that name.
+_SCHEMES: dict[str, Callable[[str], str | None]] = {
+    'https': lambda name: f'https://{name}',
+    'torchvision': lambda name: get_torchvision_models().get(name),
+    'open-mmlab': lambda name: get_external_models().get(get_deprecated_model_names().get(name, name)),
+    'mmcls': lambda name: get_mmcls_models().get(name),
+}
 
 
 def _pretrained_cfgs(module: BaseModule) -> Iterator[Mapping]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from mmengine.logging import print_log
 
-from mmgroupnet.checkpoints.safe import allow_mmengine_globals
+from mmgroupnet.checkpoints.safe import mmengine_globals
 from mmgroupnet.errors import UserError
 
 
@@ -35,9 +35,9 @@ def read_checkpoint(path: str | Path) -> dict:
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f'checkpoint {path} does not exist')
-    allow_mmengine_globals()
     try:
-        checkpoint = torch.load(path, map_location='meta', weights_only=True, mmap=zipfile.is_zipfile(path))
+        with mmengine_globals():
+            checkpoint = torch.load(path, map_location='meta', weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # Garbage makes the unpickler fail in any way.
         refused = isinstance(error, pickle.UnpicklingError) and re.search(r'GLOBAL (\S+)', str(error))
         if refused:
@@ -90,7 +90,8 @@ def last_finite(newest: str | Path | None) -> Path | None:
     newest = Path(newest)
     saved = saved_checkpoints(newest.parent)
     for path in saved[saved.index(newest) :] if newest in saved else []:
-        weights = torch.load(path, map_location='cpu', weights_only=True)['state_dict'].values()
+        with mmengine_globals():
+            weights = torch.load(path, map_location='cpu', weights_only=True)['state_dict'].values()
         if all(weight.isfinite().all() for weight in weights if weight.is_floating_point()):
             return path
     return None

@@ -1,17 +1,50 @@
-"""Checkpoints written whole or not at all."""
+"""Checkpoints written whole or not at all, of what torch's safe mode reads by itself."""
 
 import contextlib
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import HistoryBuffer
 
 from mmgroupnet.errors import UserError
 
 # The name by which a CheckpointHook's ``backend_args`` ask for AtomicLocalBackend.
 ATOMIC_BACKEND = 'mmgroupnet.atomic'
+
+
+def as_plain(value: object) -> object:
+    """A copy of what stands beside the weights, of what torch's safe mode reads without an allow-list.
+
+    Arrays and scalars of numpy become lists and numbers, configs dicts, and a ``HistoryBuffer`` a dict of its tensors,
+    see :func:`as_history`.
+    """
+    if isinstance(value, HistoryBuffer):
+        values, counts = (torch.from_numpy(array.copy()) for array in value.data)
+        return dict(log_history=values, count_history=counts, max_length=value.max_length)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, dict):
+        # A copy: schedulers keep a Counter, which torch knows as well as ordered dicts.
+        plain = dict(value) if isinstance(value, ConfigDict) else copy.copy(value)
+        for key, entry in value.items():
+            plain[key] = as_plain(entry)
+        return plain
+    if isinstance(value, list | tuple):
+        return type(value)(as_plain(entry) for entry in value)
+    return value
+
+
+def as_history(value: object) -> object:
+    """The ``HistoryBuffer`` that :func:`as_plain` made a dict of; anything else is returned as it is."""
+    if not isinstance(value, Mapping) or set(value) != {'log_history', 'count_history', 'max_length'}:
+        return value
+    return HistoryBuffer(value['log_history'].numpy(), value['count_history'].numpy(), value['max_length'])
 
 
 def write_checkpoint(content: Mapping, path: str | Path) -> None:

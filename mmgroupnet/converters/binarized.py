@@ -12,7 +12,7 @@ from torch import nn
 
 from mmgroupnet.converters.binarize import binarize
 from mmgroupnet.converters.report import binarization_of
-from mmgroupnet.model_configs import with_data_preprocessor
+from mmgroupnet.model_configs import check_outer_backbone, with_data_preprocessor
 from mmgroupnet.registry import MODELS
 
 
@@ -23,6 +23,7 @@ def build_binarized(
     data_preprocessor: dict | None = None,
     pretrained: None = None,
     train_cfg: None = None,
+    backbone: dict | None = None,
 ) -> nn.Module:
     """Builds a model and makes it binary.
 
@@ -36,6 +37,7 @@ def build_binarized(
             into the outermost dict. Default: None.
         pretrained: Always None, as mmseg's ``init_model`` sets it. Default: None.
         train_cfg: As ``pretrained``. Default: None.
+        backbone: Always empty: mmdet's ``init_detector`` looks for a backbone in the outermost dict. Default: None.
 
     Returns:
         The model, of a class of its own below that of the stock model; :func:`mmgroupnet.converters.binarization_of`
@@ -44,6 +46,7 @@ def build_binarized(
     Raises:
         UserError: As :func:`mmgroupnet.binarize`, or if one of the model's parts refuses its arguments.
     """
+    check_outer_backbone(backbone)
     cfg = with_data_preprocessor(model, data_preprocessor)
     built = binarize(MMENGINE_MODELS.build(copy.deepcopy(cfg)), policy)  # Detectors write into their parts' configs.
     built.__class__ = _binarized_class(type(built))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mmgroupnet.deploy.packed_layers import PackedUnit
 from mmgroupnet.deploy.packing import pack
 from mmgroupnet.errors import UserError
-from mmgroupnet.model_configs import with_data_preprocessor
+from mmgroupnet.model_configs import check_outer_backbone, with_data_preprocessor
 from mmgroupnet.registry import MODELS
 
 
@@ -33,7 +33,11 @@ def _refuse_other_weights(model: nn.Module, state_dict: Mapping[str, Tensor], pr
 
 @MODELS.register_module(name='Packed')
 def build_packed(
-    model: dict, data_preprocessor: dict | None = None, pretrained: None = None, train_cfg: None = None
+    model: dict,
+    data_preprocessor: dict | None = None,
+    pretrained: None = None,
+    train_cfg: None = None,
+    backbone: dict | None = None,
 ) -> nn.Module:
     """Builds a model and packs it, so that the weights of a packed checkpoint can be loaded.
 
@@ -43,6 +47,7 @@ def build_packed(
             into the outermost dict. Default: None.
         pretrained: Always None, as mmseg's ``init_model`` sets it. Default: None.
         train_cfg: As ``pretrained``. Default: None.
+        backbone: Always empty: mmdet's ``init_detector`` looks for a backbone in the outermost dict. Default: None.
 
     Returns:
         The packed model. It refuses other weights than those of its packed checkpoints.
@@ -50,6 +55,7 @@ def build_packed(
     Raises:
         UserError: If the model has no binary layers, or one of its parts refuses its arguments.
     """
+    check_outer_backbone(backbone)
     packed = pack(MMENGINE_MODELS.build(with_data_preprocessor(model, data_preprocessor)))
     packed.register_load_state_dict_pre_hook(_refuse_other_weights)
     return packed

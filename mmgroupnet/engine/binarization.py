@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 
 from mmgroupnet.converters.policy import parse_policy
 from mmgroupnet.errors import UserError, nearest
-from mmgroupnet.model_configs import BINARIZED_TYPE, PACKED_TYPE, type_name
+from mmgroupnet.model_configs import BINARIZED_TYPE, PACKED_TYPE, binarized_model, type_name
 
 STATISTICS_HOOK = 'mmgroupnet.BinaryStatisticsHook'
 
@@ -47,7 +47,7 @@ def binarize_config(cfg: Config, policy: list[dict]) -> None:
     kind = cfg.model.get('type')
     if kind in (BINARIZED_TYPE, PACKED_TYPE):
         raise UserError(f"--binarize: the config's model is dict(type={kind!r}, ...) already, give the one inside it")
-    cfg.model = ConfigDict(type=BINARIZED_TYPE, policy=policy, model=cfg.model)
+    cfg.model = binarized_model(cfg.model, policy)
     hooks = list(cfg.get('custom_hooks') or [])
     if type_name(dict(type=STATISTICS_HOOK)) not in map(type_name, hooks):
         cfg.custom_hooks = [*hooks, dict(type=STATISTICS_HOOK)]

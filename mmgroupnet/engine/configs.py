@@ -17,13 +17,14 @@ from mmengine.registry import MODELS, Registry
 
 import mmgroupnet.registry
 from mmgroupnet.errors import ONE_SLIP, UserError, nearest
+from mmgroupnet.type_names import name_types
 
 _ROOTS = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
 _OURS = [getattr(mmgroupnet.registry, name) for name in mmgroupnet.registry.__all__]
 
 
 def load_config(name: str) -> Config:
-    """Loads a config.
+    """Loads a config; classes in it become the names that they are registered by.
 
     Args:
         name: A file, or a config of an installed OpenMMLab library,
@@ -37,17 +38,20 @@ def load_config(name: str) -> Config:
         if find_spec(library) is None:  # mmengine would install it.
             raise UserError(f'config {name}: {library} is not installed')
         try:
-            return get_config(name)
+            cfg = get_config(name)
         except (KeyError, ValueError, FileNotFoundError) as error:
             raise UserError(f'config {name}: no installed OpenMMLab library has it ({error})') from error
-    path = Path(name)
-    if not path.is_file():
-        siblings = [str(found) for found in path.parent.glob('*.py')]
-        raise UserError(f'config {name} does not exist{nearest(str(path), siblings)}')
-    try:
-        return Config.fromfile(path)
-    except FileNotFoundError as error:  # of a base
-        raise UserError(f'config {name}: {error}') from error
+    else:
+        path = Path(name)
+        if not path.is_file():
+            siblings = [str(found) for found in path.parent.glob('*.py')]
+            raise UserError(f'config {name} does not exist{nearest(str(path), siblings)}')
+        try:
+            cfg = Config.fromfile(path)
+        except FileNotFoundError as error:  # of a base
+            raise UserError(f'config {name}: {error}') from error
+    name_types(cfg)
+    return cfg
 
 
 def resolve_type(

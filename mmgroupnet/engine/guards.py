@@ -15,6 +15,7 @@ GUARDS = dict(
     invalid_loss='mmgroupnet.InvalidLossHook',
     label_range='mmgroupnet.LabelRangeHook',
     epoch_seed='mmgroupnet.EpochSeedHook',
+    plain_checkpoint='mmgroupnet.PlainCheckpointHook',
 )
 
 

@@ -116,6 +116,9 @@ def run_training(
     cfg.load_from = found or cfg.get('load_from')
     if cfg.load_from and is_local(cfg.load_from):
         read_trainable(cfg.load_from)
+    if cfg.get('data_preprocessor'):
+        # The Runner takes it from there, but inferencers of the files that it writes do not.
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     runner = build_runner(cfg)
     check_built_parts(runner, ['train', 'val'])
     if rehearse:

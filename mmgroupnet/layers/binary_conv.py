@@ -31,7 +31,7 @@ def raise_packed(prefix: str) -> NoReturn:
     """Raises the error of float layers that are given packed weights, under the names that begin with ``prefix``."""
     raise UserError(
         f'{prefix.removesuffix(".") or "the conv"} is packed: build the model as '
-        "dict(type='mmgroupnet.Packed', model=...)"
+        "dict(type='mmgroupnet.Packed', backbone={}, model=...)"
     )
 
 

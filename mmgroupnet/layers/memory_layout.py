@@ -1,4 +1,9 @@
-"""Memory layouts: third-party modules are kept on contiguous NCHW tensors, where binary layers write channels_last."""
+"""Memory layouts: third-party modules are kept on contiguous NCHW tensors, where binary layers write channels_last.
+
+It is the readers that are guarded, not the writers: binary layers stand in the midst of other people's modules, without
+a border where maps could be turned around once. Turning them around behind every binary layer would cost a pass over
+each map, and keep nothing contiguous: the float convs of a packed model write channels_last, too.
+"""
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only

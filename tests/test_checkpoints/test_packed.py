@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import zipfile
+from unittest import mock
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 import mmgroupnet.checkpoints.packed as packed_checkpoint
-from mmgroupnet.checkpoints.packed import pack_checkpoint, read_packed, save_packed
+from mmgroupnet.checkpoints.packed import adopt_packed, pack_checkpoint, read_packed, save_packed
 from mmgroupnet.checkpoints.read import is_packed, read_checkpoint
 from mmgroupnet.deploy import pack, pack_and_report
 from mmgroupnet.deploy.packed_layers import PackedUnit
@@ -158,6 +159,22 @@ class TestPackedInConfigs:
         with pytest.raises(UserError, match="model: build_packed takes no argument 'modle'"):
             check_arguments(cfg)
 
+    @pytest.mark.parametrize('kind', ['Packed', 'Binarized'])
+    def test_options_of_the_backbone_beside_the_model_are_refused(self, tiny, kind):
+        """Nobody would read them there."""
+        model = dict(type=f'mmgroupnet.{kind}', backbone=dict(depth=34), model=tiny_config(tiny).model)
+        if kind == 'Binarized':
+            model['policy'] = []
+        with pytest.raises(UserError, match=r"^backbone={'depth': 34}: .* belong into model.backbone, inside"):
+            build(model, 'mmdet')
+
+    def test_the_file_has_a_data_preprocessor_beside_the_model_inside(self, tiny, tmp_path):
+        cfg = tiny_config(tiny)
+        cfg.data_preprocessor = expected = cfg.model.pop('data_preprocessor')
+        pack_checkpoint(cfg, tiny / 'float.pth', tmp_path / 'packed.pth')
+        found = Config.fromstring(read_packed(tmp_path / 'packed.pth')['meta']['cfg'], '.py')
+        assert found.model.model.data_preprocessor == expected
+
     def test_it_needs_binary_layers(self):
         with pytest.raises(ValueError, match='no binary layers'):
             MODELS.build(dict(type='mmgroupnet.Packed', model=dict(type='mmdet.ResNet', depth=18)))
@@ -181,6 +198,15 @@ class TestTools:
 
     def test_a_config_that_is_packed_itself(self, tiny):
         assert run_test(packed_config(tiny), str(tiny / 'packed.pth'))['coco/bbox_mAP_50'] > 0.01
+
+    def test_half_precision_gets_a_remark(self, tiny):
+        cfg = tiny_config(tiny, test_cfg__fp16=True)
+        with mock.patch('mmgroupnet.checkpoints.packed.print_log') as print_log:
+            adopt_packed(cfg, tiny / 'packed.pth')
+            adopt_packed(tiny_config(tiny), tiny / 'packed.pth')
+        ((message,), _) = print_log.call_args
+        assert re.search(r'test_cfg.fp16=True: the packed layers of \S+packed.pth compute in float32', message)
+        assert print_log.call_count == 1
 
     def test_predictions_on_pictures(self, tiny, tmp_path):
         picture = str(tiny / 'data/images/8.png')

@@ -4,7 +4,6 @@ from urllib.error import URLError
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 
 from mmgroupnet.checkpoints.pretrained import fetch_checkpoint, fetch_pretrained, find_pretrained, leave_out_pretrained
 from mmgroupnet.engine.configs import load_config
@@ -44,22 +43,57 @@ def test_leaving_them_out():
 
 @pytest.mark.parametrize('error', [URLError('Name or service not known'), IncompleteRead(b''), ConnectionError()])
 def test_no_network_is_one_line_with_the_option(monkeypatch, error):
-    def load_checkpoint(*args, **kwargs):
+    def download(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(CheckpointLoader, 'load_checkpoint', load_checkpoint)
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', download)
     cfg = load_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
     with pytest.raises(UserError) as caught:
         fetch_pretrained(cfg)
     message = str(caught.value)
-    assert message.startswith('model.backbone.init_cfg: torchvision://resnet18 cannot be fetched (')
+    assert message.startswith('model.backbone.init_cfg: checkpoint torchvision://resnet18 cannot be fetched: ')
     assert message.endswith('--cfg-options model.backbone.init_cfg=None')
     assert '\n' not in message
 
 
-def test_weights_of_the_disk_are_not_fetched(monkeypatch):
-    monkeypatch.setattr(CheckpointLoader, 'load_checkpoint', lambda *args, **kwargs: pytest.fail('fetched'))
-    fetch_pretrained(Config(dict(model=dict(init_cfg=dict(type='Pretrained', checkpoint='local.pth')))))
+class TestFetched:
+    @pytest.fixture
+    def addresses(self, monkeypatch):
+        """What is downloaded, with the options of reading it."""
+        for name in ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK'):
+            monkeypatch.delenv(name, raising=False)
+        found = []
+
+        def download(address, **options):
+            found.append(address.rpartition('/')[2])
+            assert options == dict(map_location='meta', weights_only=True)
+            return {}
+
+        monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', download)
+        return found
+
+    def test_names_of_mmengine_and_torchvision(self, addresses):
+        fetch_pretrained(config())
+        assert addresses[0].startswith('resnet50_v1c-') and addresses[1].startswith('resnet18-')
+        assert len(addresses) == 2
+
+    def test_what_torch_does_not_keep_is_left_to_mmengine(self, addresses):
+        fetch_pretrained(Config(dict(model=dict(pretrained='s3://bucket/a.pth', a=dict(pretrained='http://b/c.pth')))))
+        assert addresses == []
+
+    @pytest.mark.parametrize('launcher', ['LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK'])
+    def test_once_for_each_machine(self, addresses, monkeypatch, launcher):
+        monkeypatch.setenv(launcher, '1')
+        fetch_pretrained(config())
+        assert addresses == []
+        monkeypatch.setenv(launcher, '0')
+        fetch_pretrained(config())
+        assert len(addresses) == 2
+
+    def test_a_name_that_is_not_known(self, addresses):
+        cfg = Config(dict(model=dict(pretrained='torchvision://resnet19')))
+        with pytest.raises(UserError, match='model.pretrained: checkpoint torchvision://resnet19: give a file'):
+            fetch_pretrained(cfg)
 
 
 def test_a_checkpoint_is_fetched_with_its_data(tmp_path):

@@ -8,7 +8,6 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 
-from mmgroupnet.checkpoints.safe import allow_mmengine_globals
 from mmgroupnet.engine.hooks import ErrorDecayHook
 from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
@@ -70,7 +69,6 @@ def test_within_a_single_epoch(tmp_path):
 
 
 def test_resumed_training_goes_on(tmp_path):
-    allow_mmengine_globals()
     run(tmp_path, dict(by_epoch=True, max_epochs=2))
     seen = run(tmp_path, dict(by_epoch=True, max_epochs=5), load_from=str(tmp_path / 'epoch_2.pth'), resume=True)
     assert seen == [0.5, 0.5, 0.75, 0.75, 1, 1]

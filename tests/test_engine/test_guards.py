@@ -54,7 +54,7 @@ def test_a_config_can_go_without():
 def test_those_among_custom_hooks_are_not_doubled():
     own = [EMAHook(), EpochSeedHook(), dict(type='mmgroupnet.InvalidLossHook', priority='LOW')]
     cfg = guarded(custom_hooks=own)
-    assert sorted(guards_of(cfg)) == ['checkpoint_match', 'label_range']
+    assert sorted(guards_of(cfg)) == ['checkpoint_match', 'label_range', 'plain_checkpoint']
     assert len(cfg.custom_hooks) == 3
 
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch import nn
 
 from mmgroupnet.engine.testing import augment_test, run_test
@@ -72,6 +73,17 @@ class TestResume:
         (tmp_path / 'last_checkpoint').write_text(str(newest))
         run_training(load_tiny_run(trained, work_dir=str(tmp_path), train_cfg__max_epochs=2), resume='auto')
         assert sorted(losses(tmp_path)) == [5, 6, 7, 8]
+
+
+def test_a_data_preprocessor_beside_the_model_is_in_its_config(tmp_path):
+    """Inferencers that read the run's files do not look beside the model: they would predict without it."""
+    cfg = load_tiny_run(tmp_path, train_cfg__max_epochs=1)
+    expected = cfg.model.pop('data_preprocessor')
+    cfg.data_preprocessor = expected
+    run_training(cfg)
+    stored = torch.load(tmp_path / 'work/epoch_1.pth', weights_only=True)['meta']['cfg']
+    for found in (Config.fromstring(stored, '.py'), Config.fromfile(tmp_path / 'work/tiny.py')):
+        assert found.model.data_preprocessor == expected
 
 
 class TestRefused:

@@ -8,6 +8,7 @@ from mmgroupnet.engine.hooks.epoch_seed_hook import EpochSeedHook
 from mmgroupnet.engine.hooks.error_decay_hook import ErrorDecayHook
 from mmgroupnet.engine.hooks.invalid_loss_hook import InvalidLossHook
 from mmgroupnet.engine.hooks.label_range_hook import LabelRangeHook
+from mmgroupnet.engine.hooks.plain_checkpoint_hook import PlainCheckpointHook
 
 __all__ = [
     'BinaryStatisticsHook',
@@ -18,4 +19,5 @@ __all__ = [
     'ErrorDecayHook',
     'InvalidLossHook',
     'LabelRangeHook',
+    'PlainCheckpointHook',
 ]

@@ -1,0 +1,41 @@
+"""Every file that the tools write opens in every inferencer and init function of its library, in a fresh process."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests.inferencer_files import KINDS, write_files
+
+SCRIPT = Path(__file__).parents[1] / 'open_in_inferencers.py'
+WAYS = dict(mmdet=5, mmseg=5, mmpretrain=6)
+
+
+@pytest.mark.parametrize(
+    'library',
+    ['mmdet', pytest.param('mmseg', marks=pytest.mark.slow), pytest.param('mmpretrain', marks=pytest.mark.slow)],
+)
+def test_all_files_open_everywhere(library, tmp_path):
+    (tmp_path / 'files.json').write_text(json.dumps(write_files(tmp_path, library)))
+    environment = dict(os.environ, PYTHONPATH=str(SCRIPT.parents[1]), OMP_NUM_THREADS='1')
+    command = [sys.executable, '-W', 'ignore', str(SCRIPT), str(tmp_path / 'files.json')]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    found = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [entry for entry in found if 'error' in entry] == []
+    predictions = defaultdict(list)
+    for entry in found:
+        predictions[entry['kind']].append(torch.tensor(entry['prediction']))
+    assert {kind: len(ways) for kind, ways in predictions.items()} == dict.fromkeys(KINDS, WAYS[library])
+    binarised = {kind for kind in KINDS if kind.startswith('binarised')}
+    for group in (binarised, set(KINDS) - binarised):
+        first, *others = (prediction for kind in group for prediction in predictions[kind])
+        assert len(first) > 1
+        for other in others:
+            assert_close(other, first, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(predictions['trained'][0], predictions['binarised'][0])

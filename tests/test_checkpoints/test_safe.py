@@ -1,0 +1,101 @@
+"""The allow-list around each load: files of mmengine are read, whoever has left torch's context before."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import HOOKS
+from mmengine.runner import CheckpointLoader, load_checkpoint
+from torch import nn
+from torch.serialization import get_safe_globals, safe_globals
+
+import mmgroupnet.registry  # noqa: F401  mmengine reads by our loaders
+from mmgroupnet.checkpoints.pretrained import fetch_checkpoint
+from mmgroupnet.checkpoints.read import last_finite, read_checkpoint
+from mmgroupnet.checkpoints.safe import mmengine_globals
+from mmgroupnet.engine.training import run_training
+from tests.tiny_run import load_tiny_run
+
+
+def history(*values: float) -> HistoryBuffer:
+    buffer = HistoryBuffer()
+    for value in values:
+        buffer.update(value)
+    return buffer
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file as mmengine's own Runner writes it."""
+    hub = dict(log_scalars={'train/loss': history(1.5, 2)}, runtime_info=dict(best_score=np.float64(0.25)))
+    torch.save(dict(state_dict=nn.Linear(3, 2).state_dict(), message_hub=hub), tmp_path / 'epoch_1.pth')
+    return tmp_path / 'epoch_1.pth'
+
+
+def test_what_mmengine_stores_loads_in_safe_mode(path):
+    with mmengine_globals():
+        loaded = torch.load(path, weights_only=True)
+    assert loaded['message_hub']['log_scalars']['train/loss'].statistics('mean') == 1.75
+    assert loaded['message_hub']['runtime_info']['best_score'] == 0.25
+
+
+def test_nothing_stays_on_the_list(path):
+    before = get_safe_globals()
+    read_checkpoint(path)
+    load_checkpoint(nn.Linear(3, 2), str(path))
+    assert set(get_safe_globals()) == set(before)
+    assert HistoryBuffer not in before
+    with pytest.raises(pickle.UnpicklingError, match='HistoryBuffer'):
+        torch.load(path, weights_only=True)
+
+
+def test_entries_of_others_stay(path):
+    with safe_globals([HistoryBuffer]):
+        read_checkpoint(path)
+        assert HistoryBuffer in get_safe_globals()
+
+
+def test_every_load_works_after_somebody_has_left_the_context(path):
+    with safe_globals([HistoryBuffer, np.ndarray, np.dtype]):
+        pass
+    assert 'state_dict' in read_checkpoint(path)
+    assert last_finite(path) == path
+    assert 'state_dict' in fetch_checkpoint(str(path))
+    assert 'state_dict' in load_checkpoint(nn.Linear(3, 2), str(path))
+    assert CheckpointLoader.load_checkpoint(str(path))['message_hub']['runtime_info'] == dict(best_score=0.25)
+
+
+def test_threads_do_not_take_the_list_from_each_other(path):
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(lambda _: read_checkpoint(path), range(40)))) == 40
+
+
+@HOOKS.register_module()
+class ContextLeavingHook(Hook):
+    """Leaves the context as another library may, and notes the history that the run goes on from."""
+
+    seen: list[float] = []
+
+    def before_run(self, runner):
+        with safe_globals([HistoryBuffer, np.ndarray]):
+            pass
+
+    def before_train_epoch(self, runner):
+        self.seen.extend(runner.message_hub.get_scalar('train/loss').data[0])
+
+
+def test_a_run_goes_on_from_a_file_of_mmengine(tmp_path):
+    """Its history is taken up, too."""
+    options = dict(train_cfg__val_interval=9, default_hooks__logger__interval=4)
+    run_training(load_tiny_run(tmp_path, train_cfg__max_epochs=1, **options))
+    path = tmp_path / 'work/epoch_1.pth'
+    content = torch.load(path, weights_only=True)
+    content['message_hub']['log_scalars']['train/loss'] = history(7, 7, 7)
+    torch.save(content, path)
+    hooks = [dict(type='ContextLeavingHook')]
+    run_training(load_tiny_run(tmp_path, train_cfg__max_epochs=2, custom_hooks=hooks, **options), resume=str(path))
+    assert ContextLeavingHook.seen == [7, 7, 7]
