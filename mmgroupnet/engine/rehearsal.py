@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmgroupnet.checkpoints.read import is_local
-from mmgroupnet.engine.isolation import PROGRESS, alone, copy_model, isolated, without_step
-from mmgroupnet.engine.trial_batches import read_evaluation_batch, read_training_batches
-from mmgroupnet.engine.trial_checkpoint import check_save_best, try_checkpoint
-from mmgroupnet.engine.trial_metrics import as_samples, try_metric
-from mmgroupnet.engine.trial_stages import NotTriedError, Stages, doubt_of_hooks
+from mmgroupnet.engine.trial.batches import read_evaluation_batch, read_training_batches
+from mmgroupnet.engine.trial.checkpoint import check_save_best, try_checkpoint
+from mmgroupnet.engine.trial.isolation import PROGRESS, alone, copy_model, isolated, without_step
+from mmgroupnet.engine.trial.metrics import as_samples, try_metric
+from mmgroupnet.engine.trial.stages import NotTriedError, Stages, doubt_of_hooks
 from mmgroupnet.errors import UserError
 
 

@@ -21,10 +21,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mmgroupnet.engine.hooks import EpochSeedHook
-from mmgroupnet.engine.isolation import copy_model
 from mmgroupnet.engine.launch import CPUDistributedDataParallel, build_runner
 from mmgroupnet.engine.rehearsal import RehearsalHook
 from mmgroupnet.engine.training import run_training
+from mmgroupnet.engine.trial.isolation import copy_model
 from mmgroupnet.errors import UserError
 from tests.processes import run_in_two_processes
 from tests.test_engine.test_training import losses

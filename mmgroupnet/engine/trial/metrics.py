@@ -8,8 +8,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from mmgroupnet.engine.isolation import copy_metric
-from mmgroupnet.engine.trial_stages import DoubtfulError
+from mmgroupnet.engine.trial.isolation import copy_metric
+from mmgroupnet.engine.trial.stages import DoubtfulError
 
 # Metrics that can be computed from any batch: what fails in them would fail after the whole set, too. Others may want a
 # result for every image of a file, or two kinds of images.

@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 from torch import Tensor, distributed, nn
 from torch.utils.data import Dataset
 
-from mmgroupnet.engine.trial_stages import NotTriedError
+from mmgroupnet.engine.trial.stages import NotTriedError
 from mmgroupnet.errors import summary
 
 # Lines of the log that begin so are those of a rehearsal itself.

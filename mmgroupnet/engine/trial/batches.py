@@ -10,8 +10,8 @@ from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import BaseLoop
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from mmgroupnet.engine.isolation import copy_dataset
-from mmgroupnet.engine.trial_stages import TracedError
+from mmgroupnet.engine.trial.isolation import copy_dataset
+from mmgroupnet.engine.trial.stages import TracedError
 from mmgroupnet.errors import UserError, summary
 
 # Of one batch; those of mmdet's video data sets are pairs of numbers.
