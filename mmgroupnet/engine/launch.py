@@ -16,12 +16,14 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import distributed, nn
 
 from mmgroupnet.engine.guards import add_guards
+from mmgroupnet.engine.hooks import LabelRangeHook
 from mmgroupnet.errors import UserError
 from mmgroupnet.layers import guard_foreign_code
 from mmgroupnet.model_configs import type_name
 
 # Where mmengine's AmpOptimWrapper runs.
 _AMP_DEVICES = ('cuda', 'npu', 'mlu', 'musa')
+
 
 @MODEL_WRAPPERS.register_module()
 class CPUDistributedDataParallel(MMDistributedDataParallel):
@@ -185,4 +187,7 @@ def build_runner(cfg: Config) -> Runner:
     if not isinstance(runner.model, nn.Module):  # FlexibleRunner would build it when it starts.
         runner.model = runner.strategy.build_model(runner.model)
     guard_foreign_code(runner.model)
+    for hook in runner.hooks:
+        if isinstance(hook, LabelRangeHook):
+            hook.watch_from_the_start(runner)
     return runner

@@ -20,7 +20,7 @@ _FEW_CLASSES = 4
 # An error names so many ids.
 _LISTED_IDS = 10
 # Transforms of these packages leave ids as they are.
-_KNOWN = ('mmcv.', 'mmseg.', 'mmdet.')
+_KNOWN = ('mmcv.', 'mmseg.', 'mmdet.', 'mmgroupnet.')
 
 
 class MaskError(UserError):

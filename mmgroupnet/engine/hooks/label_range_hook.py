@@ -2,6 +2,7 @@
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from mmgroupnet.engine.checks.mask_watch import WatchedPacking, unwatch_masks, warn_of_absent_classes, watch_masks
 from mmgroupnet.registry import HOOKS
@@ -12,8 +13,9 @@ class LabelRangeHook(Hook):
     """Stops at the first mask with an id that is neither a class nor the one to ignore, or with several channels.
 
     Otherwise such an id ends training in an assertion of the loss that names no file (on a GPU, of some later kernel),
-    and an evaluation silently leaves it out. The workers look at the masks, of training in the first epoch alone; after
-    it, classes that never occurred while the ignored id did are a warning. It concerns the datasets of mmseg.
+    and an evaluation silently leaves it out. The workers look at the masks, of training in the first epoch alone where
+    they start anew for the next; after it, classes that never occurred while the ignored id did are a warning. It
+    concerns the datasets of mmseg.
     """
 
     priority = 'VERY_HIGH'  # Before the workers are started.
@@ -21,9 +23,30 @@ class LabelRangeHook(Hook):
     def __init__(self) -> None:
         self._watched: list[WatchedPacking] = []
 
+    def watch_from_the_start(self, runner: Runner) -> None:
+        """Lets the workers of all loaders that the runner will build look at the masks.
+
+        mmengine's iteration-based loop starts its workers when it is built, before it calls any hook.
+        """
+        build = runner.build_dataloader
+
+        def build_watched(*args: object, **kwargs: object) -> DataLoader:
+            loader = build(*args, **kwargs)
+            watch_masks(loader.dataset)
+            return loader
+
+        runner.build_dataloader = build_watched
+
     def before_train(self, runner: Runner) -> None:
         """Lets the workers of the training data look at the masks."""
         self._watched = watch_masks(runner.train_dataloader.dataset)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
+    ) -> None:
+        """Ends the watch after as many iterations as an epoch has: to an iteration-based loop, all is one epoch."""
+        if self._watched and runner.iter + 1 == len(runner.train_dataloader):
+            self.after_train_epoch(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Warns of classes that never occurred, once, and lets the workers of later epochs be."""

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 
 from mmgroupnet.engine.checks.mask_watch import WatchedPacking, unwatch_masks, watch_masks
 from mmgroupnet.engine.hooks import LabelRangeHook
+from mmgroupnet.engine.launch import build_runner
 from mmgroupnet.errors import UserError
 from tests.built_runs import segmentation
 
@@ -95,6 +96,35 @@ class TestHook:
         getattr(LabelRangeHook(), f'before_{stage}')(SimpleNamespace(**{f'{stage}_dataloader': data}))
         with pytest.raises(UserError, match='holds the ids 5'):
             next(iter(data))
+
+    def test_workers_that_start_with_the_loop(self, tmp_path):
+        """Those of an iteration-based one, before any hook is called."""
+        cfg = segmentation(tmp_path, [WRONG])
+        cfg.merge_from_dict(
+            dict(
+                model=dict(type='ReLU'),
+                train_cfg=dict(type='IterBasedTrainLoop', max_iters=1),
+                train_dataloader=dict(num_workers=1),
+                optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1)),
+                val_cfg=None,
+                val_dataloader=None,
+                val_evaluator=None,
+                work_dir=str(tmp_path / 'work'),
+                experiment_name=tmp_path.name,
+            )
+        )
+        batches = build_runner(cfg).train_loop.dataloader_iterator
+        with pytest.raises(UserError, match='holds the ids 5'):
+            next(batches)
+        batches._iterator._shutdown_workers()
+
+    def test_absent_classes_are_said_after_as_many_iterations_as_an_epoch_has(self, tmp_path, said):
+        data = loader(tmp_path, [WHITE, WHITE])
+        runner, hook = SimpleNamespace(train_dataloader=data, iter=0), LabelRangeHook()
+        hook.before_train(runner)
+        for count, (runner.iter, _) in zip((0, 1), enumerate(data), strict=True):
+            hook.after_train_iter(runner, 0)
+            assert len(said) == count
 
     def test_absent_classes_are_said_after_the_first_epoch(self, tmp_path, said):
         data = loader(tmp_path, [WHITE, WHITE])
