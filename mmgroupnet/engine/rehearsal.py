@@ -14,7 +14,7 @@ from mmgroupnet.checkpoints.read import is_local
 from mmgroupnet.engine.trial.batches import read_evaluation_batch, read_training_batches
 from mmgroupnet.engine.trial.checkpoint import check_save_best, try_checkpoint
 from mmgroupnet.engine.trial.isolation import PROGRESS, alone, copy_model, isolated, without_step
-from mmgroupnet.engine.trial.metrics import as_samples, try_metric
+from mmgroupnet.engine.trial.metrics import as_samples, is_one_batch_enough, try_metric
 from mmgroupnet.engine.trial.stages import NotTriedError, Stages, doubt_of_hooks
 from mmgroupnet.errors import UserError
 
@@ -89,7 +89,9 @@ def _evaluate(
     chosen_by = getattr(_checkpoint_hook(runner), 'save_best', None)
     if kind == 'val' and chosen_by and all(metrics):  # One that gives nothing yet may give it in the run.
         hint = 'Look at default_hooks.checkpoint'
-        stages.take('choosing the best checkpoint', hint, check_save_best, chosen_by, metrics)
+        if len(samples) < size and not all(map(is_one_batch_enough, loop.evaluator.metrics)):
+            doubt = 'a metric may give more values after the whole set'
+        stages.take('choosing the best checkpoint', hint, check_save_best, chosen_by, metrics, doubt=doubt)
 
 
 def _validate(stages: Stages, runner: Runner, model: nn.Module) -> None:

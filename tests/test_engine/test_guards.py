@@ -93,6 +93,11 @@ class TestCheckpoints:
         hook = dict(type='CheckpointHook', **options)
         assert guarded(default_hooks=dict(checkpoint=hook)).default_hooks.checkpoint.to_dict() == hook
 
+    def test_hooks_of_others_are_left_alone(self):
+        """They may not take the arguments of mmengine's."""
+        hook = dict(type='some.CheckpointHookOfMine', interval=2)
+        assert guarded(default_hooks=dict(checkpoint=hook)).default_hooks.checkpoint.to_dict() == hook
+
     def test_those_for_elsewhere_are_not_written_to_the_disk(self):
         hook = dict(type='CheckpointHook', out_dir='s3://bucket/run', backend_args=WHOLE)
         cfg = guarded(add_guards=False, default_hooks=dict(checkpoint=hook))

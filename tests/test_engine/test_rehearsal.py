@@ -24,7 +24,7 @@ from mmgroupnet.engine.hooks import EpochSeedHook
 from mmgroupnet.engine.launch import CPUDistributedDataParallel, build_runner
 from mmgroupnet.engine.rehearsal import RehearsalHook
 from mmgroupnet.engine.training import run_training
-from mmgroupnet.engine.trial.isolation import copy_model
+from mmgroupnet.engine.trial.isolation import copy_metric, copy_model
 from mmgroupnet.errors import UserError
 from tests.processes import run_in_two_processes
 from tests.test_engine.test_training import losses
@@ -74,14 +74,15 @@ class RehearsedModel(BaseModel):
 
 
 class RehearsedMetric(BaseMetric):
-    """A mean that may want all of a set, and may write a file."""
+    """A mean that may want all of a set, may write a file, and may give a value for every result."""
 
     default_prefix = 'toy'
 
-    def __init__(self, wanted=None, out_file_path=None):
+    def __init__(self, wanted=None, out_file_path=None, listed=False):
         super().__init__()
         self.wanted = wanted
         self.out_file_path = out_file_path
+        self.listed = listed
 
     def process(self, data_batch, data_samples):
         self.results += [float(sample['error']) for sample in data_samples]
@@ -92,7 +93,8 @@ class RehearsedMetric(BaseMetric):
         if self.out_file_path:
             assert not Path(self.out_file_path).exists()
             Path(self.out_file_path).write_text(str(len(results)))
-        return dict(error=sum(results) / len(results))
+        single = {f'error{number}': result for number, result in enumerate(results)} if self.listed else {}
+        return dict(error=sum(results) / len(results), **single)
 
 
 class RehearsedHook(Hook):
@@ -260,6 +262,11 @@ class TestLeavesNoTrace:
 class TestFinds:
     """Of mmdet's runs."""
 
+    @pytest.fixture(autouse=True)
+    def _comparisons(self, monkeypatch):
+        """Comparing the built parts would find some of it even before."""
+        monkeypatch.setattr('mmgroupnet.engine.training.check_built_parts', lambda *_: None)
+
     def test_a_pipeline_without_scale_factor(self, tmp_path):
         cfg = load_tiny_run(tmp_path)
         cfg.val_dataloader.dataset.pipeline[-1].meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape')
@@ -358,7 +365,7 @@ class TestFindsInAnyRun:
 
     def test_a_best_checkpoint_by_no_metric(self, tmp_path):
         saving = dict(type='CheckpointHook', save_best='toy/eror', rule='less')
-        cfg = numbers_run(tmp_path, default_hooks__checkpoint=saving)
+        cfg = numbers_run(tmp_path, default_hooks__checkpoint=saving, val_dataloader__batch_size=6)
         assert "save_best='toy/eror' is none of toy/error (did you mean 'toy/error'?)" in str(refusal(cfg))
 
     def test_the_traceback_is_the_cause(self, tmp_path):
@@ -386,6 +393,18 @@ class TestLetsPass:
                 'training is left out: RehearsedLoop has steps of its own',
             ),
             (dict(val_cfg__type='RehearsedValLoop'), 'validation is left out: RehearsedValLoop has steps of its own'),
+            (
+                dict(train_dataloader__sampler=None),
+                'reading training data is left out: its samplers cannot be asked for a batch (TypeError: ',
+            ),
+            (
+                dict(
+                    val_evaluator__listed=True,
+                    default_hooks__checkpoint=dict(type='CheckpointHook', save_best='toy/error5', rule='less'),
+                ),
+                "save_best='toy/error5' is none of toy/error, toy/error0, toy/error1 (did you mean 'toy/error'?). "
+                'Look at default_hooks.checkpoint. Training goes on: a metric may give more values after the whole set',
+            ),
         ],
     )
     def test_with_a_warning(self, tmp_path, parts, remark):
@@ -394,6 +413,11 @@ class TestLetsPass:
         log = log_of(cfg)
         assert remark in log
         assert log.index(remark) < re.search(r'(Epoch|Iter)\(train\)', log).start()
+
+    def test_epochs_of_a_few_batches(self, tmp_path):
+        cfg = numbers_run(tmp_path, train_dataloader__num_batch_per_epoch=2)
+        run_training(cfg)
+        assert 'left out' not in log_of(cfg)
 
     def test_a_metric_that_needs_the_whole_set_has_it(self, tmp_path):
         """Then what fails is no artefact."""
@@ -481,6 +505,23 @@ class TestCopyOfAModel:
         model = nn.utils.weight_norm(nn.Linear(3, 3))
         copied = copy_model(nn.Sequential(model))
         torch.testing.assert_close(copied[0](torch.ones(1, 3)), model(torch.ones(1, 3)))
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'copied'),
+    [
+        ('out_file_path', 'some/values.pkl', 'folder/values.pkl'),
+        ('outfile_prefix', 'some/values', 'folder/values'),
+        ('output_dir', Path('some/out'), Path('folder/out')),
+        ('layout', 'coco', 'coco'),
+    ],
+)
+def test_where_the_copy_of_a_metric_writes(tmp_path, monkeypatch, name, value, copied):
+    monkeypatch.chdir(tmp_path)
+    Path('folder').mkdir()
+    metric = RehearsedMetric()
+    setattr(metric, name, value)
+    assert getattr(copy_metric(metric, Path('folder')), name) == copied
 
 
 def _train_in_two_processes(rank, folder):

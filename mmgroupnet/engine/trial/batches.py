@@ -11,7 +11,7 @@ from mmengine.runner import BaseLoop
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mmgroupnet.engine.trial.isolation import copy_dataset
-from mmgroupnet.engine.trial.stages import TracedError
+from mmgroupnet.engine.trial.stages import NotTriedError, TracedError
 from mmgroupnet.errors import UserError, summary
 
 # Of one batch; those of mmdet's video data sets are pairs of numbers.
@@ -57,8 +57,21 @@ def _collate(collate: Callable[[Sequence], object], samples: list) -> object:
 def _first_batch(loader: DataLoader, cfg: dict, seed: int) -> tuple[Indices, int]:
     """The first batch that a loader's samplers choose in this process, and the size of the last one of an epoch.
 
-    The samplers are built anew: to iterate over an ``InfiniteSampler`` is to use it up.
+    Raises:
+        NotTriedError: If the samplers cannot be built a second time and asked.
+        UserError: If there is no batch at all.
     """
+    try:
+        first, last_size = _choose(loader, cfg, seed)
+    except Exception as error:  # Samplers are anybody's code, and were built for the run without an error.
+        raise NotTriedError(f'its samplers cannot be asked for a batch ({summary(error)})') from error
+    if not first:
+        raise UserError(f'{len(loader.dataset)} samples in batches of {cfg.get("batch_size")} make no batch')
+    return first, last_size
+
+
+def _choose(loader: DataLoader, cfg: dict, seed: int) -> tuple[Indices, int]:
+    """As :func:`_first_batch`. The samplers are built anew: to iterate over an ``InfiniteSampler`` is to use it up."""
     sampler = DATA_SAMPLERS.build(cfg['sampler'], default_args=dict(dataset=loader.dataset, seed=seed))
     if cfg.get('batch_sampler') is None:
         batches = BatchSampler(sampler, cfg['batch_size'], cfg.get('drop_last', False))
@@ -66,9 +79,7 @@ def _first_batch(loader: DataLoader, cfg: dict, seed: int) -> tuple[Indices, int
         default_args = dict(sampler=sampler, batch_size=cfg.get('batch_size'))
         batches = DATA_SAMPLERS.build(cfg['batch_sampler'], default_args=default_args)
     first = list(next(iter(batches), ()))
-    if not first:
-        raise UserError(f'{len(loader.dataset)} samples in batches of {cfg.get("batch_size")} make no batch')
-    if getattr(batches, 'drop_last', True):
+    if not first or getattr(batches, 'drop_last', True):
         return first, len(first)
     count = len(sampler)
     is_endless = sum(1 for _ in itertools.islice(sampler, count + 1)) > count
@@ -118,6 +129,7 @@ def read_training_batches(loop: BaseLoop, cfg: dict, seed: int) -> list:
         One batch or two, collated.
 
     Raises:
+        NotTriedError: If the loader's samplers or data set cannot be copied.
         TracedError: If a sample cannot be read, or samples do not go into one batch.
         UserError: If there is no batch at all.
     """
@@ -138,7 +150,7 @@ def read_evaluation_batch(loader: DataLoader, cfg: dict, seed: int) -> object:
         seed: The run's seed.
 
     Raises:
-        TracedError, UserError: As :func:`read_training_batches`.
+        NotTriedError, TracedError, UserError: As :func:`read_training_batches`.
     """
     first, _ = _first_batch(loader, cfg, seed)
     return _read(loader, [first])[0]

@@ -17,6 +17,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
+from mmengine.runner.runner import _SlicedDataset
 from torch import Tensor, distributed, nn
 from torch.utils.data import Dataset
 
@@ -180,6 +181,8 @@ def copy_dataset(dataset: Dataset) -> Dataset:
     Raises:
         NotTriedError: If a part of it cannot be copied.
     """
+    if isinstance(dataset, _SlicedDataset):  # What it hands on of the one inside would not let itself be copied.
+        return _SlicedDataset(copy_dataset(dataset._dataset), len(dataset))
     memo, inner = {}, [dataset]
     while inner:
         part = inner.pop()
@@ -204,9 +207,10 @@ def copy_metric(metric: BaseMetric, folder: Path) -> BaseMetric:
     copied = _deepcopy(metric, memo)
     copied.results.clear()
     for name, value in list(vars(copied).items()):
-        if 'out' in name and isinstance(value, str) and value:
+        is_output = any(word.startswith('out') for word in name.split('_'))  # out_file_path, outfile_prefix, output_dir
+        if is_output and isinstance(value, str | Path) and str(value):
             path = folder / Path(value).name
             if 'dir' in name:
                 path.mkdir(exist_ok=True)
-            setattr(copied, name, str(path))
+            setattr(copied, name, type(value)(path))
     return copied

@@ -20,7 +20,8 @@ _METRICS_OF_ANY_BATCH = {
 }
 
 
-def _is_one_batch_enough(metric: BaseMetric) -> bool:
+def is_one_batch_enough(metric: BaseMetric) -> bool:
+    """Whether a metric gives of one batch all values that it gives of the whole set."""
     owner = next(part for part in type(metric).__mro__ if 'compute_metrics' in vars(part))
     return owner.__name__ in _METRICS_OF_ANY_BATCH.get(owner.__module__.split('.')[0], ())
 
@@ -73,6 +74,6 @@ def try_metric(original: BaseMetric, samples: list[dict], batch: object, size: i
                 metric.img_ids = list(dict.fromkeys(truth['img_id'] for truth, _ in metric.results))
             return metric.evaluate(size)
         except Exception as error:  # Metrics are anybody's code.
-            if len(samples) >= size or _is_one_batch_enough(metric):
+            if len(samples) >= size or is_one_batch_enough(metric):
                 raise
             raise DoubtfulError(f'{type(metric).__name__} may need more than one batch') from error
