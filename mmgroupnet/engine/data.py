@@ -31,6 +31,12 @@ def _expected_paths(dataset: Mapping) -> Iterator[Path]:
             yield root / prefix
 
 
+def _pictures_are_elsewhere(dataset: Mapping) -> bool:
+    """Whether the pipeline takes pictures from a backend of its own, such as an LMDB beside annotations on the disk."""
+    transforms = [part for part in dataset.get('pipeline') or () if isinstance(part, Mapping)]
+    return any(part.get('backend_args') or part.get('file_client_args') for part in transforms)
+
+
 def _check_classes(dataset: Mapping, name: str) -> None:
     """Checks that classes are a list of different names; one string is a file of names, or a lost comma."""
     metainfo = dataset.get('metainfo')
@@ -64,8 +70,11 @@ def _check_dataset(dataset: Mapping, name: str, scope: str | None) -> None:
             f'Link your copy: ln -sn /path/to/{folder.name} {folder}'
         )
     for path in expected:
+        is_annotation = path == expected[0] and dataset.get('ann_file')
         if not path.exists():
-            kind = 'annotation file' if path == expected[0] and dataset.get('ann_file') else 'image folder'
+            if not is_annotation and _pictures_are_elsewhere(dataset):
+                continue
+            kind = 'annotation file' if is_annotation else 'image folder'
             raise UserError(
                 f'{kind} {path} ({name}) does not exist. Expected: {", ".join(str(path) for path in expected)}'
             )

@@ -110,6 +110,18 @@ def test_data_that_is_not_on_this_disk(cfg):
     check_data(cfg, ['train_dataloader'])
 
 
+@pytest.mark.parametrize('option', ['backend_args', 'file_client_args'])
+def test_pictures_that_are_not_on_this_disk(cfg, option):
+    """Beside annotations that are."""
+    dataset = cfg.train_dataloader.dataset
+    dataset.data_prefix.img = 'elsewhere'
+    refuse(cfg, 'elsewhere (train_dataloader) does not exist')
+    dataset.pipeline[0][option] = dict(backend='lmdb', db_path='pictures.lmdb')
+    check_data(cfg, LOADERS)
+    dataset.ann_file = 'annotations/other.json'
+    refuse(cfg, 'other.json (train_dataloader) does not exist')
+
+
 def test_a_missing_folder_of_a_set_that_names_no_files(cfg, tmp_path):
     cfg.default_scope = 'mmpretrain'
     cfg.train_dataloader.dataset = dict(type='ImageNet', data_root=str(tmp_path / 'imagenet'), split='train')

@@ -70,6 +70,8 @@ def class_heads(model: nn.Module) -> Iterator[ClassHead]:
             num_classes = getattr(head, 'num_classes', None)
             if not isinstance(num_classes, int) or num_classes < 1 or getattr(head, 'class_agnostic', False):
                 continue
+            if num_classes == getattr(head, 'out_channels', None) == 1:
+                continue  # One channel tells two classes of mmseg apart.
             if place == 'data_preprocessor' and not getattr(head, 'to_onehot', False):
                 continue  # mmpretrain's counts classes for mixed labels alone.
             if any(own in base.__name__ for base in type(head).__mro__ for own in _OWN_CLASSES):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mmgroupnet.engine.checks.classes import classes_of
-from mmgroupnet.engine.checks.samples import spread, transforms_of
+from mmgroupnet.engine.checks.samples import LIBRARIES, spread, transforms_of
 from mmgroupnet.errors import UserError
 
 # Masks of a data set that are looked at before the first step.
@@ -19,8 +19,6 @@ _LOOKED_AT = 8
 _FEW_CLASSES = 4
 # An error names so many ids.
 _LISTED_IDS = 10
-# Transforms of these packages leave ids as they are.
-_KNOWN = ('mmcv.', 'mmseg.', 'mmdet.', 'mmgroupnet.')
 
 
 class MaskError(UserError):
@@ -137,7 +135,7 @@ def check_masks(dataset: Dataset, owner: str) -> None:
     load = next((transform for transform in transforms if getattr(transform, 'with_seg', False)), None)
     if rule is None or load is None:
         return
-    if any(not type(transform).__module__.startswith(_KNOWN) for transform in transforms):
+    if any(not type(transform).__module__.startswith(LIBRARIES) for transform in transforms):
         return
     seen: set[int] = set()
     numbers = spread(len(dataset), _LOOKED_AT)

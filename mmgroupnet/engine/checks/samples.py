@@ -15,6 +15,8 @@ from mmgroupnet.engine.checks.heads import ClassHead
 from mmgroupnet.errors import UserError, nearest
 
 _LOOKED_AT = 32
+# Parts of these packages read and write what their names say; what those of others do nobody knows.
+LIBRARIES = ('mmcv.', 'mmengine.', 'mmdet.', 'mmseg.', 'mmpretrain.', 'mmgroupnet.')
 
 
 def innermost(dataset: Dataset) -> Iterator[Dataset]:
@@ -44,9 +46,16 @@ def transforms_of(dataset: Dataset) -> list:
 
 
 def _reads(dataset: Dataset) -> list[str]:
-    """The keys of the files on this disk that the pipeline reads, and cannot do without."""
+    """The keys of the files on this disk that the pipeline reads, and cannot do without.
+
+    A data set or a transform of somebody's own may fetch files before they are read.
+    """
+    if not type(dataset).prepare_data.__module__.startswith(LIBRARIES):
+        return []
     keys = []
     for transform in transforms_of(dataset):
+        if not type(transform).__module__.startswith(LIBRARIES):
+            break
         if any(getattr(transform, name, None) for name in ('backend_args', 'file_client_args', 'ignore_empty')):
             return []
         name = type(transform).__name__

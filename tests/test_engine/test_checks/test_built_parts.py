@@ -3,14 +3,12 @@
 import gc
 import json
 import re
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from mmgroupnet.engine.checks.built_parts import _model
 from mmgroupnet.engine.training import run_training
 from mmgroupnet.errors import UserError
 from tests.built_runs import check, classification, detection, edit, segmentation
@@ -54,6 +52,13 @@ def refuse(cfg, message, **options):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         check(cfg, **options)
     assert '\n' not in str(caught.value)
+
+
+class Fetch:
+    """A transform that brings the pictures of a data set."""
+
+    def __call__(self, sample):
+        return sample
 
 
 class TestGoodRuns:
@@ -432,6 +437,12 @@ class TestSamples:
         cfg.val_dataloader.dataset.pipeline[0].ignore_empty = True
         check(cfg)
 
+    def test_a_picture_that_a_transform_may_fetch(self, cfg, tmp_path):
+        picture = tmp_path / 'data/images/11.png'
+        picture.unlink()
+        cfg.val_dataloader.dataset.pipeline.insert(0, dict(type=Fetch))
+        check(cfg)
+
     def test_a_missing_mask(self, tmp_path):
         cfg = segmentation(tmp_path, [np.eye(16, dtype=np.uint8)] * 2)
         (tmp_path / 'mask/1.png').unlink()
@@ -478,14 +489,6 @@ class TestSamples:
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
             loader.dataset.pipeline.insert(2, dict(type='From255'))
         check(cfg, head='decode_head')
-
-
-def test_the_model_of_a_run_that_has_none_yet(cfg):
-    """As FlexibleRunner."""
-    state, plain = torch.get_rng_state(), cfg.model.to_dict()
-    assert _model(SimpleNamespace(model=cfg.model, cfg=cfg)).bbox_head.num_classes == 2
-    assert torch.equal(torch.get_rng_state(), state)
-    assert cfg.model.to_dict() == plain
 
 
 def test_training_is_refused_before_its_first_step(cfg, tmp_path):

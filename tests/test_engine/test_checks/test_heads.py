@@ -82,6 +82,15 @@ def test_masks_for_any_class_are_not_counted():
     assert list(class_heads(model)) == []
 
 
+@pytest.mark.parametrize('num_classes', [1, 2])
+def test_one_channel_for_two_classes(num_classes):
+    head = nn.Module()
+    head.num_classes, head.out_channels = num_classes, 1
+    model = nn.Module()
+    model.decode_head = head
+    assert [head.num_classes for head in class_heads(model)] == [2] * (num_classes == 2)
+
+
 class TestCheckHead:
     panoptic = SimpleNamespace(metainfo=dict(classes=('a', 'b', 'c'), thing_classes=('a',)))
 
