@@ -25,6 +25,15 @@ from mmgroupnet.model_configs import type_name
 _AMP_DEVICES = ('cuda', 'npu', 'mlu', 'musa')
 
 
+def synchronised_norms(model: nn.Module) -> list[nn.Module]:
+    """The batch norms of a model whose statistics are of all processes."""
+    return [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, nn.SyncBatchNorm) or type(layer).__module__ == 'mmcv.ops.sync_bn'
+    ]
+
+
 @MODEL_WRAPPERS.register_module()
 class CPUDistributedDataParallel(MMDistributedDataParallel):
     """Distributed training without GPUs.
@@ -38,10 +47,7 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
     """
 
     def __init__(self, module: nn.Module, **kwargs) -> None:
-        if any(
-            isinstance(layer, nn.SyncBatchNorm) or type(layer).__module__ == 'mmcv.ops.sync_bn'
-            for layer in module.modules()
-        ):
+        if synchronised_norms(module):
             print_log(
                 'No GPU: synchronised batch norms become ordinary ones, with the statistics of each process alone',
                 logger='current',

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmgroupnet.checkpoints.read import is_local
+from mmgroupnet.engine.launch import synchronised_norms
 from mmgroupnet.engine.trial.batches import read_evaluation_batch, read_training_batches
 from mmgroupnet.engine.trial.checkpoint import check_save_best, try_checkpoint
 from mmgroupnet.engine.trial.isolation import PROGRESS, alone, copy_model, isolated, without_step
@@ -130,7 +131,6 @@ def _rehearse(runner: Runner, model: nn.Module) -> Stages:
         UserError: If one of them fails.
     """
     stages = Stages()
-    is_first, world_size = is_main_process(), get_world_size()
     with isolated(runner):
         try:
             copied = copy_model(model)
@@ -138,16 +138,16 @@ def _rehearse(runner: Runner, model: nn.Module) -> Stages:
             stages.leave_out('training and validation', str(error))
         else:
             copied.train()
-            if world_size > 1:  # Their statistics are of all processes, and this is one alone.
-                for module in copied.modules():
-                    if isinstance(module, nn.SyncBatchNorm) or type(module).__module__ == 'mmcv.ops.sync_bn':
-                        module.eval()
+            if get_world_size() > 1:  # Their statistics are of all processes, and this is one alone.
+                for norm in synchronised_norms(copied):
+                    norm.eval()
             _train(stages, runner, copied)
             copied.eval()
             _validate(stages, runner, copied)
             _test(stages, runner, copied)
+            del copied  # Before the memory is counted anew.
         hook = _checkpoint_hook(runner)
-        if hook is not None and is_first and is_local(hook.out_dir):
+        if hook is not None and is_main_process() and is_local(hook.out_dir):
             runner.logger.info(f'{PROGRESS}: a checkpoint')
             hint = f'Look at the free space and the rights of {hook.out_dir}'
             stages.take('writing a checkpoint', hint, try_checkpoint, runner, hook)

@@ -1,12 +1,15 @@
 """COCO annotation files, read along while data sets and evaluators load them: their content is gone afterwards."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from weakref import WeakKeyDictionary
+
+from mmengine.logging import print_log
 
 from mmgroupnet.errors import UserError
 
@@ -52,9 +55,13 @@ class AnnotationFile:
             for part in _READ
             for field in (*_READ[part], *_EVALUATED.get(part, ()))
         }
-        labels = Counter(annotation.get('category_id') for annotation in annotations)
+        labels = {annotation.get('category_id') for annotation in annotations}
         #: Categories of annotations that are in no list, and those in the list without an annotation.
-        self.unlisted, self.unused = sorted(set(labels) - set(self.names), key=str), set(self.names) - set(labels)
+        self.unlisted, self.unused = sorted(labels - set(self.names), key=str), set(self.names) - labels
+        #: Whether annotations are counted from another number than the list, or have nothing to do with it.
+        self.is_numbered_anew = labels.isdisjoint(self.names) or any(
+            all(isinstance(label, int) and label + shift in self.names for label in labels) for shift in (-1, 1)
+        )
         self.has_annotation_0 = any(annotation.get('id') == 0 for annotation in annotations)
         self.repeated = {part: _repeated(entry.get('id') for entry in entries[part]) for part in _READ}
 
@@ -86,21 +93,26 @@ class AnnotationFile:
                     'be seen; number them anew'
                 )
 
-
     def check_category_ids(self) -> None:
         """Checks that annotations are of the categories in the file; readers leave out all others without a word.
 
+        Where categories have no annotations while others, that are not listed, have some, it is a warning: the list may
+        be of some of the categories.
+
         Raises:
-            UserError: If categories have no annotations while others, that are not listed, have some: as where one list
-                is counted from 0 and the other from 1.
+            UserError: If the list cannot be that of the annotations, as where one is counted from 0 and the other from
+                1.
         """
         if self.unlisted and self.unused and not self.is_panoptic and not self.lacking['annotations', 'category_id']:
-            raise UserError(
+            message = (
                 f'annotation file {self.path}: there are annotations of the category ids '
                 f'{", ".join(map(str, self.unlisted[:10]))}, which its list of categories has not, and none of '
                 f'{", ".join(repr(self.names[number]) for number in list(self.unused)[:10])}. They would be left out: '
                 'give annotations and categories the same ids'
             )
+            if self.is_numbered_anew:
+                raise UserError(message)
+            print_log(message, logger='current', level=logging.WARNING)
 
 
 class AnnotationFiles:

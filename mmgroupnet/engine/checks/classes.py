@@ -44,7 +44,8 @@ def check_categories(
 ) -> None:
     """Compares the classes of a config with the categories of an annotation file.
 
-    mmdet numbers labels in the order of the *file*, and leaves out a class that it lacks: all after it move up.
+    mmdet numbers labels in the order of the *file*, and leaves out a class that it lacks: all after it move up. Where
+    there is none after it, training goes well, and it is a warning; an evaluation meets a label without a category.
 
     Args:
         classes: The classes of the config.
@@ -62,6 +63,14 @@ def check_categories(
     lacking = [name for name in classes if name not in names]
     if lacking:
         free = [name for name in names if name not in classes]
+        if owner == 'train_dataloader' and read and not free and read == classes[: len(read)]:
+            print_log(
+                f'annotation file {file.path} ({owner}) has no category {few_names(lacking)}: no example of it is '
+                'learnt from this file',
+                logger='current',
+                level=logging.WARNING,
+            )
+            return
         message = (
             f'annotation file {file.path} ({owner}) has no category '
             f'{", ".join(f"{name!r}{nearest(name, free)}" for name in lacking[:10])}'

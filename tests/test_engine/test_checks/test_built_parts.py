@@ -32,7 +32,7 @@ def cfg(tmp_path):
 def warnings(monkeypatch):
     """What is warned of."""
     said = []
-    for module in ('classes', 'evaluators', 'masks', 'samples'):
+    for module in ('annotation_files', 'classes', 'evaluators', 'masks', 'samples'):
         monkeypatch.setattr(
             f'mmgroupnet.engine.checks.{module}.print_log', lambda message, **options: said.append(message)
         )
@@ -118,6 +118,19 @@ class TestClasses:
             "'red'?): it has 'red', 'blue', the classes of the config are 'green', 'rde', 'blue'",
             num_classes=3,
         )
+
+    def test_a_last_class_that_only_the_training_lacks(self, cfg, tmp_path, warnings):
+        """As one of several files may; no label moves."""
+        edit(annotations(tmp_path), lambda file: file.update(categories=file['categories'][:1]))
+        check(cfg)
+        assert warnings == [
+            f"annotation file {annotations(tmp_path)} (train_dataloader) has no category 'blue': no example of it is "
+            'learnt from this file'
+        ]
+
+    def test_a_first_class_that_only_the_training_lacks(self, cfg, tmp_path):
+        edit(annotations(tmp_path), lambda file: file.update(categories=file['categories'][1:]))
+        refuse(cfg, f"{annotations(tmp_path)} (train_dataloader) has no category 'red'")
 
     def test_a_class_that_only_the_validation_lacks(self, cfg, tmp_path):
         edit(annotations(tmp_path, 'val'), lambda file: file.update(categories=file['categories'][:1]))
@@ -330,6 +343,17 @@ class TestAnnotationFiles:
             f'annotation file {annotations(tmp_path)}: there are annotations of the category ids 0, which its list of '
             "categories has not, and none of 'blue'",
         )
+
+    def test_a_list_of_some_of_the_categories(self, cfg, tmp_path, warnings):
+        def change(file):
+            file['categories'] += [dict(id=3, name='rare')]
+            for number in (0, 1):
+                file['annotations'][number]['category_id'] = 7
+
+        edit(annotations(tmp_path), change)
+        check(cfg)
+        said = "there are annotations of the category ids 7, which its list of categories has not, and none of 'rare'"
+        assert [said in warning for warning in warnings] == [True]
 
     def test_no_picture_of_this_ending(self, tmp_path):
         cfg = segmentation(tmp_path, [np.eye(16, dtype=np.uint8)])
