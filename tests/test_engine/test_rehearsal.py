@@ -6,6 +6,7 @@ import os
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, HOOKS, LOOPS, METRICS, MODELS, RUNNERS
 from mmengine.runner import IterBasedTrainLoop, ValLoop
@@ -24,7 +26,7 @@ from mmgroupnet.engine.hooks import EpochSeedHook
 from mmgroupnet.engine.launch import CPUDistributedDataParallel, build_runner
 from mmgroupnet.engine.rehearsal import RehearsalHook
 from mmgroupnet.engine.training import run_training
-from mmgroupnet.engine.trial.isolation import copy_metric, copy_model
+from mmgroupnet.engine.trial.isolation import copy_metric, copy_model, isolated
 from mmgroupnet.errors import UserError
 from tests.processes import run_in_two_processes
 from tests.test_engine.test_training import losses
@@ -522,6 +524,21 @@ def test_where_the_copy_of_a_metric_writes(tmp_path, monkeypatch, name, value, c
     metric = RehearsedMetric()
     setattr(metric, name, value)
     assert getattr(copy_metric(metric, Path('folder')), name) == copied
+
+
+def test_a_gpu_that_is_lost_does_not_hide_why(monkeypatch):
+    def refuse():
+        raise RuntimeError('device-side assert triggered')
+
+    runner = SimpleNamespace(
+        logger=MMLogger.get_current_instance(),
+        message_hub=SimpleNamespace(log_scalars={}, runtime_info={}),
+        visualizer=SimpleNamespace(dataset_meta=None),
+    )
+    with pytest.raises(UserError, match='why'), isolated(runner):
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+        monkeypatch.setattr(torch.cuda, 'empty_cache', refuse)
+        raise UserError('why')
 
 
 def _train_in_two_processes(rank, folder):

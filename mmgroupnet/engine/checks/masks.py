@@ -74,7 +74,7 @@ class MaskRule:
             raise MaskError(
                 f'mask {name} holds the ids {listed}: {self.dataset} has the {count} classes 0 to {count - 1} and '
                 f'{self.ignored} for what is ignored; convert the masks (tools/dataset_converters) or give the dataset '
-                'its classes (metainfo, reduce_zero_label)'
+                'its classes (metainfo, reduce_zero_label) and the ignore_index of the head and the metric'
             )
         return ids
 
