@@ -17,7 +17,7 @@ from mmgroupnet.engine.checks.classes import (
     has_own_classes,
 )
 from mmgroupnet.engine.checks.evaluators import check_metric, names_by_label
-from mmgroupnet.engine.checks.heads import class_heads, has_text_classes
+from mmgroupnet.engine.checks.heads import class_heads, has_text_classes, ignored_ids
 from mmgroupnet.engine.checks.masks import check_masks
 from mmgroupnet.engine.checks.samples import check_files, check_labels, check_xml_names, innermost
 from mmgroupnet.engine.data import few_names
@@ -76,7 +76,6 @@ def _check_dataset(dataset: BaseDataset, files: AnnotationFiles, owner: str) -> 
     check_folders(dataset, owner)
     check_files(dataset, owner)
     check_xml_names(dataset, owner)
-    check_masks(dataset, owner)
 
 
 def _labels_of_checkpoint(runner: Runner) -> tuple[list[str], str] | None:
@@ -116,6 +115,7 @@ def check_built_parts(runner: Runner, stages: list[str]) -> None:
                 check_head(head, dataset, owner)
             if isinstance(dataset, BaseDataset):
                 _check_dataset(dataset, files, owner)
+                check_masks(dataset, owner, ignored_ids(model))
                 check_labels(dataset, heads, owner)
         for metric in getattr(getattr(runner, f'{stage}_evaluator', None), 'metrics', ()):
             check_metric(metric, files, datasets, owner)

@@ -44,6 +44,12 @@ def has_text_classes(model: nn.Module) -> bool:
     return hasattr(model, 'language_model') or hasattr(model, 'text_encoder')
 
 
+def ignored_ids(model: nn.Module) -> set[int]:
+    """The ids in masks that the heads of mmseg leave out, whatever the data set says: nothing of mmseg asks that."""
+    heads = [module for module in model.modules() if hasattr(module, 'num_classes')]
+    return {head.ignore_index for head in heads if isinstance(getattr(head, 'ignore_index', None), int)}
+
+
 def class_heads(model: nn.Module) -> Iterator[ClassHead]:
     """Finds the heads of a model whose classes are those of its data.
 

@@ -1,6 +1,6 @@
 """A look at every mask in the workers that load it, where it costs the run nothing."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch.utils.data import Dataset
@@ -48,16 +48,17 @@ def _pipelines(dataset: Dataset) -> Iterator[list]:
             yield from _pipelines(one)
 
 
-def watch_masks(dataset: Dataset) -> list[WatchedPacking]:
+def watch_masks(dataset: Dataset, ignored: Collection[int] = ()) -> list[WatchedPacking]:
     """Lets the workers of a data set look at every mask that they pack.
 
     Args:
         dataset: The data set, wrapped or not; its pipelines are changed in place, once.
+        ignored: Ids that the heads ignore. Default: none.
 
     Returns:
         Those who watch.
     """
-    rule = rule_of(next(innermost(dataset)))
+    rule = rule_of(next(innermost(dataset)), ignored)
     watched = []
     for transforms in _pipelines(dataset) if rule is not None else ():
         if transforms and type(transforms[-1]).__name__ == 'PackSegInputs':

@@ -1,6 +1,7 @@
 """Masks for segmentation: ids that are no classes, masks in colours, classes that never occur."""
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 import cv2
@@ -43,12 +44,14 @@ class MaskRule:
 
     Args:
         dataset: A data set of mmseg, or one like them, with ``ignore_index`` and classes.
+        ignored: Ids besides that one which the heads ignore. Default: none.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, ignored: Collection[int] = ()) -> None:
         self.dataset = type(dataset).__name__
         self.classes = classes_of(dataset)
         self.ignored = dataset.ignore_index
+        self.passed = {self.ignored, *ignored}
 
     def check(self, sample: dict) -> list[int]:
         """Checks the mask of a sample, ``gt_seg_map``.
@@ -68,7 +71,7 @@ class MaskRule:
             )
         ids = ids_of(mask)
         count = len(self.classes)
-        wrong = [found for found in ids if not 0 <= found < count and found != self.ignored]
+        wrong = [found for found in ids if not 0 <= found < count and found not in self.passed]
         if wrong:
             listed = ', '.join(map(str, wrong[:_LISTED_IDS])) + (', ...' if len(wrong) > _LISTED_IDS else '')
             raise MaskError(
@@ -98,11 +101,11 @@ class MaskRule:
             )
 
 
-def rule_of(dataset: Dataset) -> MaskRule | None:
+def rule_of(dataset: Dataset, ignored: Collection[int] = ()) -> MaskRule | None:
     """The rule for the masks of a data set, or None where its masks, if it has any, do not hold its classes."""
     if getattr(dataset, 'ignore_index', None) is None or not classes_of(dataset):
         return None
-    return MaskRule(dataset)
+    return MaskRule(dataset, ignored)
 
 
 def _check_depth(path: str) -> None:
@@ -118,7 +121,7 @@ def _check_depth(path: str) -> None:
         )
 
 
-def check_masks(dataset: Dataset, owner: str) -> None:
+def check_masks(dataset: Dataset, owner: str, ignored: Collection[int] = ()) -> None:
     """Checks a few masks of a data set before the first step.
 
     Where transforms of other people may change the ids, nothing is said: the workers will see.
@@ -126,11 +129,12 @@ def check_masks(dataset: Dataset, owner: str) -> None:
     Args:
         dataset: The data set, without wrappers.
         owner: Whose it is, as 'train_dataloader'.
+        ignored: Ids that the heads ignore. Default: none.
 
     Raises:
         MaskError: As of :meth:`MaskRule.check`, and if ids take more than 8 bits.
     """
-    rule = rule_of(dataset)
+    rule = rule_of(dataset, ignored)
     transforms = transforms_of(dataset)
     load = next((transform for transform in transforms if getattr(transform, 'with_seg', False)), None)
     if rule is None or load is None:

@@ -4,6 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from mmgroupnet.engine.checks.heads import ignored_ids
 from mmgroupnet.engine.checks.mask_watch import WatchedPacking, unwatch_masks, warn_of_absent_classes, watch_masks
 from mmgroupnet.registry import HOOKS
 
@@ -32,14 +33,14 @@ class LabelRangeHook(Hook):
 
         def build_watched(*args: object, **kwargs: object) -> DataLoader:
             loader = build(*args, **kwargs)
-            watch_masks(loader.dataset)
+            watch_masks(loader.dataset, ignored_ids(runner.model))
             return loader
 
         runner.build_dataloader = build_watched
 
     def before_train(self, runner: Runner) -> None:
         """Lets the workers of the training data look at the masks."""
-        self._watched = watch_masks(runner.train_dataloader.dataset)
+        self._watched = watch_masks(runner.train_dataloader.dataset, ignored_ids(runner.model))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
@@ -56,8 +57,8 @@ class LabelRangeHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         """Lets the workers of the validation data look at the masks."""
-        watch_masks(runner.val_dataloader.dataset)
+        watch_masks(runner.val_dataloader.dataset, ignored_ids(runner.model))
 
     def before_test(self, runner: Runner) -> None:
         """Lets the workers of the test data look at the masks."""
-        watch_masks(runner.test_dataloader.dataset)
+        watch_masks(runner.test_dataloader.dataset, ignored_ids(runner.model))

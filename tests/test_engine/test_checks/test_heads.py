@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmgroupnet.engine.checks.classes import check_head
-from mmgroupnet.engine.checks.heads import ClassHead, class_heads, has_text_classes
+from mmgroupnet.engine.checks.heads import ClassHead, class_heads, has_text_classes, ignored_ids
 from mmgroupnet.errors import UserError
 from tests.tiny_run import CONFIG
 
@@ -80,6 +80,13 @@ def test_masks_for_any_class_are_not_counted():
     model.mask_head = nn.Module()
     model.mask_head.num_classes, model.mask_head.class_agnostic = 1, True
     assert list(class_heads(model)) == []
+
+
+def test_ids_that_heads_ignore():
+    model = nn.Module()
+    model.decode_head, model.loss = nn.Module(), nn.Module()
+    model.decode_head.num_classes, model.decode_head.ignore_index, model.loss.ignore_index = 2, 254, -100
+    assert ignored_ids(model) == {254}
 
 
 @pytest.mark.parametrize('num_classes', [1, 2])

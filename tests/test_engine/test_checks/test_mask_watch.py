@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from torch import nn
 
 from mmgroupnet.engine.checks.mask_watch import WatchedPacking, unwatch_masks, watch_masks
 from mmgroupnet.engine.hooks import LabelRangeHook
@@ -93,7 +94,8 @@ class TestHook:
     @pytest.mark.parametrize('stage', ['train', 'val', 'test'])
     def test_all_loaders_are_watched(self, tmp_path, stage):
         data = loader(tmp_path, [WRONG])
-        getattr(LabelRangeHook(), f'before_{stage}')(SimpleNamespace(**{f'{stage}_dataloader': data}))
+        runner = SimpleNamespace(model=nn.Module(), **{f'{stage}_dataloader': data})
+        getattr(LabelRangeHook(), f'before_{stage}')(runner)
         with pytest.raises(UserError, match='holds the ids 5'):
             next(iter(data))
 
@@ -120,7 +122,7 @@ class TestHook:
 
     def test_absent_classes_are_said_after_as_many_iterations_as_an_epoch_has(self, tmp_path, said):
         data = loader(tmp_path, [WHITE, WHITE])
-        runner, hook = SimpleNamespace(train_dataloader=data, iter=0), LabelRangeHook()
+        runner, hook = SimpleNamespace(model=nn.Module(), train_dataloader=data, iter=0), LabelRangeHook()
         hook.before_train(runner)
         for count, (runner.iter, _) in zip((0, 1), enumerate(data), strict=True):
             hook.after_train_iter(runner, 0)
@@ -128,7 +130,7 @@ class TestHook:
 
     def test_absent_classes_are_said_after_the_first_epoch(self, tmp_path, said):
         data = loader(tmp_path, [WHITE, WHITE])
-        runner, hook = SimpleNamespace(train_dataloader=data), LabelRangeHook()
+        runner, hook = SimpleNamespace(model=nn.Module(), train_dataloader=data), LabelRangeHook()
         hook.before_train(runner)
         for _ in range(2):
             for _ in data:

@@ -46,6 +46,13 @@ def test_what_another_data_set_ignores():
         ids([[0, 255]], ignore_index=9)
 
 
+def test_what_heads_ignore():
+    sample = dict(gt_seg_map=np.array([[0, 254, 255]]), seg_map_path='one.png')
+    assert MaskRule(Masks(), [254]).check(sample) == [0, 254, 255]
+    with pytest.raises(MaskError, match='holds the ids 254'):
+        MaskRule(Masks()).check(sample)
+
+
 def test_many_ids_are_counted_out():
     with pytest.raises(UserError, match=r'ids 3, 4, .*, 12, \.\.\.:'):
         ids([list(range(20))])
