@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from mmengine.config import Config
+from mmengine.fileio import list_from_file
 from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
@@ -51,6 +52,18 @@ class OutputFiles:
         return found
 
 
+def make_folder(folder: str | Path) -> None:
+    """Makes the folder of drawn pictures, with those above it.
+
+    Raises:
+        UserError: If it cannot be made.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'folder {folder} for drawn pictures cannot be made: {error.strerror}') from error
+
+
 def common_folder(folders: Iterable[str | Path]) -> str:
     """The deepest folder that holds all folders; the current one where there are none."""
     return os.path.commonpath([os.path.abspath(folder) for folder in folders] or [os.getcwd()])
@@ -90,6 +103,8 @@ def names_and_colours(library: str, scope: str | None, dataset: Mapping, stored:
     classes, palette = (
         next((source[key] for source in sources if source.get(key)), None) for key in ('classes', 'palette')
     )
+    if isinstance(classes, str):  # As data sets take it: a file with a name in every line.
+        classes = list_from_file(classes)
     if palette and classes and len(palette) < len(classes):
         palette = None  # Of another data set.
     if library == 'mmseg':  # Its visualizer does not do without; a mask has up to 256 ids.

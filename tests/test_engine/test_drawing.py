@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mmgroupnet.engine.drawing import OutputFiles, common_folder, decode, image_folder
+from mmgroupnet.engine.drawing import OutputFiles, common_folder, decode, image_folder, make_folder, names_and_colours
+from mmgroupnet.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,18 @@ def test_decode():
     assert decode(b'') is None
     assert decode(b'no picture') is None
     assert decode(cv2.imencode('.png', pixels)[1].tobytes()[:-20]) is None
+
+
+def test_classes_may_be_a_file_of_names(tmp_path):
+    (tmp_path / 'names.txt').write_text('red\nblue\n')
+    dataset = dict(type='CocoDataset', metainfo=dict(classes=str(tmp_path / 'names.txt')))
+    assert names_and_colours('mmdet', 'mmdet', dataset, {})['classes'] == ['red', 'blue']
+    assert names_and_colours('mmdet', 'mmdet', dataset, dict(CLASSES=('a', 'b')))['classes'] == ('a', 'b')
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    make_folder(tmp_path / 'a/b')
+    make_folder(tmp_path / 'a/b')
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match='folder .*file/vis for drawn pictures cannot be made: Not a directory'):
+        make_folder(tmp_path / 'file/vis')
