@@ -57,17 +57,16 @@ def test_every_frame_of_a_video_is_drawn(tmp_path):
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), np.full((40, 60, 3), 90, np.uint8))
         frame = DetDataSample(metainfo=dict(img_path=str(path)))
-        frame.pred_track_instances = InstanceData(
+        frame.pred_instances = InstanceData(
             bboxes=torch.tensor([[5.0, 5.0, 30.0, 30.0]]),
             scores=torch.ones(1),
             labels=torch.zeros(1, dtype=torch.long),
-            instances_id=torch.tensor([3]),
         )
         frames.append(frame)
     video = TrackDataSample()
     video.video_data_samples = frames
     runner = SimpleNamespace(
-        cfg=Config(dict(default_scope='mmdet', visualizer=dict(type='TrackLocalVisualizer'))),
+        cfg=Config(dict(default_scope='mmdet')),
         visualizer=SimpleNamespace(dataset_meta=dict(classes=('person',))),
     )
     hook = DrawPredictionsHook('mmdet', out_dir=str(tmp_path / 'drawn'), root=str(tmp_path))

@@ -133,7 +133,7 @@ def test_a_reader_that_fails_leaves_its_traceback(trained, tmp_path, monkeypatch
     cfg.test_dataloader.dataset.pipeline[0].imdecode_backend = 'other'
     with pytest.raises(UserError, match='^1 of 1 pictures cannot be read: '):
         predict(trained, cfg, write(tmp_path / 'pictures', ['a.png']), tmp_path)
-    assert 'Traceback' in lines[0] and "backend: other is not supported" in lines[0]
+    assert 'Traceback' in lines[0] and 'backend: other is not supported' in lines[0]
 
 
 def test_devices_that_are_not_there(trained, tmp_path):
