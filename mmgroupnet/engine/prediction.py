@@ -163,8 +163,8 @@ def draw_on_pictures(
         The folder inside ``out_dir`` that holds the drawn pictures, each with the name of its picture.
 
     Raises:
-        UserError: If the checkpoint does not fit the config, the config is of another library, or, when all others are
-            drawn, naming the pictures that cannot be read.
+        UserError: If the checkpoint does not fit the config, the config is of another library, the folder cannot be
+            made, the device is not there, or, when all others are drawn, naming the pictures that cannot be read.
     """
     cfg, library = cfg.copy(), library_of(cfg)
     if library is None:
@@ -196,8 +196,8 @@ def draw_on_pictures(
             (sample,) = model.test_step(collate([preparing(results)]))
             draw(visualizer, library, pixels, sample, files.path_of(image), score_thr, draw_gt=False)
     if unreadable:
+        others = f'; the others are in {drawn}' if len(unreadable) < len(images) else ''
         raise UserError(
-            f'{len(unreadable)} of {len(images)} pictures cannot be read: {few_names(unreadable)}; the others are in '
-            f'{drawn}'
+            f'{len(unreadable)} of {len(images)} pictures cannot be read: {few_names(unreadable)}{others}'
         )
     return drawn
