@@ -13,6 +13,7 @@ from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
+from mmgroupnet.checkpoints.write import as_plain
 from mmgroupnet.engine.configs import resolve_type
 from mmgroupnet.errors import UserError
 
@@ -99,7 +100,7 @@ def names_and_colours(library: str, scope: str | None, dataset: Mapping, stored:
     """
     stored = {key.lower(): value for key, value in stored.items()}
     of_kind = getattr(resolve_type(dataset['type'], scope), 'METAINFO', {})
-    sources = (stored, dataset.get('metainfo') or {}, of_kind)
+    sources = [as_plain(source) for source in (stored, dataset.get('metainfo') or {}, of_kind)]
     classes, palette = (
         next((source[key] for source in sources if source.get(key)), None) for key in ('classes', 'palette')
     )
@@ -129,7 +130,10 @@ def build_visualizer(cfg: Config, library: str, dataset_meta: Mapping) -> Visual
         visualizer['type'] = _VISUALIZERS[library]
     # mmengine keeps visualizers by their names, and would give the same one again.
     built = VISUALIZERS.build(dict(visualizer, vis_backends=None, name=f'predictions_{time.time_ns()}'))
-    built.dataset_meta = dict(dataset_meta)
+    palette = as_plain(dataset_meta.get('palette'))
+    if isinstance(palette, list | tuple):  # mmdet takes a colour that is a list for several.
+        palette = [tuple(colour) for colour in palette]
+    built.dataset_meta = dict(dataset_meta, palette=palette)
     return built
 
 
