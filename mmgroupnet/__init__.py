@@ -1,7 +1,7 @@
 """Structured binary neural networks (Group-Net) for OpenMMLab.
 
 The package exports lazily: ``import mmgroupnet`` imports neither torch nor any OpenMMLab library, so that tools which
-only want the version, and mmengine when it looks for ``mmgroupnet.registry``, stay light.
+only want the version stay light.
 """
 
 from importlib import import_module

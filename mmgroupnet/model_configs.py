@@ -11,14 +11,28 @@ PACKED_TYPE = 'mmgroupnet.Packed'
 BINARIZED_TYPE = 'mmgroupnet.Binarized'
 
 
+def _kind_of_model(cfg: Config) -> object:
+    if not isinstance(cfg.get('model'), Mapping):
+        raise UserError('the config has no model=dict(...): give a whole config, not a part of one')
+    return cfg.model.get('type')
+
+
 def is_packed_config(cfg: Config) -> bool:
-    """Whether the config's model is packed, ``dict(type='mmgroupnet.Packed', model=...)``."""
-    return cfg.model.get('type') == PACKED_TYPE
+    """Whether the config's model is packed, ``dict(type='mmgroupnet.Packed', model=...)``.
+
+    Raises:
+        UserError: If the config has no model.
+    """
+    return _kind_of_model(cfg) == PACKED_TYPE
 
 
 def is_binarized_config(cfg: Config) -> bool:
-    """Whether the config's model is ``dict(type='mmgroupnet.Binarized', ...)``."""
-    return cfg.model.get('type') == BINARIZED_TYPE
+    """Whether the config's model is ``dict(type='mmgroupnet.Binarized', ...)``.
+
+    Raises:
+        UserError: If the config has no model.
+    """
+    return _kind_of_model(cfg) == BINARIZED_TYPE
 
 
 def packed_model(model: Mapping) -> ConfigDict:
@@ -49,6 +63,16 @@ def with_data_preprocessor(model: Mapping, data_preprocessor: Mapping | None) ->
     if data_preprocessor is not None:
         model.setdefault('data_preprocessor', data_preprocessor)
     return model
+
+
+def data_preprocessor_of(cfg: Config, key: str) -> Mapping:
+    """The data preprocessor of a config that has a key: beside the model, in it, or in the model that it wraps."""
+    model = cfg.get('model') or {}
+    for place in (cfg, model, model.get('model')):
+        preprocessor = (place.get('data_preprocessor') if isinstance(place, Mapping | Config) else None) or {}
+        if key in preprocessor:
+            return preprocessor
+    return {}
 
 
 def type_name(entry: object) -> str:

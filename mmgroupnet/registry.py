@@ -1,7 +1,7 @@
 """Registries of mmgroupnet, each a child of mmengine's.
 
 Types are written ``mmgroupnet.X`` in configs of any OpenMMLab library: mmengine then imports this module, and the first
-look-up imports the locations below. Nothing heavy is imported here.
+look-up imports the locations below. No part of a model is imported here.
 """
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS

@@ -62,7 +62,7 @@ class Transfer:
         taken: Names of the model's tensors that the checkpoint gives (without ``num_batches_tracked``).
         misshaped: Names that both have, in other shapes, and these shapes; dropped.
         unknown: Names that the model has no place for; dropped.
-        new: Names that the checkpoint lacks ; the model's stay as they are.
+        new: Names that the checkpoint lacks; the model's stay as they are.
     """
 
     taken: list[str]

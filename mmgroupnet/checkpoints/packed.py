@@ -32,7 +32,7 @@ def _packed_config(cfg: Config) -> Config:
     """A copy of a config whose model is packed, as every inferencer reads it."""
     cfg = Config(cfg.to_dict())
     name_types(cfg)
-    inner, beside = cfg.model, cfg.get('data_preprocessor')
+    inner, beside = cfg.get('model'), cfg.get('data_preprocessor')
     if is_packed_config(cfg):
         inner, beside = cfg.model.model, cfg.model.get('data_preprocessor') or beside
     # Inferencers of mmdet and mmseg do not look beside the model.

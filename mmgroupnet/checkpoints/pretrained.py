@@ -4,7 +4,6 @@ mmengine alone loads what fits, logs the rest as a warning and goes on with rand
 """
 
 import os
-import pickle
 from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPException
 
@@ -20,6 +19,7 @@ from mmengine.runner.checkpoint import (
 )
 
 from mmgroupnet.checkpoints.match import describe_mismatch
+from mmgroupnet.checkpoints.read import is_local, read_checkpoint
 from mmgroupnet.checkpoints.safe import mmengine_globals
 from mmgroupnet.errors import UserError
 
@@ -96,19 +96,15 @@ def fetch_checkpoint(source: str, map_location: str = 'cpu') -> dict:
     Raises:
         UserError: If it does not exist, cannot be read (a file that carries code is not), or is no dict.
     """
+    if is_local(source):
+        return read_checkpoint(source, map_location)
+    address = _address(source)
     try:
         with mmengine_globals():
-            if '://' not in source:
-                checkpoint = torch.load(source, map_location=map_location, weights_only=True)
-            else:
-                checkpoint = torch.hub.load_state_dict_from_url(
-                    _address(source), map_location=map_location, weights_only=True
-                )
-    except FileNotFoundError as error:
-        raise UserError(f'checkpoint {source} does not exist') from error
+            checkpoint = torch.hub.load_state_dict_from_url(address, map_location=map_location, weights_only=True)
     except (OSError, HTTPException) as error:  # No network, above all.
         raise UserError(f'checkpoint {source} cannot be fetched: {error}') from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # Garbage, such as a page that asks for a login, makes the unpickler fail in any way.
         raise UserError(f"checkpoint {source} cannot be read in torch's safe mode: {error}") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f'checkpoint {source} holds a {type(checkpoint).__name__}, not a dict of weights')
@@ -116,7 +112,7 @@ def fetch_checkpoint(source: str, map_location: str = 'cpu') -> dict:
 
 
 def _address(source: str) -> str:
-    scheme, name = source.split('://')
+    scheme, _, name = source.partition('://')
     address = _SCHEMES[scheme](name) if scheme in _SCHEMES else None
     if address is None or not address.startswith('https://'):
         raise UserError(f'checkpoint {source}: give a file, an https:// address or torchvision:// and a name')
@@ -147,16 +143,19 @@ def check_pretrained(module: BaseModule) -> None:
             this prefix, one without it all that the checkpoint holds.
 
     Raises:
-        UserError: If a checkpoint does not exist, is packed, or does not hold exactly the weights of this part.
+        UserError: If a checkpoint cannot be read, is packed, or does not hold exactly the weights of this part.
     """
     for cfg in _pretrained_cfgs(module):
         source, prefix = cfg['checkpoint'], cfg.get('prefix') or ''
         where = f'init_cfg of {type(module).__name__}: checkpoint {source}'
         try:
             # Names and shapes are all that is kept of it.
-            checkpoint = CheckpointLoader.load_checkpoint(source, map_location='meta', logger='silent')
-        except FileNotFoundError as error:
-            raise UserError(f'{where} does not exist') from error
+            if is_local(source):
+                checkpoint = read_checkpoint(source)
+            else:
+                checkpoint = CheckpointLoader.load_checkpoint(source, map_location='meta', logger='silent')
+        except UserError as error:
+            raise UserError(f'init_cfg of {type(module).__name__}: {error}') from error
         given = checkpoint.get('state_dict', checkpoint)
         if prefix:
             prefix = f'{prefix.removesuffix(".")}.'

@@ -4,6 +4,7 @@ import logging
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,25 +20,29 @@ def is_local(path: str) -> bool:
     return '://' not in path
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """Reads a checkpoint of the disk in torch's safe mode, without its tensors' data.
+def read_checkpoint(path: str | Path, map_location: str = 'meta') -> dict:
+    """Reads a checkpoint of the disk in torch's safe mode.
 
     Args:
         path: The file.
+        map_location: Where its tensors go. Default: 'meta', shapes and dtypes alone, which is quick for a file of any
+            size.
 
     Returns:
-        The checkpoint; its tensors are on the meta device (shapes and dtypes alone), so that this is quick for a file
-        of any size.
+        The checkpoint.
 
     Raises:
-        UserError: If the file is missing, truncated, no checkpoint, or carries code.
+        UserError: If the file is missing, unreadable, truncated, no checkpoint, or carries code.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f'checkpoint {path} does not exist')
     try:
         with mmengine_globals():
-            checkpoint = torch.load(path, map_location='meta', weights_only=True, mmap=zipfile.is_zipfile(path))
+            mmap = map_location == 'meta' and zipfile.is_zipfile(path)
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except PermissionError as error:
+        raise UserError(f'checkpoint {path} cannot be read: {error.strerror}') from error
     except Exception as error:  # Garbage makes the unpickler fail in any way.
         refused = isinstance(error, pickle.UnpicklingError) and re.search(r'GLOBAL (\S+)', str(error))
         if refused:
@@ -48,6 +53,9 @@ def read_checkpoint(path: str | Path) -> dict:
         raise UserError(f'checkpoint {path} is truncated or no checkpoint of torch') from error
     if not isinstance(checkpoint, dict):
         raise UserError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dict with a state_dict')
+    weights = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        raise UserError(f'checkpoint {path} holds no weights by their names, but a {type(weights).__name__}')
     return checkpoint
 
 
@@ -61,7 +69,10 @@ def weights_of(checkpoint: Mapping) -> dict:
     """The weights in what a file holds, a dict with a ``state_dict`` or the state dict itself, without the leading
     ``module.`` that training in several processes has left."""
     given = checkpoint.get('state_dict', checkpoint)
-    return {key.removeprefix('module.'): value for key, value in given.items()}
+    weights = OrderedDict((key.removeprefix('module.'), value) for key, value in given.items())
+    if hasattr(given, '_metadata'):  # Modules read in it which version of them wrote the file.
+        weights._metadata = given._metadata
+    return weights
 
 
 def saved_checkpoints(work_dir: str | Path) -> list[Path]:

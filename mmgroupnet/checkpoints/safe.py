@@ -9,6 +9,7 @@ of the one list of the process where it ends, also those that somebody else had 
 """
 
 import functools
+import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +25,16 @@ from mmengine.runner.checkpoint import load_from_http, load_from_local
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
 # The list is one for all threads: whoever ends first would take it from the others.
 _LOCK = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _LOCK
+    _LOCK = threading.RLock()
+
+
+# A forked worker would wait for ever for a thread that read a checkpoint meanwhile, and is not in it.
+if hasattr(os, 'register_at_fork'):  # Not on Windows.
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _history_method(owner: type, name: str):

@@ -36,7 +36,8 @@ def as_plain(value: object) -> object:
             plain[key] = as_plain(entry)
         return plain
     if isinstance(value, list | tuple):
-        return type(value)(as_plain(entry) for entry in value)
+        plain = [as_plain(entry) for entry in value]
+        return plain if isinstance(value, list) else tuple(plain)  # Named tuples are classes of their own.
     return value
 
 

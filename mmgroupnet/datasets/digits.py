@@ -129,8 +129,8 @@ def generate_digits(
         ``out_dir`` as a path.
 
     Raises:
-        UserError: If a parameter is not an integer or too small, ``out_dir`` holds something that this function did
-            not write, or scikit-learn is not installed.
+        UserError: If a parameter is not an integer or too small, ``out_dir`` cannot be made or holds something that
+            this function did not write, or scikit-learn is not installed.
     """
     parameters = DigitsParameters(num_train, num_val, image_size, seed)
     out_dir = Path(out_dir)
@@ -139,8 +139,11 @@ def generate_digits(
         return out_dir
     _refuse_foreign_content(target)
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        workspace = Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
+    except OSError as error:
+        raise UserError(f'out_dir={str(out_dir)!r} cannot be made: {error.strerror}') from error
     try:
         new = workspace / 'new'
         _write_set(new, parameters)

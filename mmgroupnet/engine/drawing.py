@@ -8,10 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from mmengine.config import Config
+from mmengine.fileio import list_from_file
 from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
+from mmgroupnet.checkpoints.write import as_plain
 from mmgroupnet.engine.configs import resolve_type
 from mmgroupnet.errors import UserError
 
@@ -51,6 +53,18 @@ class OutputFiles:
         return found
 
 
+def make_folder(folder: str | Path) -> None:
+    """Makes the folder of drawn pictures, with those above it.
+
+    Raises:
+        UserError: If it cannot be made.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'folder {folder} for drawn pictures cannot be made: {error.strerror}') from error
+
+
 def common_folder(folders: Iterable[str | Path]) -> str:
     """The deepest folder that holds all folders; the current one where there are none."""
     return os.path.commonpath([os.path.abspath(folder) for folder in folders] or [os.getcwd()])
@@ -86,10 +100,12 @@ def names_and_colours(library: str, scope: str | None, dataset: Mapping, stored:
     """
     stored = {key.lower(): value for key, value in stored.items()}
     of_kind = getattr(resolve_type(dataset['type'], scope), 'METAINFO', {})
-    sources = (stored, dataset.get('metainfo') or {}, of_kind)
+    sources = [as_plain(source) for source in (stored, dataset.get('metainfo') or {}, of_kind)]
     classes, palette = (
         next((source[key] for source in sources if source.get(key)), None) for key in ('classes', 'palette')
     )
+    if isinstance(classes, str):  # As data sets take it: a file with a name in every line.
+        classes = list_from_file(classes)
     if palette and classes and len(palette) < len(classes):
         palette = None  # Of another data set.
     if library == 'mmseg':  # Its visualizer does not do without; a mask has up to 256 ids.
@@ -114,7 +130,10 @@ def build_visualizer(cfg: Config, library: str, dataset_meta: Mapping) -> Visual
         visualizer['type'] = _VISUALIZERS[library]
     # mmengine keeps visualizers by their names, and would give the same one again.
     built = VISUALIZERS.build(dict(visualizer, vis_backends=None, name=f'predictions_{time.time_ns()}'))
-    built.dataset_meta = dict(dataset_meta)
+    palette = as_plain(dataset_meta.get('palette'))
+    if isinstance(palette, list | tuple):  # mmdet takes a colour that is a list for several.
+        palette = [tuple(colour) for colour in palette]
+    built.dataset_meta = dict(dataset_meta, palette=palette)
     return built
 
 

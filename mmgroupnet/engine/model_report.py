@@ -14,7 +14,7 @@ from mmgroupnet.converters import binarization_of
 from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.data import innermost_datasets
 from mmgroupnet.errors import UserError
-from mmgroupnet.model_configs import is_packed_config, type_name, with_data_preprocessor
+from mmgroupnet.model_configs import data_preprocessor_of, is_packed_config, type_name, with_data_preprocessor
 
 # Transforms of the three libraries that set the size of an image, and how they call it.
 _SIZES = dict(
@@ -87,18 +87,8 @@ def input_size(cfg: Config) -> tuple[int, int] | None:
             size = (min(size), max(size))  # The limits of both sides, of a picture that is wider than high.
     if size is None:
         return None
-    divisor = _preprocessor(cfg, 'pad_size_divisor').get('pad_size_divisor') or 1
+    divisor = data_preprocessor_of(cfg, 'pad_size_divisor').get('pad_size_divisor') or 1
     return tuple(math.ceil(side / divisor) * divisor for side in size)
-
-
-def _preprocessor(cfg: Config, key: str) -> Mapping:
-    """The data preprocessor of a config that has a key: beside the model, in it, or in the model that it wraps."""
-    inner = cfg.model.get('model')
-    for place in (cfg, cfg.model, inner if isinstance(inner, Mapping) else {}):
-        preprocessor = place.get('data_preprocessor') or {}
-        if key in preprocessor:
-            return preprocessor
-    return {}
 
 
 def input_channels(cfg: Config, model: nn.Module) -> int:
@@ -117,7 +107,7 @@ def input_channels(cfg: Config, model: nn.Module) -> int:
         if isinstance(backbone, Mapping) and isinstance(backbone.get('in_channels'), int):
             return backbone['in_channels']
         part = part.get('model')
-    means = _preprocessor(cfg, 'mean').get('mean')
+    means = data_preprocessor_of(cfg, 'mean').get('mean')
     if not isinstance(means, Sequence):
         return 3
     if len(means) > 1:

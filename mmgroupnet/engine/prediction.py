@@ -1,6 +1,12 @@
-"""Predictions drawn on pictures."""
+"""Predictions drawn on pictures.
+
+The config's own pipeline, its model and its library's visualizer do the work. The libraries' inferencers would do the
+same, but write pictures of one name into one file, stop at the first one that they cannot read, want a checkpoint where
+a .onnx file has none, and each calls its options in its own way.
+"""
 
 import logging
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,12 +31,13 @@ from mmgroupnet.engine.drawing import (
     common_folder,
     decode,
     draw,
+    make_folder,
     names_and_colours,
 )
 from mmgroupnet.engine.exported_model import adopt_exported, is_exported
 from mmgroupnet.engine.libraries import LIBRARIES, library_of
-from mmgroupnet.errors import UserError
-from mmgroupnet.model_configs import type_name, with_data_preprocessor
+from mmgroupnet.errors import UserError, summary
+from mmgroupnet.model_configs import data_preprocessor_of, type_name, with_data_preprocessor
 
 _SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -96,8 +103,8 @@ def _read(path: str, reading: Compose, is_rgb: bool) -> tuple[np.ndarray | None,
         return pixels, dict(results, img=array, img_shape=array.shape[:2], ori_shape=array.shape[:2])
     try:
         return pixels, reading(results)
-    except Exception as error:  # The reader of the config may be any, and has its own errors for a damaged file.
-        print_log(f'{path}: {type(error).__name__}: {error}', 'current', logging.WARNING)
+    except Exception:  # The reader of the config may be any, and has its own errors for a damaged file.
+        print_log(f'{path}: the test pipeline does not read it\n{traceback.format_exc()}', 'current', logging.WARNING)
         return None, None
 
 
@@ -115,13 +122,18 @@ def _build(cfg: Config, checkpoint: str | Path, device: str | None) -> tuple[nn.
     if adopt_packed(cfg, checkpoint):
         device = device or 'cpu'
         check_device(checkpoint, device)
+    device = device or get_device()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'--device {device} cannot be used: {summary(error)}') from error
     content = read_checkpoint(checkpoint)
     meta = content.get('meta') or {}
     model = revert_sync_batchnorm(MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor'))))
     check_state_dict(model, content, str(checkpoint))
     load_checkpoint(model, str(checkpoint), map_location='cpu')
     # Files of before mmengine have CLASSES and PALETTE among the rest.
-    return model.to(device or get_device()).eval(), meta.get('dataset_meta') or meta
+    return model.to(device).eval(), meta.get('dataset_meta') or meta
 
 
 def draw_on_pictures(
@@ -151,8 +163,8 @@ def draw_on_pictures(
         The folder inside ``out_dir`` that holds the drawn pictures, each with the name of its picture.
 
     Raises:
-        UserError: If the checkpoint does not fit the config, the config is of another library, or, when all others are
-            drawn, naming the pictures that cannot be read.
+        UserError: If the checkpoint does not fit the config, the config is of another library, the folder cannot be
+            made, the device is not there, or, when all others are drawn, naming the pictures that cannot be read.
     """
     cfg, library = cfg.copy(), library_of(cfg)
     if library is None:
@@ -165,9 +177,9 @@ def draw_on_pictures(
     for image in images:
         if files.path_of(image).resolve() == Path(image).resolve():
             raise UserError(f'--out {out_dir}: the drawn picture would replace {image}, give another folder')
+    make_folder(drawn)
     unreadable = []
-    preprocessor = cfg.get('data_preprocessor') or cfg.model.get('data_preprocessor') or {}
-    is_rgb = not preprocessor.get('to_rgb')
+    is_rgb = not data_preprocessor_of(cfg, 'to_rgb').get('to_rgb')
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.no_grad():
         dataset = _test_dataset(cfg)
         reading, preparing = _split(dataset['pipeline'])
@@ -184,8 +196,8 @@ def draw_on_pictures(
             (sample,) = model.test_step(collate([preparing(results)]))
             draw(visualizer, library, pixels, sample, files.path_of(image), score_thr, draw_gt=False)
     if unreadable:
+        others = f'; the others are in {drawn}' if len(unreadable) < len(images) else ''
         raise UserError(
-            f'{len(unreadable)} of {len(images)} pictures cannot be read: {few_names(unreadable)}; the others are in '
-            f'{drawn}'
+            f'{len(unreadable)} of {len(images)} pictures cannot be read: {few_names(unreadable)}{others}'
         )
     return drawn

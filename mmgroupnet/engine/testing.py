@@ -54,7 +54,7 @@ def adopt_validation(cfg: Config) -> None:
             raise UserError('the config has neither a test_dataloader nor a val_dataloader: give it one')
         print_log('The config has no test data: its validation data is evaluated', 'current', logging.WARNING)
         cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.get('val_evaluator')
-    if not cfg.get('test_evaluator'):
+    if cfg.get('test_evaluator') is None:  # [] for predictions alone, with --out.
         raise UserError('the config has test data and no test_evaluator: give its metrics, test_evaluator=dict(...)')
     if cfg.get('test_cfg') is None:
         cfg.test_cfg = {}

@@ -34,3 +34,23 @@ def test_what_fits_is_loaded():
     assert not found.is_whole()
     assert model[0].bias.tolist() == [1, 1] and model[0].weight.unique().tolist() == [2]
     assert not model._load_state_dict_post_hooks
+
+
+class Versioned(nn.Linear):
+    """Reads files of its first version otherwise, as heads of mmdet do."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
+        if local_metadata.get('version', 1) < 2:
+            state_dict[f'{prefix}weight'] = state_dict.pop(f'{prefix}weight').neg()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def test_modules_know_the_version_of_what_they_load():
+    model = nn.Sequential(Versioned(3, 2), nn.Linear(2, 2))
+    weights = model.state_dict()
+    expected = weights['0.weight'].clone()
+    del weights['1.bias']
+    assert load_what_fits(model, dict(state_dict=weights)).new == ['1.bias']
+    assert model[0].weight.equal(expected)

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmgroupnet.checkpoints.pretrained import fetch_checkpoint, fetch_pretrained, find_pretrained, leave_out_pretrained
 from mmgroupnet.engine.configs import load_config
 from mmgroupnet.errors import UserError
+from mmgroupnet.models import GroupNetResNet
 
 
 def config() -> Config:
@@ -135,8 +136,26 @@ def test_other_addresses_are_refused(source):
 def test_files_that_are_no_checkpoints_are_refused(content, tmp_path):
     path = tmp_path / 'some.pth'
     path.write_bytes(content)
-    with pytest.raises(UserError, match='some.pth cannot be read'):
+    with pytest.raises(UserError, match='some.pth is truncated or no checkpoint'):
         fetch_checkpoint(str(path))
+
+
+def test_what_was_downloaded_and_is_no_checkpoint_is_refused(monkeypatch):
+    def download(*args, **kwargs):
+        raise KeyError(101)  # as torch of a page of text
+
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', download)
+    with pytest.raises(UserError, match="host/a.pth cannot be read in torch's safe mode: 101"):
+        fetch_checkpoint('https://host/a.pth')
+
+
+def test_a_damaged_file_of_a_backbone_is_named(tmp_path):
+    (tmp_path / 'some.pth').write_bytes(b'hello')
+    backbone = GroupNetResNet(
+        depth=18, num_bases=1, base_channels=4, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'some.pth'))
+    )
+    with pytest.raises(UserError, match='init_cfg of GroupNetResNet: checkpoint .*some.pth is truncated or no'):
+        backbone.init_weights()
 
 
 def test_a_missing_file_is_named(tmp_path):

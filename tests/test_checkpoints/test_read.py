@@ -77,6 +77,15 @@ def test_other_files_are_named(tmp_path):
         read_checkpoint(tmp_path / 'tensor.pth')
 
 
+@pytest.mark.parametrize(
+    ('content', 'kind'), [(dict(state_dict=None), 'NoneType'), (dict(state_dict=[1]), 'list'), ({0: 1}, 'dict')]
+)
+def test_weights_without_names_are_refused(tmp_path, content, kind):
+    torch.save(content, tmp_path / 'some.pth')
+    with pytest.raises(UserError, match=f'some.pth holds no weights by their names, but a {kind}$'):
+        read_checkpoint(tmp_path / 'some.pth')
+
+
 def test_the_last_checkpoint_with_finite_weights(tmp_path):
     paths = [tmp_path / f'epoch_{epoch}.pth' for epoch in (1, 2, 3, 10)]
     for path, value in zip(paths, [1.0, 2.0, float('nan'), 4.0], strict=True):

@@ -1,6 +1,8 @@
 """The allow-list around each load: files of mmengine are read, whoever has left torch's context before."""
 
+import multiprocessing
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -72,6 +74,26 @@ def test_every_load_works_after_somebody_has_left_the_context(path):
 def test_threads_do_not_take_the_list_from_each_other(path):
     with ThreadPoolExecutor(4) as pool:
         assert len(list(pool.map(lambda _: read_checkpoint(path), range(40)))) == 40
+
+
+def test_a_forked_process_does_not_wait_for_a_thread_of_the_other(path):
+    reads, is_forked = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with mmengine_globals():
+            reads.set()
+            is_forked.wait()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    reads.wait()
+    child = multiprocessing.get_context('fork').Process(target=read_checkpoint, args=(path,))
+    child.start()
+    is_forked.set()
+    child.join(60)
+    child.kill()  # Where it waits for ever.
+    thread.join()
+    assert child.exitcode == 0
 
 
 @HOOKS.register_module()

@@ -2,7 +2,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, namedtuple
 
 import numpy as np
 import torch
@@ -43,11 +43,12 @@ class TestPlain:
         value = dict(
             best=np.float64(0.5), count=np.int64(3), palette=np.array([[1, 2], [3, 4]]), classes=('a', np.str_('b')),
             milestones=Counter([4, 4, 8]), ordered=OrderedDict(a=[np.float32(0.25)]), cfg=ConfigDict(a=dict(b=1)),
+            named=namedtuple('Named', 'a b')(np.float64(0.5), 1),
         )  # fmt: skip
         plain = as_plain(value)
         assert plain == dict(
             best=0.5, count=3, palette=[[1, 2], [3, 4]], classes=('a', 'b'), milestones=Counter([4, 4, 8]),
-            ordered=OrderedDict(a=[0.25]), cfg=dict(a=dict(b=1)),
+            ordered=OrderedDict(a=[0.25]), cfg=dict(a=dict(b=1)), named=(0.5, 1),
         )  # fmt: skip
         assert type(plain['milestones']) is Counter and type(plain['ordered']) is OrderedDict
         assert type(plain['cfg']) is type(plain['cfg']['a']) is dict

@@ -207,6 +207,11 @@ class TestBadInput:
             generate_digits(tmp_path, 2, 2)
         assert (tmp_path / 'notes.txt').read_text() == 'mine'
 
+    def test_a_folder_that_cannot_be_made(self, tmp_path):
+        (tmp_path / 'file').touch()
+        with pytest.raises(UserError, match=r"out_dir='.*file/digits' cannot be made: File exists"):
+            generate_digits(tmp_path / 'file/digits', 1, 1)
+
     def test_without_scikit_learn(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
         with pytest.raises(UserError, match='pip install scikit-learn'):

@@ -4,7 +4,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample, TrackDataSample
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 from mmpretrain.structures import DataSample
 
 from mmgroupnet.engine.hooks import DrawPredictionsHook, draw_predictions_hook
@@ -22,14 +24,19 @@ def sample(**metainfo):
     return DataSample(metainfo=metainfo).set_pred_score(scores).set_pred_label(scores.argmax(0, keepdim=True))
 
 
-@pytest.mark.parametrize('inputs', ['stacked', 'listed', 'augmented', 'grey'])
+@pytest.mark.parametrize('inputs', ['stacked', 'listed', 'augmented', 'augmented and listed', 'grey'])
 def test_pictures_of_arrays_are_drawn_as_they_come(tmp_path, inputs):
     pictures = torch.arange(2 * 3 * 40 * 60).reshape(2, 3, 40, 60) % 251
     if inputs == 'grey':
         pictures = pictures[:, :1]
-    batch = dict(
-        stacked=pictures, listed=list(pictures), augmented=[pictures, pictures.flip(-1)], grey=pictures
-    )[inputs]
+    augmented = [pictures, pictures.flip(-1)]
+    batch = {
+        'stacked': pictures,
+        'listed': list(pictures),
+        'augmented': augmented,
+        'augmented and listed': [list(views) for views in augmented],
+        'grey': pictures,
+    }[inputs]
     hook = DrawPredictionsHook('mmpretrain', out_dir=str(tmp_path / 'drawn'), root=str(tmp_path))
     hook.before_test(RUNNER)
     for index in range(2):
@@ -41,6 +48,32 @@ def test_pictures_of_arrays_are_drawn_as_they_come(tmp_path, inputs):
     # Text stands in the upper left corner.
     assert (drawn[30:, 45:] == expected[30:, 45:]).all()
     assert (drawn != expected).any()
+
+
+def test_every_frame_of_a_video_is_drawn(tmp_path):
+    frames = []
+    for number in (1, 2):
+        path = tmp_path / f'video/{number}.png'
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), np.full((40, 60, 3), 90, np.uint8))
+        frame = DetDataSample(metainfo=dict(img_path=str(path)))
+        frame.pred_instances = InstanceData(
+            bboxes=torch.tensor([[5.0, 5.0, 30.0, 30.0]]),
+            scores=torch.ones(1),
+            labels=torch.zeros(1, dtype=torch.long),
+        )
+        frames.append(frame)
+    video = TrackDataSample()
+    video.video_data_samples = frames
+    runner = SimpleNamespace(
+        cfg=Config(dict(default_scope='mmdet')),
+        visualizer=SimpleNamespace(dataset_meta=dict(classes=('person',))),
+    )
+    hook = DrawPredictionsHook('mmdet', out_dir=str(tmp_path / 'drawn'), root=str(tmp_path))
+    hook.before_test(runner)
+    hook.after_test_iter(runner, 0, None, [video])
+    for number in (1, 2):
+        assert (cv2.imread(str(tmp_path / f'drawn/video/{number}.png')) != 90).any()
 
 
 def test_misuse(tmp_path, monkeypatch):

@@ -3,8 +3,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.structures import InstanceData
 
-from mmgroupnet.engine.drawing import OutputFiles, common_folder, decode, image_folder
+from mmgroupnet.engine.drawing import (
+    OutputFiles,
+    build_visualizer,
+    common_folder,
+    decode,
+    draw,
+    image_folder,
+    make_folder,
+    names_and_colours,
+)
+from mmgroupnet.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -73,3 +87,32 @@ def test_decode():
     assert decode(b'') is None
     assert decode(b'no picture') is None
     assert decode(cv2.imencode('.png', pixels)[1].tobytes()[:-20]) is None
+
+
+def test_classes_may_be_a_file_of_names(tmp_path):
+    (tmp_path / 'names.txt').write_text('red\nblue\n')
+    dataset = dict(type='CocoDataset', metainfo=dict(classes=str(tmp_path / 'names.txt')))
+    assert names_and_colours('mmdet', 'mmdet', dataset, {})['classes'] == ['red', 'blue']
+    assert names_and_colours('mmdet', 'mmdet', dataset, dict(CLASSES=('a', 'b')))['classes'] == ('a', 'b')
+
+
+@pytest.mark.parametrize('palette', [[[200, 0, 0], [0, 0, 200]], np.array([[200, 0, 0], [0, 0, 200]])])
+def test_colours_may_be_lists_and_arrays(tmp_path, palette):
+    cfg = Config(dict(default_scope='mmdet'))
+    meta = names_and_colours('mmdet', 'mmdet', dict(type='CocoDataset'), dict(classes=('a', 'b'), palette=palette))
+    sample = DetDataSample()
+    sample.pred_instances = InstanceData(
+        bboxes=torch.tensor([[5.0, 5.0, 30.0, 30.0]]), scores=torch.ones(1), labels=torch.ones(1, dtype=torch.long)
+    )
+    visualizer = build_visualizer(cfg, 'mmdet', meta)
+    draw(visualizer, 'mmdet', np.zeros((40, 60, 3), np.uint8), sample, tmp_path / 'a.png', draw_gt=False)
+    blue, _, red = cv2.imread(str(tmp_path / 'a.png'))[26:34, 20:28].max(axis=(0, 1))  # The lower right edges.
+    assert blue > 100 and red == 0
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    make_folder(tmp_path / 'a/b')
+    make_folder(tmp_path / 'a/b')
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match='folder .*file/vis for drawn pictures cannot be made: Not a directory'):
+        make_folder(tmp_path / 'file/vis')

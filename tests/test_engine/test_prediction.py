@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from mmgroupnet.engine import prediction
 from mmgroupnet.engine.prediction import draw_on_pictures, find_images
 from mmgroupnet.errors import UserError
 from tests.tiny_run import load_tiny_run
@@ -67,7 +68,7 @@ def test_unreadable_pictures_are_named_and_the_others_drawn(trained, tmp_path):
     (folder / '._a.png').write_bytes(b'Mac OS X resource fork')
     (folder / 'empty.png').touch()
     (folder / 'gone.png').symlink_to('nowhere.png')
-    with pytest.raises(UserError, match='^4 of 6 pictures cannot be read: ') as error:
+    with pytest.raises(UserError, match='^4 of 6 pictures cannot be read: .*; the others are in ') as error:
         predict(trained, load_tiny_run(trained), folder, tmp_path)
     assert all(name in str(error.value) for name in ('cut.png', '._a.png', 'empty.png', 'gone.png'))
     assert names_in(tmp_path / 'vis') == ['a.png', 'z.png']
@@ -123,6 +124,22 @@ def test_misuse(trained, tmp_path):
     cfg = load_tiny_run(trained, test_dataloader=None, val_dataloader=None)
     with pytest.raises(UserError, match='no test_dataloader or val_dataloader whose data set has a pipeline'):
         predict(trained, cfg, folder, tmp_path / 'out')
+
+
+def test_a_reader_that_fails_leaves_its_traceback(trained, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(prediction, 'print_log', lambda text, *_: lines.append(text))
+    cfg = load_tiny_run(trained)
+    cfg.test_dataloader.dataset.pipeline[0].imdecode_backend = 'other'
+    with pytest.raises(UserError, match=r"^1 of 1 pictures cannot be read: '[^;]*a.png'$"):
+        predict(trained, cfg, write(tmp_path / 'pictures', ['a.png']), tmp_path)
+    assert 'Traceback' in lines[0] and 'backend: other is not supported' in lines[0]
+
+
+def test_devices_that_are_not_there(trained, tmp_path):
+    folder = write(tmp_path / 'pictures', ['a.png'])
+    with pytest.raises(UserError, match='^--device cud cannot be used: RuntimeError: Expected one of cpu, cuda'):
+        draw_on_pictures(load_tiny_run(trained), trained / 'weights.pth', find_images(folder), tmp_path, device='cud')
 
 
 def test_what_was_drawn_before_is_no_input(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import load
 from mmengine.registry import MODELS, DefaultScope
 
 from mmgroupnet.engine.libraries import library_of
@@ -139,6 +140,12 @@ def test_validation_data_stand_in_for_missing_test_data(trained, tmp_path):
     cfg = load_tiny_run(trained, work_dir=str(tmp_path / 'without'))
     cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
     assert run_test(cfg, str(trained / 'weights.pth')) == expected
+
+
+def test_predictions_alone(trained, tmp_path):
+    cfg = load_tiny_run(trained, work_dir=str(tmp_path), test_evaluator=[])
+    assert run_test(cfg, str(trained / 'weights.pth'), out=str(tmp_path / 'out.pkl')) == {}
+    assert len(load(tmp_path / 'out.pkl')) == 4
 
 
 def test_misuse(trained):

@@ -9,7 +9,7 @@ from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmgroupnet.engine.drawing import OutputFiles, build_visualizer, decode, draw
+from mmgroupnet.engine.drawing import OutputFiles, build_visualizer, decode, draw, make_folder
 from mmgroupnet.errors import UserError
 from mmgroupnet.registry import HOOKS
 
@@ -53,13 +53,17 @@ class DrawPredictionsHook(Hook):
             raise UserError(
                 "--show and --show-dir: OpenMMLab's visualizers draw in the first process alone; test with one process"
             )
+        if self.files is not None:
+            make_folder(self.files.folder)
         # One of its own: with the run's, a window would leave files in the log's folder.
         self.visualizer = build_visualizer(runner.cfg, self.library, runner.visualizer.dataset_meta or {})
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence | None = None
     ) -> None:
-        for index, sample in enumerate(outputs):
+        # Samples of videos hold one for each frame.
+        samples = [frame for sample in outputs for frame in getattr(sample, 'video_data_samples', [sample])]
+        for index, sample in enumerate(samples):
             name = sample.get('img_path')
             if name is None:
                 # A data set of arrays.
@@ -77,6 +81,7 @@ class DrawPredictionsHook(Hook):
         if self.library != 'mmpretrain':
             raise UserError("the test pipeline leaves no 'img_path': give it among the meta_keys of its last step")
         inputs = data_batch['inputs']
-        pixels = inputs[0][index] if isinstance(inputs, list) and inputs[0].ndim == 4 else inputs[index]
-        pixels = pixels.permute(1, 2, 0).cpu().numpy().astype('uint8')
+        if isinstance(inputs[0], list) or inputs[0].ndim == 4:
+            inputs = inputs[0]  # Of test-time augmentation, which begins with the picture as it is.
+        pixels = inputs[index].permute(1, 2, 0).cpu().numpy().astype('uint8')
         return pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels

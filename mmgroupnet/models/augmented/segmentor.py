@@ -6,7 +6,7 @@ import torch
 from mmengine.model import BaseTTAModel
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
-from torch import Tensor, nn
+from torch import nn
 
 from mmgroupnet.errors import UserError
 from mmgroupnet.registry import MODELS
@@ -47,9 +47,12 @@ class AugmentedSegmentor(BaseTTAModel):
                 f'--tta: scores of classes alone can be merged, and {type(self.module).__name__} predicts '
                 f'{" and ".join(sorted(merged.keys()))}: test it without --tta'
             )
-        scores: list[Tensor] = [sample.seg_logits.data for sample in samples]
-        is_binary = len(scores[0]) == 1
-        mean = torch.stack(scores if is_binary else [score.softmax(dim=0) for score in scores]).mean(dim=0)
+        is_binary = len(merged.seg_logits.data) == 1
+        mean = torch.zeros_like(merged.seg_logits.data)
+        for sample in samples:  # One by one: scores of many classes are large.
+            scores = sample.seg_logits.data
+            mean += scores if is_binary else scores.softmax(dim=0)
+        mean /= len(samples)
         if is_binary:
             head = self.module.decode_head
             head = head[-1] if isinstance(head, nn.ModuleList) else head  # The last one of a cascade answers.
