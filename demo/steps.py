@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmgroupnet.checkpoints.read import find_resumable
-from mmgroupnet.engine.cli import add_traceback_option, one_line_errors
+from mmgroupnet.engine.cli import add_traceback_option
+from mmgroupnet.engine.errors import one_line_errors
 from mmgroupnet.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 # An installed mmgroupnet_runtime comes first: the one of the checkout may not have been built.
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'runtime' / 'src'))
 
-from mmgroupnet.engine.cli import add_run_options, one_line_errors, read_run_config
+from mmgroupnet.engine.cli import add_run_options, read_run_config
+from mmgroupnet.engine.errors import one_line_errors
 from mmgroupnet.engine.exported_model import check_model_options
 from mmgroupnet.engine.testing import run_test
 

@@ -11,7 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmgroupnet.engine.binarization import load_policy
-from mmgroupnet.engine.cli import add_run_options, one_line_errors, read_run_config
+from mmgroupnet.engine.cli import add_run_options, read_run_config
+from mmgroupnet.engine.errors import one_line_errors
 from mmgroupnet.engine.training import run_training
 
 

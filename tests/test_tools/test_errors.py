@@ -14,8 +14,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch.utils.data import DataLoader, Dataset
 
-from mmgroupnet.engine import cli
-from mmgroupnet.engine.cli import one_line_errors
+from mmgroupnet.engine import errors
+from mmgroupnet.engine.errors import one_line_errors
 from mmgroupnet.errors import UserError
 from mmgroupnet.models import GroupNetResNet
 from tests.tiny_run import write_tiny_run
@@ -146,7 +146,7 @@ def test_an_error_of_a_loaders_worker_is_the_same_line(logger, capsys):
 def test_every_process_has_a_log(logger, tmp_path, monkeypatch):
     """mmengine gives a file to the first process alone, and the name of that file to all."""
     logger._log_file = str(tmp_path / 'run.log')
-    monkeypatch.setattr(cli, 'get_rank', lambda: 1)
+    monkeypatch.setattr(errors, 'get_rank', lambda: 1)
     with pytest.raises(RuntimeError):
         with one_line_errors(argparse.Namespace(traceback=False, work_dir=str(tmp_path))):
             raise RuntimeError('only here')

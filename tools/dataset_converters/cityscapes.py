@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import cv2
 import numpy as np
 
-from mmgroupnet.engine.cli import add_traceback_option, one_line_errors
+from mmgroupnet.engine.cli import add_traceback_option
+from mmgroupnet.engine.errors import one_line_errors
 from mmgroupnet.errors import UserError
 
 # Label ids of the classes in the order of their training ids (Cordts et al., CVPR 2016); all other ids are ignored.

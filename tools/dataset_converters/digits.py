@@ -7,7 +7,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout of this file comes first
 
 from mmgroupnet.datasets import generate_digits
-from mmgroupnet.engine.cli import add_traceback_option, one_line_errors
+from mmgroupnet.engine.cli import add_traceback_option
+from mmgroupnet.engine.errors import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:

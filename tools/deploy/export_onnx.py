@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 # An installed mmgroupnet_runtime comes first: the one of the checkout may not have been built.
 sys.path.append(str(Path(__file__).resolve().parents[2] / 'runtime' / 'src'))
 
-from mmgroupnet.engine.cli import add_config_options, one_line_errors, read_config
+from mmgroupnet.engine.cli import add_config_options, read_config
+from mmgroupnet.engine.errors import one_line_errors
 from mmgroupnet.errors import UserError
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmgroupnet.checkpoints.packed import describe_layers, pack_checkpoint
-from mmgroupnet.engine.cli import add_config_options, one_line_errors, read_config
+from mmgroupnet.engine.cli import add_config_options, read_config
+from mmgroupnet.engine.errors import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:

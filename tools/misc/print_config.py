@@ -7,7 +7,8 @@ from pathlib import Path
 # The checkout of this file comes before an installed mmgroupnet.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmgroupnet.engine.cli import add_config_options, one_line_errors, read_config
+from mmgroupnet.engine.cli import add_config_options, read_config
+from mmgroupnet.engine.errors import one_line_errors
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ from mmengine.config import Config
 from mmgroupnet.checkpoints.read import read_checkpoint
 from mmgroupnet.checkpoints.write import write_checkpoint
 from mmgroupnet.converters import convert_official
-from mmgroupnet.engine.cli import add_traceback_option, one_line_errors
+from mmgroupnet.engine.cli import add_traceback_option
+from mmgroupnet.engine.errors import one_line_errors
 from mmgroupnet.errors import UserError
 
 # Pictures are resized as torchvision does it, with Pillow.
