@@ -1,10 +1,14 @@
 """What the Triton kernels of lean training compile to: ``python benchmarks/triton_kernels.py``. Needs no GPU.
 
 Compiles each kernel for GPUs of compute capability 8.0 (A100), 8.6 (RTX 30), 8.9 (L4, RTX 40) and 9.0 (H100, H200), in
-the types that training launches it with, and prints a table: registers of a thread, bytes that spill to memory (of stores
-and loads), bytes of the widest load, and the bytes that it moves for each element of a map of all branches, beside the
-least possible: what has to be read and written once. What a kernel reads twice in a row comes from the cache the second
-time, and is not counted. Writes benchmarks/results/triton_kernels.json.
+the types that training launches it with, and prints a table:
+
+- the registers of a thread, for each kind of GPU;
+- the bytes that spill to memory, of stores and loads, and the bytes of the widest load of a thread: 16 at the best;
+- the bytes that it reads and writes for each element of a map of all branches, and the least possible ones: each map
+  that goes in or out once. They differ where a kernel reads a tile twice, the second time from the cache.
+
+Writes benchmarks/results/triton_kernels.json.
 """
 
 import argparse
@@ -52,12 +56,14 @@ class Launch(NamedTuple):
         arguments: Of which the types count.
         constants: Arguments that make a kernel of their own.
         bytes_moved: For each element of a map of all branches; None for kernels over weights and vectors.
+        least_bytes: Those that cannot be avoided.
     """
 
     kernel: object
     arguments: tuple
     constants: dict
     bytes_moved: float | None
+    least_bytes: float | None
 
     @property
     def name(self) -> str:
@@ -80,49 +86,62 @@ def launches_of_training(dtype: torch.dtype, channels: int = 64) -> list[Launch]
     geometry = UnitGeometry(_NUM_BASES, channels, channels, 1, (3, 3), (1, 1), (1, 1), 1, (1,) * _NUM_BASES)
     x = torch.zeros(2, _NUM_BASES * channels, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
     y = x.half()
-    weight, vector, folded = torch.zeros(_NUM_BASES * channels, channels, 3, 3), torch.zeros(channels), x[0, :, 0, 0]
-    vector, folded = torch.zeros(_NUM_BASES * channels), torch.zeros(_NUM_BASES * channels)
-    gate = torch.zeros(_NUM_BASES)
+    weight = torch.zeros(_NUM_BASES * channels, channels, 3, 3)
+    vector, gate = torch.zeros(_NUM_BASES * channels), torch.zeros(_NUM_BASES)
     running = Running(vector, vector, torch.zeros((), dtype=torch.int64), 0.1, True)
     passes = triton_passes.TritonPasses(dtype)
     with mock.patch.object(triton_passes, '_launch', record):
         passes.connect(x, gate, gate)
+        passes.connect(x, gate, gate, geometry)
         passes.convolve(x, weight, geometry)
         passes.norms.statistics(y, True, 1, vector, vector, vector, running, 1e-5, True)
-        passes.affine(y, folded, folded, x, True, dtype)
+        passes.affine(y, vector, vector, x, True, dtype)
+        passes.affine(y, vector, vector, x, True, dtype, geometry)
         passes.norms.gradients(x, y, True, 1, (vector, vector), vector, vector, True)
-        gradient_of = passes.affine_gradient(x, y, folded, folded, folded, _NUM_BASES, True)
+        gradient_of = passes.affine_gradient(x, y, vector, vector, vector, _NUM_BASES, True)
         for surrogate in (None, KnownSurrogate(Formula.SWISH, torch.cos, 5.0), torch.cos):
-            at = UnitGradients(
-                geometry, _NUM_BASES, False, gradient_of, x, weight, vector, x, lambda k, given=surrogate: given, True, True
+            passes.unit_gradients(
+                UnitGradients(
+                    geometry=geometry,
+                    branches=_NUM_BASES,
+                    is_shared=False,
+                    gradient_of=gradient_of,
+                    x=x,
+                    weight=weight,
+                    scale=vector,
+                    residual=x,
+                    surrogate=lambda k, given=surrogate: given,
+                    needs_x=True,
+                    needs_weight=True,
+                )
             )
-            passes.unit_gradients(at)
         passes.connect_gradient(x, x, gate, gate)
     launches: dict[tuple, Launch] = {}
     for kernel, arguments, constants in found:
-        launch = Launch(kernel, arguments, constants, _bytes_moved(kernel.__name__, arguments, constants))
+        launch = Launch(kernel, arguments, constants, *_bytes_moved(kernel, arguments, constants))
         launches.setdefault((launch.name, str(_signature(launch)), str(constants)), launch)
     return list(launches.values())
 
 
-def _bytes_moved(name: str, arguments: Sequence, constants: dict) -> float | None:
-    """Bytes of the maps among the arguments: each is read or written once, but for those that are not read at all."""
-    sizes: dict[int, int] = {}
-    unread = set()
-    names = getattr(getattr(triton_passes.kernels, name), 'arg_names')
-    given = dict(zip(names, arguments, strict=False))
+def _bytes_moved(kernel: object, arguments: Sequence, constants: dict) -> tuple[float | None, float | None]:
+    """Bytes for each element that a kernel reads and writes, and the least possible ones: each map once. Of a tuple of
+    maps each has the elements of one branch."""
+    given = dict(zip(kernel.arg_names, arguments, strict=False))
+    maps = {}
+    for name, value in given.items():
+        value = value[0] if isinstance(value, tuple) else value
+        if isinstance(value, Tensor) and value.dim() >= 4 and not kernel.__name__.startswith('weight'):
+            maps[name] = value.element_size()
     if not constants.get('HAS_RESIDUAL', True):
-        unread.add('residual')
+        del maps['residual']
+    if not constants.get('HAS_SIGNS', True):
+        del maps['signs']
     if constants.get('SURROGATE', triton_passes.kernels.GIVEN) != triton_passes.kernels.GIVEN:
-        unread.add('factors')
-    total = 0.0
-    for key, value in given.items():
-        if key in unread:
-            continue
-        for tensor in value if isinstance(value, tuple) else (value,):
-            if isinstance(tensor, Tensor) and tensor.dim() >= 4:
-                total += tensor.element_size() / (1 if not isinstance(value, tuple) else len(value))
-    return None if name.startswith('weight') or not total else total
+        del maps['factors']
+    if not maps:
+        return None, None
+    twice = ('x', 'gradient') if kernel.__name__.startswith('connect') else ()
+    return sum(size * (2 if name in twice else 1) for name, size in maps.items()), sum(maps.values())
 
 
 def _signature(launch: Launch) -> dict[str, object]:
@@ -206,13 +225,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for dtype in args.dtypes:
         for launch in launches_of_training(DTYPES[dtype]):
             compiled = {capability: compile_for(launch, capability) for capability in args.capabilities}
-            surrogate = launch.constants.get('SURROGATE', 0)
-            name = launch.name if not surrogate else f'{launch.name}, formula {surrogate}'
+            name = launch.name + (' with signs' if launch.constants.get('HAS_SIGNS') else '')
+            if launch.constants.get('SURROGATE'):
+                name += f', formula {launch.constants["SURROGATE"]}'
             rows.append(
                 dict(
                     kernel=name,
                     maps=dtype,
                     bytes_moved=launch.bytes_moved,
+                    least_bytes=launch.least_bytes,
                     compiled={key: value._asdict() for key, value in compiled.items()},
                 )
             )
@@ -224,9 +245,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     str(max(value.spilled for value in compiled.values())),
                     str(min(value.widest_load for value in compiled.values())),
                     '' if launch.bytes_moved is None else f'{launch.bytes_moved:g}',
+                    '' if launch.least_bytes is None else f'{launch.least_bytes:g}',
                 ]
             )
-    columns = ['kernel', 'maps', *(f'sm_{each}' for each in args.capabilities), 'spilled', 'load', 'moved']
+    columns = ['kernel', 'maps', *(f'sm_{each}' for each in args.capabilities), 'spilled', 'load', 'moved', 'least']
     print(format_table(columns, cells))
     write_json(args.out, dict(triton=triton.__version__, kernels=rows))
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mmgroupnet.layers.branches import share, split
 from mmgroupnet.layers.lean.interface import BinaryConv, ConvOperands
-from mmgroupnet.layers.observers import notify
 from mmgroupnet.layers.lean.surrogates import surrogate_of
+from mmgroupnet.layers.observers import notify
 from mmgroupnet.ops.passes import BranchGradient, Passes, Surrogate, UnitGradients
 from mmgroupnet.ops.precision import wide
 from mmgroupnet.quantizers import binary_sign, has_state

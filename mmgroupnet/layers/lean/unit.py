@@ -11,7 +11,7 @@ from mmgroupnet.layers.lean.batch_norm import AffineOfNorm, BatchNorm, Statistic
 from mmgroupnet.layers.lean.float_shortcut import FloatShortcut
 from mmgroupnet.layers.lean.interface import BinaryConv, ConvOperands
 from mmgroupnet.layers.lean.sign_conv import SignConv
-from mmgroupnet.ops import Residual
+from mmgroupnet.ops import Residual, UnitGeometry
 from mmgroupnet.ops.passes import Passes
 
 
@@ -91,6 +91,13 @@ class LeanUnit:
         *of_conv, weight, bias = values
         return self.conv.operands(of_conv), AffineOfNorm(weight, bias)
 
+    def convolves(self, tensors: Sequence[Tensor | None]) -> UnitGeometry | None:
+        """The geometry in which its input's own signs are convolved; None where there is a shift in front of them, and
+        for other convolutions."""
+        if not self.takes_signs or self.conv.geometry.merges or self.split(tensors)[0].shift is not None:
+            return None
+        return self.conv.geometry
+
     def forward(self, unit: ChainUnit, x: Tensor, tensors: Sequence[Tensor | None]) -> Kept:
         """Convolves, shows the signs to the conv's observer, and moves the norm's statistics."""
         operands, affine = self.split(tensors)
@@ -102,14 +109,22 @@ class LeanUnit:
         pixels = y.shape[0] * y.shape[2] * y.shape[3]
         return Kept(y, self.norm.statistics(unit.norm, moments, pixels, scale))
 
-    def output(self, kept: Kept, x: Tensor, shortcut: Tensor | None, tensors: Sequence[Tensor | None]) -> Tensor:
-        """The output for an input and, where the unit adds it, the chain's shortcut."""
+    def output(
+        self,
+        kept: Kept,
+        x: Tensor,
+        shortcut: Tensor | None,
+        tensors: Sequence[Tensor | None],
+        following: UnitGeometry | None = None,
+    ) -> Tensor:
+        """The output for an input and, where the unit adds it, the chain's shortcut; ``following`` as
+        :meth:`convolves` of the next unit gives it."""
         operands, affine = self.split(tensors)
         y = self.conv.forward(x, operands) if kept.y is None else kept.y
         residual = self.residual.of(x, shortcut)
         scale, shift = self.norm.scale_and_shift(affine, kept.statistics, self.conv.output_scale(operands))
         # Of a unit in floats, too, as the next unit takes it.
-        return self.prepare(self.passes.affine(y, scale, shift, residual, self.relu, x.dtype))
+        return self.prepare(self.passes.affine(y, scale, shift, residual, self.relu, x.dtype, following))
 
     def backward(
         self,

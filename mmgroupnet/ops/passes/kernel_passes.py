@@ -66,7 +66,14 @@ class KernelPasses(BranchwisePasses):
         return sums
 
     def affine(
-        self, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
+        self,
+        y: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+        dtype: torch.dtype,
+        following: UnitGeometry | None = None,
     ) -> Tensor:
         scale, shift = scale.float(), shift.float()
         residual = None if residual is None else nhwc(residual)
@@ -177,7 +184,9 @@ class KernelPasses(BranchwisePasses):
             torch.get_num_threads(),
         )
 
-    def connect(self, x: Tensor, gate: Tensor, scales: Tensor) -> Tensor:
+    def connect(
+        self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None
+    ) -> Tensor:
         gate, scales = gate.float().contiguous(), scales.float().contiguous()
         num_bases, out = len(gate), torch.empty_like(x)
         kernels.library().mmg_connect(

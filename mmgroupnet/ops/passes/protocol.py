@@ -161,9 +161,20 @@ class Passes(Protocol):
         """Sums of r and of r * r over all pixels, ``(2, K*C)`` float64; of integers they are exact."""
 
     def affine(
-        self, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
+        self,
+        y: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+        dtype: torch.dtype,
+        following: UnitGeometry | None = None,
     ) -> Tensor:
-        """``scale * r + shift + residual``, computed in float32 or better, as a prepared map of a dtype."""
+        """``scale * r + shift + residual``, computed in float32 or better, as a prepared map of a dtype.
+
+        ``following`` is a unit that will convolve the signs of the result with :meth:`convolve`: a backend may make
+        them on the way. Default: None, there is none.
+        """
 
     def gradient_sums(self, gradient: Tensor, y: Tensor, relu: bool) -> Tensor:
         """Sums of the gradient and of gradient * r over all pixels, ``(2, K*C)`` float64."""
@@ -176,8 +187,11 @@ class Passes(Protocol):
     def unit_gradients(self, at: UnitGradients) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of a convolution of signs in its input, as prepared, and in its weights."""
 
-    def connect(self, x: Tensor, gate: Tensor, scales: Tensor) -> Tensor:
-        """``m + gate[i] * (x_i - m)`` of all branches, with ``m = sum_j scales[j] * x_j``."""
+    def connect(
+        self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None
+    ) -> Tensor:
+        """``m + gate[i] * (x_i - m)`` of all branches, with ``m = sum_j scales[j] * x_j``; ``following`` as for
+        :meth:`affine`."""
 
     def connect_gradient(
         self, gradient: Tensor, x: Tensor, gate: Tensor, scales: Tensor

@@ -62,7 +62,14 @@ class TorchPasses(BranchwisePasses):
         return torch.stack([mean, variance + mean.square()]) * pixels
 
     def affine(
-        self, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
+        self,
+        y: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+        dtype: torch.dtype,
+        following: UnitGeometry | None = None,
     ) -> Tensor:
         computed = wide(self.dtype)
         out = torch.addcmul(_channels(shift, computed), _rectified(y, computed, relu), _channels(scale, computed))
@@ -109,7 +116,9 @@ class TorchPasses(BranchwisePasses):
             found = found + _branch(residual, k, branches)
         _branch(out, k, branches).copy_(found)
 
-    def connect(self, x: Tensor, gate: Tensor, scales: Tensor) -> Tensor:
+    def connect(
+        self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None
+    ) -> Tensor:
         dtype = wide(x.dtype)
         return simulation.connect(x.to(dtype), len(gate), scales.to(dtype), gate.to(dtype)).to(x.dtype)
 

@@ -5,9 +5,9 @@ what it needs once, computes in float32, and writes its result once. Where branc
 matrix of its own, ``(K, pixels, C)``.
 
 y are the sums of a convolution, and ``r = max(y, 0)``, or y without ``RELU``. A batch norm has ``norm_channels``, which
-branches may share: channel c is its channel ``c % norm_channels``. Vectors may be expanded: they come with the step from
-one value to the next one. Sizes make no kernels of their own, but for whether
-the channels are a multiple of 16: then a thread reads 16 bytes at once.
+branches may share: channel c is its channel ``c % norm_channels``. Scales and gates may be expanded: they come with the
+step from one value to the next one. Sizes make no kernels of their own, but for whether the channels are a multiple of
+16: then a thread reads 16 bytes at once.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ _SWISH, _TANH = tl.constexpr(SWISH), tl.constexpr(TANH)
 # Arguments by which Triton would compile a kernel again, where they are 1 or a multiple of 16.
 _SIZES = {
     *('pixels', 'count', 'parts', 'branches', 'first', 'norm_channels', 'rows', 'columns', 'row_padding'),
-    *('scale_step', 'gate_step', 'scales_step', 'column_padding', 'value', 'taps', 'in_channels', 'channel_step', 'tap_step', 'source_channel_step'),
-    'source_tap_step',
+    *('column_padding', 'border', 'taps', 'in_channels', 'channel_step', 'tap_step', 'source_channel_step'),
+    *('source_tap_step', 'scale_step', 'gate_step', 'scales_step'),
 }
 # Arguments whose addresses need not be multiples of 16 bytes: vectors, which are small.
 _VECTORS = {
@@ -51,6 +51,23 @@ def _load_sums(y, offsets, mask, RELU: tl.constexpr):
     if RELU:
         value = tl.maximum(value, 0.0)
     return value
+
+
+@triton.jit
+def _inside_of_border(p, rows, columns, row_padding, column_padding):
+    """Where the pixels of images with a border lie in those without it, and which of them do."""
+    width = columns + 2 * column_padding
+    height = rows + 2 * row_padding
+    column = p % width - column_padding
+    row = p // width % height - row_padding
+    is_inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    return (p // (width * height) * rows + row) * columns + column, is_inside
+
+
+@triton.jit
+def _signs_with_border(value, is_inside, border):
+    """-1 and +1 inside, zeros are +1; the border's value around them."""
+    return tl.where(is_inside[:, None], tl.where(value >= 0, 1.0, -1.0), border.to(tl.float32))
 
 
 @_kernel
@@ -191,25 +208,48 @@ def affine_kernel(
     shift,
     residual,
     out,
+    signs,
     pixels,
     channels,
+    branches,
+    rows,
+    columns,
+    row_padding,
+    column_padding,
+    border,
     RELU: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    HAS_SIGNS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``scale * r + shift + residual``."""
+    """``scale * r + shift + residual``; with ``HAS_SIGNS`` the signs of that, too, as the signs' kernel makes them.
+
+    Then ``pixels`` are those of images with the border.
+    """
+    branch = tl.program_id(2)
     p = tl.program_id(1).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     has_channel = c < channels
-    mask = (p < pixels)[:, None] & has_channel[None, :]
-    at = p[:, None] * channels + c[None, :]
-    factor = tl.load(scale + c, has_channel, other=0)
-    term = tl.load(shift + c, has_channel, other=0)
+    is_pixel = p < pixels
+    source = p
+    is_inside = is_pixel
+    if HAS_SIGNS:
+        source, is_inside = _inside_of_border(p, rows, columns, row_padding, column_padding)
+        is_inside = is_inside & is_pixel
+    mask = is_inside[:, None] & has_channel[None, :]
+    at = source[:, None] * (branches * channels) + branch * channels + c[None, :]
+    factor = tl.load(scale + branch * channels + c, has_channel, other=0)
+    term = tl.load(shift + branch * channels + c, has_channel, other=0)
     value = _load_sums(y, at, mask, RELU) * factor[None, :] + term[None, :]
     if HAS_RESIDUAL:
         value += tl.load(residual + at, mask, other=0).to(tl.float32)
+    # As it is read again: rounding may make a zero of a small number.
+    value = value.to(out.dtype.element_ty)
     tl.store(out + at, value, mask)
+    if HAS_SIGNS:
+        own = (branch * pixels + p)[:, None] * channels + c[None, :]
+        tl.store(signs + own, _signs_with_border(value, is_inside, border), is_pixel[:, None] & has_channel[None, :])
 
 
 @_kernel
@@ -359,30 +399,23 @@ def signs_kernel(
     columns,
     row_padding,
     column_padding,
-    value,
+    border,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Signs of some branches, from ``first`` on, with a border of ``value``; zeros are +1.
+    """Signs of some branches, from ``first`` on, with a border; zeros are +1.
 
     ``pixels`` are those of the output, ``rows`` and ``columns`` those of an image of the input.
     """
     branch = tl.program_id(2)
     p = tl.program_id(1).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    width = columns + 2 * column_padding
-    height = rows + 2 * row_padding
-    column = p % width - column_padding
-    row = p // width % height - row_padding
-    image = p // (width * height)
     mask = (p < pixels)[:, None] & (c < channels)[None, :]
-    is_inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-    at = ((image * rows + row) * columns + column)[:, None] * (branches * channels)
-    at += (first + branch) * channels + c[None, :]
-    given = tl.load(x + at, mask & is_inside[:, None], other=0).to(tl.float32)
-    signs = tl.where(given >= 0, 1.0, -1.0)
-    signs = tl.where(is_inside[:, None], signs, value.to(tl.float32))
-    tl.store(out + (branch * pixels + p)[:, None] * channels + c[None, :], signs, mask)
+    source, is_inside = _inside_of_border(p, rows, columns, row_padding, column_padding)
+    at = source[:, None] * (branches * channels) + (first + branch) * channels + c[None, :]
+    value = tl.load(x + at, mask & is_inside[:, None], other=0)
+    own = (branch * pixels + p)[:, None] * channels + c[None, :]
+    tl.store(out + own, _signs_with_border(value, is_inside, border), mask)
 
 
 @_kernel
@@ -507,13 +540,37 @@ def sign_gradient_kernel(
 
 @_kernel
 def connect_kernel(
-    x, gate, scales, out, pixels, channels, branches, gate_step, scales_step, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
+    x,
+    gate,
+    scales,
+    out,
+    signs,
+    pixels,
+    channels,
+    branches,
+    rows,
+    columns,
+    row_padding,
+    column_padding,
+    border,
+    gate_step,
+    scales_step,
+    HAS_SIGNS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """``m + gate[i] * (x_i - m)`` of all branches, with ``m = sum_j scales[j] * x_j``."""
+    """``m + gate[i] * (x_i - m)`` of all branches, with ``m = sum_j scales[j] * x_j``; signs as for the affine map."""
     p = tl.program_id(1).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = (p < pixels)[:, None] & (c < channels)[None, :]
-    at = p[:, None] * (branches * channels) + c[None, :]
+    has_channel = c < channels
+    is_pixel = p < pixels
+    source = p
+    is_inside = is_pixel
+    if HAS_SIGNS:
+        source, is_inside = _inside_of_border(p, rows, columns, row_padding, column_padding)
+        is_inside = is_inside & is_pixel
+    mask = is_inside[:, None] & has_channel[None, :]
+    at = source[:, None] * (branches * channels) + c[None, :]
     merged = tl.full((BLOCK_P, BLOCK_C), 0.0, tl.float32)
     for j in range(branches):
         value = tl.load(x + at + j * channels, mask, other=0).to(tl.float32)
@@ -521,7 +578,13 @@ def connect_kernel(
     for i in range(branches):
         # From the cache: this program has just read it.
         value = tl.load(x + at + i * channels, mask, other=0).to(tl.float32)
-        tl.store(out + at + i * channels, merged + tl.load(gate + i * gate_step).to(tl.float32) * (value - merged), mask)
+        value = merged + tl.load(gate + i * gate_step).to(tl.float32) * (value - merged)
+        rounded = value.to(out.dtype.element_ty)
+        tl.store(out + at + i * channels, rounded, mask)
+        if HAS_SIGNS:
+            own = (i * pixels + p)[:, None] * channels + c[None, :]
+            made = _signs_with_border(rounded, is_inside, border)
+            tl.store(signs + own, made, is_pixel[:, None] & has_channel[None, :])
 
 
 @_kernel

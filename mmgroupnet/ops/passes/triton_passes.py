@@ -2,19 +2,20 @@
 
 Maps are channels_last, in float32 or half precision. Everything is computed in float32, and nothing waits for the GPU.
 
-*Convolutions* are cuDNN's. Forwards they convolve signs in the cheapest type that is exact. Tensor cores multiply -1 and
-+1 exactly in float16 and add in float32, which holds integers up to 2**24. What is left is the rounding of a sum to
+*Convolutions* are cuDNN's. Forwards they convolve signs in the cheapest type that is exact. Tensor cores multiply -1
+and +1 exactly in float16 and add in float32, which holds integers up to 2**24. What is left is the rounding of a sum to
 float16: it has 11 bits, so that integers up to 2048 fit, and even ones up to 4096. A sum of n products of -1 and +1 is
 even where n is. So float16 is exact for n <= 2048 terms, and for an even number of them up to 4096, where each sum has
-all of its terms (a padding with zeros takes some away). Sums of more terms are float32, with TF32 where torch allows it:
-it holds -1 and +1, too. (cuDNN's convolutions of channels_last maps are products of matrices: nothing is transformed
-in between, as Winograd's are.)
+all of its terms: a padding with zeros takes some away. Sums of more terms are float32, with TF32 where torch allows it,
+which holds -1 and +1, too; they are rounded to 16 bits. All of it takes for granted that cuDNN multiplies matrices, and
+transforms nothing as Winograd does: for channels_last maps it has no other algorithms. ``make test-gpu`` checks it.
 
 Backwards they take signs in the dtype of the gradient.
 """
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,20 @@ def _launch(kernel: object, grid: tuple[int, ...], *arguments: object, **constan
             kernel[grid](*arguments, **constants)
     else:  # Triton's interpreter
         kernel[grid](*arguments, **constants)
+
+
+class _Signs(NamedTuple):
+    """Signs that were made together with a map.
+
+    Attributes:
+        x: The map.
+        geometry: The unit that will convolve them.
+        groups: As :meth:`TritonPasses._signs` returns them.
+    """
+
+    x: Tensor
+    geometry: UnitGeometry
+    groups: list[Tensor]
 
 
 def _single(vector: Tensor) -> Tensor:
@@ -250,12 +265,13 @@ class TritonPasses:
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.for_floats = self
+        self._made: _Signs | None = None  # until they are convolved
 
     def prepare(self, x: Tensor) -> Tensor:
         return nhwc(x.detach())
 
     def convolve(self, x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
-        dtype = torch.float16 if fits_float16(geometry) else torch.float32
+        dtype = _dtype_of_sums(geometry)
         y = self._convolve(x, self._weight_signs(weight, dtype), geometry, dtype)
         if dtype == torch.float32 and geometry.sums_fit_int16:
             y = y.round_().to(torch.int16)
@@ -279,6 +295,11 @@ class TritonPasses:
     def _signs(self, x: Tensor, branches: int, geometry: UnitGeometry, dtype: torch.dtype) -> list[Tensor]:
         """Signs of the branches, with the border that the convolution sees, ``(K', N, C, H', W')`` for each group of K'
         branches next to each other whose borders are equal."""
+        made = self._made
+        if made is not None and made.geometry == geometry and made.x.data_ptr() == x.data_ptr():
+            self._made = None
+            if made.groups[0].dtype == dtype:
+                return made.groups
         channels = x.shape[1] // branches
         rows, columns = x.shape[2:]
         found: list[Tensor] = []
@@ -331,22 +352,54 @@ class TritonPasses:
         totals = counts.double().view(-1, 1) * mean
         return torch.stack([totals.sum(0), (rest + totals * mean).sum(0)])
 
+    def _place_of_signs(
+        self, x: Tensor, following: UnitGeometry | None
+    ) -> tuple[Tensor | None, tuple[int, int]]:
+        """Memory for the signs of a map that the next unit will convolve, ``(K, N, C, H', W')``, and their border; None
+        where they are not made together with it."""
+        if following is None:
+            return None, (0, 0)
+        branches = x.shape[1] // following.in_channels
+        ((pad, _), *others) = _groups_of_borders(branches, following)
+        if others:
+            return None, (0, 0)
+        size = (x.shape[2] + 2 * pad[0], x.shape[3] + 2 * pad[1])
+        signs = _branch_maps(x, branches, following.in_channels, size, _dtype_of_sums(following))
+        self._made = _Signs(x, following, [signs])
+        return signs, pad
+
     def affine(
-        self, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
+        self,
+        y: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+        dtype: torch.dtype,
+        following: UnitGeometry | None = None,
     ) -> Tensor:
         out = torch.empty_like(y, dtype=dtype)
+        signs, pad = self._place_of_signs(out, following)
+        branches = 1 if signs is None else len(signs)
+        channels = y.shape[1] // branches
         _launch(
             kernels.affine_kernel,
-            _grid(y, y.shape[1]),
+            (*_grid(y if signs is None else signs[0], channels), branches),
             y,
             _single(scale),
             _single(shift),
             y if residual is None else nhwc(residual),
             out,
-            _pixels(y),
-            y.shape[1],
+            out if signs is None else signs,
+            _pixels(y if signs is None else signs[0]),
+            channels,
+            branches,
+            *y.shape[2:],
+            *pad,
+            0 if following is None else following.padding_value,
             RELU=relu,
             HAS_RESIDUAL=residual is not None,
+            HAS_SIGNS=signs is not None,
             BLOCK_P=BLOCK_P,
             BLOCK_C=BLOCK_C,
         )
@@ -461,21 +514,29 @@ class TritonPasses:
             )
         return out
 
-    def connect(self, x: Tensor, gate: Tensor, scales: Tensor) -> Tensor:
+    def connect(
+        self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None
+    ) -> Tensor:
         branches, out = len(gate), torch.empty_like(x)
         channels = x.shape[1] // branches
+        signs, pad = self._place_of_signs(out, following)
         _launch(
             kernels.connect_kernel,
-            _grid(x, channels),
+            _grid(x if signs is None else signs[0], channels),
             x,
             gate,
             scales,
             out,
-            _pixels(x),
+            out if signs is None else signs,
+            _pixels(x if signs is None else signs[0]),
             channels,
             branches,
+            *x.shape[2:],
+            *pad,
+            0 if following is None else following.padding_value,
             gate.stride(0),
             scales.stride(0),
+            HAS_SIGNS=signs is not None,
             BLOCK_P=BLOCK_P,
             BLOCK_C=BLOCK_C,
         )
@@ -511,13 +572,14 @@ class TritonPasses:
         return (out, *sums.sum(0))
 
 
-def fits_float16(geometry: UnitGeometry) -> bool:
-    """Whether the sums of a unit are exact in float16, see the top of this file."""
+def _dtype_of_sums(geometry: UnitGeometry) -> torch.dtype:
+    """The cheapest dtype in which the sums of a unit are exact, see the top of this file."""
     has_all_terms = geometry.padding_value != 0 or not any(
         any(geometry.pad_of(k)) for k in range(len(geometry.dilations))
     )
     terms = geometry.row_bits
-    return terms <= 2048 or (terms <= 4096 and terms % 2 == 0 and has_all_terms)
+    is_exact = terms <= 2048 or (terms <= 4096 and terms % 2 == 0 and has_all_terms)
+    return torch.float16 if is_exact else torch.float32
 
 
 def _border(geometry: UnitGeometry, branch: int) -> tuple[int, int]:
