@@ -1,7 +1,7 @@
 """Passes of lean training over the integers of binary convolutions, behind one protocol.
 
 A backend is chosen once per chain, by what all processes know alike: the device and the dtypes. ``KernelPasses`` are
-the compiled kernels of the CPU, ``TorchPasses`` run on any device in any floating dtype, and ``TritonPasses`` are kernels
+compiled kernels of the CPU, ``TorchPasses`` run on any device in any floating dtype, and ``TritonPasses`` are kernels
 for GPUs, which :data:`mmgroupnet.ops.passes.choice.ENVIRONMENT_VARIABLE` asks for.
 
 Integers ``y`` are ``(N, K*C, H, W)``. With ``relu``, r = max(y, 0), else r = y; scales and shifts are per folded
