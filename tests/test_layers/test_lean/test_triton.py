@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d
 from mmgroupnet.models import BinaryFPN, GroupNetResNet
@@ -31,8 +31,10 @@ from tests.lean_comparison import (
     set_lean,
     small_network,
 )
+from tests.processes import noted_collectives, run_in_two_processes
 from tests.strategies import seeds
 from tests.test_layers.test_lean.test_chain import NETWORKS, chains, input_of, margin_of_signs
+from tests.test_layers.test_lean.test_collectives import Blocks, images
 
 triton = pytest.importorskip('triton', reason='Triton is not installed')
 ROOT = Path(__file__).resolve().parents[3]
@@ -304,3 +306,31 @@ def test_kernels_compile_without_a_gpu(tmp_path):
 @pytest.mark.slow
 def test_kernels_compile_for_all_gpus_and_dtypes(tmp_path):
     assert_compiled_well(compiled_kernels(tmp_path / 'found.json'), 4)
+
+
+def train_blocks(rank: int) -> list[tuple[list, list[Tensor]]]:
+    """Collectives and gradients of one step of blocks with synchronised norms, for each pair of shares."""
+    found = []
+    for first in (1, 0):
+        network = Blocks('SyncBN').float()
+        x = images()[0].float()[: first + 1]
+        with noted_collectives() as collectives:
+            (out,) = network(x[:first] if rank == 0 else x[first:])
+            (out * torch.linspace(-1, 1, out[:1].numel()).view_as(out[:1])).sum().backward()
+            for parameter in network.parameters():
+                distributed.all_reduce(parameter.grad)
+        found.append((list(map(str, collectives)), [parameter.grad for parameter in network.parameters()]))
+    return found
+
+
+@pytest.mark.slow
+def test_synchronised_norms(tmp_path):
+    """Two processes, of which one may have no image, issue the same collectives and train as one."""
+    first, second = run_in_two_processes(tmp_path, train_blocks)
+    for size, mine, other in zip((2, 1), first, second, strict=True):
+        assert mine[0] == other[0]
+        network = Blocks('BN').float()
+        (out,) = network(images()[0].float()[:size])
+        (out * torch.linspace(-1, 1, out[:1].numel()).view_as(out[:1])).sum().backward()
+        for value, parameter in zip(mine[1], network.parameters(), strict=True):
+            assert relative(value, parameter.grad) < 1e-4
