@@ -66,9 +66,25 @@ class Launch(NamedTuple):
     least_bytes: float | None
 
     @property
-    def name(self) -> str:
+    def kernel_name(self) -> str:
         """Of the kernel."""
         return self.kernel.__name__.removesuffix('_kernel')
+
+    @property
+    def name(self) -> str:
+        """What it makes, for tables."""
+        name = self.kernel_name
+        if name in ('signs', 'weight_signs'):
+            return f'{name} in {str(self.arguments[1].dtype).removeprefix("torch.")}'
+        if self.constants.get('HAS_SIGNS'):
+            return f'{name} with signs'
+        if 'SURROGATE' in self.constants:
+            formulas = 'POLYNOMIAL', 'CLIPPED_IDENTITY', 'SWISH', 'TANH', 'GIVEN'
+            (formula,) = (
+                each for each in formulas if getattr(triton_passes.kernels, each) == self.constants['SURROGATE']
+            )
+            return f'{name}, {formula.lower()}'
+        return name
 
 
 def launches_of_training(dtype: torch.dtype, channels: int = 64) -> list[Launch]:
@@ -225,12 +241,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for dtype in args.dtypes:
         for launch in launches_of_training(DTYPES[dtype]):
             compiled = {capability: compile_for(launch, capability) for capability in args.capabilities}
-            name = launch.name + (' with signs' if launch.constants.get('HAS_SIGNS') else '')
-            if launch.constants.get('SURROGATE'):
-                name += f', formula {launch.constants["SURROGATE"]}'
             rows.append(
                 dict(
-                    kernel=name,
+                    kernel=launch.kernel_name,
+                    name=launch.name,
                     maps=dtype,
                     bytes_moved=launch.bytes_moved,
                     least_bytes=launch.least_bytes,
@@ -239,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             cells.append(
                 [
-                    name,
+                    launch.name,
                     dtype,
                     *(str(value.registers) for value in compiled.values()),
                     str(max(value.spilled for value in compiled.values())),
