@@ -83,7 +83,9 @@ def assert_near(value: Tensor, expected: Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 class TestPassesOverSums:
-    @pytest.mark.parametrize(('y_dtype', 'has_residual'), zip(SUMS, (True, False, True), strict=True), ids=str)
+    @pytest.mark.parametrize(
+        ('y_dtype', 'has_residual'), [(torch.float16, True), (torch.int16, False), (torch.float32, True)], ids=str
+    )
     def test_affine(self, passes, dtype, shape, relu, y_dtype, has_residual):
         y, (residual,) = sums(shape, y_dtype), maps(shape, dtype, 1)
         scale, shift = vectors(y.shape[1], 2)
@@ -152,6 +154,25 @@ def test_batch_norm(has_affine, is_shared, relu, uses_batch):
         assert_near(of_bias, reference.bias.grad, 1e-5)
     found = torch.cat(list(passes.affine_gradient(gradient, y, p, q, s, shape[-1], relu).maps), dim=1)
     assert_near(found, given.grad, 1e-5)
+
+
+def test_floats_may_come_in_any_order():
+    """As those of a full-precision shortcut do."""
+    shape, passes = (2, 7, 5, 3, 2), triton_passes.TritonPasses(torch.float32)
+    y, (gradient,), (scale, shift) = sums(shape, torch.float32), maps(shape, torch.float32, 1), vectors(14, 2)
+    found, expected = (
+        [
+            *passes.norms.statistics(y, False, 1, scale, None, None, None, 1e-5, True),
+            *passes.norms.gradients(gradient, y, False, 1, (shift, scale), scale, None, True),
+            passes.affine(y, scale, shift, None, False, torch.float32),
+            passes.affine_gradient(gradient, y, scale, shift, scale, 2, False)(1),
+            passes.moments(y, False),
+            passes.gradient_sums(gradient, y, False),
+        ]
+        for y, gradient in ((y.contiguous(), gradient.contiguous()), (y, gradient))
+    )
+    for value, wanted in zip(found, expected, strict=True):
+        assert torch.equal(value, wanted)
 
 
 @pytest.mark.parametrize('padding_value', [-1, 0, 1])
@@ -378,6 +399,20 @@ def test_surrogate_gradients(name, geometry_name):
     assert (surrogate is None) == (name == 'polynomial')
     of_x, _, wanted, _ = gradients(*unit_of(geometry_name), torch.float32, surrogate)
     assert_near(of_x, wanted, OF_CONVOLUTIONS[torch.float32])
+
+
+def test_not_a_number_stays_one():
+    """No ReLU and no surrogate gradient makes a number of it."""
+    y = last(torch.tensor([[1.0, float('nan'), -1.0]]).view(1, 3, 1, 1))
+    passes, ones = triton_passes.TritonPasses(torch.float32), torch.ones(3, device=DEVICE)
+    out = passes.affine(y, ones, ones, None, True, torch.float32)
+    assert out.flatten().isnan().tolist() == [False, True, False]
+    unit = geometry(in_channels=1, out_channels=1, num_bases=1, kernel_size=(1, 1), padding=(0, 0))
+    x = last(torch.full((1, 1, 2, 2), float('nan')))
+    given = dict(x=x, residual=None, gradient_of=lambda k, reuse: torch.ones_like(x), needs_weight=False)
+    for make in (PolynomialSign, lambda: SwishSign(3.0), lambda: ErrorDecaySign(0.5, 4.0)):
+        of_x, *_ = gradients(unit, 1, torch.float32, surrogate_of(make()), **given)
+        assert of_x.isnan().all()
 
 
 def test_formulas_of_surrogates_far_from_zero():

@@ -45,11 +45,26 @@ def _kernel(function: Callable) -> Callable:
 
 
 @triton.jit
+def _tile(channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Pixels and channels of a program: programs that run at one time read pixels next to each other. They are counted
+    along the first axis of the grid, which alone may be longer than 65,535."""
+    tiles = (channels + BLOCK_C - 1) // BLOCK_C
+    p = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    return p, tl.program_id(0) % tiles * BLOCK_C + tl.arange(0, BLOCK_C)
+
+
+@triton.jit
+def _at_least_zero(value):
+    """``max(value, 0)``; not-a-number stays what it is."""
+    return tl.where(value < 0, 0.0, value)
+
+
+@triton.jit
 def _load_sums(y, offsets, mask, RELU: tl.constexpr):
     """r as float32."""
     value = tl.load(y + offsets, mask, other=0).to(tl.float32)
     if RELU:
-        value = tl.maximum(value, 0.0)
+        value = _at_least_zero(value)
     return value
 
 
@@ -227,9 +242,8 @@ def affine_kernel(
 
     Then ``pixels`` are those of images with the border.
     """
-    branch = tl.program_id(2)
-    p = tl.program_id(1).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    branch = tl.program_id(1)
+    p, c = _tile(channels, BLOCK_P, BLOCK_C)
     has_channel = c < channels
     is_pixel = p < pixels
     source = p
@@ -370,9 +384,8 @@ def affine_gradient_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """``p * g + q * r + s`` where y > 0 (everywhere without ReLU), branch by branch."""
-    branch = tl.program_id(2)
-    pixel = tl.program_id(1).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    branch = tl.program_id(1)
+    pixel, c = _tile(channels, BLOCK_P, BLOCK_C)
     has_channel = c < channels
     mask = (pixel < pixels)[:, None] & has_channel[None, :]
     at = pixel[:, None] * (branches * channels) + branch * channels + c[None, :]
@@ -407,9 +420,8 @@ def signs_kernel(
 
     ``pixels`` are those of the output, ``rows`` and ``columns`` those of an image of the input.
     """
-    branch = tl.program_id(2)
-    p = tl.program_id(1).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    branch = tl.program_id(1)
+    p, c = _tile(channels, BLOCK_P, BLOCK_C)
     mask = (p < pixels)[:, None] & (c < channels)[None, :]
     source, is_inside = _inside_of_border(p, rows, columns, row_padding, column_padding)
     at = source[:, None] * (branches * channels) + (first + branch) * channels + c[None, :]
@@ -501,14 +513,13 @@ def sign_gradient_kernel(
     ``pixels`` are those of x, ``rows`` and ``columns`` those of an image of it. With ``SURROGATE`` = GIVEN ``factors``
     are the values of the surrogate gradient, else they are not read.
     """
-    branch = tl.program_id(2)
+    branch = tl.program_id(1)
     source = gradients[0]
     factor = factors[0]
     for other in tl.static_range(1, BASES):
         source = tl.where(branch == other, gradients[other], source)
         factor = tl.where(branch == other, factors[other], factor)
-    p = tl.program_id(1).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p, c = _tile(channels, BLOCK_P, BLOCK_C)
     mask = (p < pixels)[:, None] & (c < channels)[None, :]
     line = p // columns
     row = line % rows + row_padding
@@ -518,12 +529,13 @@ def sign_gradient_kernel(
     at = p[:, None] * (branches * channels) + (first + branch) * channels + c[None, :]
     z = tl.load(x + at, mask, other=0).to(tl.float32)
     if SURROGATE == _POLYNOMIAL:
-        slope = tl.maximum(2.0 - 2.0 * tl.abs(z), 0.0)
+        slope = _at_least_zero(2.0 - 2.0 * tl.abs(z))
     elif SURROGATE == _CLIPPED_IDENTITY:
         slope = tl.where(tl.abs(z) <= 1.0, 1.0, 0.0)
     elif SURROGATE == _SWISH:
         # With e = exp(-|b z|): tanh(|b z| / 2) = (1 - e) / (1 + e), and 1 / (1 + cosh(b z)) = 2 e / (1 + e)^2.
-        size = tl.minimum(tl.abs(sharpness * z), 100.0)
+        size = tl.abs(sharpness * z)
+        size = tl.where(size > 100.0, 100.0, size)
         e = tl.exp(-size)
         slope = 2.0 * sharpness * (2.0 - size * (1.0 - e) / (1.0 + e)) * e / ((1.0 + e) * (1.0 + e))
     elif SURROGATE == _TANH:
@@ -560,8 +572,7 @@ def connect_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """``m + gate[i] * (x_i - m)`` of all branches, with ``m = sum_j scales[j] * x_j``; signs as for the affine map."""
-    p = tl.program_id(1).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p, c = _tile(channels, BLOCK_P, BLOCK_C)
     has_channel = c < channels
     is_pixel = p < pixels
     source = p

@@ -48,19 +48,18 @@ def _pixels(x: Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
 
-def _grid(x: Tensor, channels: int) -> tuple[int, int]:
-    """Tiles of the channels and of the pixels of a map."""
-    return _tiles(channels, BLOCK_C), _tiles(_pixels(x), BLOCK_P)
+def _grid(x: Tensor, channels: int, branches: int = 1) -> tuple[int, int]:
+    """Programs of a kernel over the tiles of a map, and branches."""
+    return _tiles(channels, BLOCK_C) * _tiles(_pixels(x), BLOCK_P), branches
 
 
 def _parts(x: Tensor, channels: int) -> int:
     """Parts of the pixels that are summed up by themselves."""
-    across, along = _grid(x, channels)
-    return min(along, _tiles(_PROGRAMS, across))
+    return min(_tiles(_pixels(x), BLOCK_P), _tiles(_PROGRAMS, _tiles(channels, BLOCK_C)))
 
 
 def _launch(kernel: object, grid: tuple[int, ...], *arguments: object, **constants: object) -> None:
-    """Launches a kernel on the device of its first tensor; grids are in the order (channels, pixels, branches)."""
+    """Launches a kernel on the device of its first tensor; see :func:`_grid`."""
     first = next(value for value in arguments if isinstance(value, Tensor))
     if first.is_cuda:
         with torch.cuda.device(first.device):
@@ -134,7 +133,7 @@ class TritonNormPasses:
         eps: float,
         uses_batch: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        channels = y.shape[1] // branches
+        y, channels = nhwc(y), y.shape[1] // branches
         found, vectors = (torch.empty(2, size, device=y.device) for size in (channels, y.shape[1]))
         partial, parts = (moments_of_parts(y, relu)) if uses_batch else (found, 1)
         moves = running is not None and running.moves
@@ -184,7 +183,7 @@ class TritonNormPasses:
         weight: Tensor | None,
         uses_batch: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        channels = y.shape[1] // branches
+        y, channels = nhwc(y), y.shape[1] // branches
         partial, parts = _gradient_sums_of_parts(gradient, y, relu, channels, (*statistics, scale))
         of_norm, vectors = (torch.empty(size, device=y.device) for size in ((2, channels), (3, y.shape[1])))
         _launch(
@@ -308,7 +307,7 @@ class TritonPasses:
             out = _branch_maps(x, len(group), channels, size, dtype)
             _launch(
                 kernels.signs_kernel,
-                (*_grid(out[0], channels), len(group)),
+                _grid(out[0], channels, len(group)),
                 x,
                 out,
                 _pixels(out[0]),
@@ -342,7 +341,7 @@ class TritonPasses:
         return out
 
     def moments(self, y: Tensor, relu: bool) -> Tensor:
-        partial, parts = moments_of_parts(y, relu)
+        partial, parts = moments_of_parts(nhwc(y), relu)
         pixels = _pixels(y)
         part = torch.arange(parts, device=y.device)
         tiles = _tiles(pixels, BLOCK_P)
@@ -378,13 +377,14 @@ class TritonPasses:
         dtype: torch.dtype,
         following: UnitGeometry | None = None,
     ) -> Tensor:
+        y = nhwc(y)  # floats may come in any order
         out = torch.empty_like(y, dtype=dtype)
         signs, pad = self._place_of_signs(out, following)
         branches = 1 if signs is None else len(signs)
         channels = y.shape[1] // branches
         _launch(
             kernels.affine_kernel,
-            (*_grid(y if signs is None else signs[0], channels), branches),
+            _grid(y if signs is None else signs[0], channels, branches),
             y,
             _single(scale),
             _single(shift),
@@ -412,11 +412,11 @@ class TritonPasses:
     def affine_gradient(
         self, gradient: Tensor, y: Tensor, p: Tensor, q: Tensor, s: Tensor, branches: int, relu: bool
     ) -> BranchGradient:
-        channels = y.shape[1] // branches
+        y, channels = nhwc(y), y.shape[1] // branches
         out = _branch_maps(y, branches, channels, tuple(y.shape[2:]), self.dtype)
         _launch(
             kernels.affine_gradient_kernel,
-            (*_grid(y, channels), branches),
+            _grid(y, channels, branches),
             nhwc(gradient),
             y,
             *map(_single, (p, q, s)),
@@ -493,7 +493,7 @@ class TritonPasses:
         for pad, group in _groups_of_borders(branches, at.geometry):
             _launch(
                 kernels.sign_gradient_kernel,
-                (*_grid(x, channels), len(group)),
+                _grid(x, channels, len(group)),
                 tuple(gradients[k] for k in group),
                 tuple(factors[k] for k in group),
                 x,
@@ -547,8 +547,7 @@ class TritonPasses:
     ) -> tuple[Tensor, Tensor, Tensor]:
         branches, out = len(gate), torch.empty_like(x)
         channels = x.shape[1] // branches
-        across, along = _grid(x, channels)
-        parts = min(across * along, _PROGRAMS)
+        parts = min(_grid(x, channels)[0], _PROGRAMS)
         sums = torch.empty(parts, 2, branches, device=x.device)
         _launch(
             kernels.connect_gradient_kernel,

@@ -34,7 +34,7 @@ from tests.lean_comparison import (
 from tests.processes import noted_collectives, run_in_two_processes
 from tests.strategies import seeds
 from tests.test_layers.test_lean.test_chain import NETWORKS, chains, input_of, margin_of_signs
-from tests.test_layers.test_lean.test_collectives import Blocks, images
+from tests.test_layers.test_lean.test_collectives import build, images
 
 triton = pytest.importorskip('triton', reason='Triton is not installed')
 ROOT = Path(__file__).resolve().parents[3]
@@ -312,7 +312,7 @@ def train_blocks(rank: int) -> list[tuple[list, list[Tensor]]]:
     """Collectives and gradients of one step of blocks with synchronised norms, for each pair of shares."""
     found = []
     for first in (1, 0):
-        network = Blocks('SyncBN').float()
+        network = build('blocks', 'SyncBN').float()
         x = images()[0].float()[: first + 1]
         with noted_collectives() as collectives:
             (out,) = network(x[:first] if rank == 0 else x[first:])
@@ -329,7 +329,7 @@ def test_synchronised_norms(tmp_path):
     first, second = run_in_two_processes(tmp_path, train_blocks)
     for size, mine, other in zip((2, 1), first, second, strict=True):
         assert mine[0] == other[0]
-        network = Blocks('BN').float()
+        network = build('blocks', 'BN').float()
         (out,) = network(images()[0].float()[:size])
         (out * torch.linspace(-1, 1, out[:1].numel()).view_as(out[:1])).sum().backward()
         for value, parameter in zip(mine[1], network.parameters(), strict=True):
