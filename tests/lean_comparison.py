@@ -44,7 +44,8 @@ def outputs_and_gradients(model: nn.Module, inputs: Sequence[Tensor], run: Run) 
     inputs = [x.clone().requires_grad_() for x in inputs]
     outs = run(model, *inputs)
     generator = torch.Generator().manual_seed(3)
-    upstream = [torch.randn(out.shape, generator=generator, dtype=out.dtype).to(out.device) for out in outs]
+    # Of one dtype, since generators give other numbers in double precision.
+    upstream = [torch.randn(out.shape, generator=generator).to(out) for out in outs]
     sum((out * gradient).sum() for out, gradient in zip(outs, upstream, strict=True)).backward()
     found = {f'output {index}': out.detach() for index, out in enumerate(outs)}
     found |= {f'input {index}': x.grad for index, x in enumerate(inputs)}
