@@ -55,6 +55,7 @@ class Launch(NamedTuple):
         kernel: The kernel.
         arguments: Of which the types count.
         constants: Arguments that make a kernel of their own.
+        num_warps: Of a program.
         bytes_moved: For each element of a map of all branches; None for kernels over weights and vectors.
         least_bytes: Those that cannot be avoided.
     """
@@ -62,6 +63,7 @@ class Launch(NamedTuple):
     kernel: object
     arguments: tuple
     constants: dict
+    num_warps: int
     bytes_moved: float | None
     least_bytes: float | None
 
@@ -96,8 +98,10 @@ def launches_of_training(dtype: torch.dtype, channels: int = 64) -> list[Launch]
     """
     found: list[tuple] = []
 
-    def record(kernel: object, grid: tuple[int, ...], *arguments: object, **constants: object) -> None:
-        found.append((kernel, arguments, constants))
+    def record(
+        kernel: object, grid: tuple[int, ...], *arguments: object, num_warps: int = 4, **constants: object
+    ) -> None:
+        found.append((kernel, arguments, constants, num_warps))
 
     geometry = UnitGeometry(_NUM_BASES, channels, channels, 1, (3, 3), (1, 1), (1, 1), 1, (1,) * _NUM_BASES)
     x = torch.zeros(2, _NUM_BASES * channels, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
@@ -133,8 +137,8 @@ def launches_of_training(dtype: torch.dtype, channels: int = 64) -> list[Launch]
             )
         passes.connect_gradient(x, x, gate, gate)
     launches: dict[tuple, Launch] = {}
-    for kernel, arguments, constants in found:
-        launch = Launch(kernel, arguments, constants, *_bytes_moved(kernel, arguments, constants))
+    for kernel, arguments, constants, num_warps in found:
+        launch = Launch(kernel, arguments, constants, num_warps, *_bytes_moved(kernel, arguments, constants))
         launches.setdefault((launch.name, str(_signature(launch)), str(constants)), launch)
     return list(launches.values())
 
@@ -209,7 +213,7 @@ class Compiled(NamedTuple):
 def compile_for(launch: Launch, capability: int) -> Compiled:
     """Compiles the kernel of a launch for a compute capability, such as 80."""
     source = ASTSource(launch.kernel, _signature(launch), dict(launch.constants), _attributes(launch))
-    binary = triton.compile(source, target=GPUTarget('cuda', capability, 32))
+    binary = triton.compile(source, GPUTarget('cuda', capability, 32), dict(num_warps=launch.num_warps))
     assembly = binary.asm['ptx']
     architecture = re.search(r'\.target (\S+)', assembly)[1]
     with tempfile.NamedTemporaryFile('w', suffix='.ptx') as file:

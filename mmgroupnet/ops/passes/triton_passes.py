@@ -30,6 +30,8 @@ from mmgroupnet.ops.passes.protocol import BranchGradient, Formula, KnownSurroga
 BLOCK_P, BLOCK_C = kernels.TILE
 # Weights that a program takes.
 _BLOCK = 1024
+# Warps of a program: Triton's own number, and more for kernels whose tiles would not fit the registers of so few.
+_WARPS, _WARPS_OF_MANY_MAPS = 4, 8
 # Programs of a kernel that sums up: enough for every GPU, and the same on all of them, so that sums repeat.
 _PROGRAMS = 1024
 _FORMULAS = {
@@ -402,6 +404,7 @@ class TritonPasses:
             HAS_SIGNS=signs is not None,
             BLOCK_P=BLOCK_P,
             BLOCK_C=BLOCK_C,
+            num_warps=_WARPS if signs is None else _WARPS_OF_MANY_MAPS,
         )
         return out
 
@@ -539,6 +542,7 @@ class TritonPasses:
             HAS_SIGNS=signs is not None,
             BLOCK_P=BLOCK_P,
             BLOCK_C=BLOCK_C,
+            num_warps=_WARPS if signs is None else _WARPS_OF_MANY_MAPS,
         )
         return out
 
@@ -567,6 +571,7 @@ class TritonPasses:
             BLOCK_P=BLOCK_P,
             BLOCK_C=BLOCK_C,
             BLOCK_K=max(8, 1 << (branches - 1).bit_length()),
+            num_warps=_WARPS_OF_MANY_MAPS,
         )
         return (out, *sums.sum(0))
 
