@@ -3,6 +3,7 @@
 # make test      run the tests (ARGS="-m slow" for the slow ones, ARGS=tests/test_layers for some)
 # make runtime   build the wheels of mmgroupnet-runtime, which runs .onnx files without torch, into runtime/dist
 # make test-arm  run the kernels and the runtime as on ARM, by qemu (skips what is missing, and says what)
+# make test-gpu  train on a GPU (skips everything where torch sees none)
 # make lint      check the style
 # make env       only prepare the environment that the others need
 #
@@ -33,7 +34,7 @@ endif
 # The packed kernels of this checkout; without a compiler they are left out, and what needs them runs simulated.
 KERNELS := build/.kernels-built
 
-.PHONY: help env demo demo-seg test test-arm runtime lint
+.PHONY: help env demo demo-seg test test-arm test-gpu runtime lint
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -69,6 +70,12 @@ runtime: env
 
 test-arm: env $(KERNELS)
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest -m arm $(ARGS)
+
+# What is interpreted elsewhere is compiled here.
+test-gpu: env $(KERNELS)
+	"$(PY)" -m pytest -m gpu tests/gpu $(ARGS)
+	"$(PY)" -c 'import sys, torch; sys.exit(torch.cuda.is_available())' || "$(PY)" -m pytest $(ARGS) \
+		tests/test_ops/test_triton_passes.py tests/test_layers/test_lean/test_triton.py
 
 lint: env
 	"$(PY)" -m ruff check .

@@ -19,6 +19,7 @@ A step is forward, backward and the clearing of gradients, without an optimizer.
 At the end stand the bytes saved by the flagship detector at 800x1333, by count: its tensors have shapes but no memory.
 
 Each contestant has the same latent weights. Prints a table a setting, and writes benchmarks/results/train_step.json.
+``--device cuda`` measures on a GPU, see benchmarks/train_step_cuda.py.
 """
 
 import argparse
@@ -394,14 +395,26 @@ def print_table(setting: Setting, rows: Sequence[dict]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('setting', type=int, nargs='*', help='DEPTH K SIZE BATCH; default: those of the documentation')
+    parser.add_argument(
+        '--device', choices=('cpu', 'cuda'), default='cpu', help='cuda measures all contestants of train_step_cuda.py'
+    )
     parser.add_argument('--contestants', nargs='+', choices=CONTESTANTS, default=CONTESTANTS)
     parser.add_argument('--threads', type=int, default=2, help='threads of all contestants (default: 2)')
     parser.add_argument('--rounds', type=int, default=7, help='timed steps of each contestant (default: 7)')
-    parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks/results/train_step.json')
+    parser.add_argument('--out', type=Path, help='default: benchmarks/results/train_step.json or train_step_cuda.json')
     parser.add_argument('--peak', help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.setting and len(args.setting) != len(Setting._fields):
         parser.error(f'setting: {len(args.setting)} numbers, give DEPTH K SIZE BATCH')
+    is_cuda = args.device == 'cuda'
+    if is_cuda and not torch.cuda.is_available():
+        raise SystemExit('--device cuda: torch sees no GPU here')
+    out = args.out or ROOT / f'benchmarks/results/train_step{"_cuda" if is_cuda else ""}.json'
+    if is_cuda:
+        from benchmarks.train_step_cuda import run_all
+
+        run_all(Setting(*args.setting) if args.setting else None, args.rounds, out)
+        return
     if args.peak:
         print(peak_of_a_step(args.peak, Setting(*args.setting), args.threads))
         return
@@ -414,13 +427,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = measure(setting, args.contestants, args.rounds, args.threads)
         print_table(setting, rows)
         results['settings'].append(dict(setting._asdict(), contestants=rows))
-        write_json(args.out, results)
+        write_json(out, results)
     if not args.setting:
         results['flagship'] = flagship_bytes()
         print(f'\n{FLAGSHIP}, 1 x 800x1333 (padded to 800x1344), saved by count\n')
         cells = [[name, f'{value / 2**30:.2f}'] for name, value in results['flagship'].items()]
         print(format_table(['', 'GiB'], cells))
-        write_json(args.out, results)
+        write_json(out, results)
 
 
 if __name__ == '__main__':

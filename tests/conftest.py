@@ -1,8 +1,13 @@
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+
+# Without a GPU the interpreter runs Triton's kernels. It has to be asked for before Triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault('TRITON_INTERPRET', '1')
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -44,7 +44,9 @@ def outputs_and_gradients(model: nn.Module, inputs: Sequence[Tensor], run: Run) 
     inputs = [x.clone().requires_grad_() for x in inputs]
     outs = run(model, *inputs)
     generator = torch.Generator().manual_seed(3)
-    sum((out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum() for out in outs).backward()
+    # Of one dtype, since generators give other numbers in double precision.
+    upstream = [torch.randn(out.shape, generator=generator).to(out) for out in outs]
+    sum((out * gradient).sum() for out, gradient in zip(outs, upstream, strict=True)).backward()
     found = {f'output {index}': out.detach() for index, out in enumerate(outs)}
     found |= {f'input {index}': x.grad for index, x in enumerate(inputs)}
     found |= {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -66,6 +68,26 @@ def assert_lean_is_plain(model: nn.Module, inputs: Sequence[Tensor], tolerance: 
             assert_close(found[name], value, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: name + text)
         else:
             assert relative(found[name], value) <= tolerance, (name, relative(found[name], value))
+
+
+def assert_single_precision(model: nn.Module, x: Tensor, tolerance: float) -> None:
+    """To a tolerance, or, where sums cancel, to ten times the distance of plain training from double precision.
+
+    Both sum in an order of their own, and where a gradient is next to nothing, as that of a bias in front of a batch
+    norm, all of it is rounding: a tenth of the tolerance of the largest gradient is allowed, and all of it where it is
+    zero in double precision.
+    """
+    lean, plain = set_lean(copy.deepcopy(model), True), set_lean(copy.deepcopy(model), False)
+    found, expected = (outputs_and_gradients(each, [x], call) for each in (lean, plain))
+    exact = outputs_and_gradients(set_lean(copy.deepcopy(model).double(), False), [x.double()], call)
+    largest = max(value.norm().item() for value in expected.values() if value is not None)
+    for name, value in expected.items():
+        if value is not None:
+            rounding = (value.double() - exact[name]).norm().item()
+            is_zero = exact[name].norm().item() <= 1e-12 * largest
+            size = largest if is_zero else value.norm().item()
+            allowed = max(tolerance * size, 10 * rounding, tolerance / 10 * largest, 1e-6)
+            assert (found[name] - value).norm().item() <= allowed, name
 
 
 class PlainChain(nn.Module):

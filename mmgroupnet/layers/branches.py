@@ -163,7 +163,7 @@ class SoftGate(nn.Module):
         """The gates of all branches and the scales of the merge, ``(K,)`` both, see :func:`run_chain`; in the dtype of
         the gate, so that half precision does not overflow in their gradients."""
         gate = self.theta.sigmoid()
-        return gate.repeat(merge.num_bases // len(gate)), merge.weights(gate)
+        return gate.expand(merge.num_bases), merge.weights(gate)
 
 
 class RealValuedSkip(nn.Module):

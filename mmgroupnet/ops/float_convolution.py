@@ -14,7 +14,7 @@ def signs_of(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.where(x >= 0, 1.0, -1.0).to(dtype or x.dtype)
 
 
-def _needs_contiguous(geometry: UnitGeometry, x: Tensor) -> bool:
+def needs_contiguous(geometry: UnitGeometry, x: Tensor) -> bool:
     """Whether a convolution has to stay away from channels_last: for strided 1x1 weights of few channels oneDNN (3.12)
     then writes beyond its scratch memory, https://github.com/uxlfoundation/oneDNN/issues/6035."""
     return geometry.is_strided_pointwise and x.device.type == 'cpu'
@@ -44,7 +44,7 @@ def convolve_signs(geometry: UnitGeometry, signs: Tensor, weight: Tensor) -> Ten
         at = 0 if g.shares_weights else k
         height, width = g.pad_of(at)
         x = inputs[k if given > 1 else 0]
-        if _needs_contiguous(g, x):
+        if needs_contiguous(g, x):
             x = x.contiguous()
         if g.padding_value and (height or width):
             x = F.pad(x, (width, width, height, height), value=float(g.padding_value))
@@ -120,7 +120,7 @@ def convolution_gradients(
         of_weight = (gradient.transpose(0, 1).flatten(1) @ patches.t()).view_as(weight)
         of_weight = of_weight.to(wide(of_weight.dtype))
         needs_weight = False
-    if is_small or _needs_contiguous(g, gradient):  # faster so, too, where there are few pixels
+    if is_small or needs_contiguous(g, gradient):  # faster so, too, where there are few pixels
         gradient, signs = gradient.contiguous(), signs.contiguous()
     of_signs, found, _ = torch.ops.aten.convolution_backward(
         gradient,

@@ -33,9 +33,14 @@ class ErrorDecay(nn.Module):
         self.t_min, self.t_max = t_min, t_max
         self.progress = 0.0
 
+    @property
+    def sharpness(self) -> float:
+        """t, as training has proceeded so far."""
+        return self.t_min * (self.t_max / self.t_min) ** self.progress
+
     def surrogate_gradient(self, x: Tensor) -> Tensor:
         """The gradient at ``x``, in its shape."""
-        t = self.t_min * (self.t_max / self.t_min) ** self.progress
+        t = self.sharpness
         return max(1.0, t) * (1 - (t * x).tanh().square())  # k * t = max(1, t)
 
     def extra_repr(self) -> str:

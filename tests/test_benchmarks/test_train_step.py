@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from benchmarks import train_step
+from benchmarks import train_step, train_step_cuda
+from benchmarks.timing import Spread
 from benchmarks.train_step import CHECKPOINTED, FLOAT, OURS, OURS_CP, PLAIN, Setting
 
 SETTING = Setting(18, 2, 64, 2)
@@ -99,6 +100,34 @@ def test_main_writes_and_prints_all_of_it(tmp_path, capsys, monkeypatch):
     (setting,) = json.loads(path.read_text())['settings']
     assert {row['name']: row['peak_bytes'] for row in setting['contestants']} == peaks
     assert all(row['saved_bytes'] > 0 and row['ms'][3] == 1 for row in setting['contestants'])
+
+
+def test_without_a_gpu_one_line_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(SystemExit, match='^--device cuda: torch sees no GPU here$'):
+        train_step.main(['--device', 'cuda'])
+
+
+@pytest.mark.parametrize('contestant', train_step_cuda.OF_NETWORKS, ids=lambda each: each.name)
+def test_contestants_of_a_gpu_take_a_step(contestant):
+    # Without the compiler, and without Triton's interpreter: both take minutes for a network of this size.
+    contestant = contestant._replace(is_compiled=False, passes='torch')
+    model, x = train_step_cuda.make(contestant, Setting(18, 1, 32, 2))
+    with train_step_cuda.with_passes(contestant):
+        train_step_cuda.step(model, x, torch.bfloat16)
+    assert all(value.grad is None for value in model.parameters())
+
+
+def test_table_of_a_gpu(capsys):
+    rows = [
+        dict(name=PLAIN, peak_bytes=2**22, kernels=900, ms=Spread(8.0, 7.0, 9.0, 5)),
+        dict(name='ours, torch', peak_bytes=2**21, kernels=1200, ms=Spread(10.0, 9.5, 11.0, 5)),
+        dict(name=FLOAT, peak_bytes=None, kernels=None, ms=None),
+    ]
+    train_step_cuda.print_table('a setting', rows)
+    printed = capsys.readouterr().out
+    assert '| ours, torch | 2 | 0.50 | 10.0 (9.5..11.0) | 1.25 | 1200 |' in printed
+    assert '| float twin | out of memory |' in printed
 
 
 def test_incomplete_setting(capsys):

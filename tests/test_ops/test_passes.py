@@ -54,7 +54,7 @@ class TestPassesOverIntegers:
     @pytest.mark.parametrize('has_residual', [False, True])
     def test_affine(self, passes, channels, relu, has_residual):
         y, (residual,), (scale, shift) = integers(channels), maps(channels, 1), vectors(channels, 2)
-        out = passes.affine(y, scale, shift, residual if has_residual else None, relu)
+        out = passes.affine(y, scale, shift, residual if has_residual else None, relu, torch.float32)
         expected = per_channel(scale) * rectified(y, relu) + per_channel(shift)
         assert out.dtype == torch.float32
         assert_close(out.double(), expected + residual if has_residual else expected, rtol=1e-5, atol=1e-5)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from mmgroupnet.layers.lean.path import is_as_written
+from mmgroupnet.ops.passes import NormPasses, Running
 
 
 def is_batch_norm(norm: nn.Module) -> bool:
@@ -47,11 +48,14 @@ class Statistics(NamedTuple):
         mean: :math:`\mu`, ``(C,)``, float64.
         inverse_deviation: :math:`\rho`, ``(C,)``, float64.
         count: n, the values per channel behind them, ``()``, float64.
+        vectors: Scale and shift of r that give the output, per folded channel, ``(2, K*C)``, where the backend makes
+            them; then mean and inverse deviation are float32, and the count is None, that of its own pixels.
     """
 
     mean: Tensor
     inverse_deviation: Tensor
-    count: Tensor
+    count: Tensor | None
+    vectors: Tensor | None = None
 
 
 class AffineOfNorm(NamedTuple):
@@ -67,15 +71,18 @@ class BatchNorm:
     Args:
         norm: The norm.
         branches: Branches that share it; 1 where each has channels of its own.
+        passes: The backend's arithmetic, for norms that do not synchronise over processes. Default: None, torch's in
+            double precision.
     """
 
-    def __init__(self, norm: nn.Module, branches: int) -> None:
+    def __init__(self, norm: nn.Module, branches: int, passes: NormPasses | None = None) -> None:
         self.branches = branches
         self.channels = norm.num_features
         self.eps = norm.eps
         self.uses_batch = norm.training or norm.running_mean is None
         self.is_synchronised = is_synchronised(norm)
         self.group = norm.process_group if self.is_synchronised else None
+        self.passes = None if self.is_synchronised else passes
 
     def _reduced(self, sums: Tensor) -> Tensor:
         """Sums of all branches, ``(2, K*C)`` to ``(2, C)``."""
@@ -107,10 +114,7 @@ class BatchNorm:
         values = self._all_reduce(torch.cat([self._reduced(moments).flatten(), count]))
         sums, count = values[:-1].view(2, -1), values[-1].clone()  # a view would keep all of them
         if local <= 1 and count == 1:  # in this order: reading count would wait for a GPU
-            raise ValueError(
-                f'one value per channel: {type(norm).__name__}({self.channels}) takes the statistics of more than one, '
-                'over all images and processes'
-            )
+            self._refuse_one_value(norm)
         # Without any value the statistics are those of zeros, and nothing moves.
         divisor = count.clamp(min=1)
         # Around an integer near the mean: sums of integers are exact, so that nothing cancels in the variance.
@@ -121,6 +125,31 @@ class BatchNorm:
         variance = scale.square() * (moment - rest.square()).clamp(min=0)
         self._move(norm, mean, variance, count)
         return Statistics(mean, (variance + self.eps).rsqrt(), count)
+
+    def statistics_of(
+        self, norm: nn.Module, y: Tensor, relu: bool, affine: AffineOfNorm, scale: Tensor
+    ) -> Statistics:
+        """:meth:`statistics` by the backend's arithmetic, of the integers y.
+
+        Raises:
+            ValueError: If there is one value per channel.
+        """
+        if self.uses_batch and y.numel() // y.shape[1] * self.branches <= 1:
+            self._refuse_one_value(norm)
+        running = None
+        if norm.running_mean is not None:
+            moves = norm.training and norm.track_running_stats
+            running = Running(norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum, moves)
+        mean, inverse_deviation, vectors = self.passes.statistics(
+            y, relu, self.branches, scale, *affine, running, self.eps, self.uses_batch
+        )
+        return Statistics(mean, inverse_deviation, None, vectors)
+
+    def _refuse_one_value(self, norm: nn.Module) -> None:
+        raise ValueError(
+            f'one value per channel: {type(norm).__name__}({self.channels}) takes the statistics of more than one, '
+            'over all images and processes'
+        )
 
     @staticmethod
     def _move(norm: nn.Module, mean: Tensor, variance: Tensor, count: Tensor) -> None:
@@ -144,6 +173,8 @@ class BatchNorm:
 
     def scale_and_shift(self, affine: AffineOfNorm, statistics: Statistics, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift of r that give the output, per folded channel."""
+        if statistics.vectors is not None:
+            return statistics.vectors[0], statistics.vectors[1]
         factor = self._factor(affine, statistics)
         shift = -factor * statistics.mean
         if affine.bias is not None:
@@ -162,7 +193,7 @@ class BatchNorm:
             statistics: As :meth:`statistics` gave them.
             scale: ``(C,)``.
         """
-        mean, inverse_deviation, count = statistics
+        mean, inverse_deviation, count, _ = statistics
         scale = scale.double()
         g, g_r = self._reduced(sums)
         of_weight = inverse_deviation * (scale * g_r - mean * g)

@@ -16,7 +16,7 @@ from mmgroupnet.layers.lean.float_shortcut import is_float_shortcut
 from mmgroupnet.layers.lean.interface import has_standard_quantizers
 from mmgroupnet.layers.lean.path import find_hooks, first_derivatives, report_hooks, wants_gradient
 from mmgroupnet.layers.lean.unit import ChainUnit, Kept, LeanUnit, only_needed
-from mmgroupnet.ops import Residual
+from mmgroupnet.ops import Residual, UnitGeometry
 from mmgroupnet.ops.passes import choose_passes
 from mmgroupnet.ops.precision import without_autocast
 
@@ -109,11 +109,14 @@ class _Plan:
         rest: Iterator = iter(values)
         return [[next(rest) for _ in range(count)] for count in self.counts]
 
-    def connect(self, x: Tensor, gate: Tensor | None, scales: Tensor | None) -> Tensor:
-        """The input of the units: gated branches, or, without a gate, branches as they come or copies of one."""
+    def connect(
+        self, x: Tensor, gate: Tensor | None, scales: Tensor | None, following: UnitGeometry | None = None
+    ) -> Tensor:
+        """The input of the units: gated branches, or, without a gate, branches as they come or copies of one;
+        ``following`` as for :meth:`LeanUnit.output`."""
         x = self.passes.prepare(x)
         if gate is not None:
-            return self.passes.connect(x, gate.detach(), scales.detach())
+            return self.passes.connect(x, gate.detach(), scales.detach(), following)
         if x.shape[1] != self.num_bases * self.in_channels:
             x = self.passes.prepare(torch.cat([x] * self.num_bases, dim=1))
         return x
@@ -139,16 +142,17 @@ class _ChainFunction(torch.autograd.Function):
         plan = ctx.plan = _Plan(chain, x, tensors[0])
         tensors_of = dict(zip(plan.all_units, plan.group(tensors), strict=True))
         with without_autocast(x.device):
-            current = shortcut_map = plan.connect(x, gate, scales)
+            following = [unit.convolves(tensors_of[unit]) for unit in plan.units]
+            current = shortcut_map = plan.connect(x, gate, scales, following[0])
             of_shortcut = []
             if plan.shortcut is not None:
                 given = tensors_of[plan.shortcut]
                 of_shortcut.append(plan.shortcut.forward(chain.shortcut, current, given))
                 shortcut_map = plan.shortcut.output(*of_shortcut, current, None, given)
             kept = []
-            for module, unit in zip(chain.units, plan.units, strict=True):
+            for module, unit, next_one in zip(chain.units, plan.units, (*following[1:], None), strict=True):
                 kept.append(unit.forward(module, current, tensors_of[unit]))
-                current = unit.output(kept[-1], current, shortcut_map, tensors_of[unit])
+                current = unit.output(kept[-1], current, shortcut_map, tensors_of[unit], next_one)
         kept += of_shortcut
         if plan.recompute:
             kept = [each._replace(y=None) for each in kept]

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from mmgroupnet.layers.branches import share, split
 from mmgroupnet.layers.lean.interface import BinaryConv, ConvOperands
+from mmgroupnet.layers.lean.surrogates import surrogate_of
 from mmgroupnet.layers.observers import notify
-from mmgroupnet.ops.float_convolution import convolution_gradients, convolve_signs
-from mmgroupnet.ops.passes import BranchGradient, Passes
-from mmgroupnet.ops.passes.protocol import Surrogate
+from mmgroupnet.ops.passes import BranchGradient, Passes, Surrogate, UnitGradients
 from mmgroupnet.ops.precision import wide
-from mmgroupnet.quantizers import PolynomialSign, binary_sign, has_state, inverse_scale
+from mmgroupnet.quantizers import binary_sign, has_state
 
 
 class SignConv:
@@ -32,8 +31,7 @@ class SignConv:
         self.is_shared = branches != conv.num_folded
         self.geometry = conv.geometry(is_shared=self.is_shared)
         self.branches = branches
-        surrogate = conv.activation.surrogate_gradient
-        self.surrogate = None if surrogate is PolynomialSign.surrogate_gradient else surrogate
+        self.surrogate = surrogate_of(conv.activation)
         # Per channel, perhaps: its input has the channels of all branches.
         self.surrogate_has_state = has_state(conv.activation)
         # Merged bases, whose scales differ, and long sums give floats.
@@ -85,8 +83,7 @@ class SignConv:
             positive = z >= 0
             notify(observed, share(lambda part: part, positive, self.branches) if self.is_shared else positive)
         if self.geometry.merges:
-            dtype = self.passes.dtype
-            return convolve_signs(self.geometry, binary_sign(z).to(dtype), self._merged(operands).to(dtype))
+            return self.passes.convolve_merged(z, self._merged(operands), self.geometry)
         return self.passes.convolve(z, operands.weight.detach(), self.geometry)
 
     def backward(
@@ -99,8 +96,7 @@ class SignConv:
         needed: Sequence[bool],
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """Gradients of the input, plus ``residual``, and of the operands. The scale of unmerged weights gets None: the
-        caller multiplies with it. Runs branch by branch, so that recomputed tensors never exist for all branches at
-        once.
+        caller multiplies with it.
 
         Args:
             gradient_of: Gives the gradient of what :meth:`forward` gave.
@@ -112,33 +108,26 @@ class SignConv:
         """
         geometry, z = self.geometry, self._shifted(x, operands)
         needs_weight, needs_scale, needs_shift, needs_merge = needed
-        needs_weight = needs_weight or (geometry.merges and (needs_scale or needs_merge))
         needs_x = needs_x or needs_shift
-        weight = self._merged(operands) if geometry.merges else operands.weight.detach()
-        # The gradient of the signs is the scale times that of the scaled signs, which the latent weights get.
-        inverse = torch.ones_like(operands.scale) if geometry.merges else inverse_scale(operands.scale)
-        inverse = inverse.to(weight.dtype).view(-1, 1, 1, 1)
-        weight_gradient = torch.empty_like(weight) if needs_weight else None
         residual = None if residual is None else self.passes.prepare(residual)
         # A shift wants the gradient without the residual.
         added = residual if operands.shift is None else None
-        z_gradient = torch.empty_like(z) if needs_x else None
-        surrogate_of = self._surrogates(z) if needs_x else None
-        # Branches that share their weights are one batch.
-        batches = [range(self.branches)] if self.is_shared else [(k,) for k in range(self.branches)]
-        for index, batch in enumerate(batches):
-            at = slice(index * geometry.out_channels, (index + 1) * geometry.out_channels)
-            part = weight[at] if geometry.merges else self.passes.weight_signs(weight[at])
-            gradient = _cat([gradient_of(k, len(batch) == 1) for k in batch]).to(self.passes.dtype)
-            signs = _cat([self.passes.branch_signs(z, k, self.branches) for k in batch])
-            of_signs, of_weight = convolution_gradients(
-                geometry, index, gradient, signs, part.to(self.passes.dtype), needs_x, needs_weight
+        z_gradient, weight_gradient = self.passes.unit_gradients(
+            UnitGradients(
+                geometry=geometry,
+                branches=self.branches,
+                is_shared=self.is_shared,
+                gradient_of=gradient_of,
+                x=z,
+                weight=self._merged(operands) if geometry.merges else operands.weight.detach(),
+                # The gradient of the signs is the scale times that of the scaled signs, which the latent weights get.
+                scale=None if geometry.merges else operands.scale.detach(),
+                residual=added,
+                surrogate=self._surrogates(z) if needs_x else lambda k: None,
+                needs_x=needs_x,
+                needs_weight=needs_weight or (geometry.merges and (needs_scale or needs_merge)),
             )
-            if needs_weight:
-                torch.mul(of_weight.to(weight.dtype), inverse[at], out=weight_gradient[at])
-            if needs_x:
-                for k, found in zip(batch, of_signs.chunk(len(batch)), strict=True):
-                    self.passes.sign_gradient(found, z, added, k, self.branches, z_gradient, surrogate_of(k))
+        )
         of_shift = None
         if needs_shift:
             sums = z_gradient.sum((0, 2, 3), dtype=torch.float64)
@@ -175,8 +164,3 @@ class SignConv:
         of_scale = (sums * merge_scales.view(-1, 1)).flatten()
         of_merge = (sums * scale.view_as(sums)).sum(1)
         return of_weight, of_scale, of_merge
-
-
-def _cat(maps: Sequence[Tensor]) -> Tensor:
-    """Maps as one batch, without a copy of a single one."""
-    return maps[0] if len(maps) == 1 else torch.cat(tuple(maps))

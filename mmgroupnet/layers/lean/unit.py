@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mmgroupnet.layers.lean.batch_norm import AffineOfNorm, BatchNorm, Statistics
 from mmgroupnet.layers.lean.float_shortcut import FloatShortcut
 from mmgroupnet.layers.lean.interface import BinaryConv, ConvOperands
 from mmgroupnet.layers.lean.sign_conv import SignConv
-from mmgroupnet.ops import Residual
+from mmgroupnet.ops import Residual, UnitGeometry
 from mmgroupnet.ops.passes import Passes
 
 
@@ -81,8 +82,8 @@ class LeanUnit:
         self.relu, self.residual, self.branches = unit.relu, unit.residual, branches
         self.takes_signs = unit.takes_signs
         self.conv = (SignConv if unit.takes_signs else FloatShortcut)(unit.conv, branches, passes)
-        self.norm = BatchNorm(unit.norm, branches if is_shared else 1)
         self.passes = passes if self.conv.gives_integers else passes.for_floats
+        self.norm = BatchNorm(unit.norm, branches if is_shared else 1, self.passes.norms)
         self.prepare = passes.prepare
 
     def split(self, values: Sequence) -> tuple[Sequence, AffineOfNorm]:
@@ -90,22 +91,40 @@ class LeanUnit:
         *of_conv, weight, bias = values
         return self.conv.operands(of_conv), AffineOfNorm(weight, bias)
 
+    def convolves(self, tensors: Sequence[Tensor | None]) -> UnitGeometry | None:
+        """The geometry in which its input's own signs are convolved; None where there is a shift in front of them, and
+        for other convolutions."""
+        if not self.takes_signs or self.conv.geometry.merges or self.split(tensors)[0].shift is not None:
+            return None
+        return self.conv.geometry
+
     def forward(self, unit: ChainUnit, x: Tensor, tensors: Sequence[Tensor | None]) -> Kept:
         """Convolves, shows the signs to the conv's observer, and moves the norm's statistics."""
-        operands, _ = self.split(tensors)
+        operands, affine = self.split(tensors)
         y = self.conv.forward(x, operands, observed=unit.conv if self.takes_signs else None)
+        scale = self.conv.output_scale(operands)
+        if self.norm.passes is not None:
+            return Kept(y, self.norm.statistics_of(unit.norm, y, self.relu, affine, scale))
         moments = self.passes.moments(y, self.relu) if self.norm.uses_batch else None
         pixels = y.shape[0] * y.shape[2] * y.shape[3]
-        return Kept(y, self.norm.statistics(unit.norm, moments, pixels, self.conv.output_scale(operands)))
+        return Kept(y, self.norm.statistics(unit.norm, moments, pixels, scale))
 
-    def output(self, kept: Kept, x: Tensor, shortcut: Tensor | None, tensors: Sequence[Tensor | None]) -> Tensor:
-        """The output for an input and, where the unit adds it, the chain's shortcut."""
+    def output(
+        self,
+        kept: Kept,
+        x: Tensor,
+        shortcut: Tensor | None,
+        tensors: Sequence[Tensor | None],
+        following: UnitGeometry | None = None,
+    ) -> Tensor:
+        """The output for an input and, where the unit adds it, the chain's shortcut; ``following`` as
+        :meth:`convolves` of the next unit gives it."""
         operands, affine = self.split(tensors)
         y = self.conv.forward(x, operands) if kept.y is None else kept.y
         residual = self.residual.of(x, shortcut)
         scale, shift = self.norm.scale_and_shift(affine, kept.statistics, self.conv.output_scale(operands))
         # Of a unit in floats, too, as the next unit takes it.
-        return self.prepare(self.passes.affine(y, scale, shift, residual, self.relu).to(x.dtype))
+        return self.prepare(self.passes.affine(y, scale, shift, residual, self.relu, x.dtype, following))
 
     def backward(
         self,
@@ -123,21 +142,45 @@ class LeanUnit:
         needs, _ = self.split(needed)
         y = self.conv.forward(x, operands) if kept.y is None else kept.y
         scale = self.conv.output_scale(operands)
-        sums = self.passes.gradient_sums(gradient, y, self.relu)
-        of_norm, vectors = self.norm.backward(affine, sums, kept.statistics, scale)
-        # The gradient of y is that of scale * y times the scale.
-        folded = scale.double().repeat(len(vectors[0]) // len(scale))
-        gradient_of = self.passes.affine_gradient(
-            gradient, y, *(vector * folded for vector in vectors), self.branches, self.relu
-        )
+        needs_scale = self.takes_signs and needs.scale and not self.conv.geometry.merges
+        of_norm, vectors, of_scale = self._norm_gradients(gradient, y, affine, kept.statistics, scale, needs_scale)
+        gradient_of = self.passes.affine_gradient(gradient, y, *vectors, self.branches, self.relu)
         x_gradient, of_conv = self.conv.backward(gradient_of, x, operands, residual, needs_x, needs)
-        if self.takes_signs and needs.scale and not self.conv.geometry.merges:
+        if needs_scale:
+            of_conv = ConvOperands(*of_conv)._replace(scale=of_scale)
+        return x_gradient, only_needed([*of_conv, *of_norm], needed, tensors)
+
+    def _norm_gradients(
+        self,
+        gradient: Tensor,
+        y: Tensor,
+        affine: AffineOfNorm,
+        statistics: Statistics,
+        scale: Tensor,
+        needs_scale: bool,
+    ) -> tuple[AffineOfNorm, Sequence[Tensor], Tensor | None]:
+        """Gradients of the norm, p, q and s of the gradient ``p * g + q * r + s`` of y, and, where it is asked for, the
+        gradient of the scale."""
+        norm = self.norm
+        if norm.passes is not None and not needs_scale:
+            of_weight, of_bias, vectors = norm.passes.gradients(
+                gradient, y, self.relu, norm.branches, statistics[:2], scale, affine.weight, norm.uses_batch
+            )
+            return AffineOfNorm(of_weight, of_bias), tuple(vectors), None
+        if statistics.count is None:
+            count = y.numel() // y.shape[1] * norm.branches
+            statistics = statistics._replace(count=scale.new_full((), count, dtype=torch.float64))
+        sums = self.passes.gradient_sums(gradient, y, self.relu)
+        of_norm, vectors = norm.backward(affine, sums, statistics, scale)
+        of_scale = None
+        if needs_scale:
             # sum over (p * g + q * r + s) * r, the gradient of scale * y times y, which is r or has no gradient.
             p, q, s = vectors
             r, r_r = self.passes.moments(y, self.relu)
             of_scale = (p * sums[1] + q * r_r + s * r).view(-1, len(scale)).sum(0)
-            of_conv = ConvOperands(*of_conv)._replace(scale=of_scale)
-        return x_gradient, only_needed([*of_conv, *of_norm], needed, tensors)
+        # The gradient of y is that of scale * y times the scale.
+        folded = scale.double().repeat(len(vectors[0]) // len(scale))
+        return of_norm, tuple(vector * folded for vector in vectors), of_scale
 
 
 def only_needed(

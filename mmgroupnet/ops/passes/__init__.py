@@ -1,8 +1,8 @@
 """Passes of lean training over the integers of binary convolutions, behind one protocol.
 
 A backend is chosen once per chain, by what all processes know alike: the device and the dtypes. ``KernelPasses`` are
-the compiled kernels of the CPU, ``TorchPasses`` run on any device in any floating dtype. A backend for GPUs is one more
-file.
+compiled kernels of the CPU, ``TorchPasses`` run on any device in any floating dtype, and ``TritonPasses`` are kernels
+for GPUs, which :data:`mmgroupnet.ops.passes.choice.ENVIRONMENT_VARIABLE` asks for.
 
 Integers ``y`` are ``(N, K*C, H, W)``. With ``relu``, r = max(y, 0), else r = y; scales and shifts are per folded
 channel. Autograd records none of it.
@@ -10,7 +10,28 @@ channel. Autograd records none of it.
 
 from mmgroupnet.ops.passes.choice import choose_passes
 from mmgroupnet.ops.passes.kernel_passes import KernelPasses
-from mmgroupnet.ops.passes.protocol import BranchGradient, Passes
+from mmgroupnet.ops.passes.protocol import (
+    BranchGradient,
+    Formula,
+    KnownSurrogate,
+    NormPasses,
+    Passes,
+    Running,
+    Surrogate,
+    UnitGradients,
+)
 from mmgroupnet.ops.passes.torch_passes import TorchPasses
 
-__all__ = ['BranchGradient', 'KernelPasses', 'Passes', 'TorchPasses', 'choose_passes']
+__all__ = [
+    'BranchGradient',
+    'Formula',
+    'KernelPasses',
+    'KnownSurrogate',
+    'NormPasses',
+    'Passes',
+    'Running',
+    'Surrogate',
+    'TorchPasses',
+    'UnitGradients',
+    'choose_passes',
+]

@@ -1,15 +1,27 @@
 """The choice of a backend."""
 
+import logging
+import os
+from functools import cache
+
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.ops import kernels
 from mmgroupnet.ops.passes.kernel_passes import KernelPasses
 from mmgroupnet.ops.passes.protocol import Passes
 from mmgroupnet.ops.passes.torch_passes import TorchPasses
-from mmgroupnet.ops.precision import autocast_dtype
+from mmgroupnet.ops.precision import autocast_dtype, without_autocast
 
+# Names the backend of devices other than the CPU: torch (the default) or triton. Triton's kernels have not run on a GPU
+# yet: they are tested by Triton's interpreter and compiled for four kinds of GPUs.
+ENVIRONMENT_VARIABLE = 'MMGROUPNET_PASSES'
+_BACKENDS = ('torch', 'triton')
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Compute capability from which on a GPU has bfloat16 and TF32.
+_CAPABILITY = (8, 0)
 
 
 def choose_passes(x: Tensor, weight: Tensor, part: object) -> Passes:
@@ -19,10 +31,64 @@ def choose_passes(x: Tensor, weight: Tensor, part: object) -> Passes:
 
     Raises:
         ValueError: If no backend computes in the dtype of the input or of autocast.
+        UserError: If :data:`ENVIRONMENT_VARIABLE` names no backend.
     """
     dtype = autocast_dtype(x) or x.dtype
     if dtype not in _DTYPES or x.dtype not in _DTYPES:
         what = 'autocast' if x.dtype in _DTYPES else 'inputs'
         raise ValueError(f'{part} under {what} of {dtype}: it trains in {", ".join(map(str, _DTYPES))}')
+    if torch.float64 not in (dtype, weight.dtype) and x.numel() and _wants_triton(x.device, dtype):
+        from mmgroupnet.ops.passes.triton_passes import TritonPasses
+
+        return TritonPasses(dtype)
     fits_kernels = x.device.type == 'cpu' and weight.dtype == torch.float32 and x.dtype != torch.float64
     return KernelPasses() if fits_kernels and kernels.library() is not None else TorchPasses(dtype)
+
+
+def _wants_triton(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether Triton's kernels run on a device: they were asked for and work there."""
+    name = os.environ.get(ENVIRONMENT_VARIABLE) or _BACKENDS[0]
+    if name not in _BACKENDS:
+        raise UserError(f'{ENVIRONMENT_VARIABLE}={name}: give {" or ".join(_BACKENDS)}')
+    return name == 'triton' and why_not_triton(device, dtype) is None
+
+
+@cache
+def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton's kernels do not run on a device, for convolutions in a dtype; None if they do.
+
+    On a GPU it is found out before the first step, by running them, and a warning says why they do not run.
+    """
+    if device.type not in ('cuda', 'cpu'):
+        return f'Triton has no backend for {device.type}'
+    try:
+        import triton
+    except ImportError as error:
+        reason = f'it is not installed ({error})'
+    else:
+        if device.type == 'cpu':
+            return None if triton.knobs.runtime.interpret else 'on the CPU it runs with TRITON_INTERPRET=1 only'
+        reason = _failure_on_gpu(device, dtype)
+    if reason is not None and device.type == 'cuda':
+        print_log(
+            f'{ENVIRONMENT_VARIABLE}=triton, but {reason}: layers train with the torch passes on {device}',
+            logger='current',
+            level=logging.WARNING,
+        )
+    return reason
+
+
+def _failure_on_gpu(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels do not run on a GPU, or give other numbers than torch."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _CAPABILITY:
+        return f'a GPU of compute capability {".".join(map(str, capability))} is older than 8.0'
+    from mmgroupnet.ops.passes.self_test import compare_with_torch
+
+    try:
+        with torch.no_grad(), without_autocast(device):
+            compare_with_torch(device, dtype)
+    except Exception as error:  # a compiler fails in ways of its own
+        first_line = (str(error).splitlines() or [''])[0]
+        return f'its kernels fail on {torch.cuda.get_device_name(device)} ({type(error).__name__}: {first_line})'
+    return None

@@ -7,6 +7,7 @@ from torch import Tensor
 from mmgroupnet.ops import kernels
 from mmgroupnet.ops.geometry import PARAMETERS, UnitGeometry
 from mmgroupnet.ops.kernels import nhwc
+from mmgroupnet.ops.passes.branchwise import BranchwisePasses
 from mmgroupnet.ops.passes.protocol import BranchGradient, Surrogate
 from mmgroupnet.ops.passes.torch_passes import TorchPasses
 
@@ -27,7 +28,7 @@ def _empty_branch(like: Tensor, channels: int) -> Tensor:
     return torch.empty(batch, height, width, channels, dtype=torch.float32)
 
 
-class KernelPasses:
+class KernelPasses(BranchwisePasses):
     """Passes by the compiled kernels; sums beyond 16 bits and floats are left to torch, in float32."""
 
     dtype = torch.float32
@@ -64,7 +65,16 @@ class KernelPasses:
         )
         return sums
 
-    def affine(self, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    def affine(
+        self,
+        y: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+        dtype: torch.dtype,
+        following: UnitGeometry | None = None,
+    ) -> Tensor:
         scale, shift = scale.float(), shift.float()
         residual = None if residual is None else nhwc(residual)
         out = torch.empty_like(y, dtype=torch.float32)
@@ -79,7 +89,7 @@ class KernelPasses:
             out.data_ptr(),
             torch.get_num_threads(),
         )
-        return out
+        return out.to(dtype)
 
     def gradient_sums(self, gradient: Tensor, y: Tensor, relu: bool) -> Tensor:
         gradient = nhwc(gradient)
@@ -174,7 +184,9 @@ class KernelPasses:
             torch.get_num_threads(),
         )
 
-    def connect(self, x: Tensor, gate: Tensor, scales: Tensor) -> Tensor:
+    def connect(
+        self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None
+    ) -> Tensor:
         gate, scales = gate.float().contiguous(), scales.float().contiguous()
         num_bases, out = len(gate), torch.empty_like(x)
         kernels.library().mmg_connect(

@@ -7,6 +7,7 @@ from torch import Tensor
 from mmgroupnet.ops import simulation
 from mmgroupnet.ops.float_convolution import convolve_signs, signs_of
 from mmgroupnet.ops.geometry import UnitGeometry
+from mmgroupnet.ops.passes.branchwise import BranchwisePasses
 from mmgroupnet.ops.passes.protocol import BranchGradient, Surrogate
 from mmgroupnet.ops.precision import wide
 
@@ -27,7 +28,7 @@ def _branch(x: Tensor, k: int, branches: int) -> Tensor:
     return x.chunk(branches, dim=1)[k]
 
 
-class TorchPasses:
+class TorchPasses(BranchwisePasses):
     """Passes in plain torch.
 
     Args:
@@ -60,10 +61,19 @@ class TorchPasses:
         variance, mean = (value.double() for value in torch.var_mean(r, _PIXELS, correction=0))
         return torch.stack([mean, variance + mean.square()]) * pixels
 
-    def affine(self, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        dtype = wide(self.dtype)
-        out = torch.addcmul(_channels(shift, dtype), _rectified(y, dtype, relu), _channels(scale, dtype))
-        return out if residual is None else out.add_(residual)
+    def affine(
+        self,
+        y: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+        dtype: torch.dtype,
+        following: UnitGeometry | None = None,
+    ) -> Tensor:
+        computed = wide(self.dtype)
+        out = torch.addcmul(_channels(shift, computed), _rectified(y, computed, relu), _channels(scale, computed))
+        return (out if residual is None else out.add_(residual)).to(dtype)
 
     def gradient_sums(self, gradient: Tensor, y: Tensor, relu: bool) -> Tensor:
         gradient = gradient.to(wide(gradient.dtype))
@@ -106,7 +116,9 @@ class TorchPasses:
             found = found + _branch(residual, k, branches)
         _branch(out, k, branches).copy_(found)
 
-    def connect(self, x: Tensor, gate: Tensor, scales: Tensor) -> Tensor:
+    def connect(
+        self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None
+    ) -> Tensor:
         dtype = wide(x.dtype)
         return simulation.connect(x.to(dtype), len(gate), scales.to(dtype), gate.to(dtype)).to(x.dtype)
 

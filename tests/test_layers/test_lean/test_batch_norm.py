@@ -54,7 +54,7 @@ def lean(norm: nn.Module, y: Tensor, gradient: Tensor, relu: bool, branches: int
     unit, affine, scale = BatchNorm(norm, branches), AffineOfNorm(norm.weight, norm.bias), scales()
     moments = PASSES.moments(y, relu) if unit.uses_batch else None
     statistics = unit.statistics(norm, moments, y[:, 0].numel(), scale)
-    out = PASSES.affine(y, *unit.scale_and_shift(affine, statistics, scale), None, relu)
+    out = PASSES.affine(y, *unit.scale_and_shift(affine, statistics, scale), None, relu, torch.float64)
     of_norm, vectors = unit.backward(affine, PASSES.gradient_sums(gradient, y, relu), statistics, scale)
     branch = PASSES.affine_gradient(gradient, y, *vectors, 1, relu)
     found = [gradient if value is not None else None for value, gradient in zip(affine, of_norm, strict=True)]

@@ -1,0 +1,632 @@
+"""Passes of lean training by Triton's kernels, for GPUs; see :class:`mmgroupnet.ops.passes.Passes` for what each does.
+
+Maps are channels_last, in float32 or half precision. Everything is computed in float32, and nothing waits for the GPU.
+
+*Convolutions* are cuDNN's. Forwards they convolve signs in the cheapest type that is exact. Tensor cores multiply -1
+and +1 exactly in float16 and add in float32, which holds integers up to 2**24. What is left is the rounding of a sum to
+float16: it has 11 bits, so that integers up to 2048 fit, and even ones up to 4096. A sum of n products of -1 and +1 is
+even where n is. So float16 is exact for n <= 2048 terms, and for an even number of them up to 4096, where each sum has
+all of its terms: a padding with zeros takes some away. Sums of more terms are float32, with TF32 where torch allows it,
+which holds -1 and +1, too; they are rounded to 16 bits. All of it takes for granted that cuDNN multiplies matrices, and
+transforms nothing as Winograd does: for channels_last maps it has no other algorithms. ``make test-gpu`` checks it.
+
+Backwards they take signs in the dtype of the gradient.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmgroupnet.ops.float_convolution import needs_contiguous
+from mmgroupnet.ops.geometry import UnitGeometry
+from mmgroupnet.ops.kernels import nhwc
+from mmgroupnet.ops.passes import triton_kernels as kernels
+from mmgroupnet.ops.passes.protocol import BranchGradient, Formula, KnownSurrogate, Running, UnitGradients
+
+BLOCK_P, BLOCK_C = kernels.TILE
+# Weights that a program takes.
+_BLOCK = 1024
+# Warps of a program: Triton's own number, and more for kernels whose tiles would not fit the registers of so few.
+_WARPS, _WARPS_OF_MANY_MAPS = 4, 8
+# Programs of a kernel that sums up: enough for every GPU, and the same on all of them, so that sums repeat.
+_PROGRAMS = 1024
+_FORMULAS = {
+    Formula.POLYNOMIAL: kernels.POLYNOMIAL,
+    Formula.CLIPPED_IDENTITY: kernels.CLIPPED_IDENTITY,
+    Formula.SWISH: kernels.SWISH,
+    Formula.TANH: kernels.TANH,
+}
+
+
+def _tiles(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def _pixels(x: Tensor) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def _grid(x: Tensor, channels: int, branches: int = 1) -> tuple[int, int]:
+    """Programs of a kernel over the tiles of a map, and branches."""
+    return _tiles(channels, BLOCK_C) * _tiles(_pixels(x), BLOCK_P), branches
+
+
+def _parts(x: Tensor, channels: int) -> int:
+    """Parts of the pixels that are summed up by themselves."""
+    return min(_tiles(_pixels(x), BLOCK_P), _tiles(_PROGRAMS, _tiles(channels, BLOCK_C)))
+
+
+def _launch(kernel: object, grid: tuple[int, ...], *arguments: object, **constants: object) -> None:
+    """Launches a kernel on the device of its first tensor; see :func:`_grid`."""
+    first = next(value for value in arguments if isinstance(value, Tensor))
+    if first.is_cuda:
+        with torch.cuda.device(first.device):
+            kernel[grid](*arguments, **constants)
+    else:  # Triton's interpreter
+        kernel[grid](*arguments, **constants)
+
+
+class _Signs(NamedTuple):
+    """Signs that were made together with a map.
+
+    Attributes:
+        x: The map.
+        geometry: The unit that will convolve them.
+        groups: As :meth:`TritonPasses._signs` returns them.
+    """
+
+    x: Tensor
+    geometry: UnitGeometry
+    groups: list[Tensor]
+
+
+def _single(vector: Tensor) -> Tensor:
+    return vector.detach().float().contiguous()
+
+
+def _branch_maps(like: Tensor, branches: int, channels: int, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Memory for a map a branch, each channels_last: ``(branches, N, C, H, W)``."""
+    shape = (branches, like.shape[0], *size, channels)
+    return torch.empty(shape, dtype=dtype, device=like.device).permute(0, 1, 4, 2, 3)
+
+
+def _steps(weight: Tensor) -> tuple[int, int]:
+    """Steps in memory from an input channel of weights to the next one, and from a tap to the next one."""
+    _, channels, height, width = weight.shape
+    return (height * width, 1) if weight.is_contiguous() else (1, channels)
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """Weights in one of the two orders of memory that kernels know."""
+    is_known = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    return weight if is_known else weight.contiguous()
+
+
+class _Branches:
+    """Gradients of all branches, made at once; see :data:`mmgroupnet.ops.passes.BranchGradient`.
+
+    Args:
+        maps: ``(K, N, C, H, W)``.
+    """
+
+    def __init__(self, maps: Tensor) -> None:
+        self.maps = maps
+
+    def __call__(self, k: int, reuse: bool = False) -> Tensor:
+        return self.maps[k]
+
+
+class TritonNormPasses:
+    """Arithmetic of batch norms by Triton's kernels, see :class:`mmgroupnet.ops.passes.NormPasses`."""
+
+    def statistics(
+        self,
+        y: Tensor,
+        relu: bool,
+        branches: int,
+        scale: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: Running | None,
+        eps: float,
+        uses_batch: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, channels = nhwc(y), y.shape[1] // branches
+        found, vectors = (torch.empty(2, size, device=y.device) for size in (channels, y.shape[1]))
+        partial, parts = (moments_of_parts(y, relu)) if uses_batch else (found, 1)
+        moves = running is not None and running.moves
+        is_cumulative = moves and running.momentum is None and running.tracked is not None
+        if is_cumulative:
+            running.tracked.add_(1)
+        nothing = found  # stands for what a kernel does not read
+        _launch(
+            kernels.statistics_kernel,
+            (_tiles(channels, BLOCK_C),),
+            partial,
+            scale,
+            nothing if weight is None else weight,
+            nothing if bias is None else bias,
+            nothing if running is None else running.mean,
+            nothing if running is None else running.var,
+            nothing if running is None or running.tracked is None else running.tracked,
+            *found,
+            *vectors,
+            _pixels(y),
+            parts,
+            branches,
+            channels,
+            scale.stride(0),
+            float(eps),
+            0.0 if not moves or running.momentum is None else float(running.momentum),
+            USES_BATCH=uses_batch,
+            HAS_WEIGHT=weight is not None,
+            HAS_BIAS=bias is not None,
+            MOVES=moves,
+            COUNTS=moves and running.tracked is not None and not is_cumulative,
+            IS_CUMULATIVE=is_cumulative,
+            BLOCK_G=kernels.PARTS,
+            BLOCK_P=BLOCK_P,
+            BLOCK_C=BLOCK_C,
+        )
+        return (*found, vectors)
+
+    def gradients(
+        self,
+        gradient: Tensor,
+        y: Tensor,
+        relu: bool,
+        branches: int,
+        statistics: tuple[Tensor, Tensor],
+        scale: Tensor,
+        weight: Tensor | None,
+        uses_batch: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, channels = nhwc(y), y.shape[1] // branches
+        partial, parts = _gradient_sums_of_parts(gradient, y, relu, channels, (*statistics, scale))
+        of_norm, vectors = (torch.empty(size, device=y.device) for size in ((2, channels), (3, y.shape[1])))
+        _launch(
+            kernels.norm_gradient_kernel,
+            (_tiles(channels, BLOCK_C),),
+            partial,
+            *statistics,
+            scale,
+            scale if weight is None else weight,
+            *of_norm,
+            *vectors,
+            _pixels(y),
+            parts,
+            branches,
+            channels,
+            scale.stride(0),
+            USES_BATCH=uses_batch,
+            HAS_WEIGHT=weight is not None,
+            BLOCK_G=kernels.PARTS,
+            BLOCK_C=BLOCK_C,
+        )
+        return (*of_norm, vectors)
+
+
+def moments_of_parts(y: Tensor, relu: bool) -> tuple[Tensor, int]:
+    """Means of r and sums of squares around them, ``(2, parts, K*C)``, of parts of the pixels, and their number."""
+    channels, parts = y.shape[1], _parts(y, y.shape[1])
+    partial = torch.empty(2, parts, channels, device=y.device)
+    _launch(
+        kernels.moments_kernel,
+        (_tiles(channels, BLOCK_C), parts),
+        y,
+        partial,
+        _pixels(y),
+        channels,
+        parts,
+        RELU=relu,
+        BLOCK_P=BLOCK_P,
+        BLOCK_C=BLOCK_C,
+    )
+    return partial, parts
+
+
+def _gradient_sums_of_parts(
+    gradient: Tensor, y: Tensor, relu: bool, norm_channels: int, norm: Sequence[Tensor] | None
+) -> tuple[Tensor, int]:
+    channels, parts = y.shape[1], _parts(y, y.shape[1])
+    partial = torch.empty(2, parts, channels, device=y.device)
+    _launch(
+        kernels.gradient_sums_kernel,
+        (_tiles(channels, BLOCK_C), parts),
+        nhwc(gradient),
+        y,
+        *((partial,) * 3 if norm is None else norm),
+        partial,
+        _pixels(y),
+        channels,
+        parts,
+        norm_channels,
+        0 if norm is None else norm[2].stride(0),
+        RELU=relu,
+        IS_NORMED=norm is not None,
+        BLOCK_P=BLOCK_P,
+        BLOCK_C=BLOCK_C,
+    )
+    return partial, parts
+
+
+class TritonPasses:
+    """Passes by Triton's kernels.
+
+    Args:
+        dtype: Of the convolutions of the backward pass, and of merged weights.
+    """
+
+    norms = TritonNormPasses()
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.for_floats = self
+        self._made: _Signs | None = None  # until they are convolved
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return nhwc(x.detach())
+
+    def convolve(self, x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
+        dtype = _dtype_of_sums(geometry)
+        y = self._convolve(x, self._weight_signs(weight, dtype), geometry, dtype)
+        if dtype == torch.float32 and geometry.sums_fit_int16:
+            y = y.round_().to(torch.int16)
+        return y
+
+    def convolve_merged(self, x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
+        return self._convolve(x, nhwc(weight.to(self.dtype)), geometry, self.dtype)
+
+    def _convolve(self, x: Tensor, weight: Tensor, geometry: UnitGeometry, dtype: torch.dtype) -> Tensor:
+        given = x.shape[1] // geometry.in_channels
+        groups = self._signs(x, given, geometry, dtype)
+        if geometry.shares_weights:  # branches are batch
+            outs = _convolve(groups[0].flatten(0, 1), weight, geometry, 0).chunk(given)
+        else:
+            branches = geometry.branches(given)
+            signs = [each for group in groups for each in group]
+            weights = weight.chunk(1 if geometry.merges else branches)
+            outs = [_convolve(signs[k % given], weights[k], geometry, k) for k in range(branches)]
+        return nhwc(outs[0] if len(outs) == 1 else torch.cat(outs, dim=1))
+
+    def _signs(self, x: Tensor, branches: int, geometry: UnitGeometry, dtype: torch.dtype) -> list[Tensor]:
+        """Signs of the branches, with the border that the convolution sees, ``(K', N, C, H', W')`` for each group of K'
+        branches next to each other whose borders are equal."""
+        made = self._made
+        if made is not None and made.geometry == geometry and made.x.data_ptr() == x.data_ptr():
+            self._made = None
+            if made.groups[0].dtype == dtype:
+                return made.groups
+        channels = x.shape[1] // branches
+        rows, columns = x.shape[2:]
+        found: list[Tensor] = []
+        for pad, group in _groups_of_borders(branches, geometry):
+            size = (rows + 2 * pad[0], columns + 2 * pad[1])
+            out = _branch_maps(x, len(group), channels, size, dtype)
+            _launch(
+                kernels.signs_kernel,
+                _grid(out[0], channels, len(group)),
+                x,
+                out,
+                _pixels(out[0]),
+                channels,
+                branches,
+                group[0],
+                rows,
+                columns,
+                *pad,
+                geometry.padding_value,
+                BLOCK_P=BLOCK_P,
+                BLOCK_C=BLOCK_C,
+            )
+            found.append(out)
+        return found
+
+    def _weight_signs(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        weight = _dense(weight)
+        out = torch.empty_like(weight, dtype=dtype, memory_format=torch.channels_last)
+        _launch(
+            kernels.weight_signs_kernel,
+            (_tiles(weight.numel(), _BLOCK),),
+            weight,
+            out,
+            weight.numel(),
+            weight.shape[2] * weight.shape[3],
+            weight.shape[1],
+            *_steps(weight),
+            BLOCK=_BLOCK,
+        )
+        return out
+
+    def moments(self, y: Tensor, relu: bool) -> Tensor:
+        partial, parts = moments_of_parts(nhwc(y), relu)
+        pixels = _pixels(y)
+        part = torch.arange(parts, device=y.device)
+        tiles = _tiles(pixels, BLOCK_P)
+        counts = (tiles - part + parts - 1) // parts * BLOCK_P
+        counts[(tiles - 1) % parts] -= tiles * BLOCK_P - pixels
+        mean, rest = partial.double()
+        totals = counts.double().view(-1, 1) * mean
+        return torch.stack([totals.sum(0), (rest + totals * mean).sum(0)])
+
+    def _place_of_signs(
+        self, x: Tensor, following: UnitGeometry | None
+    ) -> tuple[Tensor | None, tuple[int, int]]:
+        """Memory for the signs of a map that the next unit will convolve, ``(K, N, C, H', W')``, and their border; None
+        where they are not made together with it."""
+        if following is None:
+            return None, (0, 0)
+        branches = x.shape[1] // following.in_channels
+        ((pad, _), *others) = _groups_of_borders(branches, following)
+        if others:
+            return None, (0, 0)
+        size = (x.shape[2] + 2 * pad[0], x.shape[3] + 2 * pad[1])
+        signs = _branch_maps(x, branches, following.in_channels, size, _dtype_of_sums(following))
+        self._made = _Signs(x, following, [signs])
+        return signs, pad
+
+    def affine(
+        self,
+        y: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+        dtype: torch.dtype,
+        following: UnitGeometry | None = None,
+    ) -> Tensor:
+        y = nhwc(y)  # floats may come in any order
+        out = torch.empty_like(y, dtype=dtype)
+        signs, pad = self._place_of_signs(out, following)
+        branches = 1 if signs is None else len(signs)
+        channels = y.shape[1] // branches
+        _launch(
+            kernels.affine_kernel,
+            _grid(y if signs is None else signs[0], channels, branches),
+            y,
+            _single(scale),
+            _single(shift),
+            y if residual is None else nhwc(residual),
+            out,
+            out if signs is None else signs,
+            _pixels(y if signs is None else signs[0]),
+            channels,
+            branches,
+            *y.shape[2:],
+            *pad,
+            0 if following is None else following.padding_value,
+            RELU=relu,
+            HAS_RESIDUAL=residual is not None,
+            HAS_SIGNS=signs is not None,
+            BLOCK_P=BLOCK_P,
+            BLOCK_C=BLOCK_C,
+            num_warps=_WARPS if signs is None else _WARPS_OF_MANY_MAPS,
+        )
+        return out
+
+    def gradient_sums(self, gradient: Tensor, y: Tensor, relu: bool) -> Tensor:
+        partial, _ = _gradient_sums_of_parts(gradient, nhwc(y), relu, y.shape[1], None)
+        return partial.sum(1, dtype=torch.float64)
+
+    def affine_gradient(
+        self, gradient: Tensor, y: Tensor, p: Tensor, q: Tensor, s: Tensor, branches: int, relu: bool
+    ) -> BranchGradient:
+        y, channels = nhwc(y), y.shape[1] // branches
+        out = _branch_maps(y, branches, channels, tuple(y.shape[2:]), self.dtype)
+        _launch(
+            kernels.affine_gradient_kernel,
+            _grid(y, channels, branches),
+            nhwc(gradient),
+            y,
+            *map(_single, (p, q, s)),
+            out,
+            _pixels(y),
+            channels,
+            branches,
+            RELU=relu,
+            BLOCK_P=BLOCK_P,
+            BLOCK_C=BLOCK_C,
+        )
+        return _Branches(out)
+
+    def unit_gradients(self, at: UnitGradients) -> tuple[Tensor | None, Tensor | None]:
+        geometry, gradient_of = at.geometry, at.gradient_of
+        groups = self._signs(at.x, at.branches, geometry, self.dtype)
+        weight = nhwc(at.weight.to(self.dtype)) if geometry.merges else self._weight_signs(at.weight, self.dtype)
+        if isinstance(gradient_of, _Branches):
+            gradients = gradient_of.maps
+        else:
+            gradients = [nhwc(gradient_of(k, False)).to(self.dtype) for k in range(at.branches)]
+        if at.is_shared:  # branches are batch
+            batch = gradients.flatten(0, 1) if isinstance(gradients, Tensor) else torch.cat(gradients)
+            found = [_convolution_gradients(at, batch, groups[0].flatten(0, 1), weight, 0)]
+            of_signs = found[0][0].chunk(at.branches) if at.needs_x else None
+        else:
+            signs, weights = (each for group in groups for each in group), weight.chunk(at.branches)
+            found = [
+                _convolution_gradients(at, *operands, k)
+                for k, operands in enumerate(zip(gradients, signs, weights, strict=True))
+            ]
+            of_signs = [of_signs for of_signs, _ in found]
+        of_weight = self._weight_gradient(at, [of_weight for _, of_weight in found]) if at.needs_weight else None
+        return self._sign_gradient(at, of_signs) if at.needs_x else None, of_weight
+
+    @staticmethod
+    def _weight_gradient(at: UnitGradients, gradients: Sequence[Tensor]) -> Tensor:
+        out = torch.empty_like(_dense(at.weight))
+        # All of them in the order of the first one, which is cuDNN's for all.
+        layout = torch.contiguous_format if gradients[0].is_contiguous() else torch.channels_last
+        gradients = tuple(value.contiguous(memory_format=layout) for value in gradients)
+        count = gradients[0].numel()
+        _launch(
+            kernels.weight_gradient_kernel,
+            (_tiles(count, _BLOCK), len(gradients)),
+            gradients,
+            out if at.scale is None else at.scale,
+            out,
+            count,
+            out.shape[2] * out.shape[3],
+            out.shape[1],
+            *_steps(out),
+            *_steps(gradients[0]),
+            0 if at.scale is None else at.scale.stride(0),
+            torch.finfo(torch.float32 if at.scale is None else at.scale.dtype).tiny,
+            BASES=len(gradients),
+            HAS_SCALE=at.scale is not None,
+            BLOCK=_BLOCK,
+        )
+        return out
+
+    @staticmethod
+    def _sign_gradient(at: UnitGradients, gradients: Sequence[Tensor]) -> Tensor:
+        x, branches = at.x, at.branches
+        channels = x.shape[1] // branches
+        surrogates = [at.surrogate(k) for k in range(branches)]
+        first = surrogates[0]
+        formula = Formula.POLYNOMIAL if first is None else getattr(first, 'formula', None)
+        factors = gradients = [nhwc(value) for value in gradients]
+        if formula is None:
+            parts = x.float().chunk(branches, dim=1)
+            factors = [nhwc(function(part)) for function, part in zip(surrogates, parts, strict=True)]
+        out = torch.empty_like(x)
+        for pad, group in _groups_of_borders(branches, at.geometry):
+            _launch(
+                kernels.sign_gradient_kernel,
+                _grid(x, channels, len(group)),
+                tuple(gradients[k] for k in group),
+                tuple(factors[k] for k in group),
+                x,
+                x if at.residual is None else at.residual,
+                out,
+                _pixels(x),
+                channels,
+                branches,
+                group[0],
+                *x.shape[2:],
+                *pad,
+                first.sharpness if isinstance(first, KnownSurrogate) else 1.0,
+                BASES=len(group),
+                SURROGATE=kernels.GIVEN if formula is None else _FORMULAS[formula],
+                HAS_RESIDUAL=at.residual is not None,
+                BLOCK_P=BLOCK_P,
+                BLOCK_C=BLOCK_C,
+            )
+        return out
+
+    def connect(
+        self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None
+    ) -> Tensor:
+        branches, out = len(gate), torch.empty_like(x)
+        channels = x.shape[1] // branches
+        signs, pad = self._place_of_signs(out, following)
+        _launch(
+            kernels.connect_kernel,
+            _grid(x if signs is None else signs[0], channels),
+            x,
+            gate,
+            scales,
+            out,
+            out if signs is None else signs,
+            _pixels(x if signs is None else signs[0]),
+            channels,
+            branches,
+            *x.shape[2:],
+            *pad,
+            0 if following is None else following.padding_value,
+            gate.stride(0),
+            scales.stride(0),
+            HAS_SIGNS=signs is not None,
+            BLOCK_P=BLOCK_P,
+            BLOCK_C=BLOCK_C,
+            num_warps=_WARPS if signs is None else _WARPS_OF_MANY_MAPS,
+        )
+        return out
+
+    def connect_gradient(
+        self, gradient: Tensor, x: Tensor, gate: Tensor, scales: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        branches, out = len(gate), torch.empty_like(x)
+        channels = x.shape[1] // branches
+        parts = min(_grid(x, channels)[0], _PROGRAMS)
+        sums = torch.empty(parts, 2, branches, device=x.device)
+        _launch(
+            kernels.connect_gradient_kernel,
+            (parts,),
+            nhwc(gradient),
+            x,
+            gate,
+            scales,
+            out,
+            sums,
+            _pixels(x),
+            channels,
+            branches,
+            parts,
+            gate.stride(0),
+            scales.stride(0),
+            BLOCK_P=BLOCK_P,
+            BLOCK_C=BLOCK_C,
+            BLOCK_K=max(8, 1 << (branches - 1).bit_length()),
+            num_warps=_WARPS_OF_MANY_MAPS,
+        )
+        return (out, *sums.sum(0))
+
+
+def _dtype_of_sums(geometry: UnitGeometry) -> torch.dtype:
+    """The cheapest dtype in which the sums of a unit are exact, see the top of this file."""
+    has_all_terms = geometry.padding_value != 0 or not any(
+        any(geometry.pad_of(k)) for k in range(len(geometry.dilations))
+    )
+    terms = geometry.row_bits
+    is_exact = terms <= 2048 or (terms <= 4096 and terms % 2 == 0 and has_all_terms)
+    return torch.float16 if is_exact else torch.float32
+
+
+def _border(geometry: UnitGeometry, branch: int) -> tuple[int, int]:
+    """Rows and columns of a border of -1 or +1 that a branch gets; convolutions pad with zeros by themselves."""
+    return geometry.pad_of(0 if geometry.shares_weights else branch) if geometry.padding_value else (0, 0)
+
+
+def _groups_of_borders(branches: int, geometry: UnitGeometry) -> list[tuple[tuple[int, int], list[int]]]:
+    """Branches next to each other whose borders are equal."""
+    groups = groupby(range(branches), key=lambda k: _border(geometry, k))
+    return [(border, list(group)) for border, group in groups]
+
+
+def _padding(geometry: UnitGeometry, branch: int) -> tuple[int, int]:
+    return (0, 0) if geometry.padding_value else geometry.pad_of(branch)
+
+
+def _convolve(signs: Tensor, weight: Tensor, geometry: UnitGeometry, branch: int) -> Tensor:
+    g = geometry
+    if needs_contiguous(g, signs):
+        signs = signs.contiguous()
+    return F.conv2d(signs, weight, None, g.stride, _padding(g, branch), g.dilations[branch], g.groups)
+
+
+def _convolution_gradients(
+    at: UnitGradients, gradient: Tensor, signs: Tensor, weight: Tensor, branch: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of one convolution in the signs and their border, and in the weights."""
+    g = at.geometry
+    rate = g.dilations[branch]
+    if needs_contiguous(g, gradient):
+        gradient, signs = gradient.contiguous(), signs.contiguous()
+    of_signs, of_weight, _ = torch.ops.aten.convolution_backward(
+        gradient,
+        signs,
+        weight,
+        None,
+        g.stride,
+        _padding(g, branch),
+        (rate, rate),
+        False,
+        (0, 0),
+        g.groups,
+        (at.needs_x, at.needs_weight, False),
+    )
+    return of_signs, of_weight

@@ -1,0 +1,46 @@
+"""Counts what a GPU would launch, without one: ATen calls that compute something, and Triton's kernels."""
+
+from collections import Counter
+from collections.abc import Callable
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Calls that launch nothing: they make memory or another view of it.
+_SILENT = ('empty', 'detach', '_unsafe_view', 'alias', 'lift_fresh', 'view', 'split', 'chunk', 'unbind')
+
+
+class _Calls(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        if not function.is_view and not any(part in name for part in _SILENT):
+            # The gradients in input and weight are two.
+            self.found[name] += 2 if name == 'convolution_backward' else 1
+        return function(*arguments, **keywords or {})
+
+
+def count_launches(run: Callable[[], object]) -> Counter[str]:
+    """Launches by name. A convolution is one, and its backward pass two, as cuDNN has at the least."""
+    try:
+        from mmgroupnet.ops.passes import triton_passes
+    except ImportError:
+        with _Calls() as calls:
+            run()
+        return calls.found
+    launched: Counter[str] = Counter()
+    launch = triton_passes._launch
+
+    def note(kernel: object, grid: tuple[int, ...], *arguments: object, **constants: object) -> None:
+        launched[kernel.__name__] += 1
+        # What the interpreter does is no launch.
+        with torch.utils._python_dispatch._disable_current_modes():
+            launch(kernel, grid, *arguments, **constants)
+
+    with mock.patch.object(triton_passes, '_launch', note), _Calls() as calls:
+        run()
+    return calls.found + launched
