@@ -12,7 +12,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / 'runtime' / 'src'))
 from mmgroupnet.engine.cli import add_config_options, read_config
 from mmgroupnet.engine.errors import one_line_errors
 from mmgroupnet.engine.exported_model import check_model_options
-from mmgroupnet.engine.prediction import draw_on_pictures, find_images
+from mmgroupnet.engine.pictures import find_images
+from mmgroupnet.engine.prediction import draw_on_pictures
 
 
 def parse_args() -> argparse.Namespace:

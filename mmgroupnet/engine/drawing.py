@@ -1,11 +1,9 @@
-"""Pictures with what was predicted for them, each in a file of its own."""
+"""Pictures with what was predicted for them, drawn by the visualizers of the libraries."""
 
-import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.fileio import list_from_file
@@ -20,73 +18,6 @@ from mmgroupnet.errors import UserError
 _VISUALIZERS = dict(
     mmdet='mmdet.DetLocalVisualizer', mmseg='mmseg.SegLocalVisualizer', mmpretrain='mmpretrain.UniversalVisualizer'
 )
-
-
-class OutputFiles:
-    """Names for drawn pictures: those of the pictures, with the folders below a common one, and never one twice.
-
-    Args:
-        folder: Where the drawn pictures go.
-        root: The folder of the pictures. Those elsewhere keep all their folders.
-    """
-
-    def __init__(self, folder: str | Path, root: str | Path) -> None:
-        self.folder = Path(folder)
-        self.root = Path(os.path.abspath(root))
-        self._pictures: dict[Path, str] = {}
-
-    def path_of(self, picture: str) -> Path:
-        """The file for a picture; the same one for the same picture."""
-        path = Path(os.path.abspath(picture))
-        if '://' in picture:
-            name = Path(picture.partition('://')[2])
-        elif path.is_relative_to(self.root):
-            name = path.relative_to(self.root)
-        else:
-            name = path.relative_to(path.anchor)
-        if not name.suffix or not cv2.haveImageWriter(name.name):
-            name = name.with_name(f'{name.name}.png')
-        found, number = self.folder / name, 1
-        while self._pictures.setdefault(found, picture) != picture:
-            number += 1
-            found = self.folder / name.with_name(f'{name.stem}_{number}{name.suffix}')
-        return found
-
-
-def make_folder(folder: str | Path) -> None:
-    """Makes the folder of drawn pictures, with those above it.
-
-    Raises:
-        UserError: If it cannot be made.
-    """
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'folder {folder} for drawn pictures cannot be made: {error.strerror}') from error
-
-
-def common_folder(folders: Iterable[str | Path]) -> str:
-    """The deepest folder that holds all folders; the current one where there are none."""
-    return os.path.commonpath([os.path.abspath(folder) for folder in folders] or [os.getcwd()])
-
-
-def image_folder(dataset: Mapping) -> str:
-    """The folder of a data set's pictures, as far as its config says: the images' prefix in the root."""
-    prefix = dataset.get('data_prefix') or ''
-    if isinstance(prefix, Mapping):
-        prefix = next((prefix[key] for key in ('img_path', 'img') if prefix.get(key)), '')
-    return os.path.join(dataset.get('data_root') or '', prefix if isinstance(prefix, str) else '')
-
-
-def decode(content: bytes) -> np.ndarray | None:
-    """A picture's pixels, RGB of 8 bits, ``(H, W, 3)``; None where it is no picture or damaged."""
-    if not content:
-        return None
-    try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # Sizes that cannot be.
-        return None
-    return None if pixels is None else pixels[..., ::-1]
 
 
 def names_and_colours(library: str, scope: str | None, dataset: Mapping, stored: Mapping) -> dict:

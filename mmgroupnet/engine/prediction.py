@@ -25,48 +25,12 @@ from mmgroupnet.checkpoints.match import check_state_dict
 from mmgroupnet.checkpoints.packed import adopt_packed, check_device
 from mmgroupnet.checkpoints.read import read_checkpoint
 from mmgroupnet.engine.data import few_names, innermost_datasets
-from mmgroupnet.engine.drawing import (
-    OutputFiles,
-    build_visualizer,
-    common_folder,
-    decode,
-    draw,
-    make_folder,
-    names_and_colours,
-)
+from mmgroupnet.engine.drawing import build_visualizer, draw, names_and_colours
 from mmgroupnet.engine.exported_model import adopt_exported, is_exported
 from mmgroupnet.engine.libraries import LIBRARIES, library_of
+from mmgroupnet.engine.pictures import OutputFiles, common_folder, decode, make_folder
 from mmgroupnet.errors import UserError, summary
 from mmgroupnet.model_configs import data_preprocessor_of, type_name, with_data_preprocessor
-
-_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
-
-
-def find_images(path: str | Path, out_dir: str | Path | None = None) -> list[str]:
-    """Lists the pictures to predict on.
-
-    Args:
-        path: A picture, or a folder of pictures, which may be in folders inside it.
-        out_dir: A folder whose pictures are left out: those drawn before. Default: None.
-
-    Returns:
-        The files, in alphabetical order.
-
-    Raises:
-        UserError: If there is none.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [str(path)]
-    if not path.is_dir():
-        raise UserError(f'{path} is neither a picture nor a folder')
-    images = sorted(str(file) for file in path.rglob('*') if file.suffix.lower() in _SUFFIXES and not file.is_dir())
-    drawn = path.resolve() if out_dir is None else Path(out_dir).resolve() / 'vis'
-    if path.resolve() in drawn.parents:
-        images = [image for image in images if not Path(image).resolve().is_relative_to(drawn)]
-    if not images:
-        raise UserError(f'folder {path} holds no pictures ({", ".join(_SUFFIXES)})')
-    return images
 
 
 def _test_dataset(cfg: Config) -> Mapping:

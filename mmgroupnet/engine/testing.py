@@ -12,10 +12,10 @@ from mmgroupnet.checkpoints.packed import adopt_packed, check_device
 from mmgroupnet.checkpoints.read import is_local
 from mmgroupnet.engine.checks import check_built_parts
 from mmgroupnet.engine.data import check_data, innermost_datasets
-from mmgroupnet.engine.drawing import common_folder, image_folder
 from mmgroupnet.engine.exported_model import adopt_exported, is_exported
 from mmgroupnet.engine.launch import build_runner
 from mmgroupnet.engine.libraries import LIBRARIES, library_of
+from mmgroupnet.engine.pictures import common_folder, image_folder
 from mmgroupnet.errors import UserError
 from mmgroupnet.model_configs import type_name
 

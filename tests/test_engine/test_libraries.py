@@ -8,7 +8,8 @@ import pytest
 from mmengine.config import Config
 
 from mmgroupnet.engine.configs import check_arguments
-from mmgroupnet.engine.prediction import draw_on_pictures, find_images
+from mmgroupnet.engine.pictures import find_images
+from mmgroupnet.engine.prediction import draw_on_pictures
 from mmgroupnet.engine.testing import run_test
 from mmgroupnet.engine.training import run_training
 

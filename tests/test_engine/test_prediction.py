@@ -10,7 +10,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmgroupnet.engine import prediction
-from mmgroupnet.engine.prediction import draw_on_pictures, find_images
+from mmgroupnet.engine.pictures import find_images
+from mmgroupnet.engine.prediction import draw_on_pictures
 from mmgroupnet.errors import UserError
 from tests.tiny_run import load_tiny_run
 

@@ -9,7 +9,8 @@ from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmgroupnet.engine.drawing import OutputFiles, build_visualizer, decode, draw, make_folder
+from mmgroupnet.engine.drawing import build_visualizer, draw
+from mmgroupnet.engine.pictures import OutputFiles, decode, make_folder
 from mmgroupnet.errors import UserError
 from mmgroupnet.registry import HOOKS
 
