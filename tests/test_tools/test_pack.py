@@ -100,8 +100,8 @@ def test_the_table_says_what_stays_float_and_why(pack, folder, tmp_path):
             r'checkpoint float\.pth is of another architecture than the config',
         ),
         (
-            ['tiny.py', 'float.pth', '--cfg-options', 'model.backbone.real_valued=True', 'model.neck.type=mmdet.FPN'],
-            'model.neck: FPN takes no argument',
+            ['tiny.py', 'float.pth', '--cfg-options', 'model.backbone.num_base=3'],
+            r"model\.backbone: GroupNetResNet takes no argument 'num_base' \(did you mean 'num_bases'\?\)",
         ),
         (['tiny.py', 'float.pth', '--cfg-options', 'model.backbone.depth=19'], 'depth=19'),
     ],
