@@ -13,7 +13,9 @@ benchmarks/results/deployment.json.
 
 ``--arm`` counts instead, under qemu (what it needs stands in tests/arm/machine.py): the instructions of one picture, by
 kind, of the .onnx on bits and of the float twin in float32 and int8 (ONNX Runtime's own quantization), all in ONNX
-Runtime on one thread. Counts of SIMD instructions repeat to a hundredth; Python adds some hundredths to those of all.
+Runtime on one thread. On an idle machine counts of SIMD instructions repeat to a hundredth; Python adds some
+hundredths to those of all. On a busy one those of all have been off by 150
+million.
 From them follow the least cycles in which a core can issue the SIMD instructions, see ``least_cycles``. It writes
 benchmarks/results/deployment_arm.json.
 """
@@ -145,7 +147,7 @@ def in_torch(network: Network, checkpoint: Path, image: Tensor) -> Callable[[], 
     """``test_step`` of the packed model on one image, uint8 ``(3, H, W)``."""
     from mmengine.registry import DefaultScope
 
-    from mmgroupnet.checkpoints.packed import load_float, pack_loaded
+    from mmgroupnet.engine.packing import load_float, pack_loaded
 
     cfg = _config(network)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):

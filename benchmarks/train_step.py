@@ -232,7 +232,7 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
         outs = model(x)
         loss = sum(out.square().mean() for out in ((outs,) if isinstance(outs, Tensor) else outs))
-    # What is saved inside a checkpoint does not last; what lasts are its inputs, which nobody else may save.
+    # Tensors saved inside a checkpoint are freed; its inputs last, whether or not another op saves them.
     for block in model.modules():
         for value in getattr(block, 'kept_inputs', ()):
             note(value)

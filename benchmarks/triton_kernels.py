@@ -33,7 +33,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from benchmarks.timing import format_table, write_json  # noqa: E402
 from mmgroupnet.ops import UnitGeometry  # noqa: E402
-from mmgroupnet.ops.passes import UnitGradients, triton_passes  # noqa: E402
+from mmgroupnet.ops.passes import UnitGradients, triton_launch, triton_passes  # noqa: E402
 from mmgroupnet.ops.passes.protocol import Formula, KnownSurrogate, Running  # noqa: E402
 
 CAPABILITIES = (80, 86, 89, 90)
@@ -110,7 +110,7 @@ def launches_of_training(dtype: torch.dtype, channels: int = 64) -> list[Launch]
     vector, gate = torch.zeros(_NUM_BASES * channels), torch.zeros(_NUM_BASES)
     running = Running(vector, vector, torch.zeros((), dtype=torch.int64), 0.1, True)
     passes = triton_passes.TritonPasses(dtype)
-    with mock.patch.object(triton_passes, '_launch', record):
+    with mock.patch.object(triton_launch, 'launch', record):
         passes.connect(x, gate, gate)
         passes.connect(x, gate, gate, geometry)
         passes.convolve(x, weight, geometry)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmgroupnet.checkpoints.packed import pack_checkpoint, read_packed
+from mmgroupnet.checkpoints.packed import read_packed
 from mmgroupnet.engine.configs import load_config, resolve_type
+from mmgroupnet.engine.packing import pack_checkpoint
 from mmgroupnet.engine.training import run_training
 from tests.test_engine.test_libraries import BACKBONE, CLASSIFIER, SEGMENTOR, write_pictures
 from tests.tiny_run import write_tiny_run

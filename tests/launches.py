@@ -27,13 +27,13 @@ class _Calls(TorchDispatchMode):
 def count_launches(run: Callable[[], object]) -> Counter[str]:
     """Launches by name. A convolution is one, and its backward pass two, as cuDNN has at the least."""
     try:
-        from mmgroupnet.ops.passes import triton_passes
+        from mmgroupnet.ops.passes import triton_launch
     except ImportError:
         with _Calls() as calls:
             run()
         return calls.found
     launched: Counter[str] = Counter()
-    launch = triton_passes._launch
+    launch = triton_launch.launch
 
     def note(kernel: object, grid: tuple[int, ...], *arguments: object, **constants: object) -> None:
         launched[kernel.__name__] += 1
@@ -41,6 +41,6 @@ def count_launches(run: Callable[[], object]) -> Counter[str]:
         with torch.utils._python_dispatch._disable_current_modes():
             launch(kernel, grid, *arguments, **constants)
 
-    with mock.patch.object(triton_passes, '_launch', note), _Calls() as calls:
+    with mock.patch.object(triton_launch, 'launch', note), _Calls() as calls:
         run()
     return calls.found + launched

@@ -39,7 +39,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--no-rehearsal',
         action='store_true',
-        help='do not try a batch of training, validation and test, and a checkpoint, before the first step',
+        help='start at once: do not compare data sets, heads and evaluators, and do not try a batch of each loader and '
+        'a checkpoint',
     )
     return parser.parse_args()
 

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from mmgroupnet.analysis.packed_operations import binary_operations
 from mmgroupnet.layers import BinaryConv2d
 
-# One 64-bit instruction computes so many binary operations.
+# Binary operations that one 64-bit instruction computes.
 BOPS_PER_OP = 64
 
 

@@ -4,8 +4,8 @@ Since torch 2.6 ``torch.load`` refuses every class that is not allow-listed, and
 weights: the history of the losses and the best score. They are allow-listed while a file is read, and nothing else: a
 checkpoint that carries code is still refused.
 
-An entry that is made once, when a module is imported, does not last: torch's ``safe_globals`` takes its entries out
-of the one list of the process where it ends, also those that somebody else had put there.
+An entry that is made once, when a module is imported, does not last. A process has one allow-list, and torch's context
+``safe_globals`` removes its entries from it on leaving, even those that were on the list before.
 """
 
 import functools
@@ -23,7 +23,7 @@ from mmengine.runner.checkpoint import load_from_http, load_from_local
 
 # The statistics that a HistoryBuffer refers to in its pickle.
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
-# The list is one for all threads: whoever ends first would take it from the others.
+# Threads share the allow-list: the first one to leave the context would remove the entries that others still need.
 _LOCK = threading.RLock()
 
 
@@ -32,7 +32,7 @@ def _renew_lock() -> None:
     _LOCK = threading.RLock()
 
 
-# A forked worker would wait for ever for a thread that read a checkpoint meanwhile, and is not in it.
+# If another thread holds the lock at a fork, the child gets a locked copy that no thread of it will release.
 if hasattr(os, 'register_at_fork'):  # Not on Windows.
     os.register_at_fork(after_in_child=_renew_lock)
 

@@ -134,8 +134,8 @@ def _swap(model: nn.Module, decision: Decision, rule: Rule, renamed: Mapping[str
 
 
 def _input_norm(cfg: Mapping | None, channels: int, group_size: int = 1) -> dict | None:
-    """The norm in front of a sign; the groups of a group norm have to divide the channels, into at least
-    ``group_size`` each where there are so many."""
+    """The norm in front of a sign; the groups of a group norm have to divide the channels, and have at least
+    ``group_size`` channels each where there are enough."""
     if cfg is None or cfg.get('type') != 'GN':
         return None if cfg is None else dict(cfg)
     largest = math.gcd(cfg['num_groups'], channels)

@@ -9,6 +9,7 @@ from mmengine.config import Config, DictAction
 from mmgroupnet.engine.configs import check_arguments, load_config
 from mmgroupnet.engine.launch import setup_distribution
 from mmgroupnet.engine.overrides import check_overrides
+from mmgroupnet.errors import UserError
 
 
 def add_traceback_option(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +62,7 @@ def read_run_config(args: argparse.Namespace) -> Config:
     ``args.work_dir`` is set too, so that errors from here on are logged there.
 
     Raises:
-        UserError: As :func:`read_config`, or if the launcher does not fit the machine.
+        UserError: As :func:`read_config`, if the launcher does not fit the machine, or the work directory is a file.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args)
@@ -70,5 +71,7 @@ def read_run_config(args: argparse.Namespace) -> Config:
     if getattr(args, 'binarize', None):  # An option of training alone.
         name += f'_{Path(args.binarize).stem}'
     cfg.work_dir = args.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
+    if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
+        raise UserError(f'--work-dir {cfg.work_dir} is a file: give a folder')
     setup_distribution(cfg)
     return cfg

@@ -125,7 +125,7 @@ def _registered_names() -> set[str]:
 
 
 def _takes_any(part: Callable) -> bool:
-    """Whether a part takes ``**kwargs``; of those of others nobody knows where they go."""
+    """Whether a part takes ``**kwargs``, which it may pass to any other part."""
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(part).parameters.values())
 
 

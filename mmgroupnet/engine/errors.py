@@ -28,7 +28,7 @@ def _log_traceback(work_dir: str | None) -> None:
     record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, 'The run ended:', (), sys.exc_info())
     for handler in files:
         handler.handle(record)
-    if files or (logger.log_file is None and work_dir is None):
+    if files or (logger.log_file is None and (work_dir is None or Path(work_dir).is_file())):
         return
     path = Path(work_dir, 'errors.log') if logger.log_file is None else Path(logger.log_file)
     if get_rank():

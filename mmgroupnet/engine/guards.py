@@ -35,7 +35,7 @@ def add_guards(cfg: Config) -> None:
             if name not in hooks and kind.rpartition('.')[2] not in named:
                 hooks[name] = dict(type=kind)
         checkpoint = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-        # A hook of somebody's own may not take this.
+        # A custom checkpoint hook may not take backend_args.
         if type_name(checkpoint) == 'CheckpointHook' and not checkpoint.get('file_client_args'):
             checkpoint.setdefault('backend_args', dict(backend=ATOMIC_BACKEND))
     # mmengine takes None for the hooks alone that it has by itself.

@@ -10,10 +10,11 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 from mmgroupnet.checkpoints.match import check_state_dict
-from mmgroupnet.checkpoints.packed import adopt_packed, load_float, pack_loaded
+from mmgroupnet.checkpoints.packed import adopt_packed
 from mmgroupnet.checkpoints.read import read_checkpoint
 from mmgroupnet.deploy.onnx import Exported, UnknownResize, export, read_resize
 from mmgroupnet.engine.data import innermost_datasets
+from mmgroupnet.engine.packing import load_float, pack_loaded
 from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
 from mmgroupnet.model_configs import with_data_preprocessor

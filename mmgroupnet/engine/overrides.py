@@ -35,8 +35,8 @@ def _warn(message: str) -> None:
 
 
 def _settings() -> set[str]:
-    """The top-level keys that somebody reads when a config runs; all others are variables of its file, or for code of
-    the user's own."""
+    """The top-level keys that mmengine or our tools read when a config runs. All others are variables of its file, or
+    settings that custom code reads."""
     return {*inspect.signature(Runner).parameters, *_LOOKED_UP} - {'cfg'}
 
 

@@ -159,8 +159,9 @@ class RehearsalHook(Hook):
     step, so that what would fail after an epoch fails now.
 
     All is done with copies of the run's parts, and batches of the run's own data: random numbers, weights, losses and
-    logs of the run are those of one without. A failure of what the run needs ends it. What may be due to the rehearsal
-    itself, such as a metric of somebody that needs the whole set, is a warning, and what cannot be tried is named.
+    logs of the run are those of one without. A failure of what the run needs ends it. A failure that may be due to the
+    rehearsal itself, such as that of a custom metric that needs the whole set, is a warning. What cannot be tried is
+    named.
     """
 
     priority = 'LOWEST'  # After all that other hooks prepare.

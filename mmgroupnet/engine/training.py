@@ -86,7 +86,7 @@ def run_training(
             Default: None, which leaves it to ``resume`` and ``load_from`` of the config.
         policy: Rules by which the model is made binary, see :func:`mmgroupnet.engine.binarization.load_policy`.
             Default: None.
-        rehearse: Try a batch of everything before the first step, see
+        rehearse: Before the first step compare data sets, heads and evaluators, and try a batch of everything, see
             :class:`mmgroupnet.engine.rehearsal.RehearsalHook`. Default: True.
 
     Returns:
@@ -120,8 +120,8 @@ def run_training(
         # The Runner takes it from there, but inferencers of the files that it writes do not.
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     runner = build_runner(cfg)
-    check_built_parts(runner, ['train', 'val'])
     if rehearse:
+        check_built_parts(runner, ['train', 'val'])
         runner.register_hook(RehearsalHook())
     if is_binarized_config(cfg) and is_main_process():
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model

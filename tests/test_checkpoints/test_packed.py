@@ -19,11 +19,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 import mmgroupnet.checkpoints.packed as packed_checkpoint
-from mmgroupnet.checkpoints.packed import adopt_packed, pack_checkpoint, read_packed, save_packed
+from mmgroupnet.checkpoints.packed import adopt_packed, read_packed, save_packed
 from mmgroupnet.checkpoints.read import is_packed, read_checkpoint
 from mmgroupnet.deploy import pack, pack_and_report
 from mmgroupnet.deploy.packed_layers import PackedUnit
 from mmgroupnet.engine.configs import check_arguments
+from mmgroupnet.engine.packing import pack_checkpoint
 from mmgroupnet.engine.prediction import draw_on_pictures
 from mmgroupnet.engine.testing import run_test
 from mmgroupnet.engine.training import run_training
@@ -403,7 +404,8 @@ def small(tmp_path_factory):
     cfg = Config(dict(default_scope='mmgroupnet', model=layer))
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp('small') / 'packed.pth'
-    save_packed(*pack_and_report(MODELS.build(cfg.model)), cfg, path, dict(classes=('one', 'two')))
+    packed, layers = pack_and_report(MODELS.build(cfg.model))
+    save_packed(packed, [layer.name for layer in layers], cfg, path, dict(classes=('one', 'two')))
     return path, read_packed(path)
 
 

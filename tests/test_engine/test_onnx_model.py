@@ -17,9 +17,9 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from torch.testing import assert_close
 
-from mmgroupnet.checkpoints.packed import pack_checkpoint
 from mmgroupnet.engine.exported_model import check_model_options
 from mmgroupnet.engine.onnx_export import export_checkpoint
+from mmgroupnet.engine.packing import pack_checkpoint
 from mmgroupnet.engine.pictures import find_images
 from mmgroupnet.engine.prediction import draw_on_pictures
 from mmgroupnet.engine.testing import run_test

@@ -475,7 +475,7 @@ class TestLetsPass:
         cfg = numbers_run(tmp_path)
         run_training(cfg)
         again = numbers_run(tmp_path, model__prepared=False)
-        run_training(again, resume=f'{tmp_path}/work/epoch_2.pth')
+        run_training(again, resume=str(tmp_path / 'work' / 'epoch_2.pth'))
 
     def test_options_of_workers_without_workers(self, tmp_path):
         """As where ``--cfg-options`` takes the workers away."""

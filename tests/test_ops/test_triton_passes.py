@@ -215,7 +215,7 @@ class TestStatistics:
         assert_close(inverse.double(), (variance + 1e-5).rsqrt(), rtol=1e-5, atol=0)
 
     def test_more_parts_than_tiles_of_parts(self, monkeypatch):
-        monkeypatch.setattr(triton_passes, '_PROGRAMS', 20)
+        monkeypatch.setattr(triton_passes.triton_launch, 'PROGRAMS', 20)
         y = last(torch.randint(-9, 10, (1, 3, 37, 41)).short())
         mean, inverse = self.statistics(y)  # 48 tiles in 20 parts
         variance, expected = torch.var_mean(y.double(), (0, 2, 3), correction=0)

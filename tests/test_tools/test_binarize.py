@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmgroupnet.checkpoints.packed import pack_checkpoint
 from mmgroupnet.engine.binarization import binarize_config, load_policy
 from mmgroupnet.engine.configs import check_arguments, load_config
+from mmgroupnet.engine.packing import pack_checkpoint
 from mmgroupnet.engine.pictures import find_images
 from mmgroupnet.engine.prediction import draw_on_pictures
 from mmgroupnet.engine.testing import run_test

@@ -117,6 +117,13 @@ def test_errors_before_a_run_has_a_log(test_tool, logger, tmp_path, capsys):
     assert 'Traceback' in log and 'nowhere.pth does not exist' in log
 
 
+def test_a_work_dir_that_is_a_file(test_tool, logger, tmp_path, capsys):
+    (tmp_path / 'work').touch()
+    with pytest.raises(SystemExit):
+        test_tool()
+    assert capsys.readouterr().err == f'error: --work-dir {tmp_path}/work is a file: give a folder\n'
+
+
 @pytest.mark.parametrize(
     'tool', [path for path in sorted(TOOLS.rglob('*.py')) if path.name not in ALONE], ids=lambda path: path.name
 )

@@ -13,9 +13,9 @@ import torch
 from mmengine.config import Config
 from mmpretrain.registry import MODELS
 
-from mmgroupnet.checkpoints.packed import pack_checkpoint
 from mmgroupnet.converters import convert_official
 from mmgroupnet.engine.configs import check_arguments, load_config
+from mmgroupnet.engine.packing import pack_checkpoint
 from mmgroupnet.engine.testing import run_test
 from tests.official import FAMILIES, OfficialNetwork, official_state_dict
 

@@ -11,9 +11,9 @@ from pathlib import Path
 # The checkout of this file comes before an installed mmgroupnet.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmgroupnet.checkpoints.packed import describe_layers, pack_checkpoint
 from mmgroupnet.engine.cli import add_config_options, read_config
 from mmgroupnet.engine.errors import one_line_errors
+from mmgroupnet.engine.packing import describe_layers, pack_checkpoint
 
 
 def parse_args() -> argparse.Namespace:

@@ -124,11 +124,12 @@ def check_built_parts(runner: Runner, stages: list[str]) -> None:
             check_same_labels(*first, names, owner)
         elif names and not has_text_classes(model):
             first = names, owner
-        zero = getattr(datasets[0], 'reduce_zero_label', None)
+        # Of one type: masks of another one may be written otherwise.
+        zero = type(datasets[0]), getattr(datasets[0], 'reduce_zero_label', None)
         if stage == stages[0]:
             reduces_zero = zero
-        elif None not in (zero, reduces_zero) and zero != reduces_zero:
+        elif zero[0] is reduces_zero[0] and zero[1] != reduces_zero[1]:
             raise UserError(
-                f'labels are positions: {owner} has reduce_zero_label={zero}, {stages[0]}_dataloader '
-                f'{reduces_zero}. Give both the same'
+                f'labels are positions: {owner} has reduce_zero_label={zero[1]}, {stages[0]}_dataloader '
+                f'{reduces_zero[1]}. Give both the same'
             )

@@ -53,10 +53,10 @@ def ignored_ids(model: nn.Module) -> set[int]:
 def class_heads(model: nn.Module) -> Iterator[ClassHead]:
     """Finds the heads of a model whose classes are those of its data.
 
-    Nothing is said of models whose classes come as text, and of heads without ``num_classes``.
+    Models whose classes come as text and heads without ``num_classes`` are left out.
 
     Args:
-        model: A model of mmdet, mmseg or mmpretrain, or of anybody.
+        model: Any model; heads are found where those of mmdet, mmseg and mmpretrain have them.
     """
     if is_model_wrapper(model):
         model = model.module

@@ -16,9 +16,9 @@ from mmgroupnet.errors import UserError
 
 # Masks of a data set that are looked at before the first step.
 _LOOKED_AT = 8
-# Of more classes some may well be missing in so few masks.
+# Data sets with more classes than this may well lack some of them in a sample of that size.
 _FEW_CLASSES = 4
-# An error names so many ids.
+# Number of ids that an error names.
 _LISTED_IDS = 10
 
 

@@ -15,7 +15,7 @@ from mmgroupnet.engine.checks.heads import ClassHead
 from mmgroupnet.errors import UserError, nearest
 
 _LOOKED_AT = 32
-# Parts of these packages read and write what their names say; what those of others do nobody knows.
+# Packages whose transforms and data sets do what their names say; others may do anything.
 LIBRARIES = ('mmcv.', 'mmengine.', 'mmdet.', 'mmseg.', 'mmpretrain.', 'mmgroupnet.')
 
 
@@ -48,7 +48,7 @@ def transforms_of(dataset: Dataset) -> list:
 def _reads(dataset: Dataset) -> list[str]:
     """The keys of the files on this disk that the pipeline reads, and cannot do without.
 
-    A data set or a transform of somebody's own may fetch files before they are read.
+    A custom data set or transform may fetch files before they are read: the keys that come after it are left out.
     """
     if not type(dataset).prepare_data.__module__.startswith(LIBRARIES):
         return []

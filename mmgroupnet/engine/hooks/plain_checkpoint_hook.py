@@ -15,9 +15,10 @@ class PlainCheckpointHook(Hook):
     """Lets every program read the checkpoints of a run in torch's safe mode.
 
     mmengine stores the history of the losses as objects of a class of its own, and a best score as a scalar of numpy.
-    torch's safe mode refuses both wherever nobody has allowed them, as in an inferencer that opens the file before
-    anything else. This hook has them written as tensors and numbers, and restores the history where a run goes on. A
-    run without it can go on from such a file, too: its log then averages the losses from there on alone.
+    torch's safe mode refuses both unless they are allow-listed, which they are not in an inferencer that opens the file
+    before anything of ours is imported. This hook has them written as tensors and numbers, and restores the history
+    where a run goes on. A run without it can go on from such a file, too: its log then averages the losses from there
+    on alone.
     """
 
     priority = 'LOWEST'  # After hooks that store something of their own.

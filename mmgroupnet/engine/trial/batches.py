@@ -33,7 +33,7 @@ class _Samples(Dataset):
     def __getitem__(self, index: int | tuple[int, int]) -> object:
         try:
             return self.dataset[index]
-        except Exception as error:  # Data sets and transforms are anybody's code.
+        except Exception as error:  # Custom data sets and transforms raise any type.
             return _Failure(summary(error) + self._place(index), traceback.format_exc())
 
     def _place(self, index: int | tuple[int, int]) -> str:
@@ -63,7 +63,7 @@ def _first_batch(loader: DataLoader, cfg: dict, seed: int) -> tuple[Indices, int
     """
     try:
         first, last_size = _choose(loader, cfg, seed)
-    except Exception as error:  # Samplers are anybody's code, and were built for the run without an error.
+    except Exception as error:  # Custom samplers raise any type, and this one was built for the run without an error.
         raise NotTriedError(f'its samplers cannot be asked for a batch ({summary(error)})') from error
     if not first:
         raise UserError(f'{len(loader.dataset)} samples in batches of {cfg.get("batch_size")} make no batch')

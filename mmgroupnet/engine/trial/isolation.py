@@ -33,7 +33,7 @@ _ANNOTATIONS = ('data_list', 'data_bytes', 'data_address')
 def _deepcopy(part: object, memo: dict[int, object]) -> object:
     try:
         return copy.deepcopy(part, memo)
-    except Exception as error:  # Parts may be anybody's code.
+    except Exception as error:  # Custom parts raise any type.
         raise NotTriedError(f'{type(part).__name__} cannot be copied ({summary(error)})') from error
 
 

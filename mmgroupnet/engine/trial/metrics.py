@@ -73,7 +73,7 @@ def try_metric(original: BaseMetric, samples: list[dict], batch: object, size: i
             if getattr(metric, 'img_ids', ()) is None:  # mmdet's take all images of a file, and their time.
                 metric.img_ids = list(dict.fromkeys(truth['img_id'] for truth, _ in metric.results))
             return metric.evaluate(size)
-        except Exception as error:  # Metrics are anybody's code.
+        except Exception as error:  # Custom metrics raise any type.
             if len(samples) >= size or is_one_batch_enough(metric):
                 raise
             raise DoubtfulError(f'{type(metric).__name__} may need more than one batch') from error

@@ -108,7 +108,7 @@ class Stages:
         except NotTriedError as error:
             self.leave_out(stage, str(error))
             return None
-        except Exception as error:  # Models, data sets and metrics are anybody's code.
+        except Exception as error:  # Custom models, data sets and metrics raise any type.
             if isinstance(error, DoubtfulError):
                 doubt, error = str(error), error.__cause__
             elif isinstance(error, torch.OutOfMemoryError):

@@ -4,10 +4,9 @@ A map ``(N, K*C, H, W)`` in channels_last is a matrix of pixels and channels. A 
 what it needs once, computes in float32, and writes its result once. Where branches are convolved one by one, each has a
 matrix of its own, ``(K, pixels, C)``.
 
-y are the sums of a convolution, and ``r = max(y, 0)``, or y without ``RELU``. A batch norm has ``norm_channels``, which
-branches may share: channel c is its channel ``c % norm_channels``. Scales and gates may be expanded: they come with the
-step from one value to the next one. Sizes make no kernels of their own, but for whether the channels are a multiple of
-16: then a thread reads 16 bytes at once.
+y are the sums of a convolution, and ``r = max(y, 0)``, or y without ``RELU``. Scales and gates may be expanded: they
+come with the step from one value to the next one. Sizes make no kernels of their own, but for whether the channels are
+a multiple of 16: then a thread reads 16 bytes at once.
 """
 
 from collections.abc import Callable
@@ -17,8 +16,6 @@ import triton.language as tl
 
 # Pixels and channels of a tile.
 TILE = (32, 64)
-# Parts of a sum that the second kernel of a sum takes at once.
-PARTS = 16
 
 # Surrogate gradients of which the sign's gradient has the formula; of others it is given the values.
 POLYNOMIAL, CLIPPED_IDENTITY, SWISH, TANH, GIVEN = range(5)
@@ -38,7 +35,8 @@ _VECTORS = {
 }
 
 
-def _kernel(function: Callable) -> Callable:
+def kernel(function: Callable) -> Callable:
+    """Decorates a kernel that is compiled once for all sizes."""
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     sizes, vectors = ([name for name in names if name in kind] for kind in (_SIZES, _VECTORS))
     return triton.jit(do_not_specialize=sizes, do_not_specialize_on_alignment=vectors)(function)
@@ -54,17 +52,17 @@ def _tile(channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def _at_least_zero(value):
+def at_least_zero(value):
     """``max(value, 0)``; not-a-number stays what it is."""
     return tl.where(value < 0, 0.0, value)
 
 
 @triton.jit
-def _load_sums(y, offsets, mask, RELU: tl.constexpr):
+def load_sums(y, offsets, mask, RELU: tl.constexpr):
     """r as float32."""
     value = tl.load(y + offsets, mask, other=0).to(tl.float32)
     if RELU:
-        value = _at_least_zero(value)
+        value = at_least_zero(value)
     return value
 
 
@@ -85,138 +83,7 @@ def _signs_with_border(value, is_inside, border):
     return tl.where(is_inside[:, None], tl.where(value >= 0, 1.0, -1.0), border.to(tl.float32))
 
 
-@_kernel
-def moments_kernel(
-    y, out, pixels, channels, parts, RELU: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
-):
-    """Means of r, and sums of squares around them, of each part of the pixels: ``(2, parts, channels)``.
-
-    Squares are taken around the first value that a part sees, so that nothing cancels where values lie together, far
-    from zero.
-    """
-    part = tl.program_id(1)
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    has_channel = c < channels
-    pivot = _load_sums(y, (part * BLOCK_P).to(tl.int64) * channels + c, has_channel, RELU)
-    total = tl.full((BLOCK_P, BLOCK_C), 0.0, tl.float32)
-    squares = tl.full((BLOCK_P, BLOCK_C), 0.0, tl.float32)
-    count = 0
-    for start in range(part * BLOCK_P, pixels, parts * BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        mask = (p < pixels)[:, None] & has_channel[None, :]
-        value = _load_sums(y, p.to(tl.int64)[:, None] * channels + c[None, :], mask, RELU)
-        value = tl.where(mask, value - pivot[None, :], 0.0)
-        total += value
-        squares += value * value
-        count += tl.minimum(pixels - start, BLOCK_P)
-    mean = tl.sum(total, 0) / count
-    rest = tl.maximum(tl.sum(squares, 0) - count * mean * mean, 0.0)
-    tl.store(out + part * channels + c, pivot + mean, has_channel)
-    tl.store(out + (parts + part) * channels + c, rest, has_channel)
-
-
-@triton.jit
-def _pixels_of_parts(part, pixels, parts, BLOCK_P: tl.constexpr):
-    """How many pixels a part has; parts take tiles in turns."""
-    tiles = (pixels + BLOCK_P - 1) // BLOCK_P
-    own = (tiles - part + parts - 1) // parts
-    has_last = (tiles - 1) % parts == part
-    found = own * BLOCK_P - tl.where(has_last, tiles * BLOCK_P - pixels, 0)
-    return tl.where(part < parts, found, 0).to(tl.float32)
-
-
-@_kernel
-def statistics_kernel(
-    partial,
-    scale,
-    weight,
-    bias,
-    running_mean,
-    running_var,
-    tracked,
-    mean_out,
-    inverse_out,
-    factor_out,
-    shift_out,
-    pixels,
-    parts,
-    branches,
-    norm_channels,
-    scale_step,
-    eps,
-    momentum,
-    USES_BATCH: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    MOVES: tl.constexpr,
-    COUNTS: tl.constexpr,
-    IS_CUMULATIVE: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Statistics of ``scale * r`` from the moments of parts (or the running ones), and what the norm does with r.
-
-    Writes mean and inverse deviation of each channel of the norm, and the factor and shift of r, per folded channel;
-    moves the running statistics.
-    """
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = c < norm_channels
-    alpha = tl.load(scale + c * scale_step, mask, other=0).to(tl.float32)
-    channels = branches * norm_channels
-    if USES_BATCH:
-        count = (pixels * branches).to(tl.float32)
-        weighted = tl.full((BLOCK_G, BLOCK_C), 0.0, tl.float32)
-        for b in range(branches):
-            for start in range(0, parts, BLOCK_G):
-                g = start + tl.arange(0, BLOCK_G)
-                at = g[:, None] * channels + b * norm_channels + c[None, :]
-                inside = (g < parts)[:, None] & mask[None, :]
-                of_part = _pixels_of_parts(g, pixels, parts, BLOCK_P)
-                weighted += of_part[:, None] * tl.load(partial + at, inside, other=0)
-        mean = tl.sum(weighted, 0) / count
-        squares = tl.full((BLOCK_G, BLOCK_C), 0.0, tl.float32)
-        for b in range(branches):
-            for start in range(0, parts, BLOCK_G):
-                g = start + tl.arange(0, BLOCK_G)
-                at = g[:, None] * channels + b * norm_channels + c[None, :]
-                inside = (g < parts)[:, None] & mask[None, :]
-                of_part = _pixels_of_parts(g, pixels, parts, BLOCK_P)
-                away = tl.where(inside, tl.load(partial + at, inside, other=0) - mean[None, :], 0.0)
-                squares += of_part[:, None] * away * away
-                squares += tl.load(partial + parts * channels + at, inside, other=0)
-        mean = alpha * mean
-        variance = alpha * alpha * (tl.sum(squares, 0) / count)
-        if MOVES:
-            factor = momentum
-            if IS_CUMULATIVE:
-                factor = 1.0 / tl.load(tracked).to(tl.float32)
-            if COUNTS:
-                if tl.program_id(0) == 0:
-                    tl.store(tracked, tl.load(tracked) + 1)
-            unbiased = variance * (count / tl.maximum(count - 1.0, 1.0))
-            before = tl.load(running_mean + c, mask, other=0).to(tl.float32)
-            tl.store(running_mean + c, before + factor * (mean - before), mask)
-            before = tl.load(running_var + c, mask, other=0).to(tl.float32)
-            tl.store(running_var + c, before + factor * (unbiased - before), mask)
-    else:
-        mean = tl.load(running_mean + c, mask, other=0).to(tl.float32)
-        variance = tl.load(running_var + c, mask, other=1).to(tl.float32)
-    inverse = 1.0 / tl.sqrt(variance + eps)
-    tl.store(mean_out + c, mean, mask)
-    tl.store(inverse_out + c, inverse, mask)
-    factor_of_x = inverse
-    if HAS_WEIGHT:
-        factor_of_x = inverse * tl.load(weight + c, mask, other=0).to(tl.float32)
-    shift_of_x = -factor_of_x * mean
-    if HAS_BIAS:
-        shift_of_x += tl.load(bias + c, mask, other=0).to(tl.float32)
-    for b in range(branches):
-        tl.store(factor_out + b * norm_channels + c, factor_of_x * alpha, mask)
-        tl.store(shift_out + b * norm_channels + c, shift_of_x, mask)
-
-
-@_kernel
+@kernel
 def affine_kernel(
     y,
     scale,
@@ -255,7 +122,7 @@ def affine_kernel(
     at = source[:, None] * (branches * channels) + branch * channels + c[None, :]
     factor = tl.load(scale + branch * channels + c, has_channel, other=0)
     term = tl.load(shift + branch * channels + c, has_channel, other=0)
-    value = _load_sums(y, at, mask, RELU) * factor[None, :] + term[None, :]
+    value = load_sums(y, at, mask, RELU) * factor[None, :] + term[None, :]
     if HAS_RESIDUAL:
         value += tl.load(residual + at, mask, other=0).to(tl.float32)
     # As it is read again: rounding may make a zero of a small number.
@@ -266,109 +133,7 @@ def affine_kernel(
         tl.store(signs + own, _signs_with_border(value, is_inside, border), is_pixel[:, None] & has_channel[None, :])
 
 
-@_kernel
-def gradient_sums_kernel(
-    gradient,
-    y,
-    mean,
-    inverse,
-    scale,
-    out,
-    pixels,
-    channels,
-    parts,
-    norm_channels,
-    scale_step,
-    RELU: tl.constexpr,
-    IS_NORMED: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Sums of g and of g * r over each part of the pixels, ``(2, parts, channels)``; with ``IS_NORMED`` of g and of g
-    times the normed ``scale * r``, which does not cancel where the mean is large."""
-    part = tl.program_id(1)
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    has_channel = c < channels
-    if IS_NORMED:
-        centre = tl.load(mean + c % norm_channels, has_channel, other=0)
-        slope = tl.load(inverse + c % norm_channels, has_channel, other=0)
-        alpha = tl.load(scale + c % norm_channels * scale_step, has_channel, other=0).to(tl.float32)
-    total = tl.full((BLOCK_P, BLOCK_C), 0.0, tl.float32)
-    products = tl.full((BLOCK_P, BLOCK_C), 0.0, tl.float32)
-    for start in range(part * BLOCK_P, pixels, parts * BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        mask = (p < pixels)[:, None] & has_channel[None, :]
-        at = p.to(tl.int64)[:, None] * channels + c[None, :]
-        g = tl.load(gradient + at, mask, other=0).to(tl.float32)
-        value = _load_sums(y, at, mask, RELU)
-        if IS_NORMED:
-            value = (alpha[None, :] * value - centre[None, :]) * slope[None, :]
-        total += g
-        products += g * value
-    tl.store(out + part * channels + c, tl.sum(total, 0), has_channel)
-    tl.store(out + (parts + part) * channels + c, tl.sum(products, 0), has_channel)
-
-
-@_kernel
-def norm_gradient_kernel(
-    partial,
-    mean,
-    inverse,
-    scale,
-    weight,
-    of_weight,
-    of_bias,
-    p,
-    q,
-    s,
-    pixels,
-    parts,
-    branches,
-    norm_channels,
-    scale_step,
-    USES_BATCH: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Gradients of a norm's weight and bias from sums over parts, and p, q and s of the gradient ``p * g + q * r + s``
-    of y, per folded channel."""
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = c < norm_channels
-    channels = branches * norm_channels
-    total = tl.full((BLOCK_G, BLOCK_C), 0.0, tl.float32)
-    products = tl.full((BLOCK_G, BLOCK_C), 0.0, tl.float32)
-    for b in range(branches):
-        for start in range(0, parts, BLOCK_G):
-            g = start + tl.arange(0, BLOCK_G)
-            at = g[:, None] * channels + b * norm_channels + c[None, :]
-            inside = (g < parts)[:, None] & mask[None, :]
-            total += tl.load(partial + at, inside, other=0)
-            products += tl.load(partial + parts * channels + at, inside, other=0)
-    sum_g = tl.sum(total, 0)
-    sum_g_x = tl.sum(products, 0)
-    tl.store(of_weight + c, sum_g_x, mask)
-    tl.store(of_bias + c, sum_g, mask)
-    rho = tl.load(inverse + c, mask, other=0)
-    alpha = tl.load(scale + c * scale_step, mask, other=0).to(tl.float32)
-    of_gradient = rho * alpha
-    if HAS_WEIGHT:
-        of_gradient *= tl.load(weight + c, mask, other=0).to(tl.float32)
-    of_r = tl.full((BLOCK_C,), 0.0, tl.float32)
-    term = tl.full((BLOCK_C,), 0.0, tl.float32)
-    if USES_BATCH:
-        count = (pixels * branches).to(tl.float32)
-        slope = rho * sum_g_x / count
-        of_r = -of_gradient * slope * alpha
-        term = of_gradient * (tl.load(mean + c, mask, other=0) * slope - sum_g / count)
-    for b in range(branches):
-        at = b * norm_channels + c
-        tl.store(p + at, of_gradient, mask)
-        tl.store(q + at, of_r, mask)
-        tl.store(s + at, term, mask)
-
-
-@_kernel
+@kernel
 def affine_gradient_kernel(
     gradient,
     y,
@@ -400,7 +165,7 @@ def affine_gradient_kernel(
     tl.store(out + (branch * pixels + pixel)[:, None] * channels + c[None, :], found, mask)
 
 
-@_kernel
+@kernel
 def signs_kernel(
     x,
     out,
@@ -430,7 +195,7 @@ def signs_kernel(
     tl.store(out + own, _signs_with_border(value, is_inside, border), mask)
 
 
-@_kernel
+@kernel
 def weight_signs_kernel(weight, out, count, taps, in_channels, channel_step, tap_step, BLOCK: tl.constexpr):
     """Signs of latent weights, in the order (row, tap, channel) of channels_last.
 
@@ -445,7 +210,7 @@ def weight_signs_kernel(weight, out, count, taps, in_channels, channel_step, tap
     tl.store(out + at, tl.where(value >= 0, 1.0, -1.0), at < count)
 
 
-@_kernel
+@kernel
 def weight_gradient_kernel(
     gradients,
     scale,
@@ -486,7 +251,7 @@ def weight_gradient_kernel(
     tl.store(out + base * count + begin + channel * channel_step + tap * tap_step, value, mask)
 
 
-@_kernel
+@kernel
 def sign_gradient_kernel(
     gradients,
     factors,
@@ -529,7 +294,7 @@ def sign_gradient_kernel(
     at = p[:, None] * (branches * channels) + (first + branch) * channels + c[None, :]
     z = tl.load(x + at, mask, other=0).to(tl.float32)
     if SURROGATE == _POLYNOMIAL:
-        slope = _at_least_zero(2.0 - 2.0 * tl.abs(z))
+        slope = at_least_zero(2.0 - 2.0 * tl.abs(z))
     elif SURROGATE == _CLIPPED_IDENTITY:
         slope = tl.where(tl.abs(z) <= 1.0, 1.0, 0.0)
     elif SURROGATE == _SWISH:
@@ -550,7 +315,7 @@ def sign_gradient_kernel(
     tl.store(out + at, found, mask)
 
 
-@_kernel
+@kernel
 def connect_kernel(
     x,
     gate,
@@ -598,7 +363,7 @@ def connect_kernel(
             tl.store(signs + own, made, is_pixel[:, None] & has_channel[None, :])
 
 
-@_kernel
+@kernel
 def connect_gradient_kernel(
     gradient,
     x,

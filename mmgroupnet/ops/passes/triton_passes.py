@@ -25,49 +25,21 @@ from mmgroupnet.ops.float_convolution import needs_contiguous
 from mmgroupnet.ops.geometry import UnitGeometry
 from mmgroupnet.ops.kernels import nhwc
 from mmgroupnet.ops.passes import triton_kernels as kernels
-from mmgroupnet.ops.passes.protocol import BranchGradient, Formula, KnownSurrogate, Running, UnitGradients
+from mmgroupnet.ops.passes import triton_launch
+from mmgroupnet.ops.passes.protocol import BranchGradient, Formula, KnownSurrogate, UnitGradients
+from mmgroupnet.ops.passes.triton_launch import BLOCK_C, BLOCK_P, PROGRAMS, count_pixels, count_tiles, grid_of
+from mmgroupnet.ops.passes.triton_norms import TritonNormPasses, gradient_sums_of_parts, moments_of_parts
 
-BLOCK_P, BLOCK_C = kernels.TILE
 # Weights that a program takes.
 _BLOCK = 1024
 # Warps of a program: Triton's own number, and more for kernels whose tiles would not fit the registers of so few.
 _WARPS, _WARPS_OF_MANY_MAPS = 4, 8
-# Programs of a kernel that sums up: enough for every GPU, and the same on all of them, so that sums repeat.
-_PROGRAMS = 1024
 _FORMULAS = {
     Formula.POLYNOMIAL: kernels.POLYNOMIAL,
     Formula.CLIPPED_IDENTITY: kernels.CLIPPED_IDENTITY,
     Formula.SWISH: kernels.SWISH,
     Formula.TANH: kernels.TANH,
 }
-
-
-def _tiles(size: int, block: int) -> int:
-    return -(-size // block)
-
-
-def _pixels(x: Tensor) -> int:
-    return x.shape[0] * x.shape[2] * x.shape[3]
-
-
-def _grid(x: Tensor, channels: int, branches: int = 1) -> tuple[int, int]:
-    """Programs of a kernel over the tiles of a map, and branches."""
-    return _tiles(channels, BLOCK_C) * _tiles(_pixels(x), BLOCK_P), branches
-
-
-def _parts(x: Tensor, channels: int) -> int:
-    """Parts of the pixels that are summed up by themselves."""
-    return min(_tiles(_pixels(x), BLOCK_P), _tiles(_PROGRAMS, _tiles(channels, BLOCK_C)))
-
-
-def _launch(kernel: object, grid: tuple[int, ...], *arguments: object, **constants: object) -> None:
-    """Launches a kernel on the device of its first tensor; see :func:`_grid`."""
-    first = next(value for value in arguments if isinstance(value, Tensor))
-    if first.is_cuda:
-        with torch.cuda.device(first.device):
-            kernel[grid](*arguments, **constants)
-    else:  # Triton's interpreter
-        kernel[grid](*arguments, **constants)
 
 
 class _Signs(NamedTuple):
@@ -118,140 +90,6 @@ class _Branches:
 
     def __call__(self, k: int, reuse: bool = False) -> Tensor:
         return self.maps[k]
-
-
-class TritonNormPasses:
-    """Arithmetic of batch norms by Triton's kernels, see :class:`mmgroupnet.ops.passes.NormPasses`."""
-
-    def statistics(
-        self,
-        y: Tensor,
-        relu: bool,
-        branches: int,
-        scale: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running: Running | None,
-        eps: float,
-        uses_batch: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        y, channels = nhwc(y), y.shape[1] // branches
-        found, vectors = (torch.empty(2, size, device=y.device) for size in (channels, y.shape[1]))
-        partial, parts = (moments_of_parts(y, relu)) if uses_batch else (found, 1)
-        moves = running is not None and running.moves
-        is_cumulative = moves and running.momentum is None and running.tracked is not None
-        if is_cumulative:
-            running.tracked.add_(1)
-        nothing = found  # stands for what a kernel does not read
-        _launch(
-            kernels.statistics_kernel,
-            (_tiles(channels, BLOCK_C),),
-            partial,
-            scale,
-            nothing if weight is None else weight,
-            nothing if bias is None else bias,
-            nothing if running is None else running.mean,
-            nothing if running is None else running.var,
-            nothing if running is None or running.tracked is None else running.tracked,
-            *found,
-            *vectors,
-            _pixels(y),
-            parts,
-            branches,
-            channels,
-            scale.stride(0),
-            float(eps),
-            0.0 if not moves or running.momentum is None else float(running.momentum),
-            USES_BATCH=uses_batch,
-            HAS_WEIGHT=weight is not None,
-            HAS_BIAS=bias is not None,
-            MOVES=moves,
-            COUNTS=moves and running.tracked is not None and not is_cumulative,
-            IS_CUMULATIVE=is_cumulative,
-            BLOCK_G=kernels.PARTS,
-            BLOCK_P=BLOCK_P,
-            BLOCK_C=BLOCK_C,
-        )
-        return (*found, vectors)
-
-    def gradients(
-        self,
-        gradient: Tensor,
-        y: Tensor,
-        relu: bool,
-        branches: int,
-        statistics: tuple[Tensor, Tensor],
-        scale: Tensor,
-        weight: Tensor | None,
-        uses_batch: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        y, channels = nhwc(y), y.shape[1] // branches
-        partial, parts = _gradient_sums_of_parts(gradient, y, relu, channels, (*statistics, scale))
-        of_norm, vectors = (torch.empty(size, device=y.device) for size in ((2, channels), (3, y.shape[1])))
-        _launch(
-            kernels.norm_gradient_kernel,
-            (_tiles(channels, BLOCK_C),),
-            partial,
-            *statistics,
-            scale,
-            scale if weight is None else weight,
-            *of_norm,
-            *vectors,
-            _pixels(y),
-            parts,
-            branches,
-            channels,
-            scale.stride(0),
-            USES_BATCH=uses_batch,
-            HAS_WEIGHT=weight is not None,
-            BLOCK_G=kernels.PARTS,
-            BLOCK_C=BLOCK_C,
-        )
-        return (*of_norm, vectors)
-
-
-def moments_of_parts(y: Tensor, relu: bool) -> tuple[Tensor, int]:
-    """Means of r and sums of squares around them, ``(2, parts, K*C)``, of parts of the pixels, and their number."""
-    channels, parts = y.shape[1], _parts(y, y.shape[1])
-    partial = torch.empty(2, parts, channels, device=y.device)
-    _launch(
-        kernels.moments_kernel,
-        (_tiles(channels, BLOCK_C), parts),
-        y,
-        partial,
-        _pixels(y),
-        channels,
-        parts,
-        RELU=relu,
-        BLOCK_P=BLOCK_P,
-        BLOCK_C=BLOCK_C,
-    )
-    return partial, parts
-
-
-def _gradient_sums_of_parts(
-    gradient: Tensor, y: Tensor, relu: bool, norm_channels: int, norm: Sequence[Tensor] | None
-) -> tuple[Tensor, int]:
-    channels, parts = y.shape[1], _parts(y, y.shape[1])
-    partial = torch.empty(2, parts, channels, device=y.device)
-    _launch(
-        kernels.gradient_sums_kernel,
-        (_tiles(channels, BLOCK_C), parts),
-        nhwc(gradient),
-        y,
-        *((partial,) * 3 if norm is None else norm),
-        partial,
-        _pixels(y),
-        channels,
-        parts,
-        norm_channels,
-        0 if norm is None else norm[2].stride(0),
-        RELU=relu,
-        IS_NORMED=norm is not None,
-        BLOCK_P=BLOCK_P,
-        BLOCK_C=BLOCK_C,
-    )
-    return partial, parts
 
 
 class TritonPasses:
@@ -307,12 +145,12 @@ class TritonPasses:
         for pad, group in _groups_of_borders(branches, geometry):
             size = (rows + 2 * pad[0], columns + 2 * pad[1])
             out = _branch_maps(x, len(group), channels, size, dtype)
-            _launch(
+            triton_launch.launch(
                 kernels.signs_kernel,
-                _grid(out[0], channels, len(group)),
+                grid_of(out[0], channels, len(group)),
                 x,
                 out,
-                _pixels(out[0]),
+                count_pixels(out[0]),
                 channels,
                 branches,
                 group[0],
@@ -329,9 +167,9 @@ class TritonPasses:
     def _weight_signs(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         weight = _dense(weight)
         out = torch.empty_like(weight, dtype=dtype, memory_format=torch.channels_last)
-        _launch(
+        triton_launch.launch(
             kernels.weight_signs_kernel,
-            (_tiles(weight.numel(), _BLOCK),),
+            (count_tiles(weight.numel(), _BLOCK),),
             weight,
             out,
             weight.numel(),
@@ -344,9 +182,9 @@ class TritonPasses:
 
     def moments(self, y: Tensor, relu: bool) -> Tensor:
         partial, parts = moments_of_parts(nhwc(y), relu)
-        pixels = _pixels(y)
+        pixels = count_pixels(y)
         part = torch.arange(parts, device=y.device)
-        tiles = _tiles(pixels, BLOCK_P)
+        tiles = count_tiles(pixels, BLOCK_P)
         counts = (tiles - part + parts - 1) // parts * BLOCK_P
         counts[(tiles - 1) % parts] -= tiles * BLOCK_P - pixels
         mean, rest = partial.double()
@@ -384,16 +222,16 @@ class TritonPasses:
         signs, pad = self._place_of_signs(out, following)
         branches = 1 if signs is None else len(signs)
         channels = y.shape[1] // branches
-        _launch(
+        triton_launch.launch(
             kernels.affine_kernel,
-            _grid(y if signs is None else signs[0], channels, branches),
+            grid_of(y if signs is None else signs[0], channels, branches),
             y,
             _single(scale),
             _single(shift),
             y if residual is None else nhwc(residual),
             out,
             out if signs is None else signs,
-            _pixels(y if signs is None else signs[0]),
+            count_pixels(y if signs is None else signs[0]),
             channels,
             branches,
             *y.shape[2:],
@@ -409,7 +247,7 @@ class TritonPasses:
         return out
 
     def gradient_sums(self, gradient: Tensor, y: Tensor, relu: bool) -> Tensor:
-        partial, _ = _gradient_sums_of_parts(gradient, nhwc(y), relu, y.shape[1], None)
+        partial, _ = gradient_sums_of_parts(gradient, nhwc(y), relu, y.shape[1], None)
         return partial.sum(1, dtype=torch.float64)
 
     def affine_gradient(
@@ -417,14 +255,14 @@ class TritonPasses:
     ) -> BranchGradient:
         y, channels = nhwc(y), y.shape[1] // branches
         out = _branch_maps(y, branches, channels, tuple(y.shape[2:]), self.dtype)
-        _launch(
+        triton_launch.launch(
             kernels.affine_gradient_kernel,
-            _grid(y, channels, branches),
+            grid_of(y, channels, branches),
             nhwc(gradient),
             y,
             *map(_single, (p, q, s)),
             out,
-            _pixels(y),
+            count_pixels(y),
             channels,
             branches,
             RELU=relu,
@@ -462,9 +300,9 @@ class TritonPasses:
         layout = torch.contiguous_format if gradients[0].is_contiguous() else torch.channels_last
         gradients = tuple(value.contiguous(memory_format=layout) for value in gradients)
         count = gradients[0].numel()
-        _launch(
+        triton_launch.launch(
             kernels.weight_gradient_kernel,
-            (_tiles(count, _BLOCK), len(gradients)),
+            (count_tiles(count, _BLOCK), len(gradients)),
             gradients,
             out if at.scale is None else at.scale,
             out,
@@ -494,15 +332,15 @@ class TritonPasses:
             factors = [nhwc(function(part)) for function, part in zip(surrogates, parts, strict=True)]
         out = torch.empty_like(x)
         for pad, group in _groups_of_borders(branches, at.geometry):
-            _launch(
+            triton_launch.launch(
                 kernels.sign_gradient_kernel,
-                _grid(x, channels, len(group)),
+                grid_of(x, channels, len(group)),
                 tuple(gradients[k] for k in group),
                 tuple(factors[k] for k in group),
                 x,
                 x if at.residual is None else at.residual,
                 out,
-                _pixels(x),
+                count_pixels(x),
                 channels,
                 branches,
                 group[0],
@@ -523,15 +361,15 @@ class TritonPasses:
         branches, out = len(gate), torch.empty_like(x)
         channels = x.shape[1] // branches
         signs, pad = self._place_of_signs(out, following)
-        _launch(
+        triton_launch.launch(
             kernels.connect_kernel,
-            _grid(x if signs is None else signs[0], channels),
+            grid_of(x if signs is None else signs[0], channels),
             x,
             gate,
             scales,
             out,
             out if signs is None else signs,
-            _pixels(x if signs is None else signs[0]),
+            count_pixels(x if signs is None else signs[0]),
             channels,
             branches,
             *x.shape[2:],
@@ -551,9 +389,9 @@ class TritonPasses:
     ) -> tuple[Tensor, Tensor, Tensor]:
         branches, out = len(gate), torch.empty_like(x)
         channels = x.shape[1] // branches
-        parts = min(_grid(x, channels)[0], _PROGRAMS)
+        parts = min(grid_of(x, channels)[0], PROGRAMS)
         sums = torch.empty(parts, 2, branches, device=x.device)
-        _launch(
+        triton_launch.launch(
             kernels.connect_gradient_kernel,
             (parts,),
             nhwc(gradient),
@@ -562,7 +400,7 @@ class TritonPasses:
             scales,
             out,
             sums,
-            _pixels(x),
+            count_pixels(x),
             channels,
             branches,
             parts,

@@ -3,12 +3,15 @@
 import gc
 import json
 import re
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmseg.datasets import BaseSegDataset
 
+from mmgroupnet.engine import training
 from mmgroupnet.engine.training import run_training
 from mmgroupnet.errors import UserError
 from tests.built_runs import check, classification, detection, edit, segmentation
@@ -59,6 +62,10 @@ class Fetch:
 
     def __call__(self, sample):
         return sample
+
+
+class OtherMasks(BaseSegDataset):
+    """A data set of masks that number the classes from 1."""
 
 
 class TestGoodRuns:
@@ -265,6 +272,12 @@ class TestClasses:
             'val_dataloader has reduce_zero_label=False, train_dataloader True. Give both the same',
             head='decode_head',
         )
+
+    def test_zero_may_mean_something_else_in_another_type(self, tmp_path):
+        cfg = segmentation(tmp_path, [np.eye(16, dtype=np.uint8)])
+        cfg.train_dataloader.dataset.type = OtherMasks
+        cfg.train_dataloader.dataset.reduce_zero_label = True
+        check(cfg, head='decode_head')
 
     def test_the_classes_of_a_checkpoint(self, cfg, tmp_path):
         cfg.load_from = str(tmp_path / 'trained.pth')
@@ -520,3 +533,9 @@ def test_training_is_refused_before_its_first_step(cfg, tmp_path):
     with pytest.raises(UserError, match='model.bbox_head has num_classes=80'):
         run_training(cfg)
     assert not list((tmp_path / 'work').glob('*.pth'))
+
+
+def test_no_rehearsal_trains_all_the_same(cfg, monkeypatch):
+    monkeypatch.setattr(training, 'check_built_parts', lambda *args: pytest.fail('compared'))
+    run_training(cfg, rehearse=False)
+    assert (Path(cfg.work_dir) / 'epoch_1.pth').is_file()

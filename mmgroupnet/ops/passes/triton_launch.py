@@ -1,0 +1,40 @@
+"""Launches of Triton's kernels: tiles of maps, and the grids of programs over them."""
+
+import torch
+from torch import Tensor
+
+from mmgroupnet.ops.passes.triton_kernels import TILE
+
+BLOCK_P, BLOCK_C = TILE
+# Programs of a kernel that sums up: enough for every GPU, and the same on all of them, so that sums repeat.
+PROGRAMS = 1024
+
+
+def count_tiles(size: int, block: int) -> int:
+    """Number of blocks that cover an axis."""
+    return -(-size // block)
+
+
+def count_pixels(x: Tensor) -> int:
+    """Pixels of all images, ``N * H * W``."""
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def grid_of(x: Tensor, channels: int, branches: int = 1) -> tuple[int, int]:
+    """Programs of a kernel over the tiles of a map, and branches."""
+    return count_tiles(channels, BLOCK_C) * count_tiles(count_pixels(x), BLOCK_P), branches
+
+
+def count_parts(x: Tensor, channels: int) -> int:
+    """Number of parts of the pixels that are summed up by themselves."""
+    return min(count_tiles(count_pixels(x), BLOCK_P), count_tiles(PROGRAMS, count_tiles(channels, BLOCK_C)))
+
+
+def launch(kernel: object, programs: tuple[int, ...], *arguments: object, **constants: object) -> None:
+    """Launches a kernel on the device of its first tensor; see :func:`grid_of`."""
+    first = next(value for value in arguments if isinstance(value, Tensor))
+    if first.is_cuda:
+        with torch.cuda.device(first.device):
+            kernel[programs](*arguments, **constants)
+    else:  # Triton's interpreter
+        kernel[programs](*arguments, **constants)
