@@ -4,13 +4,13 @@ Models: Group-Net ResNet-18 and -50 classifiers (K = 1, 4 and 5, soft gates, all
 the detector of the demo at its size, up to the maps of its head. Weights are random; batch norms have random scales and
 shifts, and the statistics of one training-mode run.
 
-Contestants, in one process, in turns, with one number of threads: the packed models; the float twin in torch
-(contiguous and channels_last), ONNX Runtime, and OpenVINO in float32 and int8 (post-training quantization by nncf,
-calibrated on random images: for speed, not accuracy); in a few rounds the simulated models that the packed ones were
-made from. What is not installed is left out with the reason (requirements/benchmark.txt has all of it). Float32 engines
-must agree with torch. The distance of packed outputs from simulated ones is shown: as long as no sign flips it is that
-of rounding, but where one of millions lies next to zero and flips, random layers behind it make it large; that each
-layer is right is what tests/test_deploy shows.
+Contestants, in one process, in turns, with one number of threads: the packed models; the models that were packed, which
+run on bits by themselves; the float twin in torch (contiguous and channels_last), ONNX Runtime, and OpenVINO in float32
+and int8 (post-training quantization by nncf, calibrated on random images: for speed, not accuracy); in a few rounds the
+binary models simulated, as they train. What is not installed is left out with the reason (requirements/benchmark.txt
+has all of it). Float32 engines must agree with torch. The distance of packed outputs from simulated ones is shown: as
+long as no sign flips it is that of rounding, but where one of millions lies next to zero and flips, random layers
+behind it make it large; that each layer is right is what tests/test_deploy shows.
 
 Prints a table a model, and writes benchmarks/results/packed_model.json with a plot beside it. ``--layers`` adds the
 time of each layer of the packed models. ``MMGROUPNET_KERNEL=portable`` takes other kernels.
@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an insta
 
 from benchmarks.timing import Spread, describe_machine, format_table, interleave, stopwatch, write_json  # noqa: E402
 from mmgroupnet.deploy import pack_and_report  # noqa: E402
-from mmgroupnet.deploy.packed_layers import PackedChain, PackedModule, PackedTower  # noqa: E402
+from mmgroupnet.layers.packed import PackedChain, PackedModule, PackedStem, PackedTower, simulated  # noqa: E402
 
 CALIBRATION_IMAGES = 8
 SIMULATED_ROUNDS = 3  # they are slow, and no opponent
@@ -181,6 +181,17 @@ def in_torch(model: nn.Module, image: Tensor) -> Run:
     return run
 
 
+def as_it_trains(model: nn.Module, image: Tensor) -> Run:
+    """Runs a model in torch with simulated layers, which would run on bits by themselves."""
+    run = in_torch(model, image)
+
+    def run_simulated() -> Sequence[Tensor]:
+        with simulated():
+            return run()
+
+    return run_simulated
+
+
 def in_onnx_runtime(path: Path, image: Tensor, threads: int) -> Run:
     """Runs an ONNX file in ONNX Runtime."""
     import onnxruntime
@@ -265,16 +276,18 @@ def prepare(subject: Subject, threads: int, folder: Path) -> tuple[dict[str, Con
     found: dict[str, Contestant] = {}
     skipped: dict[str, str] = {}
     for name, build in subject.binary.items():
-        simulated = as_trained(build(), images[:2])
-        run = in_torch(simulated, image)
-        packed, layers = pack_and_report(simulated)
+        trained = as_trained(build(), images[:2])
+        run = as_it_trains(trained, image)
+        packed, layers = pack_and_report(trained)
         left = [layer.name for layer in layers if layer.problem]
         if left:
             raise RuntimeError(f'{name}: not packed: {", ".join(left)}')
         packed_run = in_torch(packed, image)
         distance = difference(packed_run(), run())
         found[f'packed, {name}'] = Contestant(packed_run, megabytes(packed), distance, packed)
-        found[f'simulated, {name}'] = Contestant(run, megabytes(simulated))
+        unpacked_run = in_torch(trained, image)
+        found[f'unpacked, {name}'] = Contestant(unpacked_run, None, difference(unpacked_run(), run()))
+        found[f'simulated, {name}'] = Contestant(run, megabytes(trained))
 
     twin = as_trained(subject.float_twin(), images[:2])
     size = megabytes(twin)
@@ -362,7 +375,7 @@ def measure(subject: Subject, rounds: int, threads: int, layers: bool = False) -
 def timed_layers(model: nn.Module, name: str = '') -> Iterator[tuple[str, nn.Module]]:
     """What counts as a layer of a packed model: a block in one call, the merge behind it, and what has no parts."""
     is_block = isinstance(model, PackedChain)
-    is_whole = isinstance(model, PackedModule) and not isinstance(model, PackedTower)
+    is_whole = isinstance(model, (PackedModule, PackedStem)) and not isinstance(model, PackedTower)
     if is_whole or not any(model.children()):
         yield name, model
     if is_block or not is_whole:

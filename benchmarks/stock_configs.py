@@ -50,6 +50,7 @@ from mmgroupnet.engine.binarization import binarize_config, load_policy  # noqa:
 from mmgroupnet.engine.configs import load_config  # noqa: E402
 from mmgroupnet.engine.model_report import build_model, forward_call, input_size  # noqa: E402
 from mmgroupnet.layers import BinaryConv2d  # noqa: E402
+from mmgroupnet.layers.packed import simulated  # noqa: E402
 from tests.liveness import ALIVE, estimate_statistics, real_pictures  # noqa: E402
 
 LIST = ROOT / 'benchmarks' / 'stock_configs.txt'
@@ -267,6 +268,7 @@ class Run:
             if not all(torch.equal(a, b) for a, b in zip(result, wanted, strict=True)):
                 raise Failure('loaded weights give another prediction')
 
+    @simulated()
     def check_packed(self) -> tuple[int, int, float]:
         """Returns how many layers were packed, how many pictures it took until one agreed, and how far its raw
         predictions are off."""

@@ -158,6 +158,7 @@ const Kernels* avx512_kernels() {
       .finish = finish<Vector>,
       .merge = merge,
       .gate = gate,
+      .pool = pool<Vector>,
       .relu_sums = relu_sums,
       .relu_affine = relu_affine,
       .gradient_sums = gradient_sums,

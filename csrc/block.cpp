@@ -389,4 +389,27 @@ void sign_pack(const Kernels& kernels, const float* x, bool nchw, int batch, int
   });
 }
 
+void max_pool(const Kernels& kernels, const float* x, int batch, int height, int width, int channels,
+              const mmg_window& window, const float* scale, const float* shift, float* out, int threads) {
+  const int out_height = (height + 2 * window.pad_height - window.height) / window.stride_height + 1;
+  const int out_width = (width + 2 * window.pad_width - window.width) / window.stride_width + 1;
+  const int64_t pixels = int64_t{batch} * out_height * out_width;
+  for_pixels(0, pixels, threads, [&](int64_t first, int64_t last) {
+    Storage<const float*> taps(window.height * window.width);
+    for (int64_t pixel = first; pixel < last; ++pixel) {
+      const int column = static_cast<int>(pixel % out_width), row = static_cast<int>(pixel / out_width % out_height);
+      const float* const image = x + pixel / out_width / out_height * height * width * channels;
+      const int top = row * window.stride_height - window.pad_height;
+      const int left = column * window.stride_width - window.pad_width;
+      int num_taps = 0;
+      for (int i = std::max(top, 0); i < std::min(top + window.height, height); ++i) {
+        for (int j = std::max(left, 0); j < std::min(left + window.width, width); ++j) {
+          taps[num_taps++] = image + (int64_t{i} * width + j) * channels;
+        }
+      }
+      kernels.pool(taps.data(), num_taps, channels, scale, shift, out + pixel * channels);
+    }
+  });
+}
+
 }  // namespace mmgroupnet

@@ -15,6 +15,8 @@ void connect(const Kernels& kernels, const float* x, int64_t pixels, int branche
              const float* gate, float* out, int threads);
 void sign_pack(const Kernels& kernels, const float* x, bool nchw, int batch, int64_t pixels, int branches, int channels,
                uint64_t* signs, int threads);
+void max_pool(const Kernels& kernels, const float* x, int batch, int height, int width, int channels,
+              const mmg_window& window, const float* scale, const float* shift, float* out, int threads);
 
 }  // namespace mmgroupnet
 

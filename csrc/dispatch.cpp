@@ -115,6 +115,13 @@ int32_t mmg_connect(const float* x, int64_t pixels, int32_t branches, int32_t ch
   });
 }
 
+int32_t mmg_max_pool(const float* x, int32_t batch, int32_t height, int32_t width, int32_t channels,
+                     const mmg_window* window, const float* scale, const float* shift, float* out, int32_t threads) {
+  return guard([&] {
+    mmgroupnet::max_pool(selected_kernels(), x, batch, height, width, channels, *window, scale, shift, out, threads);
+  });
+}
+
 int32_t mmg_ceiling(double seconds, double* macs_per_second) {
   return guard([&] {
     using Clock = std::chrono::steady_clock;

@@ -136,6 +136,25 @@ void gate(const float* __restrict x, const float* __restrict merged, float gate,
   for (int c = 0; c < channels; ++c) out[c] = merged[c] + gate * (x[c] - merged[c]);
 }
 
+// Not-a-number is not kept: where other taps are numbers, the largest of those may win.
+template <typename Vector>
+void pool_range(const float* const* taps, int num_taps, const float* scale, const float* shift, int first, int last,
+                float* out) {
+  for (int c = first; c < last; c += Vector::kLanes) {
+    auto value = Vector::load(taps[0] + c);
+    for (int i = 1; i < num_taps; ++i) value = Vector::maximum(value, Vector::load(taps[i] + c));
+    if (scale != nullptr) value = Vector::add(Vector::multiply(Vector::load(scale + c), value), Vector::load(shift + c));
+    Vector::store(out + c, value);
+  }
+}
+
+template <typename Vector>
+void pool(const float* const* taps, int num_taps, int channels, const float* scale, const float* shift, float* out) {
+  const int whole = channels - channels % Vector::kLanes;
+  pool_range<Vector>(taps, num_taps, scale, shift, 0, whole, out);
+  pool_range<Scalar>(taps, num_taps, scale, shift, whole, channels, out);
+}
+
 }  // namespace
 }  // namespace mmgroupnet
 

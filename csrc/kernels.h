@@ -80,6 +80,9 @@ struct Kernels {
   void (*merge)(const float* x, const float* scales, int branches, int channels, float* merged);
   // out = merged + gate * (x - merged).
   void (*gate)(const float* x, const float* merged, float gate, int channels, float* out);
+  // out = scale * max_i(taps[i]) + shift, of `channels` floats; `scale` and `shift` may be null, both.
+  void (*pool)(const float* const* taps, int num_taps, int channels, const float* scale, const float* shift,
+               float* out);
   // Passes of training, see training.h.
   void (*relu_sums)(const int16_t* y, int low, int64_t pixels, int channels, int32_t* sums);
   void (*relu_affine)(const int16_t* y, int low, const float* scale, const float* shift, const float* residual,

@@ -16,7 +16,7 @@ extern "C" {
 #define MMG_API __attribute__((visibility("default")))
 
 // What a caller must know to speak to this library; raised with every change of its structs and functions.
-enum { MMG_ABI_VERSION = 3 };
+enum { MMG_ABI_VERSION = 4 };
 MMG_API int32_t mmg_abi_version(void);
 
 // All functions return a status but those that return the version or a text. No C++ exception leaves this library.
@@ -102,6 +102,18 @@ MMG_API int32_t mmg_run_block(const mmg_block* block, const float* x, float* out
 // (pixels, C), where `gate` is NULL. `scales` NULL: the mean.
 MMG_API int32_t mmg_connect(const float* x, int64_t pixels, int32_t branches, int32_t channels, const float* scales,
                             const float* gate, float* out, int32_t threads);
+
+// A window that moves over a map; what lies beyond the map is left out.
+typedef struct {
+  int32_t height, width;
+  int32_t stride_height, stride_width;
+  int32_t pad_height, pad_width;  // at most half of the window
+} mmg_window;
+// scale * (the largest value in the window) + shift, NHWC, sizes rounded down; `scale` and `shift` are per channel, and
+// may be NULL, both.
+MMG_API int32_t mmg_max_pool(const float* x, int32_t batch, int32_t height, int32_t width, int32_t channels,
+                             const mmg_window* window, const float* scale, const float* shift, float* out,
+                             int32_t threads);
 
 // Training. `y` are the integers of a convolution, NHWC; r = max(y, low), where low = 0 is a ReLU and MMG_NO_RELU none.
 enum { MMG_NO_RELU = -32768 };

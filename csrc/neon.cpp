@@ -592,6 +592,7 @@ Kernels make_kernels() {
       .finish = finish,
       .merge = merge_vectors,
       .gate = gate_vectors,
+      .pool = pool<Vector>,
       .relu_sums = relu_sums,
       .relu_affine = relu_affine,
       .gradient_sums = gradient_sums,

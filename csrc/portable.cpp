@@ -72,6 +72,7 @@ const Kernels* portable_kernels() {
       .finish = finish<Scalar>,
       .merge = merge,
       .gate = gate,
+      .pool = pool<Scalar>,
       .relu_sums = relu_sums,
       .relu_affine = relu_affine,
       .gradient_sums = gradient_sums,

@@ -5,6 +5,8 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+from mmgroupnet.layers.packed import simulated
+
 # Without a GPU the interpreter runs Triton's kernels. It has to be asked for before Triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')
@@ -26,3 +28,10 @@ def threads_end_with_their_module() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def simulated_layers() -> Iterator[None]:
+    """Layers run as they train, also where no gradient is asked for: packed models are compared with these."""
+    with simulated():
+        yield

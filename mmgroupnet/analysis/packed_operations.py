@@ -45,5 +45,5 @@ def _run_block(inputs: list[torch._C.Value], outputs: list[torch._C.Value]) -> C
     return Counter(binary=binary_operations(shape, connection.toIValue(), numbers, has_shortcut.toIValue()))
 
 
-# For FlopAnalyzer.set_op_handle. Merging is elementwise, which is not counted.
-PACKED_HANDLES = {'mmgroupnet::run_block': _run_block, 'mmgroupnet::connect': None}
+# For FlopAnalyzer.set_op_handle. Merging and pooling are not counted.
+PACKED_HANDLES = {'mmgroupnet::run_block': _run_block, 'mmgroupnet::connect': None, 'mmgroupnet::max_pool': None}

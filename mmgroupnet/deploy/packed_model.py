@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
 
-from mmgroupnet.deploy.packed_layers import PackedUnit
 from mmgroupnet.deploy.packing import pack
 from mmgroupnet.errors import UserError
+from mmgroupnet.layers.packed import PackedUnit
 from mmgroupnet.model_configs import check_outer_backbone, with_data_preprocessor
 from mmgroupnet.registry import MODELS
 

@@ -2,24 +2,21 @@
 
 from mmgroupnet.layers.binary_conv import BinaryConv2d, LayerwiseBinaryConv2d, raise_packed
 from mmgroupnet.layers.binary_linear import BinaryLinear, LayerwiseBinaryLinear
-from mmgroupnet.layers.branches import (
-    InPlaceMerge,
-    MeanMerge,
-    Merge,
-    RealValuedSkip,
-    ScaledMerge,
-    SoftGate,
-    broadcast,
-    build_merge,
-    share,
-    soft_connect,
-    split,
-)
+from mmgroupnet.layers.branches import RealValuedSkip, broadcast, share, split
 from mmgroupnet.layers.fx import trace_as_leaf
 from mmgroupnet.layers.groupwise import GroupwiseBlock, GroupwiseChain
 from mmgroupnet.layers.lean import Chain, ChainUnit, can_run_chain, run_chain
 from mmgroupnet.layers.lean.path import is_as_written
 from mmgroupnet.layers.memory_layout import guard_foreign_code, is_guard
+from mmgroupnet.layers.merges import (
+    InPlaceMerge,
+    MeanMerge,
+    Merge,
+    ScaledMerge,
+    SoftGate,
+    build_merge,
+    soft_connect,
+)
 
 __all__ = [
     'BinaryConv2d',

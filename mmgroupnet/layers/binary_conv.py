@@ -9,11 +9,12 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from mmgroupnet.errors import UserError
-from mmgroupnet.layers.branches import ScaledMerge, build_merge
 from mmgroupnet.layers.fx import trace_as_leaf
 from mmgroupnet.layers.lean import ConvOperands, can_run_conv, run_conv
 from mmgroupnet.layers.lean.path import find_hooks, is_as_written
+from mmgroupnet.layers.merges import ScaledMerge, build_merge
 from mmgroupnet.layers.observers import Observed, notify
+from mmgroupnet.layers.packed import Packable, Packing, find_twin, pack_apart
 from mmgroupnet.ops import Residual, UnitGeometry
 from mmgroupnet.ops.float_convolution import convolve_signs
 from mmgroupnet.quantizers import SignActivation, SignWeight, build_quantizer, checked_signs, start_quantizer
@@ -36,7 +37,7 @@ def raise_packed(prefix: str) -> NoReturn:
 
 
 @MODELS.register_module()
-class BinaryConv2d(Observed):
+class BinaryConv2d(Packable, Observed):
     """Binary 2D convolution of K folded branches: (norm,) sign, pad, convolve with binarised weights.
 
     Every branch has its own weights and its own input channels; with ``num_bases=1`` it takes the place of an
@@ -237,6 +238,10 @@ class BinaryConv2d(Observed):
         """The modules whose work lean training does in their place."""
         return [self.activation, self.weight_quantizer]
 
+    def packed_twin(self, packing: Packing) -> nn.Module:
+        norm, unit = pack_apart(packing, self)
+        return unit if norm is None else nn.Sequential(norm, unit)
+
     def effective_weight(self) -> Tensor:
         """Weights as signs are convolved with them, ``(K*C_out, C_in/groups, kh, kw)``."""
         return self.weight_quantizer(self.weight, self.num_bases)
@@ -257,6 +262,9 @@ class BinaryConv2d(Observed):
                 f'input of shape {tuple(x.shape)}: {type(self).__name__} takes '
                 f'(N, {self.num_folded} * {self.in_channels}, H, W)'
             )
+        twin = find_twin(self, x)
+        if twin is not None:
+            return twin(x)
         return self._forward_normed(x if self.input_norm is None else self.input_norm(x))
 
     def _forward_normed(self, x: Tensor) -> Tensor:

@@ -1,25 +1,14 @@
 """Binary linear layers: to the kernels a 1x1 convolution, whose pixels are the vectors."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmgroupnet.errors import UserError
 from mmgroupnet.layers.binary_conv import BinaryConv2d, LayerwiseBinaryConv2d
 from mmgroupnet.layers.fx import trace_as_leaf
+from mmgroupnet.layers.lean.path import is_as_written
+from mmgroupnet.layers.packed import PackedLinear, Packing, find_twin, pack_apart
+from mmgroupnet.layers.vectors import as_map, as_vectors
 from mmgroupnet.registry import MODELS
-
-
-def as_map(x: Tensor) -> Tensor:
-    """Vectors ``(..., C)`` as the pixels of one map ``(1, C, P, 1)``, which is channels_last as they lie; without any
-    vector, no map ``(0, C, 1, 1)``."""
-    if not x.numel():
-        return x.reshape(-1, x.shape[-1], 1, 1)
-    return x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
-
-
-def as_vectors(out: Tensor, like: Tensor) -> Tensor:
-    """The pixels of a map ``(1, C', P, 1)`` as vectors ``(..., C')``, in the shape of the ``(..., C)`` that were its
-    input."""
-    return out.permute(0, 2, 3, 1).reshape(*like.shape[:-1], out.shape[1])
 
 
 @MODELS.register_module()
@@ -45,10 +34,20 @@ class BinaryLinear(BinaryConv2d):
             )
         self.in_features, self.out_features = in_features, out_features
 
+    @property
+    def is_as_written(self) -> bool:
+        return is_as_written(self, BinaryLinear) and not self.has_own_weight
+
+    def packed_twin(self, packing: Packing) -> nn.Module:
+        return PackedLinear(*pack_apart(packing, self))
+
     @trace_as_leaf
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise UserError(f'input of shape {tuple(x.shape)}: {type(self).__name__} takes (..., {self.in_features})')
+        twin = find_twin(self, x)
+        if twin is not None:
+            return twin(x)
         return as_vectors(self._forward_normed(as_map(self.norm_vectors(x))), like=x)
 
     def norm_vectors(self, x: Tensor) -> Tensor:

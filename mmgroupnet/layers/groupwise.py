@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmgroupnet.layers.branches import Merge, SoftGate, build_merge, split
+from mmgroupnet.layers.branches import split
+from mmgroupnet.layers.merges import Merge, SoftGate, build_merge
 
 
 class GroupwiseBlock(nn.Module):

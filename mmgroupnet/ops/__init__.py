@@ -3,7 +3,7 @@
 from mmgroupnet.ops import kernels, simulation
 from mmgroupnet.ops.geometry import Connection, Residual, UnitGeometry
 from mmgroupnet.ops.kernels import available_kernels, select_kernels, selected_kernels
-from mmgroupnet.ops.library import connect, convolve, run_block, sign_pack
+from mmgroupnet.ops.library import connect, convolve, max_pool, run_block, sign_pack
 from mmgroupnet.ops.packing import pack_bits, pack_weight, unpack_bits, unpack_weight
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     'connect',
     'convolve',
     'kernels',
+    'max_pool',
     'pack_bits',
     'pack_weight',
     'run_block',

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmgroupnet.ops.geometry import PARAMETERS, SAME_PADDING, Pair, Rates, UnitGeometry
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 # Chooses the instruction set: portable, neon, avx2 or avx512. Default: the best that the processor has.
 ENVIRONMENT_VARIABLE = 'MMGROUPNET_KERNEL'
 
@@ -69,6 +69,7 @@ _SIGNATURES = {
     'mmg_convolve': [POINTER(Unit), c_int32, c_int32, c_int32, c_void_p, c_int32, c_int32, c_void_p, c_int32],
     'mmg_run_block': [POINTER(Block), c_void_p, c_void_p, c_int32],
     'mmg_connect': [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_int32],
+    'mmg_max_pool': [c_void_p, *[c_int32] * 4, POINTER(c_int32), *[c_void_p] * 3, c_int32],
     'mmg_pack_weights': [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_int32],
     'mmg_relu_sums': [c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32],
     'mmg_relu_affine': [c_void_p, c_int32, *[c_void_p] * 3, c_int64, c_int32, c_void_p, c_int32],

@@ -162,6 +162,64 @@ def _(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor | Non
     return _empty(batch, folded if gate is not None else folded // num_bases, height, width, like=x)
 
 
+@torch.library.custom_op('mmgroupnet::max_pool', mutates_args=())
+def max_pool(x: Tensor, window: Sequence[int], scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """Max pooling and what a batch norm behind it does, ``scale * max_pool(x) + shift``.
+
+    Args:
+        x: ``(N, C, H, W)``, float32.
+        window: Size, stride and padding of the window, each as height and width.
+        scale, shift: ``(C,)``; None for neither.
+
+    Returns:
+        ``(N, C, H', W')``, sizes rounded down; channels_last. Of not-a-number and numbers in one window, a number may
+        be returned.
+    """
+    _check(x, scale, shift)
+    batch, channels, height, width = x.shape
+    kernels.check_tensor('scale', scale, (channels,))
+    kernels.check_tensor('shift', shift, (channels,))
+    if (scale is None) != (shift is None):
+        raise ValueError('scale and shift: give both or neither')
+    out = _empty(batch, channels, *_pooled_size(height, width, window), like=x)
+    library = kernels.library()
+    if library is None:
+        return nhwc(simulation.max_pool(x, window, scale, shift))
+    x = nhwc(x)
+    library.mmg_max_pool(
+        x.data_ptr(),
+        *(batch, height, width, channels),
+        (ctypes.c_int32 * 6)(*window),
+        kernels.pointer(scale),
+        kernels.pointer(shift),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _pooled_size(height: int, width: int, window: Sequence[int]) -> tuple[int, int]:
+    """Size of a pooled map.
+
+    Raises:
+        ValueError: If the window does not fit, or a padding is wider than half of it.
+    """
+    size, stride, padding = window[:2], window[2:4], window[4:]
+    is_window = min(stride) >= 1 and all(0 <= 2 * p <= k for p, k in zip(padding, size, strict=True))
+    reach = [given + 2 * p - k for given, p, k in zip((height, width), padding, size, strict=True)]
+    if not is_window or min(reach) < 0:
+        raise ValueError(
+            f'window={list(window)} (size, stride, padding) of a map of {height}x{width}: it has to fit, with strides '
+            'of at least 1 and paddings of at most half its size'
+        )
+    return reach[0] // stride[0] + 1, reach[1] // stride[1] + 1
+
+
+@max_pool.register_fake
+def _(x: Tensor, window: Sequence[int], scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    return _empty(*x.shape[:2], *_pooled_size(*x.shape[2:], window), like=x)
+
+
 def _units(
     geometry: Sequence[int], parameters: Sequence[Tensor], places: Sequence[int]
 ) -> list[tuple[UnitGeometry, list[Tensor | None]]]:

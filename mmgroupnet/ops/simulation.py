@@ -1,8 +1,10 @@
 """The packed units in plain torch: what runs where the kernels were not compiled, and what the kernels are tested
 against."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmgroupnet.ops.float_convolution import convolve_signs, signs_of
@@ -55,6 +57,11 @@ def connect(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor
     if gate is not None:
         merged = merged + gate.view(-1, 1, 1, 1) * (branches - merged)
     return merged.flatten(1, 2)
+
+
+def max_pool(x: Tensor, window: Sequence[int], scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """Max pooling and what a batch norm behind it does, see :func:`mmgroupnet.ops.max_pool`."""
+    return channelwise(F.max_pool2d(x, *(tuple(window[i : i + 2]) for i in (0, 2, 4))), scale, shift)
 
 
 def run_block(

@@ -26,7 +26,7 @@ SERVER = 'MMGROUPNET_KERNEL_SERVER'  # a list in JSON
 FUNCTIONS = (
     'abi_version failure available_kernels selected_kernels select_kernels arranged_bytes arrange_weights sign_pack '
     'convolve run_block connect pack_weights relu_sums relu_affine gradient_sums affine_gradient branch_signs '
-    'sign_gradient connect_gradient'
+    'sign_gradient connect_gradient max_pool'
 ).split()
 _ARGUMENTS = 12
 
@@ -270,6 +270,17 @@ def _connect_gradient(
     factors = [call.input(factor, branches) for factor in (gate, scales)]
     out, sums = call.output(out, pixels, branches, channels), call.output(sums, 2, branches, size=8)
     return [*maps, *factors, pixels, branches, channels, out, sums, threads]
+
+
+def _max_pool(call: Call, x, batch, height, width, channels, window, scale, shift, out, threads) -> list[int]:
+    sizes = [
+        (given + 2 * window[4 + axis] - window[axis]) // window[2 + axis] + 1
+        for axis, given in enumerate((height, width))
+    ]
+    maps = [call.input(x, batch, height, width, channels), batch, height, width, channels]
+    factors = [call.input(factor, channels) for factor in (scale, shift)]
+    window = call.bytes(struct.pack('<6i', *window))
+    return [*maps, window, *factors, call.output(out, batch, *sizes, channels), threads]
 
 
 class RemoteLibrary:

@@ -440,6 +440,27 @@ void fuzz_connect(const std::vector<std::string>& names) {
           });
 }
 
+void fuzz_max_pool(const std::vector<std::string>& names) {
+  const int batch = draw(1, 2), height = draw(5, 20), width = draw(5, 20), channels = draw_channels();
+  mmg_window window = {draw(1, 5), draw(1, 5), draw(1, 3), draw(1, 3), 0, 0};
+  window.pad_height = draw(0, window.height / 2);
+  window.pad_width = draw(0, window.width / 2);
+  const int out_height = (height + 2 * window.pad_height - window.height) / window.stride_height + 1;
+  const int out_width = (width + 2 * window.pad_width - window.width) / window.stride_width + 1;
+  const Floats x = random_floats(count(batch, height, width, channels));
+  const Floats scale = random_floats(channels), shift = random_floats(channels);
+  const bool has_norm = toss();
+  std::ostringstream described;
+  described << "map=" << height << "x" << width << "x" << channels << " window=" << window.height << "x"
+            << window.width << " stride=" << window.stride_height << "," << window.stride_width
+            << " pad=" << window.pad_height << "," << window.pad_width << " norm=" << has_norm;
+  compare(names, count(batch, out_height, out_width, channels), "mmg_max_pool", described.str(),
+          [&](float* out, int threads) {
+            check(mmg_max_pool(x.data(), batch, height, width, channels, &window, has_norm ? scale.data() : nullptr,
+                               has_norm ? shift.data() : nullptr, out, threads));
+          });
+}
+
 // Sums that 16 bits do not hold, and a row that is too long.
 void check_lengths(const std::vector<std::string>& names) {
   Unit unit = random_unit(1, 7300, false, false);
@@ -484,6 +505,7 @@ int main(int argc, char** argv) {
     fuzz_convolve(names);
     fuzz_block(names);
     fuzz_connect(names);
+    fuzz_max_pool(names);
   }
   std::printf("%d rounds with the kernels %s\n", rounds, mmg_available_kernels());
 }

@@ -22,7 +22,6 @@ import mmgroupnet.checkpoints.packed as packed_checkpoint
 from mmgroupnet.checkpoints.packed import adopt_packed, read_packed, save_packed
 from mmgroupnet.checkpoints.read import is_packed, read_checkpoint
 from mmgroupnet.deploy import pack, pack_and_report
-from mmgroupnet.deploy.packed_layers import PackedUnit
 from mmgroupnet.engine.configs import check_arguments
 from mmgroupnet.engine.packing import pack_checkpoint
 from mmgroupnet.engine.prediction import draw_on_pictures
@@ -30,6 +29,7 @@ from mmgroupnet.engine.testing import run_test
 from mmgroupnet.engine.training import run_training
 from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
+from mmgroupnet.layers.packed import PackedUnit
 from mmgroupnet.model_configs import with_data_preprocessor
 from tests.test_engine.test_libraries import BACKBONE, CLASSIFIER, SEGMENTOR
 from tests.tiny_run import load_tiny_run

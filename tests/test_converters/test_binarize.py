@@ -19,6 +19,8 @@ from mmgroupnet.layers import (
 from tests.batteries import assert_finite_gradients, detection_samples
 from tests.liveness import assert_alive, binary_layer_calls, estimate_statistics, real_pictures
 
+pytestmark = pytest.mark.usefixtures('simulated_layers')
+
 POLICY = [
     dict(become='keep', names='backbone.conv1'),
     dict(become='keep', names='*.retina_*'),

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from mmgroupnet import ops
 from mmgroupnet.deploy import pack
-from mmgroupnet.deploy.packed_layers import PackedLinear, PackedTower, PackedUnit
 from mmgroupnet.layers import BinaryLinear, LayerwiseBinaryConv2d
+from mmgroupnet.layers.packed import PackedLinear, PackedTower, PackedUnit
 from mmgroupnet.quantizers import SignActivation
 from tests.liveness import estimate_statistics
 from tests.test_deploy.test_packing import as_trained, build_backbone, calls_of_twins, pictures
 from tests.test_models.test_combinations import BACKBONES, HEADS, NECKS, build
+
+pytestmark = pytest.mark.usefixtures('simulated_layers')
 
 
 def observe(packed: nn.Module) -> list[Tensor]:

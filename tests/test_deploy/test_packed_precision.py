@@ -6,11 +6,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmgroupnet.deploy import pack
-from mmgroupnet.deploy.packed_layers import PackedTower
 from mmgroupnet.layers import BinaryConv2d, BinaryLinear
+from mmgroupnet.layers.packed import PackedTower
 from tests.liveness import estimate_statistics
 from tests.test_deploy.test_packing import as_trained, build_backbone, calls_of_twins, pictures
 from tests.test_models.test_combinations import BACKBONES, HEADS, NECKS, build
+
+pytestmark = pytest.mark.usefixtures('simulated_layers')
 
 
 def small_backbone(**options) -> nn.Module:

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 from mmgroupnet.deploy import pack, pack_and_report
-from mmgroupnet.deploy.packed_layers import PackedChain, PackedModule, PackedUnit
 from mmgroupnet.layers import BinaryConv2d, BinaryLinear, LayerwiseBinaryConv2d, LayerwiseBinaryLinear
+from mmgroupnet.layers.packed import PackedChain, PackedModule, PackedUnit
 from mmgroupnet.models.backbones.groupnet_block import BinaryUnit
 from mmgroupnet.ops import Connection
 from mmgroupnet.quantizers import PolynomialSign, ShiftedSign, SignWeight, TensorScaleWeight
@@ -24,6 +24,8 @@ from tests.test_models.test_combinations import BACKBONES, HEADS, NECKS
 from tests.test_models.test_combinations import build as build_detector
 from tests.test_models.test_segmentors import HEADS as SEGMENTATION_HEADS
 from tests.test_models.test_segmentors import build as build_segmentor
+
+pytestmark = pytest.mark.usefixtures('simulated_layers')
 
 # Of the standard deviation of a layer's output: what rounding may change, and how near to zero a sign may flip.
 TOLERANCE = 1e-5

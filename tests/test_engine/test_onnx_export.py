@@ -7,12 +7,12 @@ from mmengine.registry import MODELS, DefaultScope
 
 from mmgroupnet.deploy.onnx import Exported
 from mmgroupnet.deploy.onnx.check import Comparison
-from mmgroupnet.deploy.packed_layers import PackedModule
 from mmgroupnet.engine import onnx_export
 from mmgroupnet.engine.onnx_export import export_checkpoint
 from mmgroupnet.engine.packing import pack_checkpoint
 from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
+from mmgroupnet.layers.packed import PackedModule
 from tests.tiny_run import load_tiny_run
 
 META = dict(classes=('red', 'blue'), palette=[(220, 20, 60), (0, 0, 230)])

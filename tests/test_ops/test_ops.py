@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgroupnet import ops
-from mmgroupnet.deploy.packed_layers import PackedChain, PackedUnit
+from mmgroupnet.layers.packed import PackedChain, PackedUnit
 from mmgroupnet.ops import Connection, Residual
 from tests.test_ops.oracle import PARAMETERS, Block, Unit, dyadic, geometry, random_unit
 

@@ -19,6 +19,8 @@ from mmgroupnet.quantizers import ChannelScaleWeight, PolynomialSign, SignActiva
 from mmgroupnet.registry import MODELS
 from tests.lean_comparison import assert_lean_is_plain, small_network
 
+pytestmark = pytest.mark.usefixtures('simulated_layers')
+
 SMALL = dict(stage_blocks=(1, 1), strides=(1, 2), dilations=(1, 1))
 
 

@@ -11,6 +11,8 @@ from mmgroupnet.layers import can_run_chain
 from mmgroupnet.models import GroupNetResNet
 from mmgroupnet.quantizers import ErrorDecay
 
+pytestmark = pytest.mark.usefixtures('simulated_layers')
+
 STEPS = 30
 ACTIVATIONS = ['PolynomialSign', 'ClippedIdentitySign', 'ShiftedSign', 'SwishSign', 'ErrorDecaySign']
 WEIGHTS = ['ChannelScaleWeight', 'UnscaledWeight', 'LearnedScaleWeight', 'MagnitudeAwareWeight', 'BalancedWeight']

@@ -12,8 +12,8 @@ from torch import nn
 from mmgroupnet.deploy.onnx.check import Comparison, check
 from mmgroupnet.deploy.onnx.graph import Graph, trace
 from mmgroupnet.deploy.onnx.metadata import write_metadata
-from mmgroupnet.deploy.packed_layers import PackedUnit
 from mmgroupnet.layers import BinaryConv2d
+from mmgroupnet.layers.packed import PackedUnit
 
 # Longest side of the picture on which a file is compared with its model, unless the rule crops to a size.
 _LONGEST_SIDE = 320

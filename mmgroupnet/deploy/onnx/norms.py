@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmgroupnet.deploy.packed_layers import PackedTower
-from mmgroupnet.deploy.packing import can_fold, fold_norm
+from mmgroupnet.layers.packed import PackedStem, PackedTower, can_fold, fold_norm
 
 
 class ChannelAffine(nn.Module):
@@ -31,11 +30,16 @@ class ChannelAffine(nn.Module):
 
 @torch.no_grad()
 def rewrite_norms(model: nn.Module) -> None:
-    """Replaces the batch norms in front of packed towers by :class:`ChannelAffine`.
+    """Replaces the batch norms in front of packed towers by :class:`ChannelAffine`, and packed stems by their layers,
+    which ONNX Runtime fuses itself.
 
     Args:
         model: A packed model, changed in place.
     """
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, PackedStem):
+                setattr(parent, name, nn.Sequential(*child))
     for tower in model.modules():
         if isinstance(tower, PackedTower):
             tower.input_norms = nn.ModuleList(

@@ -1,4 +1,4 @@
-"""What a binary conv offers to lean training."""
+"""What a binary conv offers to lean training and to packing."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor, nn
 
 from mmgroupnet.layers.observers import SignObserver
-from mmgroupnet.ops import UnitGeometry
+from mmgroupnet.ops import Residual, UnitGeometry
 from mmgroupnet.quantizers import is_standard_sign, is_standard_weight
 
 
@@ -27,7 +27,7 @@ class ConvOperands(NamedTuple):
 
 
 class BinaryConv(Protocol):
-    """What a binary conv offers to lean training; :class:`mmgroupnet.layers.BinaryConv2d` does.
+    """What a binary conv offers to lean training and to packing; :class:`mmgroupnet.layers.BinaryConv2d` does.
 
     Attributes:
         activation: Its activation quantizer.
@@ -56,7 +56,9 @@ class BinaryConv(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]:
         """Its parameters, as those of any module."""
 
-    def geometry(self, is_shared: bool = False) -> UnitGeometry:
+    def geometry(
+        self, is_shared: bool = False, relu: bool = False, residual: Residual = Residual.NONE
+    ) -> UnitGeometry:
         """Its shape parameters; ``is_shared`` where K branches share a conv of one."""
 
     def operands(self) -> ConvOperands:
@@ -64,6 +66,11 @@ class BinaryConv(Protocol):
 
     def bypassed_parts(self) -> Sequence[nn.Module]:
         """The modules whose work lean training does in their place."""
+
+
+def is_binary_conv(module: nn.Module) -> bool:
+    """Whether a module is a :class:`BinaryConv`."""
+    return hasattr(module, 'operands')  # a runtime check of the whole protocol would be slow
 
 
 def has_standard_quantizers(conv: BinaryConv) -> bool:

@@ -12,6 +12,13 @@ from torch.nn.modules import module as torch_module
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
+def is_traced() -> bool:
+    """Whether a tracer, a compiler, an exporter or a functorch transform is active, which wants to see operations."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return True
+    return torch._C._are_functorch_transforms_active()
+
+
 def wants_gradient(tensors: Iterable[Tensor | None]) -> bool:
     """Whether autograd will run over tensors, and no tracer, exporter or functorch transform is active."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or not torch.is_grad_enabled():
@@ -42,6 +49,16 @@ def is_as_written(module: nn.Module, *classes: type[nn.Module]) -> bool:
     return 'forward' not in module.__dict__ and any(type(module).forward is each.forward for each in classes)
 
 
+def has_global_hooks() -> bool:
+    """Whether there are hooks of all modules."""
+    return any(getattr(torch_module, f'_global{kind}') for kind in _HOOKS)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a module, not counting its parts, has hooks of any kind."""
+    return any(getattr(module, kind) for kind in _HOOKS)
+
+
 def find_hooks(module: nn.Module, owner: nn.Module | None = None) -> str | None:
     """Where a module or a part of it has hooks of any kind, which want the part to be called.
 
@@ -53,10 +70,10 @@ def find_hooks(module: nn.Module, owner: nn.Module | None = None) -> str | None:
         The name of the part, or of its class where the owner does not contain it; 'all modules' for global hooks; None
         without hooks.
     """
-    if any(getattr(torch_module, f'_global{kind}') for kind in _HOOKS):
+    if has_global_hooks():
         return 'all modules'
     for part in module.modules():
-        if any(getattr(part, kind) for kind in _HOOKS):
+        if is_hooked(part):
             names = (name for name, other in (owner or module).named_modules() if other is part)
             return next(names, '') or type(part).__name__
     return None

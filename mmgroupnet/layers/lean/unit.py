@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmgroupnet.layers.lean.batch_norm import AffineOfNorm, BatchNorm, Statistics
 from mmgroupnet.layers.lean.float_shortcut import FloatShortcut
-from mmgroupnet.layers.lean.interface import BinaryConv, ConvOperands
+from mmgroupnet.layers.lean.interface import BinaryConv, ConvOperands, is_binary_conv
 from mmgroupnet.layers.lean.sign_conv import SignConv
 from mmgroupnet.ops import Residual, UnitGeometry
 from mmgroupnet.ops.passes import Passes
@@ -33,7 +33,7 @@ class ChainUnit(NamedTuple):
     @property
     def takes_signs(self) -> bool:
         """Whether its conv is a binary one, not a full-precision shortcut."""
-        return hasattr(self.conv, 'operands')  # a runtime check of the whole protocol would be slow
+        return is_binary_conv(self.conv)
 
     def tensors(self) -> list[Tensor | None]:
         """Tensors that get gradients: operands of the conv, weight and bias of the norm."""

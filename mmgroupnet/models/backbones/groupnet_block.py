@@ -1,6 +1,6 @@
 """The blocks of Group-Net: K residual blocks side by side, and the connections in front of them."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -22,7 +22,16 @@ from mmgroupnet.layers import (
     trace_as_leaf,
 )
 from mmgroupnet.layers.lean.path import wants_gradient
-from mmgroupnet.ops import Residual
+from mmgroupnet.layers.packed import (
+    NotPackable,
+    Packable,
+    PackedBlock,
+    Packing,
+    find_twin,
+    pack_shortcut,
+    pack_unit,
+)
+from mmgroupnet.ops import Connection, Residual
 from mmgroupnet.ops.precision import wide
 
 
@@ -62,6 +71,13 @@ class SeparateConnection(nn.Module):
     def gate_and_scales(self, branches: Tensor, merge: Merge) -> tuple[None, None]:
         """There is neither gate nor merge."""
         return None, None
+
+
+_CONNECTIONS = {
+    SeparateConnection: Connection.SEPARATE,
+    BroadcastConnection: Connection.BROADCAST,
+    MergedConnection: Connection.MERGED,
+}
 
 
 class BinaryUnit(nn.Module):
@@ -113,7 +129,7 @@ class BinaryUnit(nn.Module):
         return out if residual is None else out + residual
 
 
-class GroupNetBlock(nn.Module, ABC):
+class GroupNetBlock(Packable):
     """K residual blocks side by side: connect, then (sign, conv, ReLU, norm, add) conv by conv.
 
     Unless its convs say otherwise, it trains lean, see :func:`run_chain`.
@@ -179,6 +195,20 @@ class GroupNetBlock(nn.Module, ABC):
             is_as_written(unit, BinaryUnit) and is_as_written(unit.relu, nn.ReLU) for unit in self.units
         )
 
+    def packed_twin(self, packing: Packing) -> PackedBlock:
+        if not (is_as_written(self, GroupNetBlock) and self.is_as_written):
+            raise NotPackable(f'{type(self).__name__} or one of its parts has a forward of its own')
+        num_bases, gate = self.merge.num_bases, None
+        if isinstance(self.connection, SoftGate):
+            kind = Connection.GATED
+            gate = self.connection.theta.sigmoid().expand(num_bases).clone()
+        else:
+            kind = next(kind for cls, kind in _CONNECTIONS.items() if isinstance(self.connection, cls))
+        units = [pack_unit(packing, *unit) for unit in self.chain().units]
+        shortcut = None if self.shortcut is None else pack_shortcut(packing, self.shortcut, num_bases)
+        merge = self.merge.packed_twin(packing)
+        return PackedBlock(merge, connection=kind, num_bases=num_bases, units=units, gate=gate, shortcut=shortcut)
+
     @trace_as_leaf
     def forward(self, branches: Tensor, last_merge: Merge | None) -> Tensor:
         """Connects and runs the branches.
@@ -189,6 +219,11 @@ class GroupNetBlock(nn.Module, ABC):
 
         Returns: Outputs of this block's branches, ``(N, K*C', H', W')``, unmerged.
         """
+        twin = find_twin(self, branches)
+        if twin is not None:
+            last_twin = find_twin(last_merge, branches) if isinstance(last_merge, Merge) else last_merge
+            if (last_twin is None) == (last_merge is None):
+                return twin(branches, last_twin)
         return self.merge.outputs_for_next(self._run(branches, last_merge))
 
     def _run(self, branches: Tensor, last_merge: Merge | None) -> Tensor:

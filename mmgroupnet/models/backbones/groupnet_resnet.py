@@ -19,6 +19,7 @@ from mmgroupnet.models.backbones.groupnet_block import (
     MergedConnection,
     SeparateConnection,
 )
+from mmgroupnet.models.backbones.stem import Stem
 from mmgroupnet.registry import MODELS
 
 
@@ -246,7 +247,7 @@ class GroupNetResNet(BaseModule):
         return tuple(rates)
 
     @staticmethod
-    def _build_stem(stem: str, in_channels: int, out_channels: int, bias: bool, norm_cfg: dict) -> nn.Sequential:
+    def _build_stem(stem: str, in_channels: int, out_channels: int, bias: bool, norm_cfg: dict) -> Stem:
         if stem == 'cifar':
             layers = [nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)]
         else:
@@ -254,7 +255,7 @@ class GroupNetResNet(BaseModule):
                 nn.Conv2d(in_channels, out_channels, 7, stride=2, padding=3, bias=bias),
                 nn.MaxPool2d(3, stride=2, padding=1),
             ]
-        return nn.Sequential(*layers, build_norm_layer(norm_cfg, out_channels)[1])
+        return Stem(*layers, build_norm_layer(norm_cfg, out_channels)[1])
 
     def _build_stage(
         self,

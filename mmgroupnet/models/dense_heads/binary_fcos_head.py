@@ -15,12 +15,13 @@ from mmgroupnet.layers import (
     is_as_written,
     run_chain,
 )
+from mmgroupnet.layers.packed import NotPackable, Packable, PackedChain, PackedTower, Packing, find_twin, pack_unit
 from mmgroupnet.models.arguments import refuse_options, require_norm
-from mmgroupnet.ops import Residual
+from mmgroupnet.ops import Connection, Residual
 from mmgroupnet.registry import MODELS
 
 
-class BinaryTower(nn.Module):
+class BinaryTower(Packable):
     """Tower of K binary branches, merged once at its end; pyramid levels share its convs, each has norms of its own.
 
     Norm of the input, broadcast to the branches, then ``num_convs`` times sign, 3x3 conv, ReLU, norm, plus the input of
@@ -67,9 +68,21 @@ class BinaryTower(nn.Module):
         self.relu = nn.ReLU()
         self.merge = build_merge(num_bases, learned_scales)
 
+    def packed_twin(self, packing: Packing) -> PackedTower:
+        if not (is_as_written(self, BinaryTower) and self.is_as_written):
+            raise NotPackable(f'{type(self).__name__} or one of its parts has a forward of its own')
+        levels = []
+        for level in range(len(self.input_norms)):
+            units = [pack_unit(packing, *unit) for unit in self.chain(level).units]
+            levels.append(PackedChain(Connection.BROADCAST, self.merge.num_bases, units))
+        return PackedTower(self.input_norms, levels, self.merge.packed_twin(packing))
+
     def forward(self, feature_and_level: tuple[Tensor, int]) -> Tensor:
         """Maps ``((N, in_channels, H, W), level)`` to ``(N, channels, H, W)``."""
         x, level = feature_and_level
+        twin = find_twin(self, x)
+        if twin is not None:
+            return twin(feature_and_level)
         x = self.input_norms[level](x)
         chain = self.chain(level)
         bypassed = [self.relu, *(part for unit in chain.units for part in (unit.conv, unit.norm))]

@@ -21,8 +21,8 @@ from mmgroupnet.deploy.onnx import graph as graph_module
 from mmgroupnet.deploy.onnx.graph import Graph, trace
 from mmgroupnet.deploy.onnx.norms import ChannelAffine
 from mmgroupnet.deploy.onnx.operators import registered_schemas
-from mmgroupnet.deploy.packed_layers import PackedUnit
 from mmgroupnet.errors import UserError
+from mmgroupnet.layers.packed import PackedUnit
 from mmgroupnet.ops import UnitGeometry
 from mmgroupnet.version import __version__
 from tests.onnx_files import CLASSES, FCOS, RESIZE, binary_fcos, detector, shake_norms

@@ -9,11 +9,14 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 
 from mmgroupnet import ops
-from mmgroupnet.layers import broadcast
-from mmgroupnet.layers.binary_linear import as_map, as_vectors
+from mmgroupnet.layers.branches import broadcast
+from mmgroupnet.layers.lean.path import is_as_written, is_hooked
 from mmgroupnet.layers.observers import Observed, notify
+from mmgroupnet.layers.packed.fold import can_fold, fold_norm
+from mmgroupnet.layers.vectors import as_map, as_vectors
 from mmgroupnet.ops import Connection, Residual, UnitGeometry
 from mmgroupnet.ops.geometry import PARAMETERS
 from mmgroupnet.ops.simulation import channelwise
@@ -182,6 +185,35 @@ class PackedFloatShortcut(PackedModule):
         with torch.autocast('cpu', enabled=False) if torch.is_autocast_enabled('cpu') else nullcontext():
             out = F.linear(pixels.reshape(-1, self.weight.shape[1]), self.weight, self.bias)
         return out.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
+
+
+class PackedStem(nn.Sequential):
+    """Full-precision layers that read the picture, in channels_last, as the packed layers behind them.
+
+    A max pooling and the batch norm behind it are one pass: torch's pooling takes as long as the conv in front of it.
+    """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        *others, pooling, norm = self
+        for layer in others:
+            x = layer(x)
+        if x.dtype != torch.float32 or not self._can_fuse(pooling, norm):
+            return norm(pooling(x))
+        window = [*_pair(pooling.kernel_size), *_pair(pooling.stride), *_pair(pooling.padding)]
+        folded = fold_norm(norm)
+        return ops.max_pool(x.detach(), window, folded['norm_scale'].detach(), folded['norm_shift'].detach())
+
+    @staticmethod
+    def _can_fuse(pooling: nn.Module, norm: nn.Module) -> bool:
+        if norm.training or not can_fold(norm) or is_hooked(pooling) or is_hooked(norm):
+            return False
+        is_pooling = is_as_written(pooling, nn.MaxPool2d)
+        return is_pooling and not pooling.ceil_mode and _pair(pooling.dilation) == (1, 1)
 
 
 class PackedChain(PackedModule):
