@@ -5,8 +5,6 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
-from mmgroupnet.layers.packed import simulated
-
 # Without a GPU the interpreter runs Triton's kernels. It has to be asked for before Triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')
@@ -33,5 +31,7 @@ def threads_end_with_their_module() -> Iterator[None]:
 @pytest.fixture
 def simulated_layers() -> Iterator[None]:
     """Layers run as they train, also where no gradient is asked for: packed models are compared with these."""
+    from mmgroupnet.layers.packed import simulated  # it imports Triton
+
     with simulated():
         yield
