@@ -51,7 +51,7 @@ MODELS_OF = dict(
 # A layer chooses its path by the mode, in every model alike: one model in all modes, the others as they come out of
 # training and as they are deployed.
 MODES = [
-    (name, grad, frozen)
+    pytest.param(name, grad, frozen, marks=() if name == 'resnet18' else pytest.mark.slow)
     for name, grad, frozen in itertools.product(MODELS_OF, (True, False), (True, False))
     if name == 'resnet18' or grad != frozen
 ]

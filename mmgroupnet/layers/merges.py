@@ -23,8 +23,10 @@ class Merge(Packable):
         self.num_bases = num_bases
 
     def forward(self, branches: Tensor) -> Tensor:
-        twin = find_twin(self, branches) if branches.dim() == 4 else None  # not for weights
-        return self.merged(branches) if twin is None else twin(branches)
+        twin = find_twin(self, branches)
+        if twin is not None and branches.dim() == 4:  # weights are merged, too
+            return twin(branches)
+        return self.merged(branches)
 
     @abstractmethod
     def merged(self, branches: Tensor) -> Tensor:

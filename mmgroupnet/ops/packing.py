@@ -1,7 +1,9 @@
-"""Bits of signs in torch: how weights are stored, and the reference for what the kernels pack."""
+"""Bits of signs: how weights are stored."""
 
 import torch
 from torch import Tensor
+
+from mmgroupnet.ops import kernels
 
 _BIT_VALUES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -26,7 +28,15 @@ def unpack_bits(packed: Tensor, bits: int) -> Tensor:
 def pack_weight(weight: Tensor) -> Tensor:
     """Packs the signs of weights ``(rows, C_in/groups, kh, kw)``, 0 for +1 (zeros included) and 1 for -1, in the order
     (kh, kw, channel); see :func:`pack_bits`."""
-    return pack_bits(~(weight >= 0).permute(0, 2, 3, 1).flatten(1))
+    library = kernels.library() if weight.dtype == torch.float32 and weight.device.type == 'cpu' else None
+    if library is None:
+        return pack_bits(~(weight >= 0).permute(0, 2, 3, 1).flatten(1))
+    rows, channels, height, width = weight.shape
+    bits = torch.empty(rows, -(-channels * height * width // 8), dtype=torch.uint8)
+    weight = weight.detach().contiguous()
+    threads = torch.get_num_threads()
+    library.mmg_pack_weights(weight.data_ptr(), rows, channels, height * width, bits.data_ptr(), threads)
+    return bits
 
 
 def unpack_weight(packed: Tensor, channels: int, kernel_size: tuple[int, int]) -> Tensor:

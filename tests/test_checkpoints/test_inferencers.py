@@ -19,7 +19,7 @@ WAYS = dict(mmdet=5, mmseg=5, mmpretrain=6)
 
 @pytest.mark.parametrize(
     'library',
-    ['mmdet', pytest.param('mmseg', marks=pytest.mark.slow), pytest.param('mmpretrain', marks=pytest.mark.slow)],
+    [pytest.param('mmdet', marks=pytest.mark.slow), pytest.param('mmseg', marks=pytest.mark.slow), 'mmpretrain'],
 )
 def test_all_files_open_everywhere(library, tmp_path):
     (tmp_path / 'files.json').write_text(json.dumps(write_files(tmp_path, library)))

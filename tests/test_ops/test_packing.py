@@ -101,3 +101,14 @@ class TestSignPack:
         if channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         assert torch.equal(ops.sign_pack(x, branches), expected)
+
+
+@pytest.mark.parametrize('shape', [(3, 1, 1, 1), (4, 5, 3, 3), (7, 64, 1, 1), (2, 130, 3, 2)], ids=str)
+def test_weights_are_packed_alike_by_kernels_and_by_torch(kernel_set, shape):
+    weight = SIGN_VALUES[torch.randint(len(SIGN_VALUES), shape)]
+    expected = ops.pack_bits(~(weight >= 0).permute(0, 2, 3, 1).flatten(1))
+    for each in (weight, weight.contiguous(memory_format=torch.channels_last), weight.double()):
+        assert torch.equal(ops.pack_weight(each), expected)
+    magnitude = weight.nan_to_num(-1.0)
+    unpacked = ops.unpack_weight(ops.pack_weight(magnitude), shape[1], shape[2:])
+    assert torch.equal(unpacked, torch.where(magnitude >= 0, 1.0, -1.0))

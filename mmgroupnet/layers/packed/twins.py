@@ -12,7 +12,7 @@ from mmgroupnet.layers.packed.fold import NotPackable, can_fold, fold_norm
 from mmgroupnet.layers.packed.modules import PackedFloatShortcut, PackedUnit
 from mmgroupnet.layers.packed.path import Packing
 from mmgroupnet.ops import Residual
-from mmgroupnet.quantizers import SignActivation, is_standard_sign
+from mmgroupnet.quantizers import SignActivation, is_standard_sign, is_standard_weight
 
 
 def _sign_parameters(conv: BinaryConv, input_norm: nn.Module | None) -> dict[str, Tensor]:
@@ -33,7 +33,11 @@ def _sign_parameters(conv: BinaryConv, input_norm: nn.Module | None) -> dict[str
 
 
 def _signs_and_magnitude(conv: BinaryConv) -> tuple[Tensor, Tensor]:
-    """Weights of one magnitude per output channel, whatever quantizer makes them, and that magnitude."""
+    """Weights of one magnitude per output channel, whatever quantizer makes them, or what has their signs, and that
+    magnitude."""
+    if is_standard_weight(conv.weight_quantizer):
+        latent, scale = conv.weight_quantizer.binarise(conv.weight, conv.num_bases)
+        return latent.detach(), scale.detach()
     weight = conv.weight_quantizer(conv.weight, conv.num_bases).detach()
     magnitude = weight.flatten(1).abs()
     scale = magnitude.amax(1)

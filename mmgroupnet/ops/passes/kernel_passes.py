@@ -7,6 +7,7 @@ from torch import Tensor
 from mmgroupnet.ops import kernels
 from mmgroupnet.ops.geometry import PARAMETERS, UnitGeometry
 from mmgroupnet.ops.kernels import nhwc
+from mmgroupnet.ops.packing import pack_weight
 from mmgroupnet.ops.passes.branchwise import BranchwisePasses
 from mmgroupnet.ops.passes.protocol import BranchGradient, Surrogate
 from mmgroupnet.ops.passes.torch_passes import TorchPasses
@@ -41,11 +42,7 @@ class KernelPasses(BranchwisePasses):
         if not geometry.sums_fit_int16:
             return self.for_floats.convolve(x, weight, geometry)
         library, threads = kernels.library(), torch.get_num_threads()
-        rows, channels, height, width = weight.shape
-        bits = torch.empty(rows, -(-geometry.row_bits // 8), dtype=torch.uint8)
-        weight = weight.detach().contiguous()
-        library.mmg_pack_weights(weight.data_ptr(), rows, channels, height * width, bits.data_ptr(), threads)
-        unit = kernels.describe_unit(geometry, [bits, *[None] * (len(PARAMETERS) - 1)])
+        unit = kernels.describe_unit(geometry, [pack_weight(weight), *[None] * (len(PARAMETERS) - 1)])
         batch, folded, height, width = x.shape
         given = folded // geometry.in_channels
         words = torch.empty(_pixels(x) * given * -(-geometry.in_channels // 64), dtype=torch.int64)

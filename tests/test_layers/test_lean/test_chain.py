@@ -244,7 +244,8 @@ class TestCircumstances:
         for value, expected in zip(compiled.parameters(), network.parameters(), strict=True):
             assert_close(value.grad, expected.grad)
 
-    @pytest.mark.parametrize('backend', ['eager', pytest.param('aot_eager', marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
     def test_compiled_plain_models_have_the_same_gradients(self, backend):
         network = small_network(stage_blocks=(1, 2), binary_cfg=dict(memory_efficient=False)).double()
         x = torch.randn(2, 3, 32, 32).double()
