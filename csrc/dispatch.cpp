@@ -14,7 +14,7 @@
 namespace mmgroupnet {
 namespace {
 
-constexpr int kSets = 4;
+constexpr int kSets = 5;
 
 // From the slowest to the fastest.
 const Kernels* available(int i) {
@@ -22,6 +22,7 @@ const Kernels* available(int i) {
     case 0: return portable_kernels();
     case 1: return neon_kernels();
     case 2: return avx2_kernels();
+    case 3: return avx512bw_kernels();
     default: return avx512_kernels();
   }
 }

@@ -103,9 +103,10 @@ struct Kernels {
 const Kernels& selected_kernels();
 
 const Kernels* portable_kernels();
-const Kernels* avx2_kernels();    // null where not compiled in or not available on this processor
-const Kernels* avx512_kernels();  // the same
-const Kernels* neon_kernels();    // the same
+const Kernels* avx2_kernels();      // null where not compiled in or not available on this processor
+const Kernels* avx512bw_kernels();  // the same
+const Kernels* avx512_kernels();    // the same
+const Kernels* neon_kernels();      // the same
 
 }  // namespace mmgroupnet
 

@@ -70,21 +70,22 @@ def assert_lean_is_plain(model: nn.Module, inputs: Sequence[Tensor], tolerance: 
             assert relative(found[name], value) <= tolerance, (name, relative(found[name], value))
 
 
-def assert_single_precision(model: nn.Module, x: Tensor, tolerance: float) -> None:
-    """To a tolerance of the largest gradient, or, where sums cancel, to ten times the distance of plain training from
-    double precision.
+def assert_single_precision(model: nn.Module, inputs: Sequence[Tensor], tolerance: float, run: Run = call) -> None:
+    """To a tolerance, or, where sums cancel, to ten times the distance of plain training from double precision, and to
+    1e-5 of the largest gradient.
 
     Both sum in an order of their own, and a gradient in front of a batch norm, which takes out most of it, is the sum
     of terms that are far larger: what rounding leaves of them is measured by the largest, not by itself.
     """
     lean, plain = set_lean(copy.deepcopy(model), True), set_lean(copy.deepcopy(model), False)
-    found, expected = (outputs_and_gradients(each, [x], call) for each in (lean, plain))
-    exact = outputs_and_gradients(set_lean(copy.deepcopy(model).double(), False), [x.double()], call)
+    found, expected = (outputs_and_gradients(each, inputs, run) for each in (lean, plain))
+    wide = set_lean(copy.deepcopy(model).double(), False)
+    exact = outputs_and_gradients(wide, [x.double() for x in inputs], run)
     largest = max(value.norm().item() for value in expected.values() if value is not None)
     for name, value in expected.items():
         if value is not None:
             rounding = (value.double() - exact[name]).norm().item()
-            allowed = max(tolerance * largest, 10 * rounding, 1e-6)
+            allowed = max(tolerance * value.norm().item(), 10 * rounding, 1e-5 * largest, 1e-6)
             assert (found[name] - value).norm().item() <= allowed, name
 
 

@@ -87,7 +87,7 @@ def run(library: Path, cases: tuple, outputs: Path, threads: int = 1, **environm
     return str(found['version'])
 
 
-@pytest.mark.parametrize('kernels', ['portable', 'avx2', 'avx512'])
+@pytest.mark.parametrize('kernels', ['portable', 'avx2', 'avx512bw', 'avx512'])
 def test_all_kernels_give_the_same_floats(library, cases, tmp_path, kernels):
     if kernels not in ops.available_kernels():
         pytest.skip(f'no {kernels} kernels here')

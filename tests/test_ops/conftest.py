@@ -25,7 +25,7 @@ def compiled() -> list[str]:
     return names
 
 
-@pytest.fixture(params=['portable', 'neon', 'avx2', 'avx512', 'simulated'])
+@pytest.fixture(params=['portable', 'neon', 'avx2', 'avx512bw', 'avx512', 'simulated'])
 def kernel_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Runs the test with each set of kernels, and with what runs where they were not compiled."""
     name = request.param

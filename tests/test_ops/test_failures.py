@@ -15,7 +15,7 @@ from tests.test_ops.oracle import geometry, random_signs, random_unit
 
 ROOT = Path(__file__).parents[2]
 # Of the activations of 64 channels.
-BYTES = dict(portable=8, neon=256, avx2=32, avx512=8)
+BYTES = dict(portable=8, neon=256, avx2=32, avx512bw=32, avx512=8)
 
 
 @pytest.fixture

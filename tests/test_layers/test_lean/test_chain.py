@@ -130,7 +130,7 @@ class TestChains:
     def test_single_precision_on_equal_signs(self, model, seed):
         model, x = model.float(), input_of(model, seed).float()
         assume(margin_of_signs(model, x) > 1e-4)
-        assert_single_precision(model, x, SINGLE_BLOCK)
+        assert_single_precision(model, [x], SINGLE_BLOCK)
 
     @settings(deadline=None, max_examples=40)
     @given(chains(), seeds())
