@@ -17,10 +17,8 @@ SCRIPT = Path(__file__).parents[1] / 'open_in_inferencers.py'
 WAYS = dict(mmdet=5, mmseg=5, mmpretrain=6)
 
 
-@pytest.mark.parametrize(
-    'library',
-    [pytest.param('mmdet', marks=pytest.mark.slow), pytest.param('mmseg', marks=pytest.mark.slow), 'mmpretrain'],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg', 'mmpretrain'])
 def test_all_files_open_everywhere(library, tmp_path):
     (tmp_path / 'files.json').write_text(json.dumps(write_files(tmp_path, library)))
     environment = dict(os.environ, PYTHONPATH=str(SCRIPT.parents[1]), OMP_NUM_THREADS='1')
