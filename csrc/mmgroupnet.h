@@ -107,10 +107,10 @@ MMG_API int32_t mmg_connect(const float* x, int64_t pixels, int32_t branches, in
 typedef struct {
   int32_t height, width;
   int32_t stride_height, stride_width;
-  int32_t pad_height, pad_width;  // at most half of the window
+  int32_t pad_height, pad_width;
 } mmg_window;
 // scale * (the largest value in the window) + shift, NHWC, sizes rounded down; `scale` and `shift` are per channel, and
-// may be NULL, both.
+// may be NULL, both. The padding is at most half of the window.
 MMG_API int32_t mmg_max_pool(const float* x, int32_t batch, int32_t height, int32_t width, int32_t channels,
                              const mmg_window* window, const float* scale, const float* shift, float* out,
                              int32_t threads);
@@ -142,6 +142,11 @@ MMG_API int32_t mmg_branch_signs(const float* x, int64_t pixels, int32_t folded,
 // NULL.
 MMG_API int32_t mmg_sign_gradient(const float* gradient, const float* x, const float* residual, int64_t pixels,
                                   int32_t folded, int32_t first, int32_t channels, float* out, int32_t threads);
+// Of the gradient of a convolution's output, NHWC, for each tap the sums over the pixels at which that tap lies in the
+// padding, (channels, window->height * window->width). `rate` is the dilation.
+MMG_API int32_t mmg_padding_sums(const float* gradient, int32_t batch, int32_t height, int32_t width,
+                                 int32_t out_height, int32_t out_width, int32_t channels, const mmg_window* window,
+                                 int32_t rate, float* sums);
 // Gradients of mmg_connect's input, and of its gates and scales, (2, K).
 MMG_API int32_t mmg_connect_gradient(const float* gradient, const float* x, const float* gate, const float* scales,
                                      int64_t pixels, int32_t branches, int32_t channels, float* out, double* sums,

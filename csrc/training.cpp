@@ -1,6 +1,7 @@
 // Passes of training over whole maps, see training.h, and the packing of latent weights.
 #include <algorithm>
 #include <functional>
+#include <vector>
 
 #include "kernels.h"
 #include "memory.h"
@@ -68,6 +69,48 @@ void pack_weights(const float* weights, int64_t rows, int channels, int taps, ui
   });
 }
 
+void padding_sums(const float* gradient, int batch, int height, int width, int out_height, int out_width, int channels,
+                  const mmg_window& window, int rate, float* sums) {
+  const int taps = window.height * window.width;
+  // Whether a tap lies in the padding: (out_height, window.height) and (out_width, window.width).
+  const auto in_padding = [rate](int given, int out, int size, int stride, int pad) {
+    std::vector<char> found(static_cast<size_t>(out) * size);
+    for (int i = 0; i < out * size; ++i) {
+      const int at = i / size * stride - pad + i % size * rate;
+      found[i] = at < 0 || at >= given;
+    }
+    return found;
+  };
+  const auto rows = in_padding(height, out_height, window.height, window.stride_height, window.pad_height);
+  const auto columns = in_padding(width, out_width, window.width, window.stride_width, window.pad_width);
+  Storage<double> totals(static_cast<size_t>(taps) * channels, 0.0), pixel(channels);
+  for (int row = 0; row < out_height; ++row) {
+    const char* row_taps = rows.data() + static_cast<size_t>(row) * window.height;
+    const bool is_border_row = std::any_of(row_taps, row_taps + window.height, [](char tap) { return tap; });
+    for (int column = 0; column < out_width; ++column) {
+      const char* column_taps = columns.data() + static_cast<size_t>(column) * window.width;
+      if (!is_border_row && std::none_of(column_taps, column_taps + window.width, [](char tap) { return tap; })) {
+        continue;
+      }
+      std::fill(pixel.begin(), pixel.end(), 0.0);
+      for (int image = 0; image < batch; ++image) {
+        const float* from = gradient + ((int64_t{image} * out_height + row) * out_width + column) * channels;
+        for (int c = 0; c < channels; ++c) pixel[c] += from[c];
+      }
+      for (int tap = 0; tap < taps; ++tap) {
+        if (!row_taps[tap / window.width] && !column_taps[tap % window.width]) continue;
+        double* total = totals.data() + static_cast<size_t>(tap) * channels;
+        for (int c = 0; c < channels; ++c) total[c] += pixel[c];
+      }
+    }
+  }
+  for (int tap = 0; tap < taps; ++tap) {
+    for (int c = 0; c < channels; ++c) {
+      sums[static_cast<size_t>(c) * taps + tap] = static_cast<float>(totals[static_cast<size_t>(tap) * channels + c]);
+    }
+  }
+}
+
 }  // namespace mmgroupnet
 
 using mmgroupnet::for_pixels;
@@ -78,6 +121,13 @@ using mmgroupnet::sum_jobs;
 int32_t mmg_pack_weights(const float* weights, int64_t rows, int32_t channels, int32_t taps, uint8_t* bits,
                          int32_t threads) {
   return guard([&] { mmgroupnet::pack_weights(weights, rows, channels, taps, bits, threads); });
+}
+
+int32_t mmg_padding_sums(const float* gradient, int32_t batch, int32_t height, int32_t width, int32_t out_height,
+                         int32_t out_width, int32_t channels, const mmg_window* window, int32_t rate, float* sums) {
+  return guard([&] {
+    mmgroupnet::padding_sums(gradient, batch, height, width, out_height, out_width, channels, *window, rate, sums);
+  });
 }
 
 int32_t mmg_relu_sums(const int16_t* y, int32_t low, int64_t pixels, int32_t channels, double* sums, int32_t threads) {

@@ -1,12 +1,16 @@
 """Binary convolutions as torch computes them, in floats: how networks are simulated, and the reference of the
 kernels."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmgroupnet.ops.geometry import UnitGeometry
 from mmgroupnet.ops.precision import wide
+
+SumsOverPadding = Callable[[UnitGeometry, int, Tensor, tuple[int, int]], Tensor]
 
 
 def signs_of(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -53,9 +57,17 @@ def convolve_signs(geometry: UnitGeometry, signs: Tensor, weight: Tensor) -> Ten
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
 
-def _sums_over_padding(geometry: UnitGeometry, base: int, gradient: Tensor, size: tuple[int, int]) -> Tensor:
-    """Sums of an output's gradient over the pixels at which a tap lies in the padding of an input of this size,
-    ``(C_out, 1, kh, kw)``, float32 or better."""
+def sums_over_padding(geometry: UnitGeometry, base: int, gradient: Tensor, size: tuple[int, int]) -> Tensor:
+    """Sums of an output's gradient over the pixels at which a tap lies in the padding of an input of this size.
+
+    Args:
+        geometry: The unit.
+        base: Which of its bases convolves.
+        gradient: Of the output, ``(N, C_out, H', W')``.
+        size: Height and width of the input.
+
+    Returns: ``(C_out, 1, kh, kw)``, float32 or better.
+    """
     outside, borders = [], []
     for kernel, stride, pad, given, out in zip(
         geometry.kernel_size, geometry.stride, geometry.pad_of(base), size, gradient.shape[2:], strict=True
@@ -89,6 +101,7 @@ def convolution_gradients(
     weight: Tensor,
     needs_signs: bool,
     needs_weight: bool,
+    sums_over_padding: SumsOverPadding = sums_over_padding,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the convolution of a base in its input and in its weight; that of the weight is float32 or better.
 
@@ -102,6 +115,7 @@ def convolution_gradients(
         signs: The input, ``(N, C_in, H, W)``.
         weight: ``(C_out, C_in/groups, kh, kw)``.
         needs_signs, needs_weight: Which gradients are asked for.
+        sums_over_padding: Computes what the function of this name does. Default: that one.
     """
     g, value = geometry, geometry.padding_value
     padding, rate = g.pad_of(base), g.dilations[base]
@@ -138,5 +152,5 @@ def convolution_gradients(
     if needs_weight:
         of_weight = found.to(wide(found.dtype))
         if value and any(padding):
-            of_weight.add_(_sums_over_padding(g, base, gradient, signs.shape[2:]), alpha=value)
+            of_weight.add_(sums_over_padding(g, base, gradient, signs.shape[2:]), alpha=value)
     return of_signs, of_weight

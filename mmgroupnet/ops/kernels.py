@@ -70,6 +70,7 @@ _SIGNATURES = {
     'mmg_run_block': [POINTER(Block), c_void_p, c_void_p, c_int32],
     'mmg_connect': [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_int32],
     'mmg_max_pool': [c_void_p, *[c_int32] * 4, POINTER(c_int32), *[c_void_p] * 3, c_int32],
+    'mmg_padding_sums': [c_void_p, *[c_int32] * 6, POINTER(c_int32), c_int32, c_void_p],
     'mmg_pack_weights': [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_int32],
     'mmg_relu_sums': [c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32],
     'mmg_relu_affine': [c_void_p, c_int32, *[c_void_p] * 3, c_int64, c_int32, c_void_p, c_int32],

@@ -26,7 +26,7 @@ SERVER = 'MMGROUPNET_KERNEL_SERVER'  # a list in JSON
 FUNCTIONS = (
     'abi_version failure available_kernels selected_kernels select_kernels arranged_bytes arrange_weights sign_pack '
     'convolve run_block connect pack_weights relu_sums relu_affine gradient_sums affine_gradient branch_signs '
-    'sign_gradient connect_gradient max_pool'
+    'sign_gradient connect_gradient max_pool padding_sums'
 ).split()
 _ARGUMENTS = 12
 
@@ -281,6 +281,15 @@ def _max_pool(call: Call, x, batch, height, width, channels, window, scale, shif
     factors = [call.input(factor, channels) for factor in (scale, shift)]
     window = call.bytes(struct.pack('<6i', *window))
     return [*maps, window, *factors, call.output(out, batch, *sizes, channels), threads]
+
+
+def _padding_sums(
+    call: Call, gradient, batch, height, width, out_height, out_width, channels, window, rate, sums
+) -> list[int]:
+    gradient = call.input(gradient, batch, out_height, out_width, channels)
+    sums = call.output(sums, channels, window[0], window[1])
+    window = call.bytes(struct.pack('<6i', *window))
+    return [gradient, batch, height, width, out_height, out_width, channels, window, rate, sums]
 
 
 class RemoteLibrary:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mmgroupnet.ops import kernels
-from mmgroupnet.ops.float_convolution import convolution_gradients, convolve_signs
+from mmgroupnet.ops.float_convolution import convolution_gradients, convolve_signs, sums_over_padding
 from mmgroupnet.ops.passes import KernelPasses, Passes, TorchPasses, choose_passes
 from tests.test_ops import oracle
 from tests.test_ops.oracle import geometry, random_unit
@@ -243,18 +243,29 @@ def test_buffers_do_not_follow_the_default_dtype(passes):
         assert torch.equal(value, expected)
 
 
+PADDED = [
+    dict(padding=(1, 1)),
+    dict(padding=(2, 1), kernel_size=(3, 5), stride=(2, 1)),
+    dict(padding=None, dilations=(3,)),
+    dict(padding=None, dilations=(9,)),  # every pixel is at the border
+    dict(padding=(3, 0), kernel_size=(2, 4), stride=(1, 3), groups=2, in_channels=6, out_channels=4),
+    dict(padding=(1, 1), in_channels=80),  # fewer pixels than channels
+]
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('overrides', PADDED, ids=str)
+def test_sums_over_padding(passes, overrides, layout):
+    """Against the sums that torch makes in double precision."""
+    g = geometry(**dict(in_channels=3, out_channels=5, kernel_size=(3, 3), num_bases=1, dilations=(1,)) | overrides)
+    gradient = torch.randn(2, g.out_channels, *g.output_size(6, 5)).contiguous(memory_format=layout)
+    found = passes.sums_over_padding(g, 0, gradient, (6, 5))
+    assert found.shape == (g.out_channels, 1, *g.kernel_size) and found.dtype == torch.float32
+    assert_close(found, sums_over_padding(g, 0, gradient.double(), (6, 5)).float())
+
+
 @pytest.mark.parametrize('padding_value', [-1, 0, 1])
-@pytest.mark.parametrize(
-    'overrides',
-    [
-        dict(padding=(1, 1)),
-        dict(padding=(2, 1), kernel_size=(3, 5), stride=(2, 1)),
-        dict(padding=None, dilations=(3,)),
-        dict(padding=None, dilations=(9,)),  # every pixel is at the border
-        dict(padding=(3, 0), kernel_size=(2, 4), stride=(1, 3), groups=2, in_channels=6, out_channels=4),
-        dict(padding=(1, 1), in_channels=80),  # fewer pixels than channels
-    ],
-)
+@pytest.mark.parametrize('overrides', PADDED, ids=str)
 def test_gradients_of_padded_signs(overrides, padding_value):
     """Against autograd of a padded copy."""
     options = dict(in_channels=3, out_channels=5, kernel_size=(3, 3), num_bases=1, dilations=(1,)) | overrides

@@ -7,7 +7,7 @@ test_cfg = dict(type='TestLoop')
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=5e-3, weight_decay=0.0),
+    optimizer=dict(type='AdamW', lr=5e-3, weight_decay=0.0, fused=True),
     clip_grad=dict(max_norm=35, norm_type=2),
 )
 param_scheduler = [

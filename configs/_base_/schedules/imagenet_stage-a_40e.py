@@ -4,6 +4,6 @@ train_cfg = dict(by_epoch=True, max_epochs=40, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-4))
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-4, fused=True))
 param_scheduler = dict(type='MultiStepLR', by_epoch=True, milestones=[25, 35], gamma=0.1)
 auto_scale_lr = dict(enable=False, base_batch_size=256)

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmgroupnet.ops.float_convolution import convolution_gradients, convolve_signs, signs_of
+from mmgroupnet.ops.float_convolution import (
+    SumsOverPadding,
+    convolution_gradients,
+    convolve_signs,
+    signs_of,
+    sums_over_padding,
+)
 from mmgroupnet.ops.geometry import UnitGeometry
 from mmgroupnet.ops.passes.protocol import NormPasses, Surrogate, UnitGradients
 
@@ -19,6 +25,7 @@ class BranchwisePasses:
 
     dtype: torch.dtype
     norms: NormPasses | None = None
+    sums_over_padding: SumsOverPadding = staticmethod(sums_over_padding)
 
     def branch_signs(self, x: Tensor, k: int, branches: int) -> Tensor:
         """Signs of branch k, ``(N, C, H, W)``, in ``dtype``."""
@@ -69,7 +76,14 @@ class BranchwisePasses:
             gradient = _cat([at.gradient_of(k, len(batch) == 1) for k in batch]).to(self.dtype)
             signs = _cat([self.branch_signs(at.x, k, at.branches) for k in batch])
             of_signs, of_weight = convolution_gradients(
-                geometry, index, gradient, signs, part.to(self.dtype), at.needs_x, at.needs_weight
+                geometry,
+                index,
+                gradient,
+                signs,
+                part.to(self.dtype),
+                at.needs_x,
+                at.needs_weight,
+                self.sums_over_padding,
             )
             if at.needs_weight:
                 of_weight = of_weight.to(weight.dtype)

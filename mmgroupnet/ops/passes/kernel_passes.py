@@ -1,6 +1,8 @@
 """Passes of lean training by the compiled kernels, on the CPU; see :class:`mmgroupnet.ops.passes.Passes` for what each
 does. Maps are float32 and channels_last, integers int16."""
 
+from ctypes import c_int32
+
 import torch
 from torch import Tensor
 
@@ -154,6 +156,24 @@ class KernelPasses(BranchwisePasses):
             weight.data_ptr(), weight.numel() // size, size, 0, size, out.data_ptr(), torch.get_num_threads()
         )
         return out
+
+    @staticmethod
+    def sums_over_padding(geometry: UnitGeometry, base: int, gradient: Tensor, size: tuple[int, int]) -> Tensor:
+        gradient = nhwc(gradient)
+        batch, channels, *out_size = gradient.shape
+        sums = torch.empty(channels, 1, *geometry.kernel_size)
+        window = (c_int32 * 6)(*geometry.kernel_size, *geometry.stride, *geometry.pad_of(base))
+        kernels.library().mmg_padding_sums(
+            gradient.data_ptr(),
+            batch,
+            *size,
+            *out_size,
+            channels,
+            window,
+            geometry.dilations[base],
+            sums.data_ptr(),
+        )
+        return sums
 
     def sign_gradient(
         self,
