@@ -42,14 +42,14 @@ class BuildWithMim(build_py):
 # are passed (psabi) is of no concern, since none leaves its file.
 KERNEL_FLAGS = ['-std=c++20', '-O3', '-g0', '-Wall', '-Wno-psabi', '-ffp-contract=off', '-fvisibility=hidden',
                 '-fopenmp']
-# GCC 12 warns of its own intrinsics (its bug 105593).
-AVX512 = ['-mavx512f', '-mavx512bw', '-mavx512vl', '-mprefer-vector-width=512', '-Wno-maybe-uninitialized',
-          '-Wno-uninitialized']
-# One file an instruction set, which one is used is decided when it is loaded.
+# One file an instruction set, which one is used is decided when it is loaded. GCC 12 warns of its own intrinsics (its
+# bug 105593).
 INSTRUCTION_SET_FLAGS = {
     'avx2.cpp': ['-mavx2'],
-    'avx512bw.cpp': AVX512,
-    'avx512.cpp': [*AVX512, '-mavx512vpopcntdq'],
+    'avx512bw.cpp': ['-mavx512f', '-mavx512bw', '-mavx512vl', '-mprefer-vector-width=512',
+                     '-Wno-maybe-uninitialized', '-Wno-uninitialized'],
+    'avx512.cpp': ['-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512vpopcntdq', '-mprefer-vector-width=512',
+                   '-Wno-maybe-uninitialized', '-Wno-uninitialized'],
 }
 
 
