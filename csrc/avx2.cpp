@@ -37,32 +37,11 @@ void count(const Tile& tile, int32_t* different) {
                             : count_columns<Ymm, kTileColumns, 1>(tile, different);
 }
 
-// The best popcount that AVX2 is known for: xor, two look-ups by nibbles, sums of bytes; that these would have to be
-// widened now and then is left out.
-double ceiling(int64_t rounds) {
-  constexpr int kChains = 4;
-  const __m256i mask = _mm256_set1_epi8(0x0f);
-  const __m256i row = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table.rows[0])));
-  __m256i sums[kChains], a = _mm256_set1_epi8(0x35);
-  for (auto& sum : sums) sum = _mm256_setzero_si256();
-  for (int64_t i = 0; i < rounds; ++i) {
-    for (auto& sum : sums) {
-      asm volatile("" : "+x"(a));  // the compiler must not know that it is the same vector again
-      const __m256i x = _mm256_xor_si256(a, mask);
-      const __m256i low = _mm256_shuffle_epi8(row, _mm256_and_si256(x, mask));
-      const __m256i high = _mm256_shuffle_epi8(row, _mm256_and_si256(_mm256_srli_epi16(x, 4), mask));
-      sum = _mm256_add_epi8(sum, _mm256_add_epi8(low, high));
-    }
-  }
-  asm volatile("" : : "x"(_mm256_xor_si256(_mm256_xor_si256(sums[0], sums[1]), _mm256_xor_si256(sums[2], sums[3]))));
-  return 256.0 * kChains * static_cast<double>(rounds);
-}
-
 }  // namespace
 
 const Kernels* avx2_kernels() {
   if (!__builtin_cpu_supports("avx2")) return nullptr;
-  static const Kernels kernels = {
+  static const Kernels kernels = with_training({
       .name = "avx2",
       .tile_columns = kTileColumns,
       .rows = kRows,
@@ -77,15 +56,8 @@ const Kernels* avx2_kernels() {
       .merge = merge,
       .gate = gate,
       .pool = pool<Vector>,
-      .relu_sums = relu_sums,
-      .relu_affine = relu_affine,
-      .gradient_sums = gradient_sums,
-      .affine_gradient = affine_gradient,
-      .branch_signs = branch_signs,
-      .sign_gradient = sign_gradient,
-      .connect_gradient = connect_gradient,
-      .ceiling = ceiling,
-  };
+      .ceiling = ceiling<Ymm>,
+  });
   return &kernels;
 }
 

@@ -128,7 +128,7 @@ const Kernels* avx512_kernels() {
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512vpopcntdq")) {
     return nullptr;
   }
-  static const Kernels kernels = {
+  static const Kernels kernels = with_training({
       .name = "avx512",
       .tile_columns = kTileColumns,
       .rows = 1,
@@ -143,15 +143,8 @@ const Kernels* avx512_kernels() {
       .merge = merge,
       .gate = gate,
       .pool = pool<Vector>,
-      .relu_sums = relu_sums,
-      .relu_affine = relu_affine,
-      .gradient_sums = gradient_sums,
-      .affine_gradient = affine_gradient,
-      .branch_signs = branch_signs,
-      .sign_gradient = sign_gradient,
-      .connect_gradient = connect_gradient,
       .ceiling = ceiling,
-  };
+  });
   return &kernels;
 }
 

@@ -28,6 +28,7 @@ struct Zmm {
   static __m512i sub8(__m512i a, __m512i b) { return _mm512_sub_epi8(a, b); }
   static __m512i add16(__m512i a, __m512i b) { return _mm512_add_epi16(a, b); }
   static __m512i both(__m512i a, __m512i b) { return _mm512_and_si512(a, b); }
+  static __m512i differ(__m512i a, __m512i b) { return _mm512_xor_si512(a, b); }
   static __m512i set8(char value) { return _mm512_set1_epi8(value); }
   static __m512i set16(short value) { return _mm512_set1_epi16(value); }
   static __m512i left4(__m512i a) { return _mm512_slli_epi16(a, 4); }
@@ -50,27 +51,6 @@ void count(const Tile& tile, int32_t* different) {
                             : count_columns<Ymm, kTileColumns, 1>(tile, different);
 }
 
-// The best popcount that is known for it without VPOPCNTDQ: xor, two look-ups by nibbles, sums of bytes; that these would have to be
-// widened now and then is left out.
-double ceiling(int64_t rounds) {
-  constexpr int kChains = 4;
-  const __m512i mask = _mm512_set1_epi8(0x0f);
-  const __m512i row = Zmm::row(reinterpret_cast<const char*>(table.rows[0]));
-  __m512i sums[kChains], a = _mm512_set1_epi8(0x35);
-  for (auto& sum : sums) sum = _mm512_setzero_si512();
-  for (int64_t i = 0; i < rounds; ++i) {
-    for (auto& sum : sums) {
-      asm volatile("" : "+v"(a));  // the compiler must not know that it is the same vector again
-      const __m512i x = _mm512_xor_si512(a, mask);
-      const __m512i low = _mm512_shuffle_epi8(row, _mm512_and_si512(x, mask));
-      const __m512i high = _mm512_shuffle_epi8(row, _mm512_and_si512(_mm512_srli_epi16(x, 4), mask));
-      sum = _mm512_add_epi8(sum, _mm512_add_epi8(low, high));
-    }
-  }
-  asm volatile("" : : "v"(_mm512_xor_si512(_mm512_xor_si512(sums[0], sums[1]), _mm512_xor_si512(sums[2], sums[3]))));
-  return 512.0 * kChains * static_cast<double>(rounds);
-}
-
 }  // namespace
 
 const Kernels* avx512bw_kernels() {
@@ -78,7 +58,7 @@ const Kernels* avx512bw_kernels() {
       !__builtin_cpu_supports("avx512vl")) {
     return nullptr;
   }
-  static const Kernels kernels = {
+  static const Kernels kernels = with_training({
       .name = "avx512bw",
       .tile_columns = kTileColumns,
       .rows = kRows,
@@ -93,15 +73,8 @@ const Kernels* avx512bw_kernels() {
       .merge = merge,
       .gate = gate,
       .pool = pool<Vector>,
-      .relu_sums = relu_sums,
-      .relu_affine = relu_affine,
-      .gradient_sums = gradient_sums,
-      .affine_gradient = affine_gradient,
-      .branch_signs = branch_signs,
-      .sign_gradient = sign_gradient,
-      .connect_gradient = connect_gradient,
-      .ceiling = ceiling,
-  };
+      .ceiling = ceiling<Zmm>,
+  });
   return &kernels;
 }
 

@@ -83,20 +83,20 @@ struct Kernels {
   // out = scale * max_i(taps[i]) + shift, of `channels` floats; `scale` and `shift` may be null, both.
   void (*pool)(const float* const* taps, int num_taps, int channels, const float* scale, const float* shift,
                float* out);
-  // Passes of training, see training.h.
-  void (*relu_sums)(const int16_t* y, int low, int64_t pixels, int channels, int32_t* sums);
-  void (*relu_affine)(const int16_t* y, int low, const float* scale, const float* shift, const float* residual,
-                      int64_t pixels, int channels, float* out);
-  void (*gradient_sums)(const float* g, const int16_t* y, int low, int64_t pixels, int channels, float* sums);
-  void (*affine_gradient)(const float* g, const int16_t* y, int low, const float* p, const float* q, const float* s,
-                          int64_t pixels, int folded, int channels, float* out);
-  void (*branch_signs)(const float* x, int64_t pixels, int folded, int channels, float* out);
-  void (*sign_gradient)(const float* g, const float* x, const float* residual, int64_t pixels, int folded, int channels,
-                        float* out);
-  void (*connect_gradient)(const float* g, const float* x, const float* gate, const float* scales, int64_t pixels,
-                           int branches, int channels, float* out, float* sums);
   // Binary MACs of `rounds` rounds of the ceiling loop, which it runs.
   double (*ceiling)(int64_t rounds);
+  // Passes of training, see training.h, which puts them in.
+  void (*relu_sums)(const int16_t* y, int low, int64_t pixels, int channels, int32_t* sums) = nullptr;
+  void (*relu_affine)(const int16_t* y, int low, const float* scale, const float* shift, const float* residual,
+                      int64_t pixels, int channels, float* out) = nullptr;
+  void (*gradient_sums)(const float* g, const int16_t* y, int low, int64_t pixels, int channels, float* sums) = nullptr;
+  void (*affine_gradient)(const float* g, const int16_t* y, int low, const float* p, const float* q, const float* s,
+                          int64_t pixels, int folded, int channels, float* out) = nullptr;
+  void (*branch_signs)(const float* x, int64_t pixels, int folded, int channels, float* out) = nullptr;
+  void (*sign_gradient)(const float* g, const float* x, const float* residual, int64_t pixels, int folded, int channels,
+                        float* out) = nullptr;
+  void (*connect_gradient)(const float* g, const float* x, const float* gate, const float* scales, int64_t pixels,
+                           int branches, int channels, float* out, float* sums) = nullptr;
 };
 
 // Those in use.

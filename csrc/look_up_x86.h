@@ -6,7 +6,7 @@
 // instruction. The usual popcount by nibbles takes two shuffles and six other instructions for as many.
 //
 // `Lanes` are the vectors: kBytes, and the static functions zero, load, row (16 bytes, repeated), shuffle, add8, sub8,
-// add16, both (bitwise and), set8, set16, left4, right4, right8 (of 16 bits) and widen.
+// add16, both (bitwise and), differ (exclusive or), set8, set16, left4, right4, right8 (of 16 bits) and widen.
 #ifndef MMGROUPNET_LOOK_UP_X86_H_
 #define MMGROUPNET_LOOK_UP_X86_H_
 
@@ -44,6 +44,7 @@ struct Ymm {
   static __m256i sub8(__m256i a, __m256i b) { return _mm256_sub_epi8(a, b); }
   static __m256i add16(__m256i a, __m256i b) { return _mm256_add_epi16(a, b); }
   static __m256i both(__m256i a, __m256i b) { return _mm256_and_si256(a, b); }
+  static __m256i differ(__m256i a, __m256i b) { return _mm256_xor_si256(a, b); }
   static __m256i set8(char value) { return _mm256_set1_epi8(value); }
   static __m256i set16(short value) { return _mm256_set1_epi16(value); }
   static __m256i left4(__m256i a) { return _mm256_slli_epi16(a, 4); }
@@ -232,6 +233,27 @@ void count_columns(const Tile& tile, int32_t* different) {
     if (tile.columns < kColumns) return count_columns<Lanes, kColumns - 1, kVectors>(tile, different);
   }
   count_tile<Lanes, kColumns, kVectors>(tile, different);
+}
+
+// The best popcount that is known without an instruction for it: xor, two look-ups by nibbles, sums of bytes; that these
+// would have to be widened now and then is left out.
+template <typename Lanes>
+double ceiling(int64_t rounds) {
+  constexpr int kChains = 4;
+  const auto mask = Lanes::set8(0x0f), row = Lanes::row(reinterpret_cast<const char*>(table.rows[0]));
+  typename Lanes::Type sums[kChains], a = Lanes::set8(0x35);
+  for (auto& sum : sums) sum = Lanes::zero();
+  for (int64_t i = 0; i < rounds; ++i) {
+    for (auto& sum : sums) {
+      asm volatile("" : "+v"(a));  // the compiler must not know that it is the same vector again
+      const auto x = Lanes::differ(a, mask);
+      const auto low = Lanes::shuffle(row, Lanes::both(x, mask));
+      const auto high = Lanes::shuffle(row, Lanes::both(Lanes::right4(x), mask));
+      sum = Lanes::add8(sum, Lanes::add8(low, high));
+    }
+  }
+  for (auto& sum : sums) asm volatile("" : : "v"(sum));
+  return 8.0 * Lanes::kBytes * kChains * static_cast<double>(rounds);
 }
 
 }  // namespace

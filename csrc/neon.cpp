@@ -578,7 +578,7 @@ bool has_slow_look_up() {
 }
 
 Kernels make_kernels() {
-  Kernels kernels = {
+  Kernels kernels = with_training({
       .name = "neon",
       .tile_columns = kTileColumns,
       .rows = look_up::kRows,
@@ -593,15 +593,8 @@ Kernels make_kernels() {
       .merge = merge_vectors,
       .gate = gate_vectors,
       .pool = pool<Vector>,
-      .relu_sums = relu_sums,
-      .relu_affine = relu_affine,
-      .gradient_sums = gradient_sums,
-      .affine_gradient = affine_gradient,
-      .branch_signs = branch_signs,
-      .sign_gradient = sign_gradient,
-      .connect_gradient = connect_gradient,
       .ceiling = ceiling,
-  };
+  });
   if (has_slow_look_up()) {
     kernels.rows = 1;
     kernels.step_channels = popcount::kStepChannels;

@@ -58,7 +58,7 @@ double ceiling(int64_t rounds) {
 }  // namespace
 
 const Kernels* portable_kernels() {
-  static const Kernels kernels = {
+  static const Kernels kernels = with_training({
       .name = "portable",
       .tile_columns = 4,
       .rows = 1,
@@ -73,15 +73,8 @@ const Kernels* portable_kernels() {
       .merge = merge,
       .gate = gate,
       .pool = pool<Scalar>,
-      .relu_sums = relu_sums,
-      .relu_affine = relu_affine,
-      .gradient_sums = gradient_sums,
-      .affine_gradient = affine_gradient,
-      .branch_signs = branch_signs,
-      .sign_gradient = sign_gradient,
-      .connect_gradient = connect_gradient,
       .ceiling = ceiling,
-  };
+  });
   return &kernels;
 }
 

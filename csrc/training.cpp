@@ -1,7 +1,6 @@
 // Passes of training over whole maps, see training.h, and the packing of latent weights.
 #include <algorithm>
 #include <functional>
-#include <vector>
 
 #include "kernels.h"
 #include "memory.h"
@@ -74,7 +73,7 @@ void padding_sums(const float* gradient, int batch, int height, int width, int o
   const int taps = window.height * window.width;
   // Whether a tap lies in the padding: (out_height, window.height) and (out_width, window.width).
   const auto in_padding = [rate](int given, int out, int size, int stride, int pad) {
-    std::vector<char> found(static_cast<size_t>(out) * size);
+    Storage<char> found(static_cast<size_t>(out) * size);
     for (int i = 0; i < out * size; ++i) {
       const int at = i / size * stride - pad + i % size * rate;
       found[i] = at < 0 || at >= given;

@@ -212,6 +212,18 @@ void connect_gradient(const float* g, const float* x, const float* gate, const f
   });
 }
 
+// A table with the passes of this file in it.
+Kernels with_training(Kernels kernels) {
+  kernels.relu_sums = relu_sums;
+  kernels.relu_affine = relu_affine;
+  kernels.gradient_sums = gradient_sums;
+  kernels.affine_gradient = affine_gradient;
+  kernels.branch_signs = branch_signs;
+  kernels.sign_gradient = sign_gradient;
+  kernels.connect_gradient = connect_gradient;
+  return kernels;
+}
+
 }  // namespace
 }  // namespace mmgroupnet
 

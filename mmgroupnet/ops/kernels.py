@@ -44,6 +44,12 @@ class Unit(Structure):
         return cls(**numbers)
 
 
+class Window(Structure):
+    """``mmg_window`` of csrc/mmgroupnet.h."""
+
+    _fields_ = [(name, c_int32) for name in 'height width stride_height stride_width pad_height pad_width'.split()]
+
+
 class Block(Structure):
     """``mmg_block`` of csrc/mmgroupnet.h."""
 
@@ -69,8 +75,8 @@ _SIGNATURES = {
     'mmg_convolve': [POINTER(Unit), c_int32, c_int32, c_int32, c_void_p, c_int32, c_int32, c_void_p, c_int32],
     'mmg_run_block': [POINTER(Block), c_void_p, c_void_p, c_int32],
     'mmg_connect': [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_int32],
-    'mmg_max_pool': [c_void_p, *[c_int32] * 4, POINTER(c_int32), *[c_void_p] * 3, c_int32],
-    'mmg_padding_sums': [c_void_p, *[c_int32] * 6, POINTER(c_int32), c_int32, c_void_p],
+    'mmg_max_pool': [c_void_p, *[c_int32] * 4, POINTER(Window), *[c_void_p] * 3, c_int32],
+    'mmg_padding_sums': [c_void_p, *[c_int32] * 6, POINTER(Window), c_int32, c_void_p],
     'mmg_pack_weights': [c_void_p, c_int64, c_int32, c_int32, c_void_p, c_int32],
     'mmg_relu_sums': [c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32],
     'mmg_relu_affine': [c_void_p, c_int32, *[c_void_p] * 3, c_int64, c_int32, c_void_p, c_int32],

@@ -189,7 +189,7 @@ def max_pool(x: Tensor, window: Sequence[int], scale: Tensor | None, shift: Tens
     library.mmg_max_pool(
         x.data_ptr(),
         *(batch, height, width, channels),
-        (ctypes.c_int32 * 6)(*window),
+        kernels.Window(*window),
         kernels.pointer(scale),
         kernels.pointer(shift),
         out.data_ptr(),

@@ -274,12 +274,12 @@ def _connect_gradient(
 
 def _max_pool(call: Call, x, batch, height, width, channels, window, scale, shift, out, threads) -> list[int]:
     sizes = [
-        (given + 2 * window[4 + axis] - window[axis]) // window[2 + axis] + 1
-        for axis, given in enumerate((height, width))
+        (height + 2 * window.pad_height - window.height) // window.stride_height + 1,
+        (width + 2 * window.pad_width - window.width) // window.stride_width + 1,
     ]
     maps = [call.input(x, batch, height, width, channels), batch, height, width, channels]
     factors = [call.input(factor, channels) for factor in (scale, shift)]
-    window = call.bytes(struct.pack('<6i', *window))
+    window = call.bytes(bytes(window))
     return [*maps, window, *factors, call.output(out, batch, *sizes, channels), threads]
 
 
@@ -287,8 +287,8 @@ def _padding_sums(
     call: Call, gradient, batch, height, width, out_height, out_width, channels, window, rate, sums
 ) -> list[int]:
     gradient = call.input(gradient, batch, out_height, out_width, channels)
-    sums = call.output(sums, channels, window[0], window[1])
-    window = call.bytes(struct.pack('<6i', *window))
+    sums = call.output(sums, channels, window.height, window.width)
+    window = call.bytes(bytes(window))
     return [gradient, batch, height, width, out_height, out_width, channels, window, rate, sums]
 
 

@@ -13,19 +13,17 @@ _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_
 
 
 def is_traced() -> bool:
-    """Whether a tracer, a compiler, an exporter or a functorch transform is active, which wants to see operations."""
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+    """Whether a tracer, an exporter or a functorch transform is active, which wants to see operations."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return True
     return torch._C._are_functorch_transforms_active()
 
 
 def wants_gradient(tensors: Iterable[Tensor | None]) -> bool:
     """Whether autograd will run over tensors, and no tracer, exporter or functorch transform is active."""
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or is_traced():
         return False
-    if not any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        return False
-    return not torch._C._are_functorch_transforms_active()
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def first_derivatives(backward: Callable) -> Callable:

@@ -1,4 +1,5 @@
-"""Packed twins of the binary layers: bits in place of latent weights, and the layers around them fused in.
+"""Packed twins of the binary layers: bits in place of latent weights, and the layers around them fused in; and of the
+full-precision stem in front of them.
 
 They hold what :func:`mmgroupnet.ops.run_block` takes and call it; nothing here can be trained or moved to a GPU.
 """
@@ -190,7 +191,7 @@ class PackedFloatShortcut(PackedModule):
 class PackedStem(nn.Sequential):
     """Full-precision layers that read the picture, in channels_last, as the packed layers behind them.
 
-    A max pooling and the batch norm behind it are one pass: torch's pooling takes as long as the conv in front of it.
+    A max pooling and the batch norm behind it are one pass.
     """
 
     def __init__(self, *layers: nn.Module) -> None:

@@ -140,7 +140,7 @@ def _collect(module: nn.Module, tensors: list[Tensor], is_bypassed: bool) -> boo
 
 
 def _may_run_on_bits(x: Tensor) -> bool:
-    if is_traced() or torch.is_grad_enabled() or has_global_hooks():
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_traced() or has_global_hooks():
         return False
     if type(x) not in (Tensor, nn.Parameter) or x.device.type != 'cpu' or x.dtype not in _DTYPES:
         return False

@@ -20,7 +20,7 @@ from mmgroupnet.ops.passes.protocol import NormPasses, Surrogate, UnitGradients
 class BranchwisePasses:
     """Base of backends that go branch by branch.
 
-    A subclass has ``dtype``, ``prepare`` and the three passes below.
+    A subclass has ``dtype``, ``prepare`` and the three passes below, and may have a faster ``sums_over_padding``.
     """
 
     dtype: torch.dtype

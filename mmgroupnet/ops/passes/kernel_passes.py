@@ -1,8 +1,6 @@
 """Passes of lean training by the compiled kernels, on the CPU; see :class:`mmgroupnet.ops.passes.Passes` for what each
 does. Maps are float32 and channels_last, integers int16."""
 
-from ctypes import c_int32
-
 import torch
 from torch import Tensor
 
@@ -162,7 +160,7 @@ class KernelPasses(BranchwisePasses):
         gradient = nhwc(gradient)
         batch, channels, *out_size = gradient.shape
         sums = torch.empty(channels, 1, *geometry.kernel_size)
-        window = (c_int32 * 6)(*geometry.kernel_size, *geometry.stride, *geometry.pad_of(base))
+        window = kernels.Window(*geometry.kernel_size, *geometry.stride, *geometry.pad_of(base))
         kernels.library().mmg_padding_sums(
             gradient.data_ptr(),
             batch,

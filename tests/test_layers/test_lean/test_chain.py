@@ -115,6 +115,12 @@ def margin_of_signs(model: nn.Module, *inputs: Tensor, run: Run = call) -> float
     return min(seen, default=1.0)
 
 
+def has_lone_weights(model: nn.Module) -> bool:
+    """Whether a conv has one weight per output channel. The norm behind it takes out that factor: its gradient is what
+    eps leaves of a sum that cancels, which single precision cannot hold."""
+    return any(weight.dim() == 4 and weight[0].numel() == 1 for weight in model.convs.parameters())
+
+
 class TestChains:
     @settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
     @given(chains(), seeds())
@@ -129,8 +135,8 @@ class TestChains:
     @given(chains(), seeds())
     def test_single_precision_on_equal_signs(self, model, seed):
         model, x = model.float(), input_of(model, seed).float()
-        assume(margin_of_signs(model, x) > 1e-4)
-        assert_single_precision(model, [x], SINGLE_BLOCK)
+        assume(margin_of_signs(model, x) > 1e-4 and not has_lone_weights(model))
+        assert_single_precision(model, x, SINGLE_BLOCK)
 
     @settings(deadline=None, max_examples=40)
     @given(chains(), seeds())

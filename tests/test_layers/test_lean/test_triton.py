@@ -25,6 +25,7 @@ from tests.lean_comparison import (
     assert_single_precision,
     block_of,
     call,
+    outputs_and_gradients,
     randomise,
     relative,
     set_lean,
@@ -32,7 +33,7 @@ from tests.lean_comparison import (
 )
 from tests.processes import noted_collectives, run_in_two_processes
 from tests.strategies import seeds
-from tests.test_layers.test_lean.test_chain import NETWORKS, chains, input_of, margin_of_signs
+from tests.test_layers.test_lean.test_chain import NETWORKS, chains, has_lone_weights, input_of, margin_of_signs
 from tests.test_layers.test_lean.test_collectives import build, images
 
 triton = pytest.importorskip('triton', reason='Triton is not installed')
@@ -69,7 +70,11 @@ def input_with_margin(model: nn.Module, *shapes: tuple[int, ...], run: Run = cal
 
 def assert_lean_is_plain(model: nn.Module, shapes: list[tuple[int, ...]], run: Run = call) -> None:
     inputs = input_with_margin(model, *shapes, run=run)
-    assert_triton_ran(assert_single_precision, model.to(DEVICE), inputs, NETWORK, run)
+    lean, plain = (set_lean(copy.deepcopy(model), is_lean).to(DEVICE) for is_lean in (True, False))
+    found = assert_triton_ran(outputs_and_gradients, lean, inputs, run)
+    for name, value in outputs_and_gradients(plain, inputs, run).items():
+        if value is not None:
+            assert relative(found[name], value) <= NETWORK, (name, relative(found[name], value))
 
 
 class TestChains:
@@ -91,8 +96,8 @@ class TestChains:
     @staticmethod
     def check(model: nn.Module, seed: int) -> None:
         model, x = model.float(), input_of(model, seed).float()
-        assume(margin_of_signs(model, x) > 1e-4)
-        assert_single_precision(model.to(DEVICE), [x.to(DEVICE)], 1e-5 if DEVICE.type == 'cpu' else 1e-2)
+        assume(margin_of_signs(model, x) > 1e-4 and not has_lone_weights(model))
+        assert_single_precision(model.to(DEVICE), x.to(DEVICE), 1e-5 if DEVICE.type == 'cpu' else 1e-2)
 
 
 def network_of(**options) -> nn.Module:
@@ -117,7 +122,8 @@ def test_bases(num_bases):
 def test_whole_networks(name):
     torch.manual_seed(0)
     network = randomise(GroupNetResNet(**dict(depth=18, num_bases=3, base_channels=8) | NETWORKS[name])).train()
-    assert_lean_is_plain(network, [(2, 3, 48, 32)])
+    # On smaller pictures the norms of the last stage see four pixels, and plain training is as far off as the bound.
+    assert_lean_is_plain(network, [(2, 3, 64, 48)])
 
 
 @pytest.mark.slow
