@@ -16,7 +16,7 @@ extern "C" {
 #define MMG_API __attribute__((visibility("default")))
 
 // What a caller must know to speak to this library; raised with every change of its structs and functions.
-enum { MMG_ABI_VERSION = 4 };
+enum { MMG_ABI_VERSION = 5 };
 MMG_API int32_t mmg_abi_version(void);
 
 // All functions return a status but those that return the version or a text. No C++ exception leaves this library.
@@ -130,6 +130,28 @@ MMG_API int32_t mmg_relu_affine(const int16_t* y, int32_t low, const float* scal
 // Of each channel the sums of the gradient and of gradient * r, (2, channels).
 MMG_API int32_t mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int64_t pixels,
                                   int32_t channels, double* sums, int32_t threads);
+// A batch norm of C channels behind scale * r, which `branches` share: maps have branches * C channels.
+typedef struct {
+  int32_t channels;          // C
+  int32_t branches;
+  int32_t uses_batch;        // 1: statistics of the batch; 0: the running ones
+  double eps;
+  double momentum;           // weight of a batch in the running statistics; 0: they stay
+  const float* scale;        // (C)
+  const float* weight;       // (C); NULL: 1
+  const float* bias;         // (C); NULL: 0
+  float* running_mean;       // (C); where they are neither read nor moved NULL
+  float* running_var;        // (C), likewise
+} mmg_batch_norm;
+// Mean and inverse deviation, (C), and the scale and shift of r that give the norm's output, (2, branches * C). Moves
+// the running statistics.
+MMG_API int32_t mmg_norm_statistics(const int16_t* y, int32_t low, int64_t pixels, const mmg_batch_norm* norm,
+                                    double* mean, double* inverse_deviation, float* vectors, int32_t threads);
+// Gradients of the norm's weight and bias, (C), and p, q and s, (3, branches * C), of the gradient
+// p * gradient + q * r + s of y, where `gradient` is that of the output.
+MMG_API int32_t mmg_norm_gradients(const float* gradient, const int16_t* y, int32_t low, int64_t pixels,
+                                   const mmg_batch_norm* norm, const double* mean, const double* inverse_deviation,
+                                   float* of_weight, float* of_bias, float* vectors, int32_t threads);
 // Of one branch, `channels` from the folded channel `first` on: p * gradient + q * y + s where y > low, else 0,
 // (pixels, channels).
 MMG_API int32_t mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p,

@@ -6,6 +6,7 @@
 #include "memory.h"
 #include "mmgroupnet.h"
 #include "status.h"
+#include "sums.h"
 #include "threads.h"
 
 namespace mmgroupnet {
@@ -54,6 +55,24 @@ void pack_row_by_bytes(const float* weights, int channels, int taps, uint8_t* ne
 }
 
 }  // namespace
+
+void relu_sums(const int16_t* y, int low, int64_t pixels, int channels, double* sums, int threads) {
+  Storage<double> parts(3 * channels);
+  sum_jobs<int32_t>(pixels, 3 * channels, threads, parts.data(), [&](int64_t first, int64_t count, int32_t* part) {
+    selected_kernels().relu_sums(y + first * channels, low, count, channels, part);
+  });
+  for (int c = 0; c < channels; ++c) {
+    sums[c] = parts[c];
+    sums[channels + c] = parts[channels + c] + 65536 * parts[2 * channels + c];
+  }
+}
+
+void gradient_sums(const float* gradient, const int16_t* y, int low, int64_t pixels, int channels, double* sums,
+                   int threads) {
+  sum_jobs<float>(pixels, 2 * channels, threads, sums, [&](int64_t first, int64_t count, float* part) {
+    selected_kernels().gradient_sums(gradient + first * channels, y + first * channels, low, count, channels, part);
+  });
+}
 
 void pack_weights(const float* weights, int64_t rows, int channels, int taps, uint8_t* bits, int threads) {
   constexpr int64_t kRowsPerJob = 16;
@@ -130,16 +149,7 @@ int32_t mmg_padding_sums(const float* gradient, int32_t batch, int32_t height, i
 }
 
 int32_t mmg_relu_sums(const int16_t* y, int32_t low, int64_t pixels, int32_t channels, double* sums, int32_t threads) {
-  return guard([&] {
-    mmgroupnet::Storage<double> parts(3 * channels);
-    sum_jobs<int32_t>(pixels, 3 * channels, threads, parts.data(), [&](int64_t first, int64_t count, int32_t* part) {
-      selected_kernels().relu_sums(y + first * channels, low, count, channels, part);
-    });
-    for (int c = 0; c < channels; ++c) {
-      sums[c] = parts[c];
-      sums[channels + c] = parts[channels + c] + 65536 * parts[2 * channels + c];
-    }
-  });
+  return guard([&] { mmgroupnet::relu_sums(y, low, pixels, channels, sums, threads); });
 }
 
 int32_t mmg_relu_affine(const int16_t* y, int32_t low, const float* scale, const float* shift, const float* residual,
@@ -156,11 +166,7 @@ int32_t mmg_relu_affine(const int16_t* y, int32_t low, const float* scale, const
 
 int32_t mmg_gradient_sums(const float* gradient, const int16_t* y, int32_t low, int64_t pixels, int32_t channels,
                           double* sums, int32_t threads) {
-  return guard([&] {
-    sum_jobs<float>(pixels, 2 * channels, threads, sums, [&](int64_t first, int64_t count, float* part) {
-      selected_kernels().gradient_sums(gradient + first * channels, y + first * channels, low, count, channels, part);
-    });
-  });
+  return guard([&] { mmgroupnet::gradient_sums(gradient, y, low, pixels, channels, sums, threads); });
 }
 
 int32_t mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low, const float* p, const float* q,

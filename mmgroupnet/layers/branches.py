@@ -8,6 +8,7 @@ and shares through them.
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -22,6 +23,18 @@ def split(branches: Tensor, num_bases: int) -> tuple[Tensor, ...]:
     ``chunk`` on purpose: the backward of K slices would fill K gradients of full size.
     """
     return branches.chunk(num_bases, dim=1)
+
+
+def add_up(branches: Tensor, num_bases: int, mean: bool = False) -> Tensor:
+    """The sum of the branches, or their mean, ``(N, K*C, ...)`` to ``(N, C, ...)``."""
+    if branches.device.type == 'cpu' and branches.dtype in (torch.float32, torch.float64):
+        # The same floats; over an axis in front of the channels of a channels_last map torch (2.14) sums eight times
+        # slower.
+        first, *rest = split(branches, num_bases)
+        total = sum(rest, first)
+        return total / num_bases if mean else total
+    folded = branches.unflatten(1, (num_bases, -1))
+    return folded.mean(dim=1) if mean else folded.sum(dim=1)
 
 
 def share(module: Callable[[Tensor], Tensor], branches: Tensor, num_bases: int) -> Tensor:

@@ -5,7 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from mmgroupnet.layers.branches import split
+from mmgroupnet.layers.branches import add_up, split
 from mmgroupnet.layers.lean.path import is_as_written
 from mmgroupnet.layers.packed import NotPackable, Packable, PackedMerge, Packing, find_twin
 
@@ -54,7 +54,7 @@ class MeanMerge(Merge):
     def merged(self, branches: Tensor) -> Tensor:
         if self.num_bases == 1:
             return branches
-        return branches.unflatten(1, (self.num_bases, -1)).mean(dim=1)
+        return add_up(branches, self.num_bases, mean=True)
 
     def weights(self, like: Tensor) -> Tensor:
         return like.new_full((self.num_bases,), 1 / self.num_bases)
@@ -102,7 +102,7 @@ class ScaledMerge(Merge):
 
     def merged(self, branches: Tensor) -> Tensor:
         scales = self.scales.view(-1, *[1] * (branches.dim() - 1))
-        return (branches.unflatten(1, (self.num_bases, -1)) * scales).sum(dim=1)
+        return add_up((branches.unflatten(1, (self.num_bases, -1)) * scales).flatten(1, 2), self.num_bases)
 
     def weights(self, like: Tensor) -> Tensor:
         return self.scales.to(like)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmgroupnet.ops.geometry import PARAMETERS, SAME_PADDING, Pair, Rates, UnitGeometry
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 # Chooses the instruction set: portable, neon, avx2, avx512bw or avx512. Default: the best that the processor has.
 ENVIRONMENT_VARIABLE = 'MMGROUPNET_KERNEL'
 
@@ -50,6 +50,16 @@ class Window(Structure):
     _fields_ = [(name, c_int32) for name in 'height width stride_height stride_width pad_height pad_width'.split()]
 
 
+class BatchNorm(Structure):
+    """``mmg_batch_norm`` of csrc/mmgroupnet.h."""
+
+    _fields_ = [
+        *((name, c_int32) for name in 'channels branches uses_batch'.split()),
+        *((name, c_double) for name in 'eps momentum'.split()),
+        *((name, c_void_p) for name in 'scale weight bias running_mean running_var'.split()),
+    ]
+
+
 class Block(Structure):
     """``mmg_block`` of csrc/mmgroupnet.h."""
 
@@ -81,6 +91,8 @@ _SIGNATURES = {
     'mmg_relu_sums': [c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32],
     'mmg_relu_affine': [c_void_p, c_int32, *[c_void_p] * 3, c_int64, c_int32, c_void_p, c_int32],
     'mmg_gradient_sums': [c_void_p, c_void_p, c_int32, c_int64, c_int32, c_void_p, c_int32],
+    'mmg_norm_statistics': [c_void_p, c_int32, c_int64, POINTER(BatchNorm), *[c_void_p] * 3, c_int32],
+    'mmg_norm_gradients': [c_void_p, c_void_p, c_int32, c_int64, POINTER(BatchNorm), *[c_void_p] * 5, c_int32],
     'mmg_affine_gradient': [c_void_p, c_void_p, c_int32, *[c_void_p] * 3, c_int64, *[c_int32] * 3, c_void_p, c_int32],
     'mmg_branch_signs': [c_void_p, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32],
     'mmg_sign_gradient': [*[c_void_p] * 3, c_int64, c_int32, c_int32, c_int32, c_void_p, c_int32],

@@ -32,6 +32,7 @@ void* const functions[] = {
     address_of(mmg_relu_sums),        address_of(mmg_relu_affine),     address_of(mmg_gradient_sums),
     address_of(mmg_affine_gradient),  address_of(mmg_branch_signs),    address_of(mmg_sign_gradient),
     address_of(mmg_connect_gradient), address_of(mmg_max_pool),        address_of(mmg_padding_sums),
+    address_of(mmg_norm_statistics),  address_of(mmg_norm_gradients),
 };
 
 void read_exactly(void* to, size_t size) {

@@ -26,7 +26,8 @@ SERVER = 'MMGROUPNET_KERNEL_SERVER'  # a list in JSON
 FUNCTIONS = (
     'abi_version failure available_kernels selected_kernels select_kernels arranged_bytes arrange_weights sign_pack '
     'convolve run_block connect pack_weights relu_sums relu_affine gradient_sums affine_gradient branch_signs '
-    'sign_gradient connect_gradient max_pool padding_sums'
+    'sign_gradient connect_gradient max_pool padding_sums '
+    'norm_statistics norm_gradients'
 ).split()
 _ARGUMENTS = 12
 
@@ -290,6 +291,33 @@ def _padding_sums(
     sums = call.output(sums, channels, window.height, window.width)
     window = call.bytes(bytes(window))
     return [gradient, batch, height, width, out_height, out_width, channels, window, rate, sums]
+
+
+def _batch_norm(call: Call, norm: kernels.BatchNorm) -> int:
+    """Address of a struct with all that it points to."""
+    there = kernels.BatchNorm.from_buffer_copy(norm)
+    for name in ('scale', 'weight', 'bias'):
+        setattr(there, name, call.input(getattr(norm, name), norm.channels))
+    for name in ('running_mean', 'running_var'):
+        setattr(there, name, call.output(getattr(norm, name), norm.channels))
+    return call.bytes(bytes(there))
+
+
+def _norm_statistics(call: Call, y, low, pixels, norm, mean, inverse_deviation, vectors, threads) -> list[int]:
+    folded = norm.branches * norm.channels
+    found = [call.output(values, norm.channels, size=8) for values in (mean, inverse_deviation)]
+    y, vectors = call.input(y, pixels, folded, size=2), call.output(vectors, 2, folded)
+    return [y, low, pixels, _batch_norm(call, norm), *found, vectors, threads]
+
+
+def _norm_gradients(
+    call: Call, gradient, y, low, pixels, norm, mean, inverse_deviation, of_weight, of_bias, vectors, threads
+) -> list[int]:
+    folded = norm.branches * norm.channels
+    maps = [call.input(gradient, pixels, folded), call.input(y, pixels, folded, size=2)]
+    statistics = [call.input(values, norm.channels, size=8) for values in (mean, inverse_deviation)]
+    of_norm = [call.output(values, norm.channels) for values in (of_weight, of_bias)]
+    return [*maps, low, pixels, _batch_norm(call, norm), *statistics, *of_norm, call.output(vectors, 3, folded), threads]
 
 
 class RemoteLibrary:

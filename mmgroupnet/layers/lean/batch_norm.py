@@ -49,7 +49,8 @@ class Statistics(NamedTuple):
         inverse_deviation: :math:`\rho`, ``(C,)``, float64.
         count: n, the values per channel behind them, ``()``, float64.
         vectors: Scale and shift of r that give the output, per folded channel, ``(2, K*C)``, where the backend makes
-            them; then mean and inverse deviation are float32, and the count is None, that of its own pixels.
+            them; then mean and inverse deviation have a dtype of its choice, and the count is None, that of its own
+            pixels.
     """
 
     mean: Tensor

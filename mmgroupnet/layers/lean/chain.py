@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from mmgroupnet.layers.branches import add_up
 from mmgroupnet.layers.lean.batch_norm import is_batch_norm, is_synchronised
 from mmgroupnet.layers.lean.float_shortcut import is_float_shortcut
 from mmgroupnet.layers.lean.interface import has_standard_quantizers
@@ -128,7 +129,7 @@ class _Plan:
         if gate is not None:
             return list(self.passes.connect_gradient(gradient, self.passes.prepare(x), gate.detach(), scales.detach()))
         if gradient.shape[1] != x.shape[1]:
-            gradient = gradient.unflatten(1, (self.num_bases, -1)).sum(dim=1)
+            gradient = add_up(gradient, self.num_bases)
         return [gradient, None, None]
 
 

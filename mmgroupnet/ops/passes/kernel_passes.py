@@ -9,19 +9,11 @@ from mmgroupnet.ops.geometry import PARAMETERS, UnitGeometry
 from mmgroupnet.ops.kernels import nhwc
 from mmgroupnet.ops.packing import pack_weight
 from mmgroupnet.ops.passes.branchwise import BranchwisePasses
+from mmgroupnet.ops.passes.kernel_norms import KernelNormPasses, count_pixels, lowest
 from mmgroupnet.ops.passes.protocol import BranchGradient, Surrogate
 from mmgroupnet.ops.passes.torch_passes import TorchPasses
 
-_NO_RELU = -32768
 _SIGNS_AT_ONCE = 64
-
-
-def _low(relu: bool) -> int:
-    return 0 if relu else _NO_RELU
-
-
-def _pixels(x: Tensor) -> int:
-    return x.shape[0] * x.shape[2] * x.shape[3]
 
 
 def _empty_branch(like: Tensor, channels: int) -> Tensor:
@@ -34,6 +26,7 @@ class KernelPasses(BranchwisePasses):
 
     dtype = torch.float32
     for_floats = TorchPasses(torch.float32)
+    norms = KernelNormPasses()
 
     def prepare(self, x: Tensor) -> Tensor:
         return nhwc(x.detach().float())
@@ -45,7 +38,7 @@ class KernelPasses(BranchwisePasses):
         unit = kernels.describe_unit(geometry, [pack_weight(weight), *[None] * (len(PARAMETERS) - 1)])
         batch, folded, height, width = x.shape
         given = folded // geometry.in_channels
-        words = torch.empty(_pixels(x) * given * -(-geometry.in_channels // 64), dtype=torch.int64)
+        words = torch.empty(count_pixels(x) * given * -(-geometry.in_channels // 64), dtype=torch.int64)
         library.mmg_sign_pack(
             x.data_ptr(), False, batch, height * width, given, geometry.in_channels, words.data_ptr(), threads
         )
@@ -58,7 +51,7 @@ class KernelPasses(BranchwisePasses):
     def moments(self, y: Tensor, relu: bool) -> Tensor:
         sums = torch.empty(2, y.shape[1], dtype=torch.float64)
         kernels.library().mmg_relu_sums(
-            y.data_ptr(), _low(relu), _pixels(y), y.shape[1], sums.data_ptr(), torch.get_num_threads()
+            y.data_ptr(), lowest(relu), count_pixels(y), y.shape[1], sums.data_ptr(), torch.get_num_threads()
         )
         return sums
 
@@ -77,11 +70,11 @@ class KernelPasses(BranchwisePasses):
         out = torch.empty_like(y, dtype=torch.float32)
         kernels.library().mmg_relu_affine(
             y.data_ptr(),
-            _low(relu),
+            lowest(relu),
             scale.data_ptr(),
             shift.data_ptr(),
             kernels.pointer(residual),
-            _pixels(y),
+            count_pixels(y),
             y.shape[1],
             out.data_ptr(),
             torch.get_num_threads(),
@@ -94,8 +87,8 @@ class KernelPasses(BranchwisePasses):
         kernels.library().mmg_gradient_sums(
             gradient.data_ptr(),
             y.data_ptr(),
-            _low(relu),
-            _pixels(y),
+            lowest(relu),
+            count_pixels(y),
             y.shape[1],
             sums.data_ptr(),
             torch.get_num_threads(),
@@ -116,9 +109,9 @@ class KernelPasses(BranchwisePasses):
             kernels.library().mmg_affine_gradient(
                 gradient.data_ptr(),
                 y.data_ptr(),
-                _low(relu),
+                lowest(relu),
                 *(vector.data_ptr() for vector in vectors),
-                _pixels(y),
+                count_pixels(y),
                 y.shape[1],
                 k * channels,
                 channels,
@@ -134,7 +127,7 @@ class KernelPasses(BranchwisePasses):
         out = _empty_branch(x, channels)
         kernels.library().mmg_branch_signs(
             x.data_ptr(),
-            _pixels(x),
+            count_pixels(x),
             x.shape[1],
             k * channels,
             channels,
@@ -191,7 +184,7 @@ class KernelPasses(BranchwisePasses):
             gradient.data_ptr(),
             x.data_ptr(),
             kernels.pointer(residual),
-            _pixels(x),
+            count_pixels(x),
             x.shape[1],
             k * channels,
             channels,
@@ -206,7 +199,7 @@ class KernelPasses(BranchwisePasses):
         num_bases, out = len(gate), torch.empty_like(x)
         kernels.library().mmg_connect(
             x.data_ptr(),
-            _pixels(x),
+            count_pixels(x),
             num_bases,
             x.shape[1] // num_bases,
             scales.data_ptr(),
@@ -227,7 +220,7 @@ class KernelPasses(BranchwisePasses):
             x.data_ptr(),
             gate.data_ptr(),
             scales.data_ptr(),
-            _pixels(x),
+            count_pixels(x),
             num_bases,
             x.shape[1] // num_bases,
             out.data_ptr(),

@@ -88,7 +88,7 @@ class Running(NamedTuple):
 
 
 class NormPasses(Protocol):
-    """The arithmetic of batch norms over channels, in single precision and few launches.
+    """The arithmetic of batch norms over channels, in few launches or calls.
 
     ``branches`` are those that share the norm of C channels: y has ``branches * C``. ``scale`` (C,) times r is what is
     normed; ``weight`` and ``bias`` are the norm's, ``(C,)`` or None.
@@ -106,7 +106,7 @@ class NormPasses(Protocol):
         eps: float,
         uses_batch: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and inverse deviation, ``(C,)``, of this batch or the running ones, and the scale and shift of r that
+        """Mean and inverse deviation, ``(C,)`` each and of a dtype that :meth:`gradients` takes, of this batch or the running ones, and the scale and shift of r that
         give the output, ``(2, branches * C)``. Moves the running statistics."""
 
     def gradients(

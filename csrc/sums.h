@@ -1,0 +1,15 @@
+// Sums over whole maps, of each channel, see mmgroupnet.h.
+#ifndef MMGROUPNET_SUMS_H_
+#define MMGROUPNET_SUMS_H_
+
+#include <cstdint>
+
+namespace mmgroupnet {
+
+void relu_sums(const int16_t* y, int low, int64_t pixels, int channels, double* sums, int threads);
+void gradient_sums(const float* gradient, const int16_t* y, int low, int64_t pixels, int channels, double* sums,
+                   int threads);
+
+}  // namespace mmgroupnet
+
+#endif  // MMGROUPNET_SUMS_H_

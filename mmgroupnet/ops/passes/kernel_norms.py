@@ -1,0 +1,107 @@
+"""Batch norms of lean training by the compiled kernels, on the CPU: the sums over pixels and the arithmetic over
+channels in one call."""
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from mmgroupnet.ops import kernels
+from mmgroupnet.ops.kernels import nhwc
+from mmgroupnet.ops.passes.protocol import Running
+
+_NO_RELU = -32768
+
+
+def lowest(relu: bool) -> int:
+    """What a kernel takes for a ReLU: the least value that r can have."""
+    return 0 if relu else _NO_RELU
+
+
+def count_pixels(x: Tensor) -> int:
+    """Pixels of all images."""
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def _floats(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.detach().float().contiguous()
+
+
+class KernelNormPasses:
+    """Arithmetic of batch norms by the compiled kernels, see :class:`mmgroupnet.ops.passes.NormPasses`; in double
+    precision but for what they take and give. Sums behind them are exact."""
+
+    def statistics(
+        self,
+        y: Tensor,
+        relu: bool,
+        branches: int,
+        scale: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: Running | None,
+        eps: float,
+        uses_batch: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        momentum = 0.0
+        if running is not None and running.moves:
+            momentum = running.momentum
+            if running.tracked is not None:
+                running.tracked.add_(1)
+                momentum = 1 / int(running.tracked) if momentum is None else momentum
+        vectors = [_floats(vector) for vector in (scale, weight, bias)]
+        of_running = [None, None] if running is None else [_floats(running.mean), _floats(running.var)]
+        norm = kernels.BatchNorm(
+            y.shape[1] // branches,
+            branches,
+            uses_batch,
+            eps,
+            momentum or 0.0,
+            *(kernels.pointer(vector) for vector in (*vectors, *of_running)),
+        )
+        mean, inverse_deviation = torch.empty(2, norm.channels, dtype=torch.float64)
+        affine = torch.empty(2, y.shape[1])
+        kernels.library().mmg_norm_statistics(
+            y.data_ptr(),
+            lowest(relu),
+            count_pixels(y),
+            norm,
+            mean.data_ptr(),
+            inverse_deviation.data_ptr(),
+            affine.data_ptr(),
+            torch.get_num_threads(),
+        )
+        if momentum:
+            for buffer, moved in zip((running.mean, running.var), of_running, strict=True):
+                if moved.data_ptr() != buffer.data_ptr():  # of another dtype
+                    buffer.copy_(moved)
+                else:
+                    increment_version(buffer)
+        return mean, inverse_deviation, affine
+
+    def gradients(
+        self,
+        gradient: Tensor,
+        y: Tensor,
+        relu: bool,
+        branches: int,
+        statistics: tuple[Tensor, Tensor],
+        scale: Tensor,
+        weight: Tensor | None,
+        uses_batch: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        gradient, vectors = nhwc(gradient), [_floats(vector) for vector in (scale, weight)]
+        norm = kernels.BatchNorm(
+            y.shape[1] // branches, branches, uses_batch, 0.0, 0.0, *(kernels.pointer(vector) for vector in vectors)
+        )
+        of_weight, of_bias = torch.empty(2, norm.channels)
+        of_y = torch.empty(3, y.shape[1])
+        kernels.library().mmg_norm_gradients(
+            gradient.data_ptr(),
+            y.data_ptr(),
+            lowest(relu),
+            count_pixels(y),
+            norm,
+            *(values.data_ptr() for values in (*statistics, of_weight, of_bias, of_y)),
+            torch.get_num_threads(),
+        )
+        return of_weight, of_bias, of_y
