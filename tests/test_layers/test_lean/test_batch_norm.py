@@ -9,11 +9,13 @@ from torch import Tensor, distributed, nn
 from torch.testing import assert_close
 
 from mmgroupnet.layers.lean.batch_norm import AffineOfNorm, BatchNorm
-from mmgroupnet.ops.passes import TorchPasses
+from mmgroupnet.ops import kernels
+from mmgroupnet.ops.passes import KernelPasses, TorchPasses
 from tests.processes import noted_collectives, run_in_two_processes
 
 CHANNELS = 3
 PASSES = TorchPasses(torch.float64)
+needs_kernels = pytest.mark.skipif(kernels.library() is None, reason='the kernels were not compiled')
 # All that a constructor takes, and that changes what a norm computes.
 OPTIONS = [
     dict(affine=affine, track_running_stats=tracked, momentum=momentum, eps=eps) | bias
@@ -123,6 +125,45 @@ def test_one_value_per_channel_is_refused_as_by_torch(options):
     message = r'one value per channel: BatchNorm2d\(3\) takes the statistics of more than one, over all images'
     with pytest.raises(ValueError, match=message):
         lean(norm, y, upstream(y), True)
+
+
+@needs_kernels
+@pytest.mark.parametrize('options', OPTIONS, ids=identity)
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize(('branches', 'relu'), [(1, True), (3, False)])
+def test_arithmetic_of_the_kernels(options, training, branches, relu):
+    """In one call, as in torch: the same sums, and double precision in both."""
+    passes = KernelPasses()
+    norm, other = (build(nn.BatchNorm2d, **options).float().train(training) for _ in range(2))
+    y = integers(3, branches).contiguous(memory_format=torch.channels_last)
+    gradient, scale, pixels = upstream(y).float(), scales().float(), y[:, 0].numel()
+    affine = AffineOfNorm(norm.weight, norm.bias)
+    whole, plain = BatchNorm(norm, branches, passes.norms), BatchNorm(other, branches)
+    for _ in range(2):  # the second time they find moved statistics
+        found = whole.statistics_of(norm, y, relu, affine, scale)
+        expected = plain.statistics(other, passes.moments(y, relu) if plain.uses_batch else None, pixels, scale)
+        assert_close(found[:2], expected[:2], rtol=1e-12, atol=1e-12)
+        vectors = [value.float() for value in plain.scale_and_shift(affine, expected, scale)]
+        assert_close(list(found.vectors), vectors, rtol=1e-6, atol=1e-6)
+        assert_same_buffers(norm, other)
+    of_weight, of_bias, of_y = passes.norms.gradients(
+        gradient, y, relu, branches, found[:2], scale, norm.weight, whole.uses_batch
+    )
+    of_norm, factors = plain.backward(affine, passes.gradient_sums(gradient, y, relu), expected, scale)
+    assert_close([of_weight, of_bias], [value.float() for value in of_norm], rtol=1e-6, atol=1e-6)
+    factors = [(factor * scale.double().repeat(branches)).float() for factor in factors]
+    assert_close(list(of_y), factors, rtol=1e-6, atol=1e-6)
+
+
+@needs_kernels
+def test_the_kernels_move_running_statistics_of_another_dtype():
+    norm, other = build(nn.BatchNorm2d), build(nn.BatchNorm2d)
+    y = integers(3).contiguous(memory_format=torch.channels_last)
+    unit = BatchNorm(norm, 1, KernelPasses().norms)
+    unit.statistics_of(norm, y, True, AffineOfNorm(norm.weight, norm.bias), scales())
+    other(y.double().relu() * scales().view(-1, 1, 1))
+    for name, buffer in norm.named_buffers():
+        assert_close(buffer, other.get_buffer(name), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(('mean', 'spread'), [(3001, 1), (1001, 1), (32766, 1)])
