@@ -317,7 +317,8 @@ def _norm_gradients(
     maps = [call.input(gradient, pixels, folded), call.input(y, pixels, folded, size=2)]
     statistics = [call.input(values, norm.channels, size=8) for values in (mean, inverse_deviation)]
     of_norm = [call.output(values, norm.channels) for values in (of_weight, of_bias)]
-    return [*maps, low, pixels, _batch_norm(call, norm), *statistics, *of_norm, call.output(vectors, 3, folded), threads]
+    norm, vectors = _batch_norm(call, norm), call.output(vectors, 3, folded)
+    return [*maps, low, pixels, norm, *statistics, *of_norm, vectors, threads]
 
 
 class RemoteLibrary:

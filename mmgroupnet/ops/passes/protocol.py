@@ -106,8 +106,9 @@ class NormPasses(Protocol):
         eps: float,
         uses_batch: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and inverse deviation, ``(C,)`` each and of a dtype that :meth:`gradients` takes, of this batch or the running ones, and the scale and shift of r that
-        give the output, ``(2, branches * C)``. Moves the running statistics."""
+        """Mean and inverse deviation of this batch or the running ones, ``(C,)`` each and of a dtype that
+        :meth:`gradients` takes, and the scale and shift of r that give the output, ``(2, branches * C)``. Moves the
+        running statistics."""
 
     def gradients(
         self,

@@ -205,8 +205,8 @@ class TestWhatIsKept:
         block, merge = block_of(network, 0), network.stages[0][0].merge
         x = torch.randn(2, 16, 24, 20, requires_grad=True)
         kept = saved_bytes(lambda: block(x, merge))
-        # Of a unit its scale, mean, deviation, and scale and shift behind the norm; then the gate, which branches share,
-        # and the merge's scales.
+        # Of a unit its scale, mean, deviation, and scale and shift behind the norm; then the gate, which branches
+        # share, and the merge's scales.
         vectors = 2 * (16 * 4 + 2 * 16 * 8 + 2 * 16 * 4) + 4 + 2 * 4
         assert kept == x.numel() * (4 if with_cp else 4 + 2 * 2) + vectors
 
