@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from mmgroupnet.ops import kernels
 from mmgroupnet.ops.float_convolution import convolution_gradients, convolve_signs, sums_over_padding
 from mmgroupnet.ops.passes import KernelPasses, Passes, TorchPasses, choose_passes
+from mmgroupnet.ops.passes.protocol import Running
 from tests.test_ops import oracle
 from tests.test_ops.oracle import geometry, random_unit
 
@@ -107,6 +108,35 @@ class TestPassesOverMaps:
         assert_close(passes.connect(x, gate, scales).double(), out.detach(), rtol=1e-5, atol=1e-5)
         expected = torch.autograd.grad(out, leaves, gradient.double())
         for value, wanted in zip(passes.connect_gradient(gradient, x, gate, scales), expected, strict=True):
+            assert_close(value.double(), wanted, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize('branches', [1, NUM_BASES])
+    @pytest.mark.parametrize('uses_batch', [False, True])
+    def test_norm_and_its_gradient(self, passes, channels, uses_batch, branches):
+        if passes.norms is None:
+            pytest.skip('torch does the arithmetic of norms in double precision, see test_batch_norm')
+        y, (gradient,) = integers(channels), maps(channels, 1)
+        size = y.shape[1] // branches
+        scale, weight, bias, mean, var = (torch.rand(size) + 0.5 for _ in range(5))
+        leaves = [value.double().requires_grad_() for value in (y, weight, bias)]
+        r = torch.cat((scale.repeat(branches).view(-1, 1, 1) * leaves[0].relu()).chunk(branches, dim=1))
+        buffers = [mean.double(), var.double()]
+        out = torch.nn.functional.batch_norm(r, *buffers, *leaves[1:], uses_batch, 0.3, 1e-3)
+        expected = torch.autograd.grad(out, leaves, torch.cat(gradient.double().chunk(branches, dim=1)))
+
+        running = Running(mean, var, None, 0.3, uses_batch)
+        *statistics, vectors = passes.norms.statistics(
+            y, True, branches, scale, weight, bias, running, 1e-3, uses_batch
+        )
+        assert_close([mean.double(), var.double()], buffers, rtol=1e-5, atol=1e-5)
+        found = passes.affine(y, *vectors, None, True, torch.float32)
+        assert_close(torch.cat(found.double().chunk(branches, dim=1)), out.detach(), rtol=1e-4, atol=1e-4)
+        of_weight, of_bias, of_y = passes.norms.gradients(
+            gradient, y, True, branches, statistics, scale, weight, uses_batch
+        )
+        of_branch = passes.affine_gradient(gradient, y, *of_y, NUM_BASES, True)
+        of_maps = torch.cat([of_branch(k, False) for k in range(NUM_BASES)], dim=1)
+        for value, wanted in zip((of_maps, of_weight, of_bias), expected, strict=True):
             assert_close(value.double(), wanted, rtol=1e-4, atol=1e-4)
 
     def test_threads_do_not_matter(self, passes, kernel_set, channels):
