@@ -16,4 +16,4 @@ model = dict(
     ),
 )
 
-train_cfg = dict(max_epochs=5, val_interval=1)
+train_cfg = dict(max_epochs=7, val_interval=1)

@@ -1,0 +1,109 @@
+"""What the demo's all-binary detector loses to its float twin, and where: ``python benchmarks/digits_detection.py``.
+
+Each variant changes one thing of the demo's config. It is trained by tools/train.py (a run that was cut off goes on
+from its last epoch) and evaluated after its last epoch. Every finished run appends one line to
+benchmarks/results/digits_detection.jsonl; variants with a line there are not run again. At the end the table is
+printed. Needs data/digits: ``make demo`` makes it, and so does tools/dataset_converters/digits.py.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
+
+from benchmarks.timing import format_table  # noqa: E402
+from benchmarks.trainings import append_line, read_lines, train  # noqa: E402
+
+RESULTS = Path('benchmarks/results/digits_detection.jsonl')
+WORK_DIR = Path('work_dirs/digits')
+BINARY, TWIN = 'fcos_groupnet_digits', 'fcos_float_digits'
+_LEARNED_THRESHOLDS = """
+activation = dict(type='mmgroupnet.ShiftedSign')
+model = dict(
+    backbone=dict(binary_cfg=dict(activation=activation)),
+    neck=dict(binary_cfg=dict(activation=activation)),
+    bbox_head=dict(binary_cfg=dict(activation=activation)),
+)
+"""
+_FLOAT_HEAD = """
+model = dict(
+    bbox_head=dict(
+        _delete_=True, type='FCOSHead', num_classes=10, in_channels=64, stacked_convs=2, feat_channels=64,
+        strides=[8, 16, 32], regress_ranges=((-1, 32), (32, 64), (64, 1e8)),
+        norm_on_bbox=True, centerness_on_reg=True, center_sampling=True,
+        loss_bbox=dict(type='GIoULoss', loss_weight=1.0),
+    )
+)
+"""
+_FLOAT_BACKBONE = """
+model = dict(backbone=dict(_delete_=True, type='ResNet', depth=18, base_channels=32))
+"""
+# Title, base config, and what is changed, by name.
+VARIANTS = {
+    'twin': ('float twin', TWIN, ''),
+    'binary': ('all binary, K = 3', BINARY, ''),
+    'float_head': ('its head in floats', BINARY, _FLOAT_HEAD),
+    'float_backbone': ('its backbone in floats', BINARY, _FLOAT_BACKBONE),
+    'learned_thresholds': ('learned thresholds, `ShiftedSign`', BINARY, _LEARNED_THRESHOLDS),
+    'rate_1e-2': ('learning rate 1e-2 in place of 5e-3', BINARY, '\noptim_wrapper = dict(optimizer=dict(lr=1e-2))\n'),
+}
+
+
+def write_config(name: str) -> Path:
+    """Writes the config of a variant, and returns its path."""
+    _, base, changes = VARIANTS[name]
+    path = WORK_DIR / f'{name}.py'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"_base_ = '{ROOT}/configs/demo/{base}.py'\n{changes}")
+    return path
+
+
+def run(name: str) -> dict:
+    """Trains a variant and returns its line of results."""
+    import torch
+
+    from mmgroupnet.analysis.training_curves import read_history, training_seconds
+
+    config, work_dir = write_config(name), WORK_DIR / name
+    train(str(config), work_dir)
+    metrics = read_history(work_dir).metrics
+    last_epoch = max(metrics['coco/bbox_mAP'])
+    return dict(
+        variant=name,
+        epochs=last_epoch,
+        AP=metrics['coco/bbox_mAP'][last_epoch],
+        AP50=metrics['coco/bbox_mAP_50'][last_epoch],
+        seconds=round(training_seconds(work_dir)),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
+
+
+def print_table(lines: list[dict]) -> None:
+    """Prints the results as Markdown, in the order of VARIANTS."""
+    found = {line['variant']: line for line in lines}
+    rows = [
+        (title, found[name]['epochs'], f'{found[name]["AP"]:.3f}', f'{found[name]["AP50"]:.3f}')
+        for name, (title, _, _) in VARIANTS.items()
+        if name in found
+    ]
+    print(f'\n{format_table(["detector", "epochs", "AP", "AP50"], rows)}')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    os.chdir(ROOT)
+    lines = read_lines(RESULTS)
+    for name in VARIANTS:
+        if not any(line['variant'] == name for line in lines):
+            lines.append(run(name))
+            append_line(RESULTS, lines[-1])
+    print_table(lines)
+
+
+if __name__ == '__main__':
+    main()
