@@ -1,6 +1,6 @@
 """What the demo's all-binary detector loses to its float twin, and where: ``python benchmarks/digits_detection.py``.
 
-Each variant changes one thing of the demo's config. It is trained by tools/train.py (a run that was cut off goes on
+Each variant changes little of the demo's config. It is trained by tools/train.py (a run that was cut off goes on
 from its last epoch) and evaluated after its last epoch. Every finished run appends one line to
 benchmarks/results/digits_detection.jsonl; variants with a line there are not run again. At the end the table is
 printed. Needs data/digits: ``make demo`` makes it, and so does tools/dataset_converters/digits.py.
@@ -38,17 +38,20 @@ model = dict(
     )
 )
 """
-_FLOAT_BACKBONE = """
-model = dict(backbone=dict(_delete_=True, type='ResNet', depth=18, base_channels=32))
+_BINARY_LATERALS = """
+_base_.model.neck.binary_laterals = True
 """
-# Title, base config, and what is changed, by name.
+_HIGHER_RATE = """
+optim_wrapper = dict(optimizer=dict(lr=1e-2))
+"""
+# Title, base config, and what is changed, by name. All but the first two have binary laterals, and one more change.
 VARIANTS = {
     'twin': ('float twin', TWIN, ''),
-    'binary': ('all binary, K = 3', BINARY, ''),
-    'float_head': ('its head in floats', BINARY, _FLOAT_HEAD),
-    'float_backbone': ('its backbone in floats', BINARY, _FLOAT_BACKBONE),
-    'learned_thresholds': ('learned thresholds, `ShiftedSign`', BINARY, _LEARNED_THRESHOLDS),
-    'rate_1e-2': ('learning rate 1e-2 in place of 5e-3', BINARY, '\noptim_wrapper = dict(optimizer=dict(lr=1e-2))\n'),
+    'binary': ('binary backbone, neck and head, K = 3', BINARY, ''),
+    'binary_laterals': ('laterals of the neck binary, too', BINARY, _BINARY_LATERALS),
+    'float_head': ('so, with its head in floats', BINARY, _BINARY_LATERALS + _FLOAT_HEAD),
+    'learned_thresholds': ('so, with `ShiftedSign`', BINARY, _BINARY_LATERALS + _LEARNED_THRESHOLDS),
+    'rate_1e-2': ('so, with a learning rate of 1e-2 in place of 5e-3', BINARY, _BINARY_LATERALS + _HIGHER_RATE),
 }
 
 

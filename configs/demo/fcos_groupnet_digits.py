@@ -1,4 +1,4 @@
-# The demo: a small FCOS, all binary, on the embedded digits.
+# The demo: a small FCOS on the embedded digits, with binary backbone, neck and head.
 _base_ = [
     '../_base_/models/fcos_groupnet_r18_half.py',
     '../_base_/datasets/digits_detection.py',
@@ -10,7 +10,8 @@ num_bases = 3
 # Digits are 30 to 65 pixels large: three levels are enough.
 model = dict(
     backbone=dict(num_bases=num_bases),
-    neck=dict(num_outs=3, num_bases=num_bases),
+    # Full-precision 1x1 laterals: 0.3 % of the weights. Binary ones cost 0.03 AP.
+    neck=dict(num_outs=3, num_bases=num_bases, binary_laterals=False),
     bbox_head=dict(
         num_classes=10, strides=[8, 16, 32], regress_ranges=((-1, 32), (32, 64), (64, 1e8)), num_bases=num_bases
     ),

@@ -19,7 +19,8 @@ def test_every_variant_has_its_line():
 @pytest.mark.parametrize('name', [name for name in digits_detection.VARIANTS if name not in ('twin', 'binary')])
 def test_a_variant_changes_its_own_part_alone(name, tmp_path, monkeypatch):
     monkeypatch.setattr(digits_detection, 'WORK_DIR', tmp_path)
-    base, config = (Config.fromfile(digits_detection.write_config(each)) for each in ('binary', name))
+    base, config = (Config.fromfile(digits_detection.write_config(each)) for each in ('binary_laterals', name))
+    assert config.model.neck.binary_laterals
     changed = {
         (key, part)
         for key in ('model', 'optim_wrapper', 'train_cfg', 'train_dataloader')
@@ -27,8 +28,8 @@ def test_a_variant_changes_its_own_part_alone(name, tmp_path, monkeypatch):
         if config[key][part] != base[key].get(part)
     }
     assert changed == {
+        'binary_laterals': set(),
         'float_head': {('model', 'bbox_head')},
-        'float_backbone': {('model', 'backbone')},
         'learned_thresholds': {('model', part) for part in ('backbone', 'neck', 'bbox_head')},
         'rate_1e-2': {('optim_wrapper', 'optimizer')},
     }[name]

@@ -1,6 +1,8 @@
 """Feature pyramid network of binary convolutions."""
 
+from mmcv.cnn import ConvModule
 from mmdet.models.necks import FPN
+from torch import nn
 
 from mmgroupnet.layers import RealValuedSkip
 from mmgroupnet.models.arguments import layerwise_conv_cfg, refuse_options, require_norm
@@ -12,13 +14,16 @@ class BinaryFPN(FPN):
     """FPN of layer-wise decomposed binary convs.
 
     Every lateral, output and extra conv is norm, sign, layer-wise binary conv, norm: the norm in front of the sign
-    makes it safe behind a stock backbone, which ends in a ReLU. A real-valued skip goes around each output conv.
+    makes it safe behind a stock backbone, which ends in a ReLU. A real-valued skip goes around each output conv. What
+    the pyramid knows of the backbone passes through the laterals: binary ones take its signs alone.
 
     Args:
         in_channels: Channels of each input map.
         out_channels: Channels of the output maps.
         num_outs: Number of output maps.
         num_bases: Number K of bases of every conv.
+        binary_laterals: Binary 1x1 laterals; False: full-precision ones, a conv and a norm, for the price of the
+            1x1 convs in the shortcuts of Group-Net**. Default: True.
         learned_scales: Learned scales of the bases in place of their mean. Default: False.
         norm_cfg: Config of all norms. Default: ``dict(type='BN')``.
         binary_cfg: Options of every binary conv: ``activation``, ``weight``, ``padding_value``, see
@@ -38,6 +43,7 @@ class BinaryFPN(FPN):
         out_channels: int,
         num_outs: int,
         num_bases: int,
+        binary_laterals: bool = True,
         learned_scales: bool = False,
         norm_cfg: dict = dict(type='BN'),
         binary_cfg: dict | None = None,
@@ -66,6 +72,11 @@ class BinaryFPN(FPN):
             init_cfg=init_cfg,
             **kwargs,
         )
+        if not binary_laterals:
+            self.lateral_convs = nn.ModuleList(
+                ConvModule(in_channels[level], out_channels, 1, norm_cfg=norm_cfg, act_cfg=None)
+                for level in range(self.start_level, self.backbone_end_level)
+            )
         # Extra convs halve the size: no skip fits around them.
         for level in range(len(self.lateral_convs)):
             self.fpn_convs[level] = RealValuedSkip(self.fpn_convs[level])

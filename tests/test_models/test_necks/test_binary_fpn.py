@@ -31,6 +31,11 @@ class TestPooledExtraLevels(NeckBattery):
     input_shapes = SHAPES
 
 
+class TestFloatLaterals(NeckBattery):
+    config = dict(CONFIG, binary_laterals=False, start_level=1, num_outs=3)
+    input_shapes = SHAPES
+
+
 def build(**options):
     torch.manual_seed(0)
     neck = MODELS.build(dict(CONFIG, **options))
@@ -49,6 +54,15 @@ def test_every_conv_is_layerwise_binary_between_norms_and_nothing_is_rectified()
         assert conv.bias is None
     assert sum(isinstance(module, nn.BatchNorm2d) for module in neck.modules()) == 2 * len(convs)
     assert not any(isinstance(module, nn.Conv2d | nn.ReLU | nn.PReLU | nn.Sigmoid) for module in neck.modules())
+
+
+def test_full_precision_laterals():
+    neck = build(binary_laterals=False, start_level=1, add_extra_convs='on_output', norm_cfg=dict(type='SyncBN'))
+    assert [type(lateral.conv) for lateral in neck.lateral_convs] == [nn.Conv2d, nn.Conv2d]
+    assert [lateral.conv.weight.shape for lateral in neck.lateral_convs] == [(12, 16, 1, 1), (12, 32, 1, 1)]
+    assert all(isinstance(lateral.norm, nn.SyncBatchNorm) for lateral in neck.lateral_convs)
+    assert not any(lateral.with_activation for lateral in neck.lateral_convs)
+    assert all(isinstance(conv.conv, LayerwiseBinaryConv2d) for conv in neck.fpn_convs)
 
 
 def test_attributes_of_the_output_convs_are_read_as_those_of_the_stock_neck():
