@@ -1,4 +1,4 @@
-"""The demo: train a small all-binary detector and its float twin on real handwritten digits, and compare them.
+"""The demo: train a small binary detector and its float twin on real handwritten digits, and compare them.
 
 ``make demo`` runs this. Each step is what a person would type: the generator of the data, ``tools/train.py``,
 ``tools/test.py``. A run that was interrupted goes on where it stopped; a finished one is kept beside as
@@ -52,7 +52,7 @@ def run(work_dir: Path, cfg_options: list[str]) -> None:
     from mmgroupnet.datasets import generate_digits
     from mmgroupnet.engine.model_report import count_parameters
 
-    binary = Detector('all-binary detector', 'configs/demo/fcos_groupnet_digits.py', work_dir)
+    binary = Detector('binary detector', 'configs/demo/fcos_groupnet_digits.py', work_dir)
     twin = Detector('float twin', 'configs/demo/fcos_float_digits.py', work_dir / 'float_twin')
 
     stopwatch = steps.Stopwatch(work_dir / 'seconds.json', NUM_STEPS)
@@ -105,7 +105,7 @@ def draw_results(binary: Detector, twin: Detector) -> None:
         SCORE_THRESHOLD,
     )
     title = (
-        f'All-binary FCOS on handwritten digits: {len(tiles)} validation images, evenly chosen; '
+        f'Binary FCOS on handwritten digits: {len(tiles)} validation images, evenly chosen; '
         f'detections with a score of at least {SCORE_THRESHOLD}'
     )
     draw_contact_sheet(tiles, DIGIT_CLASSES, title).save(binary.work_dir / 'contact_sheet.png')
@@ -113,7 +113,7 @@ def draw_results(binary: Detector, twin: Detector) -> None:
         {detector.name: read_history(detector.work_dir) for detector in (binary, twin)},
         {'coco/bbox_mAP_50': 'AP50', 'coco/bbox_mAP': 'AP'},
         binary.work_dir / 'curves.png',
-        'FCOS on handwritten digits: all binary beside its float twin',
+        'FCOS on handwritten digits: binary beside its float twin',
     )
 
 
