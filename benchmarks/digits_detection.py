@@ -1,4 +1,4 @@
-"""What the demo's all-binary detector loses to its float twin, and where: ``python benchmarks/digits_detection.py``.
+"""What the demo's binary detector loses to its float twin, and where: ``python benchmarks/digits_detection.py``.
 
 Each variant changes little of the demo's config. It is trained by tools/train.py (a run that was cut off goes on
 from its last epoch) and evaluated after its last epoch. Every finished run appends one line to

@@ -181,6 +181,11 @@ def nhwc(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def count_pixels(x: Tensor) -> int:
+    """Pixels of all images, ``N * H * W``."""
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
 def pointer(tensor: Tensor | None) -> int | None:
     """Address of a contiguous tensor's data."""
     return None if tensor is None else tensor.data_ptr()

@@ -22,12 +22,12 @@ class BinaryFPN(FPN):
         out_channels: Channels of the output maps.
         num_outs: Number of output maps.
         num_bases: Number K of bases of every conv.
-        binary_laterals: Binary 1x1 laterals; False: full-precision ones, a conv and a norm, for the price of the
-            1x1 convs in the shortcuts of Group-Net**. Default: True.
         learned_scales: Learned scales of the bases in place of their mean. Default: False.
         norm_cfg: Config of all norms. Default: ``dict(type='BN')``.
         binary_cfg: Options of every binary conv: ``activation``, ``weight``, ``padding_value``, see
             :class:`BinaryConv2d`. Default: None.
+        binary_laterals: Binary 1x1 laterals; False: a full-precision conv and a norm each, as in the shortcuts of
+            Group-Net**. Default: True.
         start_level, end_level, add_extra_convs, relu_before_extra_convs, upsample_cfg, init_cfg: As for mmdet's FPN.
         kwargs: None: ``conv_cfg``, ``act_cfg`` and ``no_norm_on_lateral`` of mmdet's FPN have no meaning here.
 
@@ -43,10 +43,10 @@ class BinaryFPN(FPN):
         out_channels: int,
         num_outs: int,
         num_bases: int,
-        binary_laterals: bool = True,
         learned_scales: bool = False,
         norm_cfg: dict = dict(type='BN'),
         binary_cfg: dict | None = None,
+        binary_laterals: bool = True,
         start_level: int = 0,
         end_level: int = -1,
         add_extra_convs: bool | str = False,

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from mmgroupnet.ops import kernels
-from mmgroupnet.ops.kernels import nhwc
+from mmgroupnet.ops.kernels import count_pixels, nhwc
 from mmgroupnet.ops.passes.protocol import Running
 
 _NO_RELU = -32768
@@ -17,18 +17,13 @@ def lowest(relu: bool) -> int:
     return 0 if relu else _NO_RELU
 
 
-def count_pixels(x: Tensor) -> int:
-    """Pixels of all images."""
-    return x.shape[0] * x.shape[2] * x.shape[3]
-
-
 def _floats(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.detach().float().contiguous()
 
 
 class KernelNormPasses:
     """Arithmetic of batch norms by the compiled kernels, see :class:`mmgroupnet.ops.passes.NormPasses`; in double
-    precision but for what they take and give. Sums behind them are exact."""
+    precision but for what they take and give."""
 
     def statistics(
         self,

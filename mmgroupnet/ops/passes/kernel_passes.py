@@ -6,10 +6,10 @@ from torch import Tensor
 
 from mmgroupnet.ops import kernels
 from mmgroupnet.ops.geometry import PARAMETERS, UnitGeometry
-from mmgroupnet.ops.kernels import nhwc
+from mmgroupnet.ops.kernels import count_pixels, nhwc
 from mmgroupnet.ops.packing import pack_weight
 from mmgroupnet.ops.passes.branchwise import BranchwisePasses
-from mmgroupnet.ops.passes.kernel_norms import KernelNormPasses, count_pixels, lowest
+from mmgroupnet.ops.passes.kernel_norms import KernelNormPasses, lowest
 from mmgroupnet.ops.passes.protocol import BranchGradient, Surrogate
 from mmgroupnet.ops.passes.torch_passes import TorchPasses
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mmgroupnet.ops.kernels import count_pixels
 from mmgroupnet.ops.passes.triton_kernels import TILE
 
 BLOCK_P, BLOCK_C = TILE
@@ -13,11 +14,6 @@ PROGRAMS = 1024
 def count_tiles(size: int, block: int) -> int:
     """Number of blocks that cover an axis."""
     return -(-size // block)
-
-
-def count_pixels(x: Tensor) -> int:
-    """Pixels of all images, ``N * H * W``."""
-    return x.shape[0] * x.shape[2] * x.shape[3]
 
 
 def grid_of(x: Tensor, channels: int, branches: int = 1) -> tuple[int, int]:

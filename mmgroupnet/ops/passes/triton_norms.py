@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmgroupnet.ops.kernels import nhwc
+from mmgroupnet.ops.kernels import count_pixels, nhwc
 from mmgroupnet.ops.passes import triton_launch
 from mmgroupnet.ops.passes import triton_norm_kernels as kernels
 from mmgroupnet.ops.passes.protocol import Running
-from mmgroupnet.ops.passes.triton_launch import BLOCK_C, BLOCK_P, count_parts, count_pixels, count_tiles
+from mmgroupnet.ops.passes.triton_launch import BLOCK_C, BLOCK_P, count_parts, count_tiles
 
 
 def moments_of_parts(y: Tensor, relu: bool) -> tuple[Tensor, int]:

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from mmgroupnet.ops.float_convolution import needs_contiguous
 from mmgroupnet.ops.geometry import UnitGeometry
-from mmgroupnet.ops.kernels import nhwc
+from mmgroupnet.ops.kernels import count_pixels, nhwc
 from mmgroupnet.ops.passes import triton_kernels as kernels
 from mmgroupnet.ops.passes import triton_launch
 from mmgroupnet.ops.passes.protocol import BranchGradient, Formula, KnownSurrogate, UnitGradients
-from mmgroupnet.ops.passes.triton_launch import BLOCK_C, BLOCK_P, PROGRAMS, count_pixels, count_tiles, grid_of
+from mmgroupnet.ops.passes.triton_launch import BLOCK_C, BLOCK_P, PROGRAMS, count_tiles, grid_of
 from mmgroupnet.ops.passes.triton_norms import TritonNormPasses, gradient_sums_of_parts, moments_of_parts
 
 # Weights that a program takes.
