@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgroupnet.layers.branches import add_up, split
+from mmgroupnet.layers.fx import trace_as_leaf
 from mmgroupnet.layers.lean.path import is_as_written
 from mmgroupnet.layers.packed import NotPackable, Packable, PackedMerge, Packing, find_twin
 
@@ -22,6 +23,7 @@ class Merge(Packable):
         super().__init__()
         self.num_bases = num_bases
 
+    @trace_as_leaf
     def forward(self, branches: Tensor) -> Tensor:
         twin = find_twin(self, branches)
         if twin is not None and branches.dim() == 4:  # weights are merged, too
