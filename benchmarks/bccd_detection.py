@@ -13,7 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
-from benchmarks.trainings import append_line, read_lines, train  # noqa: E402
+from benchmarks.timing import format_table  # noqa: E402
+from benchmarks.trainings import collect, train  # noqa: E402
 
 RESULTS = Path('benchmarks/results/bccd_detection.jsonl')
 CONFIGS = {
@@ -49,30 +50,37 @@ def run(name: str) -> dict:
     )
 
 
-def print_table(lines: list[dict]) -> None:
-    """Prints the results as Markdown, in the order of CONFIGS."""
-    print('\n| network | config | AP | AP50 | parameters | of them 1-bit | training |')
-    print('| --- | --- | --- | --- | --- | --- | --- |')
+def name_of(line: dict) -> str:
+    """The config of a line of results, as in CONFIGS."""
+    return Path(line['config']).stem
+
+
+def results_table(lines: list[dict]) -> str:
+    """The results as Markdown, in the order of CONFIGS."""
+    found = {name_of(line): line for line in lines}
+    rows = []
     for name, title in CONFIGS.items():
-        for line in lines:
-            if Path(line['config']).stem == name:
-                share = line['binary_parameters'] / line['parameters']
-                print(
-                    f'| {title} | [{name}]({name}.py) | {line["AP"]:.3f} | {line["AP50"]:.3f} | '
-                    f'{line["parameters"] / 1e6:.2f} M | {share:.0%} | {line["seconds"] / 60:.1f} min |'
-                )
+        if name in found:
+            line = found[name]
+            rows.append(
+                [
+                    title,
+                    f'[{name}]({name}.py)',
+                    f'{line["AP"]:.3f}',
+                    f'{line["AP50"]:.3f}',
+                    f'{line["parameters"] / 1e6:.2f} M',
+                    f'{line["binary_parameters"] / line["parameters"]:.0%}',
+                    f'{line["seconds"] / 60:.1f} min',
+                ]
+            )
+    return format_table(['network', 'config', 'AP', 'AP50', 'parameters', 'of them 1-bit', 'training'], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     os.chdir(ROOT)
-    lines = read_lines(RESULTS)
-    for name in CONFIGS:
-        if not any(Path(line['config']).stem == name for line in lines):
-            lines.append(run(name))
-            append_line(RESULTS, lines[-1])
-    print_table(lines)
+    print(f'\n{results_table(collect(RESULTS, list(CONFIGS), name_of, run))}')
 
 
 if __name__ == '__main__':

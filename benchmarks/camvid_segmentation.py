@@ -12,12 +12,13 @@ import os
 import statistics
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from benchmarks.timing import format_table  # noqa: E402
-from benchmarks.trainings import append_line, read_lines, test, train  # noqa: E402
+from benchmarks.trainings import collect, test, train  # noqa: E402
 
 RESULTS = Path('benchmarks/results/camvid_segmentation.jsonl')
 FIGURE = Path('docs/images/camvid.jpg')
@@ -34,29 +35,46 @@ CONFIGS = {
 DRAWN = ('fcn-32s_groupnet_r18_camvid-240x180', 'fcn-32s_groupnet_r18_bpac_camvid-240x180')
 
 
+class Run(NamedTuple):
+    """One training.
+
+    Attributes:
+        name: Config, as in CONFIGS.
+        seed: Seed of the run.
+    """
+
+    name: str
+    seed: int
+
+
+def run_of(line: dict) -> Run:
+    """The run of a line of results."""
+    return Run(Path(line['config']).stem, line['seed'])
+
+
 def config_of(name: str) -> str:
     """The file of a config."""
     return f'{FOLDER}/{name}.py'
 
 
-def work_dir_of(name: str, seed: int) -> Path:
-    """Where a run of a config leaves its checkpoints."""
-    return Path('work_dirs/camvid') / f'{name}_seed{seed}'
+def work_dir_of(run: Run) -> Path:
+    """Where a run leaves its checkpoints."""
+    return Path('work_dirs/camvid') / f'{run.name}_seed{run.seed}'
 
 
-def run(name: str, seed: int) -> dict:
-    """Trains and evaluates a config with a seed, and returns its line of results."""
+def finish(run: Run) -> dict:
+    """Trains and evaluates, and returns the line of results."""
     import torch
 
     from mmgroupnet.analysis.training_curves import training_seconds
     from mmgroupnet.checkpoints.read import saved_checkpoints
 
-    config, work_dir = config_of(name), work_dir_of(name, seed)
-    train(config, work_dir, f'randomness.seed={seed}')
+    config, work_dir = config_of(run.name), work_dir_of(run)
+    train(config, work_dir, f'randomness.seed={run.seed}')
     metrics = test(config, saved_checkpoints(work_dir)[0], work_dir)
     return dict(
         config=config,
-        seed=seed,
+        seed=run.seed,
         **{metric: metrics[metric] for metric in ('mIoU', 'mAcc', 'aAcc')},
         seconds=round(training_seconds(work_dir)),
         threads=torch.get_num_threads(),
@@ -64,14 +82,14 @@ def run(name: str, seed: int) -> dict:
     )
 
 
-def print_table(lines: list[dict]) -> None:
-    """Prints the results as Markdown, mean and spread (largest minus smallest) over the seeds."""
+def results_table(lines: list[dict]) -> str:
+    """The results as Markdown, mean and spread (largest minus smallest) over the seeds."""
     from mmgroupnet.engine.model_report import measure_complexity
 
     header = ['network', 'config', 'mIoU', 'spread', 'seeds', 'parameters', 'of them 1-bit', 'MB packed', 'OPs']
     rows = []
     for name, (title, _) in CONFIGS.items():
-        found = [line for line in lines if Path(line['config']).stem == name]
+        found = [line for line in lines if run_of(line).name == name]
         if not found:
             continue
         scores = [line['mIoU'] for line in found]
@@ -91,7 +109,7 @@ def print_table(lines: list[dict]) -> None:
                 f'{max(line["seconds"] for line in found) / 60:.1f} min',
             ]
         )
-    print(f'\n{format_table([*header, "training of a run"], rows)}')
+    return format_table([*header, 'training of a run'], rows)
 
 
 def draw_frames(lines: list[dict]) -> None:
@@ -103,8 +121,8 @@ def draw_frames(lines: list[dict]) -> None:
     from mmgroupnet.checkpoints.read import saved_checkpoints
     from mmgroupnet.datasets import CamVidDataset
 
-    checkpoints = {name: saved_checkpoints(work_dir_of(name, 0)) for name in DRAWN}
-    missing = [str(work_dir_of(name, 0)) for name, found in checkpoints.items() if not found]
+    checkpoints = {name: saved_checkpoints(work_dir_of(Run(name, 0))) for name in DRAWN}
+    missing = [str(work_dir_of(Run(name, 0))) for name, found in checkpoints.items() if not found]
     if missing:
         print(f'{FIGURE} stays as it is: no checkpoints in {", ".join(missing)}')
         return
@@ -114,7 +132,7 @@ def draw_frames(lines: list[dict]) -> None:
     maps = {'ground truth': [np.asarray(Image.open(truth)) for truth in truths]}
     for name in DRAWN:
         title, _ = CONFIGS[name]
-        (miou,) = (line['mIoU'] for line in lines if Path(line['config']).stem == name and line['seed'] == 0)
+        (miou,) = (line['mIoU'] for line in lines if run_of(line) == (name, 0))
         maps[f'{title} (mIoU {miou:.1f} %)'] = predict_maps(config_of(name), checkpoints[name][0], frames)
     rows = [
         Row(np.asarray(Image.open(frame).convert('RGB')), {column: found[index] for column, found in maps.items()})
@@ -129,15 +147,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     os.chdir(ROOT)
-    lines = read_lines(RESULTS)
     # Seed by seed, so that a table that is not finished compares as many runs of each.
-    for seed in range(max(seeds for _, seeds in CONFIGS.values())):
-        for name, (_, seeds) in CONFIGS.items():
-            is_done = any(Path(line['config']).stem == name and line['seed'] == seed for line in lines)
-            if seed < seeds and not is_done:
-                lines.append(run(name, seed))
-                append_line(RESULTS, lines[-1])
-    print_table(lines)
+    runs = [
+        Run(name, seed)
+        for seed in range(max(seeds for _, seeds in CONFIGS.values()))
+        for name, (_, seeds) in CONFIGS.items()
+        if seed < seeds
+    ]
+    lines = collect(RESULTS, runs, run_of, finish)
+    print(f'\n{results_table(lines)}')
     draw_frames(lines)
 
 

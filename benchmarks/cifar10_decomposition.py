@@ -11,8 +11,7 @@ data/cifar10, see configs/classification/README.md.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from benchmarks.timing import describe_machine, format_table  # noqa: E402
-from benchmarks.trainings import append_line, read_lines, test, train  # noqa: E402
+from benchmarks.trainings import collect, test, train  # noqa: E402
 from mmgroupnet.analysis.training_curves import training_seconds  # noqa: E402
 from mmgroupnet.checkpoints.read import saved_checkpoints  # noqa: E402
 from mmgroupnet.engine.model_report import count_parameters  # noqa: E402
@@ -112,16 +111,6 @@ def finish(run: Run) -> dict:
     )
 
 
-def collect(runs: list[Run], lines: list[dict], jobs: int, finish: Callable[[Run], dict]) -> None:
-    """Trains what has no line yet and appends its line, in memory and in the file, as soon as it and those before it
-    are there."""
-    missing = [run for run in runs if run not in map(key, lines)]
-    with ThreadPoolExecutor(jobs) as pool:
-        for line in pool.map(finish, missing):
-            lines.append(line)
-            append_line(RESULTS, line)
-
-
 def cells(lines: list[dict], blocks: int) -> Iterator[tuple[str, int, list[dict]]]:
     """For every decomposition and number of bases the lines of its seeds."""
     for decomposition in DECOMPOSITIONS:
@@ -175,9 +164,8 @@ def main() -> None:
     parser.add_argument('--jobs', type=int, default=1, help='trainings at a time, for a GPU that one leaves idle')
     args = parser.parse_args()
     os.chdir(ROOT)
-    lines = read_lines(RESULTS)
-    collect(first_runs(args.blocks), lines, args.jobs, finish)
-    collect(close_runs(lines, args.blocks), lines, args.jobs, finish)
+    lines = collect(RESULTS, first_runs(args.blocks), key, finish, args.jobs)
+    lines = collect(RESULTS, close_runs(lines, args.blocks), key, finish, args.jobs)
     plot(lines, args.blocks, RESULTS.with_name(f'{RESULTS.stem}_r{6 * args.blocks + 2}.png'))
     print(f'\n{results_table(lines, args.blocks)}')
 

@@ -338,8 +338,8 @@ def count(subject: Subject, cores: Sequence[str], wheel: Path) -> dict:
     return dict(size=subject.size, counts=rows)
 
 
-def print_counts(results: Mapping[str, dict]) -> None:
-    """Prints the counts of all subjects as one Markdown table."""
+def counts_table(results: Mapping[str, dict]) -> str:
+    """The counts of all subjects, in millions, as one Markdown table."""
     keys = ('all', 'simd', 'multiply_adds', 'memory', 'least_cycles')
     rows = [
         [f'{name}, {"x".join(map(str, found["size"]))}', row['core'], row['name'], *(f'{row[key]:.1f}' for key in keys)]
@@ -347,25 +347,25 @@ def print_counts(results: Mapping[str, dict]) -> None:
         for row in found['counts']
     ]
     columns = ['model', 'core', 'engine', 'all', 'SIMD', 'multiply-adds', 'loads, stores', 'least cycles']
-    print(f'\nMillions\n\n{format_table(columns, rows)}')
+    return format_table(columns, rows)
 
 
-def print_table(results: Mapping[str, dict]) -> None:
-    """Prints all subjects as one Markdown table."""
+def results_table(results: Mapping[str, dict]) -> str:
+    """All subjects as one Markdown table."""
     rows = []
     for name, found in results.items():
         for row in found['contestants']:
-            ms, size = row['ms'], row['bytes']
+            ms, size = Spread(*row['ms']), row['bytes']
             rows.append(
                 [
                     f'{name}, {found["size"][0]}x{found["size"][1]}',
                     row['name'],
                     f'{ms.median:.2f} ({ms.low:.2f}..{ms.high:.2f})',
-                    f'{row["over_twin"].median:.2f}x',
+                    f'{Spread(*row["over_twin"]).median:.2f}x',
                     '' if size is None else f'{size / 1e6:.2f}',
                 ]
             )
-    print(f'\n{format_table(["model", "engine", "ms (10th..90th)", "against the twin", "MB"], rows)}')
+    return format_table(['model', 'engine', 'ms (10th..90th)', 'against the twin', 'MB'], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -385,13 +385,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error('--arm needs the wheel for aarch64 in runtime/dist: `make runtime` builds it')
         for name in args.models:
             results[name] = count(SUBJECTS[name], CORES, wheel)
-        print_counts(results)
+        print(f'\nMillions\n\n{counts_table(results)}')
         write_json(out, dict(models=results))
         return
     for name in args.models:
         print(f'{name} ...', file=sys.stderr, flush=True)
         results[name] = measure(SUBJECTS[name], args.rounds, args.threads)
-    print_table(results)
+    print(f'\n{results_table(results)}')
     write_json(out, dict(machine=describe_machine(args.threads), rounds=args.rounds, models=results))
 
 

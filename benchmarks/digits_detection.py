@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from benchmarks.timing import format_table  # noqa: E402
-from benchmarks.trainings import append_line, read_lines, train  # noqa: E402
+from benchmarks.trainings import collect, train  # noqa: E402
 
 RESULTS = Path('benchmarks/results/digits_detection.jsonl')
 WORK_DIR = Path('work_dirs/digits')
@@ -85,27 +85,27 @@ def run(name: str) -> dict:
     )
 
 
-def print_table(lines: list[dict]) -> None:
-    """Prints the results as Markdown, in the order of VARIANTS."""
-    found = {line['variant']: line for line in lines}
+def name_of(line: dict) -> str:
+    """The variant of a line of results."""
+    return line['variant']
+
+
+def results_table(lines: list[dict]) -> str:
+    """The results as Markdown, in the order of VARIANTS."""
+    found = {name_of(line): line for line in lines}
     rows = [
         (title, found[name]['epochs'], f'{found[name]["AP"]:.3f}', f'{found[name]["AP50"]:.3f}')
         for name, (title, _, _) in VARIANTS.items()
         if name in found
     ]
-    print(f'\n{format_table(["detector", "epochs", "AP", "AP50"], rows)}')
+    return format_table(['detector', 'epochs', 'AP', 'AP50'], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     os.chdir(ROOT)
-    lines = read_lines(RESULTS)
-    for name in VARIANTS:
-        if not any(line['variant'] == name for line in lines):
-            lines.append(run(name))
-            append_line(RESULTS, lines[-1])
-    print_table(lines)
+    print(f'\n{results_table(collect(RESULTS, list(VARIANTS), name_of, run))}')
 
 
 if __name__ == '__main__':

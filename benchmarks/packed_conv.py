@@ -191,27 +191,24 @@ def measure(shapes: Sequence[Shape], num_bases: Sequence[int], rounds: int, thre
     )
 
 
-def print_table(results: dict) -> None:
-    """Prints the results as Markdown."""
-    machine, limit = results['machine'], results['ceiling']
-    print(f'{machine["processor"]}, {machine["packed_kernels"]}, {machine["threads"]} thread(s)')
-    print(f'ceiling {limit.median:.0f} ({limit.low:.0f} to {limit.high:.0f}) G binary MAC/s\n')
+def results_table(results: dict) -> str:
+    """The convolutions as Markdown."""
     columns = ['shape', 'K', 'ms (10th..90th)', 'G binary MAC/s', 'of the ceiling', 'torch float32, ms', 'times faster']
     rows = []
     for conv in results['convs']:
-        ms, float_ms = conv['ms'], conv['float_ms']
+        ms, float_ms = Spread(*conv['ms']), Spread(*conv['float_ms'])
         rows.append(
             [
                 Shape(*conv['shape']),
                 conv['num_bases'],
                 f'{ms.median:.3f} ({ms.low:.3f}..{ms.high:.3f})',
-                f'{conv["rate"].median:.0f}',
+                f'{Spread(*conv["rate"]).median:.0f}',
                 f'{conv["share_of_ceiling"]:.0%}',
                 f'{float_ms.median:.3f} ({float_ms.low:.3f}..{float_ms.high:.3f})',
-                f'{conv["speedup"].median:.1f}',
+                f'{Spread(*conv["speedup"]).median:.1f}',
             ]
         )
-    print(format_table(columns, rows))
+    return format_table(columns, rows)
 
 
 def plot(results: dict, path: Path) -> None:
@@ -248,7 +245,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if kernels.library() is None:
         parser.error('the packed kernels were not compiled: python setup.py build_ext --inplace')
     results = measure([Shape(*shape) for shape in SHAPES], NUM_BASES, args.rounds, args.threads)
-    print_table(results)
+    machine, limit = results['machine'], results['ceiling']
+    print(f'{machine["processor"]}, {machine["packed_kernels"]}, {machine["threads"]} thread(s)')
+    print(f'ceiling {limit.median:.0f} ({limit.low:.0f} to {limit.high:.0f}) G binary MAC/s\n')
+    print(results_table(results))
     write_json(args.out, results)
     plot(results, args.out.with_suffix('.png'))
 

@@ -435,6 +435,25 @@ def layer_times(model: nn.Module, image: Tensor, rounds: int) -> list[dict]:
     return list(rows.values())
 
 
+def summary_table(runs: Sequence[dict]) -> str:
+    """Milliseconds of all contestants of some runs, each with its threads, as Markdown."""
+    columns = {
+        f'{name}, {run["machine"]["threads"]} thread{"s" * (run["machine"]["threads"] > 1)}': {
+            row['name']: f'{Spread(*row["ms"]).median:.1f}' for row in found['contestants']
+        }
+        for run in runs
+        for name, found in run['models'].items()
+    }
+    names = sorted({name for found in columns.values() for name in found}, key=_place_in_summary)
+    rows = [[name, *(found.get(name, '') for found in columns.values())] for name in names]
+    return format_table(['ms for one image', *columns], rows)
+
+
+def _place_in_summary(contestant: str) -> tuple[int, str]:
+    kinds = ['packed', 'unpacked', 'torch', 'ONNX', 'OpenVINO float', 'OpenVINO int', 'simulated']
+    return next(index for index, kind in enumerate(kinds) if contestant.startswith(kind)), contestant
+
+
 def print_tables(name: str, results: dict) -> None:
     """Prints the results of a subject as Markdown."""
     columns = ['', 'ms (10th..90th)', 'against torch', f'against {results["fastest_float32"]}', 'MB', 'difference']

@@ -363,33 +363,37 @@ def measure(setting: Setting, contestants: Sequence[str], rounds: int, threads: 
     ]
 
 
-def print_table(setting: Setting, rows: Sequence[dict]) -> None:
-    """Prints the rows of a setting as Markdown, with their ratios to the plain loop."""
-    plain = next((row for row in rows if row['name'] == PLAIN), None)
+def results_table(settings: Sequence[dict]) -> str:
+    """The contestants of each setting as Markdown, with their ratios to the plain loop."""
     cells = []
-    for row in rows:
-        ms = row['ms']
-        ratios = ['', '', '']
-        if plain is not None:
-            ratios = [
-                f'1/{plain["saved_bytes"] / row["saved_bytes"]:.1f}',
-                f'1/{plain["peak_bytes"] / row["peak_bytes"]:.1f}',
-                f'1/{plain["ms"].median / ms.median:.2f}',
-            ]
-        cells.append(
-            [
-                row['name'],
-                f'{row["saved_bytes"] / MIB:.0f}',
-                ratios[0],
-                f'{row["peak_bytes"] / MIB:.0f}',
-                ratios[1],
-                f'{ms.median:.0f} ({ms.low:.0f}..{ms.high:.0f})',
-                ratios[2],
-            ]
-        )
-    print(f'\n{setting}\n')
-    columns = ['', 'saved, MiB', 'of plain', 'peak of a step, MiB', 'of plain', 'ms (10th..90th)', 'of plain']
-    print(format_table(columns, cells), flush=True)
+    for found in settings:
+        setting = str(Setting(*(found[field] for field in Setting._fields)))
+        rows = found['contestants']
+        plain = next((row for row in rows if row['name'] == PLAIN), None)
+        for row in rows:
+            ms = Spread(*row['ms'])
+            ratios = ['', '', '']
+            if plain is not None:
+                ratios = [
+                    f'1/{plain["saved_bytes"] / row["saved_bytes"]:.1f}',
+                    f'1/{plain["peak_bytes"] / row["peak_bytes"]:.1f}',
+                    f'1/{Spread(*plain["ms"]).median / ms.median:.2f}',
+                ]
+            cells.append(
+                [
+                    setting,
+                    row['name'],
+                    f'{row["saved_bytes"] / MIB:.0f}',
+                    ratios[0],
+                    f'{row["peak_bytes"] / MIB:.0f}',
+                    ratios[1],
+                    f'{ms.median:.0f} ({ms.low:.0f}..{ms.high:.0f})',
+                    ratios[2],
+                ]
+            )
+            setting = ''
+    columns = ['', 'contestant', 'saved, MiB', 'of plain', 'peak, MiB', 'of plain', 'ms (10th..90th)', 'of plain']
+    return format_table(columns, cells)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -425,8 +429,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = dict(machine=describe_machine(args.threads), settings=[])
     for setting in settings:
         rows = measure(setting, args.contestants, args.rounds, args.threads)
-        print_table(setting, rows)
         results['settings'].append(dict(setting._asdict(), contestants=rows))
+        print(f'\n{results_table(results["settings"][-1:])}', flush=True)
         write_json(out, results)
     if not args.setting:
         results['flagship'] = flagship_bytes()

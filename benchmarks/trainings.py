@@ -4,7 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
+
+Run = TypeVar('Run', bound=Hashable)
 
 
 def train(config: str, work_dir: Path, *cfg_options: str) -> None:
@@ -31,7 +36,26 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def append_line(path: Path, line: dict) -> None:
-    """Notes a finished run."""
-    with path.open('a') as file:
-        file.write(json.dumps(line) + '\n')
+def collect(
+    path: Path, runs: Sequence[Run], key: Callable[[dict], Run], finish: Callable[[Run], dict], jobs: int = 1
+) -> list[dict]:
+    """Makes the runs that have no line in a file of results yet.
+
+    Args:
+        path: The file, JSON lines. A line is appended as soon as its run and those before it are finished.
+        runs: All runs, in the order in which they are made.
+        key: The run of a line.
+        finish: Makes a run and returns its line.
+        jobs: Runs at a time. Default: 1.
+
+    Returns:
+        All lines of the file.
+    """
+    lines = read_lines(path)
+    done = {key(line) for line in lines}
+    with ThreadPoolExecutor(jobs) as pool:
+        for line in pool.map(finish, [run for run in runs if run not in done]):
+            lines.append(line)
+            with path.open('a') as file:
+                file.write(json.dumps(line) + '\n')
+    return lines

@@ -235,39 +235,44 @@ def compile_for(launch: Launch, capability: int) -> Compiled:
     )
 
 
+def results_table(rows: Sequence[dict]) -> str:
+    """What the kernels compile to, as Markdown."""
+    cells = []
+    for row in rows:
+        compiled = row['compiled'].values()
+        cells.append(
+            [
+                row['name'],
+                row['maps'],
+                *(each['registers'] for each in compiled),
+                max(each['spilled'] for each in compiled),
+                min(each['widest_load'] for each in compiled),
+                *('' if row[key] is None else f'{row[key]:g}' for key in ('bytes_moved', 'least_bytes')),
+            ]
+        )
+    capabilities = [f'sm_{each}' for each in rows[0]['compiled']]
+    return format_table(['kernel', 'maps', *capabilities, 'spilled', 'load', 'moved', 'least'], cells)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES), help='of maps (default: all)')
     parser.add_argument('--capabilities', nargs='+', type=int, default=CAPABILITIES, help='such as 80')
     parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks/results/triton_kernels.json')
     args = parser.parse_args(arguments)
-    rows, cells = [], []
-    for dtype in args.dtypes:
-        for launch in launches_of_training(DTYPES[dtype]):
-            compiled = {capability: compile_for(launch, capability) for capability in args.capabilities}
-            rows.append(
-                dict(
-                    kernel=launch.kernel_name,
-                    name=launch.name,
-                    maps=dtype,
-                    bytes_moved=launch.bytes_moved,
-                    least_bytes=launch.least_bytes,
-                    compiled={key: value._asdict() for key, value in compiled.items()},
-                )
-            )
-            cells.append(
-                [
-                    launch.name,
-                    dtype,
-                    *(str(value.registers) for value in compiled.values()),
-                    str(max(value.spilled for value in compiled.values())),
-                    str(min(value.widest_load for value in compiled.values())),
-                    '' if launch.bytes_moved is None else f'{launch.bytes_moved:g}',
-                    '' if launch.least_bytes is None else f'{launch.least_bytes:g}',
-                ]
-            )
-    columns = ['kernel', 'maps', *(f'sm_{each}' for each in args.capabilities), 'spilled', 'load', 'moved', 'least']
-    print(format_table(columns, cells))
+    rows = [
+        dict(
+            kernel=launch.kernel_name,
+            name=launch.name,
+            maps=dtype,
+            bytes_moved=launch.bytes_moved,
+            least_bytes=launch.least_bytes,
+            compiled={str(each): compile_for(launch, each)._asdict() for each in args.capabilities},
+        )
+        for dtype in args.dtypes
+        for launch in launches_of_training(DTYPES[dtype])
+    ]
+    print(results_table(rows))
     write_json(args.out, dict(triton=triton.__version__, kernels=rows))
 
 

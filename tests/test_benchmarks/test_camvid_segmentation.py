@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.camvid_segmentation import CONFIGS, DRAWN, FIGURE, RESULTS, draw_frames
+from benchmarks.camvid_segmentation import CONFIGS, DRAWN, FIGURE, RESULTS, draw_frames, run_of
 from benchmarks.trainings import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -11,7 +11,7 @@ LINES = read_lines(ROOT / RESULTS)
 
 
 def test_every_run_has_its_line():
-    runs = [(Path(line['config']).stem, line['seed']) for line in LINES]
+    runs = [run_of(line) for line in LINES]
     assert len(set(runs)) == len(runs)
     assert Counter(name for name, _ in runs) == {name: seeds for name, (_, seeds) in CONFIGS.items()}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.deployment import SUBJECTS, Network, Subject, _checkpoint, least_cycles, print_table
+from benchmarks.deployment import SUBJECTS, Network, Subject, _checkpoint, least_cycles, results_table
 from benchmarks.timing import Spread
 
 
@@ -23,7 +23,7 @@ def test_every_trained_subject_says_what_trains_it():
         assert bool(subject.training) == (subject.binary.work_dir is not None)
 
 
-def test_table(capsys):
+def test_table():
     row = dict(name='.onnx on bits', ms=Spread(2, 1, 3, 9), over_twin=Spread(1.5, 1, 2, 9), bytes=1_550_000)
-    print_table({'tiny': dict(size=(8, 16), contestants=[row], skipped={})})
-    assert '| tiny, 8x16 | .onnx on bits | 2.00 (1.00..3.00) | 1.50x | 1.55 |' in capsys.readouterr().out
+    table = results_table({'tiny': dict(size=(8, 16), contestants=[row], skipped={})})
+    assert '| tiny, 8x16 | .onnx on bits | 2.00 (1.00..3.00) | 1.50x | 1.55 |' in table

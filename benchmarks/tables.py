@@ -1,0 +1,113 @@
+"""Writes the tables of results into the documents: ``python benchmarks/tables.py``.
+
+A document says where a table belongs:
+
+    <!-- table: digits_detection -->
+    | ... |
+    <!-- end of table -->
+
+Names are those of TABLES. Each table is made of the file of results that the benchmark of that name has written, so
+that documents say what was measured. Run it after a benchmark; a test compares all documents with their results.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
+
+from benchmarks import (  # noqa: E402
+    bccd_detection,
+    camvid_segmentation,
+    cifar10_decomposition,
+    deployment,
+    digits_detection,
+    packed_conv,
+    packed_model,
+    train_step,
+)
+from benchmarks.timing import format_table  # noqa: E402
+from benchmarks.trainings import read_lines  # noqa: E402
+
+RESULTS = ROOT / 'benchmarks/results'
+_TABLE = re.compile(r'(?<=<!-- table: )(?P<name>\w+)( -->\n)(?P<table>.*?)(?=<!-- end of table -->)', re.DOTALL)
+
+
+def _of_lines(benchmark) -> str:
+    return benchmark.results_table(read_lines(ROOT / benchmark.RESULTS))
+
+
+def _json(name: str) -> dict:
+    return json.loads((RESULTS / f'{name}.json').read_text())
+
+
+def _triton_kernels() -> str:
+    # Its benchmark needs Triton, which not every build of torch has.
+    from benchmarks.triton_kernels import results_table
+
+    return results_table([row for row in _json('triton_kernels')['kernels'] if row['maps'] == 'float32'])
+
+
+def _flagship_bytes() -> str:
+    cells = [[name, f'{value / 2**30:.1f}'] for name, value in _json('train_step')['flagship'].items()]
+    return format_table(['', 'GiB'], cells)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    'bccd_detection': lambda: _of_lines(bccd_detection),
+    'camvid_segmentation': lambda: _of_lines(camvid_segmentation),
+    'cifar10_decomposition_r8': lambda: cifar10_decomposition.results_table(
+        read_lines(ROOT / cifar10_decomposition.RESULTS), blocks=1
+    ),
+    'deployment': lambda: deployment.results_table(_json('deployment')['models']),
+    'digits_detection': lambda: _of_lines(digits_detection),
+    'flagship_bytes': _flagship_bytes,
+    'packed_conv': lambda: packed_conv.results_table(_json('packed_conv')),
+    'packed_model': lambda: packed_model.summary_table([_json('packed_model'), _json('packed_model_2_threads')]),
+    'train_step': lambda: train_step.results_table(_json('train_step')['settings']),
+    'triton_kernels': _triton_kernels,
+}
+
+
+def documents() -> list[Path]:
+    """The Markdown files that may hold tables."""
+    return [ROOT / 'README.md', *sorted(ROOT.glob('docs/**/*.md')), *sorted(ROOT.glob('configs/*/README.md'))]
+
+
+def names_in(text: str) -> list[str]:
+    """The tables that a document asks for."""
+    return [found['name'] for found in _TABLE.finditer(text)]
+
+
+def fill(text: str) -> str:
+    """A document with the tables of the results in their places.
+
+    Raises:
+        ValueError: The document names a table that there is not.
+    """
+
+    def table(found: re.Match) -> str:
+        if found['name'] not in TABLES:
+            raise ValueError(f'table: {found["name"]!r} is none of {", ".join(TABLES)}')
+        return f'{found["name"]}{found[2]}{TABLES[found["name"]]()}\n'
+
+    return _TABLE.sub(table, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    for path in documents():
+        text = path.read_text()
+        filled = fill(text)
+        if filled != text:
+            path.write_text(filled)
+            print(f'{path.relative_to(ROOT)} written')
+
+
+if __name__ == '__main__':
+    main()
