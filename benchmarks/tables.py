@@ -28,6 +28,7 @@ from benchmarks import (  # noqa: E402
     digits_detection,
     packed_conv,
     packed_model,
+    reproduction,
     train_step,
 )
 from benchmarks.timing import format_table  # noqa: E402
@@ -68,6 +69,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'flagship_bytes': _flagship_bytes,
     'packed_conv': lambda: packed_conv.results_table(_json('packed_conv')),
     'packed_model': lambda: packed_model.summary_table([_json('packed_model'), _json('packed_model_2_threads')]),
+    'reproduction': lambda: reproduction.results_table(_json('reproduction')['rows']),
     'train_step': lambda: train_step.results_table(_json('train_step')['settings']),
     'triton_kernels': _triton_kernels,
 }

@@ -242,28 +242,44 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
 
 
 class Maps(nn.Module):
-    """The head's maps of the flagship detector, up to the losses, which keep little.
+    """A config's model up to its losses, which keep little: the maps of its head, or a classifier's scores.
+
+    Args:
+        cfg: A config of mmdet, mmsegmentation or mmpretrain.
+    """
+
+    def __init__(self, cfg) -> None:
+        super().__init__()
+        from mmgroupnet.engine.model_report import build_model
+
+        self.model = build_model(cfg)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found, waiting = [], [self.model(x, mode='tensor')]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, Tensor):
+                found.append(value)
+            else:
+                waiting.extend(value)
+        return found
+
+
+def flagship(memory_efficient: bool, with_cp: bool):
+    """The flagship detector's config, without weights to start from.
 
     Args:
         memory_efficient: Of its binary convs.
         with_cp: Of its backbone.
     """
+    from mmgroupnet.engine.configs import load_config
 
-    def __init__(self, memory_efficient: bool, with_cp: bool) -> None:
-        super().__init__()
-        from mmengine.config import Config
-        from mmengine.registry import MODELS, DefaultScope
-
-        cfg = Config.fromfile(ROOT / FLAGSHIP)
-        cfg.model.backbone.update(with_cp=with_cp, init_cfg=None)
-        for part in ('backbone', 'neck', 'bbox_head'):
-            options = cfg.model[part].get('binary_cfg') or {}
-            cfg.model[part].binary_cfg = dict(options, memory_efficient=memory_efficient)
-        with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            self.detector = MODELS.build(cfg.model)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return [value for level in self.detector(x, mode='tensor') for value in level]
+    cfg = load_config(str(ROOT / FLAGSHIP))
+    cfg.model.backbone.update(with_cp=with_cp, init_cfg=None)
+    for part in ('backbone', 'neck', 'bbox_head'):
+        options = cfg.model[part].get('binary_cfg') or {}
+        cfg.model[part].binary_cfg = dict(options, memory_efficient=memory_efficient)
+    return cfg
 
 
 def flagship_bytes() -> dict[str, int]:
@@ -272,7 +288,7 @@ def flagship_bytes() -> dict[str, int]:
     found = {}
     for name, options in contestants.items():
         with torch.device('meta'):
-            model, x = Maps(*options).train(), torch.empty(1, 3, 800, 1344)
+            model, x = Maps(flagship(*options)).train(), torch.empty(1, 3, 800, 1344)
         found[name] = saved_bytes(model, x)
     return found
 

@@ -29,6 +29,7 @@ from benchmarks.train_step import (
     Maps,
     Setting,
     build,
+    flagship,
     images,
 )
 from mmgroupnet.ops.passes.choice import ENVIRONMENT_VARIABLE
@@ -79,7 +80,7 @@ def make(contestant: Contestant, setting: Setting | None) -> tuple[nn.Module, Te
     """A contestant and its images; without a setting it is the flagship detector at 800x1333, batch 2."""
     if setting is None:
         torch.manual_seed(0)
-        model = Maps(contestant.base != 'plain autograd', contestant.base == OURS_CP).train()
+        model = Maps(flagship(contestant.base != 'plain autograd', contestant.base == OURS_CP)).train()
         x = torch.randn(2, 3, 800, 1344, generator=torch.Generator().manual_seed(0))
     else:
         model, x = build(contestant.base, setting), images(setting)
