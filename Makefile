@@ -78,4 +78,4 @@ test-gpu: env $(KERNELS)
 		tests/test_ops/test_triton_passes.py tests/test_layers/test_lean/test_triton.py
 
 lint: env
-	"$(PY)" -m ruff check .
+	"$(PY)" -m ruff check . && "$(PY)" -m ruff format --check .

@@ -1,4 +1,5 @@
 """Packaging of mmgroupnet; imports neither torch nor the package."""
+
 import os
 import platform
 import shutil
@@ -24,8 +25,12 @@ class BuildWithMim(build_py):
 
     def run(self) -> None:
         super().run()
-        target = Path(self.get_package_dir('mmgroupnet') if self.editable_mode else
-                      os.path.join(self.build_lib, 'mmgroupnet')) / '.mim'
+        target = (
+            Path(
+                self.get_package_dir('mmgroupnet') if self.editable_mode else os.path.join(self.build_lib, 'mmgroupnet')
+            )
+            / '.mim'
+        )
         shutil.rmtree(target, ignore_errors=True)  # a former build may have left files that are gone by now
         target.mkdir(parents=True)
         for name in MIM_CONTENT:
@@ -40,16 +45,37 @@ class BuildWithMim(build_py):
 
 # The packed kernels (csrc/). Contraction would make floats differ from one instruction set to another; how wide vectors
 # are passed (psabi) is of no concern, since none leaves its file.
-KERNEL_FLAGS = ['-std=c++20', '-O3', '-g0', '-Wall', '-Wno-psabi', '-ffp-contract=off', '-fvisibility=hidden',
-                '-fopenmp']
+KERNEL_FLAGS = [
+    '-std=c++20',
+    '-O3',
+    '-g0',
+    '-Wall',
+    '-Wno-psabi',
+    '-ffp-contract=off',
+    '-fvisibility=hidden',
+    '-fopenmp',
+]
 # One file an instruction set, which one is used is decided when it is loaded. GCC 12 warns of its own intrinsics (its
 # bug 105593).
 INSTRUCTION_SET_FLAGS = {
     'avx2.cpp': ['-mavx2'],
-    'avx512bw.cpp': ['-mavx512f', '-mavx512bw', '-mavx512vl', '-mprefer-vector-width=512',
-                     '-Wno-maybe-uninitialized', '-Wno-uninitialized'],
-    'avx512.cpp': ['-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512vpopcntdq', '-mprefer-vector-width=512',
-                   '-Wno-maybe-uninitialized', '-Wno-uninitialized'],
+    'avx512bw.cpp': [
+        '-mavx512f',
+        '-mavx512bw',
+        '-mavx512vl',
+        '-mprefer-vector-width=512',
+        '-Wno-maybe-uninitialized',
+        '-Wno-uninitialized',
+    ],
+    'avx512.cpp': [
+        '-mavx512f',
+        '-mavx512bw',
+        '-mavx512vl',
+        '-mavx512vpopcntdq',
+        '-mprefer-vector-width=512',
+        '-Wno-maybe-uninitialized',
+        '-Wno-uninitialized',
+    ],
 }
 
 
@@ -67,8 +93,11 @@ class BuildKernels(build_ext):
         objects = []
 
         def compile_source(source: str, flags: list[str]) -> None:
-            objects.extend(self.compiler.compile([source], output_dir=self.build_temp,
-                                                 extra_postargs=KERNEL_FLAGS + flags, depends=ext.depends))
+            objects.extend(
+                self.compiler.compile(
+                    [source], output_dir=self.build_temp, extra_postargs=KERNEL_FLAGS + flags, depends=ext.depends
+                )
+            )
 
         for source in ext.sources:
             flags = INSTRUCTION_SET_FLAGS.get(Path(source).name, []) if is_x86 else []
@@ -79,12 +108,14 @@ class BuildKernels(build_ext):
                     raise
                 self.warn(f'this compiler cannot compile {source} with {" ".join(flags)}: these kernels are left out')
                 compile_source(source, [])
-        self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), extra_postargs=['-fopenmp'],
-                                         target_lang='c++')
+        self.compiler.link_shared_object(
+            objects, self.get_ext_fullpath(ext.name), extra_postargs=['-fopenmp'], target_lang='c++'
+        )
 
 
 def kernels() -> Extension:
     """The extension; a list of sources relative to this file, as setuptools wants them."""
+
     def files(pattern: str) -> list[str]:
         return sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'csrc').glob(pattern))
 

@@ -175,9 +175,7 @@ class PlainLoop(nn.Module):
         self.num_bases = num_bases
         self.with_checkpoints = with_checkpoints
         expansion, stage_blocks = {18: (1, (2, 2, 2, 2)), 50: (4, (3, 4, 6, 3))}[depth]
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(64)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(64))
         self.blocks = nn.ModuleList()
         in_channels = 64
         for stage, num_blocks in enumerate(stage_blocks):
@@ -438,10 +436,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.peak:
         print(peak_of_a_step(args.peak, Setting(*args.setting), args.threads))
         return
-    settings = [Setting(*args.setting)] if args.setting else [Setting(18, bases, 224, 4) for bases in (1, 3, 5)] + [
-        Setting(50, 5, 224, 2),
-        Setting(18, 5, 640, 1),
-    ]
+    settings = (
+        [Setting(*args.setting)]
+        if args.setting
+        else [Setting(18, bases, 224, 4) for bases in (1, 3, 5)]
+        + [
+            Setting(50, 5, 224, 2),
+            Setting(18, 5, 640, 1),
+        ]
+    )
     results = dict(machine=describe_machine(args.threads), settings=[])
     for setting in settings:
         rows = measure(setting, args.contestants, args.rounds, args.threads)

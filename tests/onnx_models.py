@@ -112,8 +112,15 @@ def onnx_model(body: str, task: str, opsets: str = '"" : 18', **metadata) -> onn
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: [{opsets}]> tiny {body}')
     for tensor in model.graph.initializer:  # In raw_data, as the format wants them.
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
-    values = dict(format=1, version='0.1.0', task=task, classes=['blue', 'green', 'red'], palette=None, resize=[],
-                  weights_sha256=hash_weights(model))
+    values = dict(
+        format=1,
+        version='0.1.0',
+        task=task,
+        classes=['blue', 'green', 'red'],
+        palette=None,
+        resize=[],
+        weights_sha256=hash_weights(model),
+    )
     values = {key: value for key, value in {**values, **metadata}.items() if value is not ...}
     onnx.helper.set_model_props(model, {'mmgroupnet': json.dumps(values)})
     return model

@@ -27,9 +27,7 @@ def noted_collectives():
 
         return call
 
-    patches = [
-        mock.patch.object(distributed, name, note(name, getattr(distributed, name))) for name in _COLLECTIVES
-    ]
+    patches = [mock.patch.object(distributed, name, note(name, getattr(distributed, name))) for name in _COLLECTIVES]
     for patch in patches:
         patch.start()
     try:

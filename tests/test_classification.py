@@ -247,9 +247,7 @@ def test_two_stages_learn_a_handful_of_digits_by_heart(tmp_path):
 @pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
 def test_a_classifier_starts_detectors_and_segmenters(library, tmp_path):
     """At output stride 8 with BPAC, too: dilation adds no parameters."""
-    backbone = dict(
-        type='mmgroupnet.GroupNetResNet', depth=18, num_bases=2, base_channels=8, stage_blocks=(1, 1, 1, 1)
-    )
+    backbone = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=2, base_channels=8, stage_blocks=(1, 1, 1, 1))
     classifier = dict(
         type='ImageClassifier',
         backbone=dict(backbone, out_indices=(3,)),

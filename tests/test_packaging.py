@@ -9,8 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ('mmgroupnet', 'csrc', 'configs', 'tools', 'requirements', 'setup.py', 'pyproject.toml', 'MANIFEST.in',
-           'README.md', 'LICENSE', 'model-index.yml')
+SOURCES = (
+    'mmgroupnet',
+    'csrc',
+    'configs',
+    'tools',
+    'requirements',
+    'setup.py',
+    'pyproject.toml',
+    'MANIFEST.in',
+    'README.md',
+    'LICENSE',
+    'model-index.yml',
+)
 
 
 @pytest.fixture(scope='module')
@@ -51,8 +62,11 @@ def build_wheel(source, folder, **environ):
 
 
 def pip(*args, **environ):
-    subprocess.run([sys.executable, '-m', 'pip', '--disable-pip-version-check', *map(str, args)], check=True,
-                   env={**os.environ, **environ})
+    subprocess.run(
+        [sys.executable, '-m', 'pip', '--disable-pip-version-check', *map(str, args)],
+        check=True,
+        env={**os.environ, **environ},
+    )
 
 
 def names_in(wheel):
@@ -91,8 +105,7 @@ def test_a_wheel_from_a_source_archive_is_the_same(checkout, wheel, quick_compil
 
 
 def test_an_editable_install_links_to_the_checkout(checkout, wheel, quick_compiler, tmp_path):
-    pip('install', '--no-deps', '--no-build-isolation', '--target', tmp_path, '--editable', checkout,
-        **quick_compiler)
+    pip('install', '--no-deps', '--no-build-isolation', '--target', tmp_path, '--editable', checkout, **quick_compiler)
     for name in ('configs', 'tools', 'model-index.yml'):
         assert (checkout / 'mmgroupnet' / '.mim' / name).resolve() == checkout / name
 

@@ -27,9 +27,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--out', help='write all predictions to this pickle file')
     parser.add_argument('--show', action='store_true', help='show every picture with its predictions')
-    parser.add_argument(
-        '--show-dir', help='write every picture with its predictions to this folder'
-    )
+    parser.add_argument('--show-dir', help='write every picture with its predictions to this folder')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that a shown picture stays (default: 2)')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args()

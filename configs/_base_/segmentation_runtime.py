@@ -9,7 +9,9 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10, log_metric_by_epoch=True),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook', interval=1, max_keep_ckpts=2,
+        type='CheckpointHook',
+        interval=1,
+        max_keep_ckpts=2,
         backend_args=dict(backend='mmgroupnet.atomic'),  # written whole or not at all
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),

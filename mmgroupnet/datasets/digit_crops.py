@@ -34,9 +34,7 @@ class DigitCrops(BaseDataset):
 
     METAINFO = dict(classes=DIGIT_CLASSES)
 
-    def __init__(
-        self, split: str = 'train', source: str = 'data/digits', image_size: int = 32, **kwargs
-    ) -> None:
+    def __init__(self, split: str = 'train', source: str = 'data/digits', image_size: int = 32, **kwargs) -> None:
         if split not in ('train', 'val'):
             raise UserError(f"split={split!r}: the digits have 'train' and 'val'")
         self.split = split

@@ -28,14 +28,10 @@ class LocalCIFAR10(BaseDataset):
         UserError: If the split is another one.
     """
 
-    METAINFO = dict(
-        classes=('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
-    )
+    METAINFO = dict(classes=('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'))
     files = dict(train=[f'data_batch_{number}' for number in range(1, 6)], test=['test_batch'])
 
-    def __init__(
-        self, split: str = 'train', data_prefix: dict = dict(root='cifar-10-batches-py'), **kwargs
-    ) -> None:
+    def __init__(self, split: str = 'train', data_prefix: dict = dict(root='cifar-10-batches-py'), **kwargs) -> None:
         if split not in self.files:
             raise UserError(f"split={split!r}: CIFAR-10 has 'train' and 'test'")
         self.split = split

@@ -54,9 +54,7 @@ def load_config(name: str) -> Config:
     return cfg
 
 
-def resolve_type(
-    name: str | type | Callable, scope: str | None, roots: Sequence[Registry] = _ROOTS
-) -> Callable | None:
+def resolve_type(name: str | type | Callable, scope: str | None, roots: Sequence[Registry] = _ROOTS) -> Callable | None:
     """Finds the class that a config's ``type`` names.
 
     Args:

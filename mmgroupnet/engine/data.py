@@ -66,8 +66,7 @@ def _check_dataset(dataset: Mapping, name: str, scope: str | None) -> None:
         state = f'is a link to {folder.readlink()}, which does not exist' if folder.is_symlink() else 'does not exist'
         content = f'Expected in it: {", ".join(str(path) for path in expected)}. ' if expected else ''
         raise UserError(
-            f'data folder {folder} ({name}) {state}. {content}'
-            f'Link your copy: ln -sn /path/to/{folder.name} {folder}'
+            f'data folder {folder} ({name}) {state}. {content}Link your copy: ln -sn /path/to/{folder.name} {folder}'
         )
     for path in expected:
         is_annotation = path == expected[0] and dataset.get('ann_file')

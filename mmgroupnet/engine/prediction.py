@@ -161,7 +161,5 @@ def draw_on_pictures(
             draw(visualizer, library, pixels, sample, files.path_of(image), score_thr, draw_gt=False)
     if unreadable:
         others = f'; the others are in {drawn}' if len(unreadable) < len(images) else ''
-        raise UserError(
-            f'{len(unreadable)} of {len(images)} pictures cannot be read: {few_names(unreadable)}{others}'
-        )
+        raise UserError(f'{len(unreadable)} of {len(images)} pictures cannot be read: {few_names(unreadable)}{others}')
     return drawn

@@ -19,9 +19,7 @@ from mmgroupnet.errors import UserError
 from mmgroupnet.registry import MODELS
 
 # What there is of each picture.
-_ARRAYS = dict(
-    detection=('boxes', 'labels', 'scores'), segmentation=('classes',), classification=('scores',), maps=()
-)
+_ARRAYS = dict(detection=('boxes', 'labels', 'scores'), segmentation=('classes',), classification=('scores',), maps=())
 
 
 def _open(file: str) -> tuple[np.lib.npyio.NpzFile, list[str], dict]:

@@ -200,9 +200,7 @@ class BinaryConv2d(Packable, Observed):
             raise UserError(f'dilation={self.dilation}: rates are ints >= 1')
         return rates
 
-    def geometry(
-        self, is_shared: bool = False, relu: bool = False, residual: Residual = Residual.NONE
-    ) -> UnitGeometry:
+    def geometry(self, is_shared: bool = False, relu: bool = False, residual: Residual = Residual.NONE) -> UnitGeometry:
         """Shape parameters of the conv and of what follows it.
 
         Args:

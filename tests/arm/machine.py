@@ -201,8 +201,10 @@ def _fetched_python() -> Path:
         if shutil.which(program) is None:
             pytest.skip(f'there is no {program}, which fetches an ARM Python: this needs Debian or Ubuntu')
     if not Path(_KEYRING).exists():
-        pytest.skip(f'there is no {_KEYRING}, the keys of what an ARM Python is fetched from: '
-                    'apt-get install debian-archive-keyring')
+        pytest.skip(
+            f'there is no {_KEYRING}, the keys of what an ARM Python is fetched from: '
+            'apt-get install debian-archive-keyring'
+        )
     cache_folder.mkdir(parents=True, exist_ok=True)
     # It gets its name when it is complete; of two processes that make it, one comes too late.
     with tempfile.TemporaryDirectory(dir=cache_folder) as name:

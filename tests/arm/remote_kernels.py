@@ -120,8 +120,9 @@ class Call:
         there.dilations = ctypes.cast(self.bytes(dilations), ctypes.POINTER(ctypes.c_int32))
         rows = g.out_channels * (1 if g.merges or g.shares_weights else g.num_bases)
         columns = g.in_channels * (1 if g.merges or g.shares_weights else g.num_bases)
-        sizes = dict(scale=g.weight_rows, bias=rows, norm_scale=rows, norm_shift=rows, sign_scale=columns,
-                     sign_shift=columns)
+        sizes = dict(
+            scale=g.weight_rows, bias=rows, norm_scale=rows, norm_shift=rows, sign_scale=columns, sign_shift=columns
+        )
         for name in PARAMETERS[1:]:
             setattr(there, name, self.input(getattr(unit, name), sizes[name]))
         if unit.weights:
@@ -244,9 +245,7 @@ def _gradient_sums(call: Call, gradient, y, low, pixels, channels, sums, threads
     return [gradient, y, low, pixels, channels, call.output(sums, 2, channels, size=8), threads]
 
 
-def _affine_gradient(
-    call: Call, gradient, y, low, p, q, s, pixels, folded, first, channels, out, threads
-) -> list[int]:
+def _affine_gradient(call: Call, gradient, y, low, p, q, s, pixels, folded, first, channels, out, threads) -> list[int]:
     gradient, y = call.input(gradient, pixels, folded), call.input(y, pixels, folded, size=2)
     factors = [call.input(factor, folded) for factor in (p, q, s)]
     return [gradient, y, low, *factors, pixels, folded, first, channels, call.output(out, pixels, channels), threads]
@@ -256,9 +255,7 @@ def _branch_signs(call: Call, x, pixels, folded, first, channels, out, threads) 
     return [call.input(x, pixels, folded), pixels, folded, first, channels, call.output(out, pixels, channels), threads]
 
 
-def _sign_gradient(
-    call: Call, gradient, x, residual, pixels, folded, first, channels, out, threads
-) -> list[int]:
+def _sign_gradient(call: Call, gradient, x, residual, pixels, folded, first, channels, out, threads) -> list[int]:
     gradient, x = call.input(gradient, pixels, channels), call.input(x, pixels, folded)
     residual, out = call.input(residual, pixels, folded), call.output(out, pixels, folded)
     return [gradient, x, residual, pixels, folded, first, channels, out, threads]

@@ -27,9 +27,12 @@ def test_a_variant_changes_its_own_part_alone(name, tmp_path, monkeypatch):
         for part in config[key]
         if config[key][part] != base[key].get(part)
     }
-    assert changed == {
-        'binary_laterals': set(),
-        'float_head': {('model', 'bbox_head')},
-        'learned_thresholds': {('model', part) for part in ('backbone', 'neck', 'bbox_head')},
-        'rate_1e-2': {('optim_wrapper', 'optimizer')},
-    }[name]
+    assert (
+        changed
+        == {
+            'binary_laterals': set(),
+            'float_head': {('model', 'bbox_head')},
+            'learned_thresholds': {('model', part) for part in ('backbone', 'neck', 'bbox_head')},
+            'rate_1e-2': {('optim_wrapper', 'optimizer')},
+        }[name]
+    )

@@ -52,9 +52,7 @@ def retinanet(depth: int = 18, seed: int = 0) -> nn.Module:
                 in_channels=8,
                 feat_channels=8,
                 stacked_convs=1,
-                anchor_generator=dict(
-                    type='mmdet.AnchorGenerator', scales=[4], ratios=[1.0], strides=[8, 16, 32, 64]
-                ),
+                anchor_generator=dict(type='mmdet.AnchorGenerator', scales=[4], ratios=[1.0], strides=[8, 16, 32, 64]),
             ),
             train_cfg=dict(
                 assigner=dict(type='mmdet.MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),

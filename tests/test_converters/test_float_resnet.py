@@ -271,9 +271,10 @@ def test_whole_networks_of_torchvision_match(name, tmp_path, messages):
         network = getattr(resnet, name)()
         backbone = groupnet(num_bases=1, depth=depth, stage_blocks=None)
     weights, unknown = float_resnet.float_weights(network.state_dict())
-    wanted = {
-        conv: module.weight.shape for conv, module in float_resnet._convs(backbone).items()
-    } | {'fc.weight': network.fc.weight.shape, 'fc.bias': network.fc.bias.shape}
+    wanted = {conv: module.weight.shape for conv, module in float_resnet._convs(backbone).items()} | {
+        'fc.weight': network.fc.weight.shape,
+        'fc.bias': network.fc.bias.shape,
+    }
     assert {conv: value.shape for conv, value in weights.items()} == wanted
     assert not unknown
     assert sum(isinstance(module, BinaryConv2d) for module in backbone.modules()) == len(wanted) - 3

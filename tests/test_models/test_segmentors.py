@@ -32,9 +32,7 @@ HEADS = dict(
     ),
     fcn=dict(type='mmgroupnet.BinaryFCNHead', in_channels=64, in_index=3, channels=16, num_bases=2),
     fcn_16s=dict(type='mmgroupnet.FCNScoreHead', in_channels=[32, 64], in_index=[2, 3]),
-    stock=dict(
-        type='mmseg.ASPPHead', in_channels=64, in_index=3, channels=16, dilations=(1, 2, 4), norm_cfg=NORM
-    ),
+    stock=dict(type='mmseg.ASPPHead', in_channels=64, in_index=3, channels=16, dilations=(1, 2, 4), norm_cfg=NORM),
 )
 AUXILIARY = dict(
     type='mmgroupnet.BinaryFCNHead',

@@ -29,7 +29,11 @@ def assert_same(library, block: Block, *inputs: torch.Tensor) -> None:
 def test_blocks(library, name, connection):
     for num_bases in (1, 3):
         block = make_block(
-            **BLOCKS[name], connection=connection, num_bases=num_bases, parameters=PARAMETERS, exact=False,
+            **BLOCKS[name],
+            connection=connection,
+            num_bases=num_bases,
+            parameters=PARAMETERS,
+            exact=False,
             has_merge_scales=num_bases == 3,
         )
         assert_same(library, block, input_of(block), input_of(block, batch=1, height=40, width=33))

@@ -46,9 +46,12 @@ def contents(wheel: Path) -> set[str]:
 
 
 def assert_wheel(wheel: Path, checkout: Path, machine: int) -> None:
-    major, minor = map(int, re.fullmatch(
-        rf'mmgroupnet_runtime-{re.escape(__version__)}-py3-none-manylinux_(\d+)_(\d+)_\w+\.whl', wheel.name
-    ).groups())
+    major, minor = map(
+        int,
+        re.fullmatch(
+            rf'mmgroupnet_runtime-{re.escape(__version__)}-py3-none-manylinux_(\d+)_(\d+)_\w+\.whl', wheel.name
+        ).groups(),
+    )
     assert (major, minor) <= (2, 18)
     modules = {str(path.relative_to(checkout / 'runtime' / 'src')) for path in checkout.rglob('src/**/*.py')}
     assert {name for name in contents(wheel) if '.dist-info/' not in name} == {LIBRARY, *modules}

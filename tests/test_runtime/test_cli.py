@@ -55,7 +55,9 @@ def refused(capsys):
 def test_a_line_per_picture(tmp_path, folder, run):
     model = write_onnx(tmp_path / 'model.onnx', CLASSIFIER, 'classification')
     assert run(model, folder) == [
-        'a.png: red 255.00, blue 0.00, green 0.00', 'b.png: blue 255.00, green 0.00, red 0.00']
+        'a.png: red 255.00, blue 0.00, green 0.00',
+        'b.png: blue 255.00, green 0.00, red 0.00',
+    ]
     assert run(model, folder / 'b.png') == ['b.png: blue 255.00, green 0.00, red 0.00']
     model = write_onnx(tmp_path / 'model.onnx', SEGMENTOR, 'segmentation')
     assert run(model, folder) == ['a.png: red 100.0%', 'b.png: blue 100.0%']
@@ -72,9 +74,14 @@ def test_the_json_file(tmp_path, folder, run):
         {'class': 'blue', 'label': 0, 'score': 0.25, 'box': [0.5, 1, 30, 13]},
     ]
     assert json.loads((tmp_path / 'new' / 'answers.json').read_text()) == dict(
-        model='model.onnx', task='detection', classes=['blue', 'green', 'red'],
-        pictures=[dict(name='a.png', width=60, height=40, answer=answer),
-                  dict(name='b.png', width=50, height=40, answer=answer)])
+        model='model.onnx',
+        task='detection',
+        classes=['blue', 'green', 'red'],
+        pictures=[
+            dict(name='a.png', width=60, height=40, answer=answer),
+            dict(name='b.png', width=50, height=40, answer=answer),
+        ],
+    )
 
 
 def test_the_predictions_file(tmp_path, folder, run):
@@ -106,7 +113,9 @@ def test_times(tmp_path, folder, run, threads):
     number = r'\d+\.\d\d'
     assert re.fullmatch(
         rf'ms per picture, median of 10: resize {number}, network {number} \(the first {number}\); '
-        rf'threads: {threads or "one per core"}; ONNX Runtime [\d.]+, .+', line)
+        rf'threads: {threads or "one per core"}; ONNX Runtime [\d.]+, .+',
+        line,
+    )
 
 
 def test_the_model_comes_first(tmp_path, folder, refused):
@@ -171,8 +180,12 @@ COMMAND = 'from mmgroupnet_runtime.cli import main; main()'
 
 
 def test_numpy_and_onnxruntime_are_enough(tmp_path):
-    model = write_onnx(tmp_path / 'model.onnx', SEGMENTOR, 'segmentation',
-                       resize=[dict(type='resize', width=32, height=32, keep_ratio=True)])
+    model = write_onnx(
+        tmp_path / 'model.onnx',
+        SEGMENTOR,
+        'segmentation',
+        resize=[dict(type='resize', width=32, height=32, keep_ratio=True)],
+    )
     program = """
 import numpy, mmgroupnet_runtime
 picture = numpy.full((40, 60, 3), (1, 2, 3), numpy.uint8)
@@ -187,8 +200,19 @@ def test_the_command_needs_pillow_too(tmp_path, folder):
     done = run_alone(COMMAND, model, folder)
     assert (done.returncode, done.stdout) == (1, '')
     assert done.stderr.startswith('error: pictures are read and drawn by Pillow, which is missing')
-    done = run_alone(COMMAND, model, folder, '--json', tmp_path / 'a.json', '--npz', tmp_path / 'a.npz',
-                     '--draw', tmp_path / 'drawn', '--time', allowed=['PIL'])
+    done = run_alone(
+        COMMAND,
+        model,
+        folder,
+        '--json',
+        tmp_path / 'a.json',
+        '--npz',
+        tmp_path / 'a.npz',
+        '--draw',
+        tmp_path / 'drawn',
+        '--time',
+        allowed=['PIL'],
+    )
     assert (done.returncode, done.stderr) == (0, '')
     lines = done.stdout.splitlines()
     assert lines[:2] == ['a.png: 1 detection: green 0.88', 'b.png: 1 detection: green 0.88']
@@ -197,6 +221,10 @@ def test_the_command_needs_pillow_too(tmp_path, folder):
 
 
 def test_the_package_is_a_program():
-    done = subprocess.run([sys.executable, '-m', 'mmgroupnet_runtime', '--version'], capture_output=True, text=True,
-                          env={**os.environ, 'PYTHONPATH': str(SOURCES)})
+    done = subprocess.run(
+        [sys.executable, '-m', 'mmgroupnet_runtime', '--version'],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(SOURCES)},
+    )
     assert done.stdout == f'mmgroupnet-run {__version__}\n'

@@ -10,7 +10,7 @@ NAMES = ['red', 'blue']
 
 def detections(*scores):
     boxes = np.array([[20, 40, 80, 90], [100, 50, 150, 110]], np.float32)
-    return Detections(boxes[:len(scores)], np.arange(len(scores)), np.array(scores, np.float32))
+    return Detections(boxes[: len(scores)], np.arange(len(scores)), np.array(scores, np.float32))
 
 
 @pytest.fixture

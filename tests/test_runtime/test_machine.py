@@ -74,15 +74,18 @@ def test_a_32_bit_python(monkeypatch):
         import_onnxruntime()
 
 
-@pytest.mark.parametrize(('cpuinfo', 'name'), [
-    (PI_4, 'Cortex-A72'),
-    (PI_5, 'Cortex-A76'),
-    (PI_4.replace('0xd08', '0xd99'), 'ARM core 0xd99'),
-    (PI_4.replace('0x41', '0x51'), 'aarch64'),
-    ('processor : 0\nmodel name : Some CPU @ 2.00GHz\n\n', 'Some CPU @ 2.00GHz'),
-    ('', 'aarch64'),
-    (None, 'aarch64'),
-])
+@pytest.mark.parametrize(
+    ('cpuinfo', 'name'),
+    [
+        (PI_4, 'Cortex-A72'),
+        (PI_5, 'Cortex-A76'),
+        (PI_4.replace('0xd08', '0xd99'), 'ARM core 0xd99'),
+        (PI_4.replace('0x41', '0x51'), 'aarch64'),
+        ('processor : 0\nmodel name : Some CPU @ 2.00GHz\n\n', 'Some CPU @ 2.00GHz'),
+        ('', 'aarch64'),
+        (None, 'aarch64'),
+    ],
+)
 def test_names_of_cores(board, cpuinfo, name):
     board(cpuinfo)
     assert core_name() == name

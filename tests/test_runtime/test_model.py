@@ -40,8 +40,7 @@ def test_what_a_model_knows_of_itself(tmp_path):
 
 
 def test_a_classifier(tmp_path):
-    model = model_of(tmp_path, CLASSIFIER, 'classification',
-                     resize=[dict(type='center_crop', width=2, height=2)])
+    model = model_of(tmp_path, CLASSIFIER, 'classification', resize=[dict(type='center_crop', width=2, height=2)])
     picture = np.zeros((4, 6, 3), np.uint8)
     picture[1:3, 2:4] = [10, 20, 30]
     answer = model(picture)
@@ -120,14 +119,17 @@ def test_a_file_without_a_resize_rule(tmp_path, picture):
     np.testing.assert_allclose(model.answer(picture, (37, 51)).scores, picture.mean(axis=(0, 1)), rtol=1e-5)
 
 
-@pytest.mark.parametrize(('picture', 'found'), [
-    ([[[0, 0, 0]]], 'picture is a list'),
-    (np.zeros((5, 6, 3), np.float32), 'picture is a float32 array of the shape (5, 6, 3)'),
-    (np.zeros((5, 6), np.uint8), 'picture is a uint8 array of the shape (5, 6)'),
-    (np.zeros((5, 6, 4), np.uint8), 'picture is a uint8 array of the shape (5, 6, 4)'),
-    (np.zeros((1, 5, 6, 3), np.uint8), 'picture is a uint8 array of the shape (1, 5, 6, 3)'),
-    (np.zeros((0, 6, 3), np.uint8), 'picture is a uint8 array of the shape (0, 6, 3)'),
-])
+@pytest.mark.parametrize(
+    ('picture', 'found'),
+    [
+        ([[[0, 0, 0]]], 'picture is a list'),
+        (np.zeros((5, 6, 3), np.float32), 'picture is a float32 array of the shape (5, 6, 3)'),
+        (np.zeros((5, 6), np.uint8), 'picture is a uint8 array of the shape (5, 6)'),
+        (np.zeros((5, 6, 4), np.uint8), 'picture is a uint8 array of the shape (5, 6, 4)'),
+        (np.zeros((1, 5, 6, 3), np.uint8), 'picture is a uint8 array of the shape (1, 5, 6, 3)'),
+        (np.zeros((0, 6, 3), np.uint8), 'picture is a uint8 array of the shape (0, 6, 3)'),
+    ],
+)
 def test_pictures_of_another_type_or_shape(tmp_path, picture, found):
     model = model_of(tmp_path, CLASSIFIER, 'classification')
     allowed = ': a uint8 array (height, width, 3) is needed, BGR, as cv2.imread gives it'

@@ -19,8 +19,14 @@ def test_metadata_are_read(tmp_path):
     path = write_onnx(tmp_path / 'a.onnx', CLASSIFIER, 'classification', classes=['Ä', 'b', 'c'], resize=steps)
     header = read_header(path)
     assert header.metadata == dict(
-        format=1, version='0.1.0', task='classification', classes=['Ä', 'b', 'c'], palette=None, resize=steps,
-        weights_sha256=hashlib.sha256().hexdigest())
+        format=1,
+        version='0.1.0',
+        task='classification',
+        classes=['Ä', 'b', 'c'],
+        palette=None,
+        resize=steps,
+        weights_sha256=hashlib.sha256().hexdigest(),
+    )
     assert not header.has_binary_layers
 
 
@@ -52,9 +58,15 @@ def test_every_beginning_of_a_file_is_refused(tmp_path):
             read_header(path)
 
 
-@pytest.mark.parametrize('content', [
-    b'PK\x03\x04' + bytes(40), b'\x89PNG\r\n\x1a\n', b'version https://git-lfs', b'\xff' * 30,
-])
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'PK\x03\x04' + bytes(40),
+        b'\x89PNG\r\n\x1a\n',
+        b'version https://git-lfs',
+        b'\xff' * 30,
+    ],
+)
 def test_other_files(tmp_path, content):
     path = tmp_path / 'a.onnx'
     path.write_bytes(content)
@@ -84,8 +96,20 @@ def weighted_model(**arrays):
 
 
 def test_weights_are_compared_with_their_sha256(tmp_path):
-    dtypes = ('float32', 'uint8', 'int8', 'uint16', 'int16', 'int32', 'int64', 'bool', 'float16', 'float64', 'uint32',
-              'uint64')
+    dtypes = (
+        'float32',
+        'uint8',
+        'int8',
+        'uint16',
+        'int16',
+        'int32',
+        'int64',
+        'bool',
+        'float16',
+        'float64',
+        'uint32',
+        'uint64',
+    )
     arrays = {f'z_{dtype}': np.arange(6).reshape(1, 2, 3).astype(dtype) for dtype in dtypes}
     arrays |= dict(a=np.float32(7), empty=np.zeros((0, 3), np.int64))
     model = weighted_model(**arrays)
@@ -102,9 +126,15 @@ def test_weights_are_compared_with_their_sha256(tmp_path):
             tensor.raw_data = before
 
 
-@pytest.mark.parametrize('change', [
-    dict(name='b'), dict(dims=[3, 2]), dict(data_type=onnx.TensorProto.INT32), dict(data_type=99),
-])
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(name='b'),
+        dict(dims=[3, 2]),
+        dict(data_type=onnx.TensorProto.INT32),
+        dict(data_type=99),
+    ],
+)
 def test_weights_with_another_name_shape_or_type(tmp_path, change):
     model = weighted_model(a=np.ones((2, 3), np.float32))
     for field, value in change.items():
@@ -123,25 +153,31 @@ def test_a_foreign_file(tmp_path):
         read_header(tmp_path / 'a.onnx')
 
 
-@pytest.mark.parametrize(('options', 'found'), [
-    (dict(format=2, task=..., resize=...), 'format 2 with operators of version 0'),
-    (dict(opsets='"" : 18, "mmgroupnet" : 2'), 'format 1 with operators of version 2'),
-])
+@pytest.mark.parametrize(
+    ('options', 'found'),
+    [
+        (dict(format=2, task=..., resize=...), 'format 2 with operators of version 0'),
+        (dict(opsets='"" : 18, "mmgroupnet" : 2'), 'format 1 with operators of version 2'),
+    ],
+)
 def test_a_newer_file(tmp_path, options, found):
     path = write_onnx(tmp_path / 'a.onnx', CLASSIFIER, **dict(task='classification') | options)
     with pytest.raises(UserError, match=f'a.onnx has {found}, this .* knows format 1 with version 1: .* --upgrade'):
         read_header(path)
 
 
-@pytest.mark.parametrize(('options', 'problem'), [
-    (dict(task='pose'), "ValueError: task 'pose'"),
-    (dict(format='one'), 'TypeError'),
-    (dict(resize=...), "KeyError: 'resize'"),
-    (dict(weights_sha256=...), "KeyError: 'weights_sha256'"),
-    (dict(classes='abc'), "ValueError: classes is 'abc'"),
-    (dict(resize=[dict(type='pad')]), "ValueError: resize step {'type': 'pad'}"),
-    (dict(task='detection', resize=[dict(type='center_crop', width=8, height=8)]), 'ValueError: resize step'),
-])
+@pytest.mark.parametrize(
+    ('options', 'problem'),
+    [
+        (dict(task='pose'), "ValueError: task 'pose'"),
+        (dict(format='one'), 'TypeError'),
+        (dict(resize=...), "KeyError: 'resize'"),
+        (dict(weights_sha256=...), "KeyError: 'weights_sha256'"),
+        (dict(classes='abc'), "ValueError: classes is 'abc'"),
+        (dict(resize=[dict(type='pad')]), "ValueError: resize step {'type': 'pad'}"),
+        (dict(task='detection', resize=[dict(type='center_crop', width=8, height=8)]), 'ValueError: resize step'),
+    ],
+)
 def test_damaged_metadata(tmp_path, options, problem):
     path = write_onnx(tmp_path / 'a.onnx', CLASSIFIER, **dict(task='classification') | options)
     with pytest.raises(UserError, match=rf"the metadata 'mmgroupnet' of .*a.onnx are damaged \({re.escape(problem)}"):

@@ -23,7 +23,10 @@ def test_pictures_of_files_and_folders(tmp_path):
         (tmp_path / name).touch()
     folder = [tmp_path / name for name in ('a.jpg', 'b.PNG', 'c.webp')]
     assert find_pictures([tmp_path / 'other', str(tmp_path), tmp_path / 'strange']) == [
-        tmp_path / 'other/z.bmp', *folder, tmp_path / 'strange']
+        tmp_path / 'other/z.bmp',
+        *folder,
+        tmp_path / 'strange',
+    ]
 
 
 def test_no_pictures(tmp_path):
@@ -33,15 +36,18 @@ def test_no_pictures(tmp_path):
         find_pictures([tmp_path])
 
 
-@pytest.mark.parametrize(('mode', 'suffixes'), [
-    ('RGB', ('.png', '.bmp', '.ppm', '.tif')),
-    ('RGBA', ('.png', '.bmp')),  # In a TIFF file cv2 puts the picture on black, by its alpha channel.
-    ('L', ('.png', '.bmp', '.ppm', '.tif')),
-    ('LA', ('.png',)),
-    ('P', ('.png', '.bmp', '.tif')),
-    ('1', ('.png', '.bmp', '.ppm', '.tif')),
-    ('I;16', ('.png', '.ppm', '.tif')),
-])
+@pytest.mark.parametrize(
+    ('mode', 'suffixes'),
+    [
+        ('RGB', ('.png', '.bmp', '.ppm', '.tif')),
+        ('RGBA', ('.png', '.bmp')),  # In a TIFF file cv2 puts the picture on black, by its alpha channel.
+        ('L', ('.png', '.bmp', '.ppm', '.tif')),
+        ('LA', ('.png',)),
+        ('P', ('.png', '.bmp', '.tif')),
+        ('1', ('.png', '.bmp', '.ppm', '.tif')),
+        ('I;16', ('.png', '.ppm', '.tif')),
+    ],
+)
 def test_pixels_are_those_of_cv2(tmp_path, pixels, mode, suffixes):
     image = Image.fromarray(pixels[..., ::-1])
     if mode == 'I;16':
@@ -79,7 +85,7 @@ def test_damaged_pictures(tmp_path, pixels, suffix):
     path = tmp_path / f'picture{suffix}'
     Image.fromarray(pixels).save(path)
     content = path.read_bytes()
-    for damaged in (content[:len(content) // 2], b'no picture', b''):
+    for damaged in (content[: len(content) // 2], b'no picture', b''):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=f'cannot read the picture .*picture{suffix}: '):
             read_picture(path)

@@ -34,10 +34,17 @@ def test_pixels_are_those_of_cv2(height, width, new_height, new_width, seed):
     assert_same_as_cv2(random_picture(height, width, seed), new_width, new_height)
 
 
-@pytest.mark.parametrize(('size', 'new'), [
-    ((480, 640), (800, 1066)), ((1080, 1920), (224, 398)), ((97, 1031), (613, 29)), ((720, 960), (180, 240)),
-    ((375, 500), (600, 800)), ((1500, 40), (1499, 41)),
-])
+@pytest.mark.parametrize(
+    ('size', 'new'),
+    [
+        ((480, 640), (800, 1066)),
+        ((1080, 1920), (224, 398)),
+        ((97, 1031), (613, 29)),
+        ((720, 960), (180, 240)),
+        ((375, 500), (600, 800)),
+        ((1500, 40), (1499, 41)),
+    ],
+)
 def test_large_pictures_have_the_pixels_of_cv2(size, new):
     for seed in (1, 3):
         assert_same_as_cv2(random_picture(*size, seed), new[1], new[0])
@@ -66,8 +73,9 @@ def test_resize_is_that_of_mmcv(height, width, scale_width, scale_height, keep_r
     assert_same_as_transform(Resize((scale_width, scale_height), keep_ratio=keep_ratio), step, height, width)
 
 
-@given(st.integers(8, 400), st.integers(8, 400), st.integers(8, 300),
-       st.sampled_from(['short', 'long', 'width', 'height']))
+@given(
+    st.integers(8, 400), st.integers(8, 400), st.integers(8, 300), st.sampled_from(['short', 'long', 'width', 'height'])
+)
 @settings(max_examples=150, deadline=None)
 @example(50, 50, 33, 'short')
 @example(50, 50, 33, 'long')
@@ -110,10 +118,18 @@ def test_no_step_leaves_the_picture():
 RESIZE = dict(type='resize', width=8, height=8, keep_ratio=True)
 
 
-@pytest.mark.parametrize('step', [
-    dict(type='pad'), {**RESIZE, 'backend': 'pillow'}, dict(type='resize', width=8, height=8), {**RESIZE, 'width': 0},
-    {**RESIZE, 'height': 8.5}, dict(type='resize_edge', edge='left', length=8), dict(type='resize_edge', edge='long'),
-])
+@pytest.mark.parametrize(
+    'step',
+    [
+        dict(type='pad'),
+        {**RESIZE, 'backend': 'pillow'},
+        dict(type='resize', width=8, height=8),
+        {**RESIZE, 'width': 0},
+        {**RESIZE, 'height': 8.5},
+        dict(type='resize_edge', edge='left', length=8),
+        dict(type='resize_edge', edge='long'),
+    ],
+)
 def test_unknown_and_incomplete_steps(step):
     with pytest.raises(ValueError, match='resize step'):
         check_steps([RESIZE, step], crops=True)

@@ -246,11 +246,19 @@ class TestBuild:
             script.precompile_header(tmp_path, log, environ)
         source = tmp_path / 'empty.cpp'
         source.touch()
-        setup = ("from setuptools import setup; from torch.utils.cpp_extension import BuildExtension, CppExtension\n"
-                 "setup(name='empty', ext_modules=[CppExtension('empty', ['empty.cpp'], extra_compile_args=["
-                 "'-std=c++20', '-H'])], cmdclass={'build_ext': BuildExtension})")
-        result = subprocess.run([sys.executable, '-c', setup, 'build_ext'], cwd=tmp_path, env=environ,
-                                capture_output=True, text=True, check=True)
+        setup = (
+            'from setuptools import setup; from torch.utils.cpp_extension import BuildExtension, CppExtension\n'
+            "setup(name='empty', ext_modules=[CppExtension('empty', ['empty.cpp'], extra_compile_args=["
+            "'-std=c++20', '-H'])], cmdclass={'build_ext': BuildExtension})"
+        )
+        result = subprocess.run(
+            [sys.executable, '-c', setup, 'build_ext'],
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         # gcc's -H marks a precompiled header that it takes with an exclamation mark, one that does not fit with an x.
         assert f'! {tmp_path}/torch_types.hpp.gch' in result.stdout + result.stderr
 

@@ -13,6 +13,7 @@ Environment variables:
 Usage:
     python tools/misc/build_mmcv.py [--preflight]
 """
+
 from __future__ import annotations
 
 import argparse
@@ -39,6 +40,7 @@ GIB_PER_JOB = 2  # one compilation with torch's headers takes about 1.5 GiB
 
 class Torch(NamedTuple):
     """What compiled ops depend on in the installed torch."""
+
     version: str
     cuda: str | None  # version of CUDA that torch was built with
     has_gpu: bool
@@ -46,8 +48,11 @@ class Torch(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description='Install mmcv with its compiled ops, from the cache or by compiling.')
-    parser.add_argument('--preflight', action='store_true',
-                        help='only check that this interpreter can make an environment and compile mmcv for it')
+    parser.add_argument(
+        '--preflight',
+        action='store_true',
+        help='only check that this interpreter can make an environment and compile mmcv for it',
+    )
     args = parser.parse_args()
     cache = cache_folder(os.environ)
     if args.preflight:
@@ -71,8 +76,21 @@ def install_mmcv(cache: Path) -> None:
         wheel = build(folder, cuda)
     else:
         print(f'mmcv {MMCV_VERSION}: taking {wheel}')
-    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--no-deps',
-                    '--no-index', '--force-reinstall', str(wheel)], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'pip',
+            'install',
+            '--quiet',
+            '--disable-pip-version-check',
+            '--no-deps',
+            '--no-index',
+            '--force-reinstall',
+            str(wheel),
+        ],
+        check=True,
+    )
     error = import_error(needs_cuda=forced)
     if error is not None:
         sys.exit(f'mmcv.ops from {wheel} cannot be imported ({error}): delete that file and try again.')
@@ -132,8 +150,11 @@ def wants_cuda(torch: Torch, forced: bool) -> bool:
 def nvcc_version(environ: Mapping[str, str]) -> str | None:
     """Version of the nvcc that torch would compile with, as in ``13.0``; None where there is no nvcc."""
     home = environ.get('CUDA_HOME') or environ.get('CUDA_PATH')
-    nvcc = shutil.which(f'{home}/bin/nvcc') if home else (
-        shutil.which('nvcc', path=environ.get('PATH')) or shutil.which('/usr/local/cuda/bin/nvcc'))
+    nvcc = (
+        shutil.which(f'{home}/bin/nvcc')
+        if home
+        else (shutil.which('nvcc', path=environ.get('PATH')) or shutil.which('/usr/local/cuda/bin/nvcc'))
+    )
     if nvcc is None:
         return None
     found = re.search(r'release (\d+\.\d+)', subprocess.run([nvcc, '--version'], capture_output=True, text=True).stdout)
@@ -176,8 +197,10 @@ def preflight(cache: Path) -> None:
     """Exits with one line about what is missing, before torch is downloaded for nothing."""
     if sys.version_info[:2] not in PYTHON_VERSIONS:
         allowed = ' or '.join(f'{major}.{minor}' for major, minor in PYTHON_VERSIONS)
-        sys.exit(f'{sys.executable} is Python {platform.python_version()}, but the pinned requirements are for '
-                 f'{allowed}: name such an interpreter with BASE_PYTHON=...')
+        sys.exit(
+            f'{sys.executable} is Python {platform.python_version()}, but the pinned requirements are for '
+            f'{allowed}: name such an interpreter with BASE_PYTHON=...'
+        )
     some_wheel = next(cache.glob(f'mmcv{MMCV_VERSION}-{python_tag()}-*/mmcv-*.whl'), None)
     report_missing(missing_packages(compiles=some_wheel is None, makes_environment=True))
 
@@ -214,7 +237,7 @@ def missing_packages(compiles: bool, makes_environment: bool) -> dict[str, str]:
 def report_missing(missing: dict[str, str]) -> None:
     """Exits where ``missing`` holds something, with the line that installs it."""
     if missing:
-        sys.exit(f"Missing: {', '.join(missing)}. On Debian or Ubuntu: apt-get install {' '.join(missing.values())}")
+        sys.exit(f'Missing: {", ".join(missing)}. On Debian or Ubuntu: apt-get install {" ".join(missing.values())}')
 
 
 def find_compiler(environ: Mapping[str, str]) -> str | None:
@@ -248,17 +271,37 @@ def build(folder: Path, cuda: bool) -> Path:
     print(f'mmcv {MMCV_VERSION}: compiling its {kind} ops, once for {folder.name}', flush=True)
     with tempfile.TemporaryDirectory(prefix='build-', dir=folder) as temporary, open(log, 'w') as output:
         work = Path(temporary)
-        run_logged([sys.executable, '-m', 'pip', 'download', '--disable-pip-version-check', '--no-deps',
-                    '--no-binary', 'mmcv', '--no-build-isolation', '--dest', str(work), f'mmcv=={MMCV_VERSION}'],
-                   output, cwd=work)
+        run_logged(
+            [
+                sys.executable,
+                '-m',
+                'pip',
+                'download',
+                '--disable-pip-version-check',
+                '--no-deps',
+                '--no-binary',
+                'mmcv',
+                '--no-build-isolation',
+                '--dest',
+                str(work),
+                f'mmcv=={MMCV_VERSION}',
+            ],
+            output,
+            cwd=work,
+        )
         shutil.unpack_archive(next(work.glob('mmcv-*.tar.gz')), work)
         source = work / f'mmcv-{MMCV_VERSION}'
         setup = source / 'setup.py'
         setup.write_text(raise_standard(setup.read_text(encoding='utf-8')), encoding='utf-8')
         environ = build_environment(cuda)
         precompile_header(work, output, environ)
-        run_logged([sys.executable, 'setup.py', 'bdist_wheel'], output, cwd=source, env=environ,
-                   progress=Progress(source, cuda))
+        run_logged(
+            [sys.executable, 'setup.py', 'bdist_wheel'],
+            output,
+            cwd=source,
+            env=environ,
+            progress=Progress(source, cuda),
+        )
         built = next((source / 'dist').glob('*.whl'))
         wheel = folder / built.name
         os.replace(built, wheel)
@@ -317,10 +360,30 @@ def precompile_header(folder: Path, log: TextIO, environ: dict[str, str]) -> Non
         return
     header = folder / 'torch_types.hpp'
     header.write_text('#include <torch/types.h>\n', encoding='utf-8')
-    flags = subprocess.run([sys.executable, '-W', 'ignore', '-c', PRINT_FLAGS], stdout=subprocess.PIPE, stderr=log,
-                           text=True, env=environ, check=True).stdout.splitlines()
-    run_logged([*compiler, *flags, f'-I{sysconfig.get_path("include")}', f'-std=c++{CXX_STANDARD}', '-x', 'c++-header',
-                str(header), '-o', f'{header}.gch'], log, cwd=folder, env=environ)
+    flags = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', PRINT_FLAGS],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env=environ,
+        check=True,
+    ).stdout.splitlines()
+    run_logged(
+        [
+            *compiler,
+            *flags,
+            f'-I{sysconfig.get_path("include")}',
+            f'-std=c++{CXX_STANDARD}',
+            '-x',
+            'c++-header',
+            str(header),
+            '-o',
+            f'{header}.gch',
+        ],
+        log,
+        cwd=folder,
+        env=environ,
+    )
     environ['CFLAGS'] += f' -include {header}'
 
 
@@ -360,14 +423,22 @@ class Progress:
             print('\r' + ' ' * 40, end='\r', flush=True)
 
 
-def run_logged(command: list[str], log: TextIO, cwd: Path, env: dict[str, str] | None = None,
-               progress: Progress | None = None) -> None:
+def run_logged(
+    command: list[str], log: TextIO, cwd: Path, env: dict[str, str] | None = None, progress: Progress | None = None
+) -> None:
     """Runs a command with its output in ``log``; exits with the end of the log where it fails.
 
     Where this script is interrupted, the command and all that it started ends, too.
     """
-    process = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=log,
-                               stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     try:
         while process.poll() is None:
             time.sleep(0.5)
@@ -382,8 +453,10 @@ def run_logged(command: list[str], log: TextIO, cwd: Path, env: dict[str, str] |
     if process.returncode != 0:
         log.flush()
         tail = '\n'.join(line[:300] for line in Path(log.name).read_text(errors='replace').splitlines()[-20:])
-        sys.exit(f'{tail}\nmmcv {MMCV_VERSION} could not be built (exit status {process.returncode}): above is the end '
-                 f'of its log, {log.name}')
+        sys.exit(
+            f'{tail}\nmmcv {MMCV_VERSION} could not be built (exit status {process.returncode}): above is the end '
+            f'of its log, {log.name}'
+        )
 
 
 def minutes(seconds: float) -> str:

@@ -4,9 +4,7 @@ data_root = 'data/cifar10/'
 data_prefix = dict(root='cifar-10-batches-py')
 
 # The statistics of ImageNet, with which float ResNets are usually trained.
-data_preprocessor = dict(
-    num_classes=10, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
-)
+data_preprocessor = dict(num_classes=10, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 
 train_pipeline = [
     dict(type='RandomCrop', crop_size=32, padding=4),

@@ -11,9 +11,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_size_divisor=32,
     ),
-    backbone=dict(
-        type='mmgroupnet.GroupNetResNet', depth=50, num_bases=num_bases, norm_cfg=norm_cfg, with_cp=True
-    ),
+    backbone=dict(type='mmgroupnet.GroupNetResNet', depth=50, num_bases=num_bases, norm_cfg=norm_cfg, with_cp=True),
     neck=dict(
         type='mmgroupnet.BinaryFPN',
         in_channels=[256, 512, 1024, 2048],

@@ -4,7 +4,5 @@ val_cfg = dict()
 test_cfg = dict()
 
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True))
-param_scheduler = dict(
-    type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, convert_to_iter_based=True
-)
+param_scheduler = dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, convert_to_iter_based=True)
 auto_scale_lr = dict(enable=False, base_batch_size=128)

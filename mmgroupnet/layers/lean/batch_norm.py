@@ -127,9 +127,7 @@ class BatchNorm:
         self._move(norm, mean, variance, count)
         return Statistics(mean, (variance + self.eps).rsqrt(), count)
 
-    def statistics_of(
-        self, norm: nn.Module, y: Tensor, relu: bool, affine: AffineOfNorm, scale: Tensor
-    ) -> Statistics:
+    def statistics_of(self, norm: nn.Module, y: Tensor, relu: bool, affine: AffineOfNorm, scale: Tensor) -> Statistics:
         """:meth:`statistics` by the backend's arithmetic, of the integers y.
 
         Raises:

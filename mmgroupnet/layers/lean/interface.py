@@ -56,9 +56,7 @@ class BinaryConv(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]:
         """Its parameters, as those of any module."""
 
-    def geometry(
-        self, is_shared: bool = False, relu: bool = False, residual: Residual = Residual.NONE
-    ) -> UnitGeometry:
+    def geometry(self, is_shared: bool = False, relu: bool = False, residual: Residual = Residual.NONE) -> UnitGeometry:
         """Its shape parameters; ``is_shared`` where K branches share a conv of one."""
 
     def operands(self) -> ConvOperands:

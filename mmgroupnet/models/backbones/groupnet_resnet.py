@@ -181,9 +181,7 @@ class GroupNetResNet(BaseModule):
                 f'decomposition={decomposition!r}: choose one of {", ".join(map(repr, self.decompositions))}'
             )
         if self.gate_per_branch and decomposition != 'soft_gate':
-            raise UserError(
-                f"gate_per_branch=True: decomposition={decomposition!r} has no gates, only 'soft_gate' has"
-            )
+            raise UserError(f"gate_per_branch=True: decomposition={decomposition!r} has no gates, only 'soft_gate' has")
         if self.in_place_sum and (decomposition != 'soft_gate' or self.learned_scales):
             raise UserError(
                 f'in_place_sum=True, decomposition={decomposition!r}, learned_scales={self.learned_scales}: the sum is '
@@ -235,7 +233,7 @@ class GroupNetResNet(BaseModule):
             first_rate = cls.bpac_first_rates.get(stage)
             if rates != 'bpac' or first_rate is None:
                 raise UserError(
-                    f"dilations[{stage}]={rates!r}: give an int, {num_bases} ints, or, in the third and the fourth "
+                    f'dilations[{stage}]={rates!r}: give an int, {num_bases} ints, or, in the third and the fourth '
                     "stage, 'bpac'"
                 )
             return tuple(range(first_rate, first_rate + num_bases))

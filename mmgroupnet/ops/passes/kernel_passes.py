@@ -192,9 +192,7 @@ class KernelPasses(BranchwisePasses):
             torch.get_num_threads(),
         )
 
-    def connect(
-        self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None
-    ) -> Tensor:
+    def connect(self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None) -> Tensor:
         gate, scales = gate.float().contiguous(), scales.float().contiguous()
         num_bases, out = len(gate), torch.empty_like(x)
         kernels.library().mmg_connect(

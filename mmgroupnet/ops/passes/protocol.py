@@ -188,9 +188,7 @@ class Passes(Protocol):
     def unit_gradients(self, at: UnitGradients) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of a convolution of signs in its input, as prepared, and in its weights."""
 
-    def connect(
-        self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None
-    ) -> Tensor:
+    def connect(self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None) -> Tensor:
         """``m + gate[i] * (x_i - m)`` of all branches, with ``m = sum_j scales[j] * x_j``; ``following`` as for
         :meth:`affine`."""
 

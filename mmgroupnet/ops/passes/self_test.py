@@ -64,8 +64,6 @@ def _unit(
         *of_norm, _ = passes.norms.gradients(gradient, y, True, 1, (mean, deviation), ones, None, True)
     out = passes.affine(y, scale, shift, residual, True, x.dtype)
     gradient_of = passes.affine_gradient(gradient, y, scale, -shift / 100, term, _BRANCHES, True)
-    at = UnitGradients(
-        geometry, _BRANCHES, False, gradient_of, x, weight, scale, residual, lambda k: None, True, True
-    )
+    at = UnitGradients(geometry, _BRANCHES, False, gradient_of, x, weight, scale, residual, lambda k: None, True, True)
     of_x, of_weight = passes.unit_gradients(at)
     return [x, y, mean, deviation, *of_norm, out, of_x, of_weight, *passes.connect_gradient(gradient, x, gate, gate)]

@@ -116,9 +116,7 @@ class TorchPasses(BranchwisePasses):
             found = found + _branch(residual, k, branches)
         _branch(out, k, branches).copy_(found)
 
-    def connect(
-        self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None
-    ) -> Tensor:
+    def connect(self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None) -> Tensor:
         dtype = wide(x.dtype)
         return simulation.connect(x.to(dtype), len(gate), scales.to(dtype), gate.to(dtype)).to(x.dtype)
 

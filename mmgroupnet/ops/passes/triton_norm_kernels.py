@@ -14,9 +14,7 @@ PARTS = 16
 
 
 @kernel
-def moments_kernel(
-    y, out, pixels, channels, parts, RELU: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
-):
+def moments_kernel(y, out, pixels, channels, parts, RELU: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """Means of r, and sums of squares around them, of each part of the pixels: ``(2, parts, channels)``.
 
     Squares are taken around the first value that a part sees, so that nothing cancels where values lie together, far

@@ -191,9 +191,7 @@ class TritonPasses:
         totals = counts.double().view(-1, 1) * mean
         return torch.stack([totals.sum(0), (rest + totals * mean).sum(0)])
 
-    def _place_of_signs(
-        self, x: Tensor, following: UnitGeometry | None
-    ) -> tuple[Tensor | None, tuple[int, int]]:
+    def _place_of_signs(self, x: Tensor, following: UnitGeometry | None) -> tuple[Tensor | None, tuple[int, int]]:
         """Memory for the signs of a map that the next unit will convolve, ``(K, N, C, H', W')``, and their border; None
         where they are not made together with it."""
         if following is None:
@@ -355,9 +353,7 @@ class TritonPasses:
             )
         return out
 
-    def connect(
-        self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None
-    ) -> Tensor:
+    def connect(self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None) -> Tensor:
         branches, out = len(gate), torch.empty_like(x)
         channels = x.shape[1] // branches
         signs, pad = self._place_of_signs(out, following)

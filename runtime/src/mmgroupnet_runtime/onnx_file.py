@@ -80,9 +80,7 @@ def read_header(path: Path) -> Header:
         (graph,) = graphs
         weights = _hash_weights(graph)
     except ValueError:
-        raise UserError(
-            f'{path} is damaged or no .onnx file: copy it again, or write it anew with {_EXPORT}'
-        ) from None
+        raise UserError(f'{path} is damaged or no .onnx file: copy it again, or write it anew with {_EXPORT}') from None
     if _KEY not in metadata:
         raise UserError(
             f"{path} was not written by mmgroupnet (it has no metadata '{_KEY}'): write one with {_EXPORT}, or run "

@@ -82,9 +82,7 @@ def test_one_bit_for_each_weight_and_shared_ones_once(written):
 
 
 def test_no_initializer_is_there_twice(written):
-    contents = Counter(
-        (str(value.dtype), value.shape, value.tobytes()) for value in initializers(written[2]).values()
-    )
+    contents = Counter((str(value.dtype), value.shape, value.tobytes()) for value in initializers(written[2]).values())
     assert set(contents.values()) == {1}
 
 

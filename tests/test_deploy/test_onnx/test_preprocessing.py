@@ -47,8 +47,9 @@ def test_the_same_input_for_the_network(scope, config, task):
 
 def test_other_preprocessors_are_refused():
     with DefaultScope.overwrite_default_scope('mmdet'):
-        preprocessor = MODELS.build(dict(type='MultiBranchDataPreprocessor', data_preprocessor=dict(
-            type='DetDataPreprocessor')))
+        preprocessor = MODELS.build(
+            dict(type='MultiBranchDataPreprocessor', data_preprocessor=dict(type='DetDataPreprocessor'))
+        )
     with pytest.raises(UserError) as caught:
         read_preprocessor(preprocessor)
     assert str(caught.value) == (

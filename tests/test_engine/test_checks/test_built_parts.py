@@ -254,7 +254,6 @@ class TestClasses:
             head='head',
         )
 
-
     def test_more_folders_than_classes(self, tmp_path):
         cfg = classification(tmp_path, folders=('cat', 'dog', 'eel'), metainfo=dict(classes=('cat', 'dog')))
         refuse(cfg, 'the data set of train_dataloader: The number of subfolders (3)', head='head')

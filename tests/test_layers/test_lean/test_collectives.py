@@ -95,9 +95,7 @@ def train(name: str, norm: str, work_dir: str, share: slice, hook_configs: list[
     observed = []
     network = build(name, norm)
     hooks = [HOOKS.build(config) for config in hook_configs]
-    runner = SimpleNamespace(
-        model=network, logger=logging.getLogger('collectives'), work_dir=work_dir, epoch=0, iter=0
-    )
+    runner = SimpleNamespace(model=network, logger=logging.getLogger('collectives'), work_dir=work_dir, epoch=0, iter=0)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
 
     def call(place: str, *args: object) -> None:

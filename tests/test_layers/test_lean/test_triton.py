@@ -78,9 +78,7 @@ def assert_lean_is_plain(model: nn.Module, shapes: list[tuple[int, ...]], run: R
 
 
 class TestChains:
-    @settings(
-        deadline=None, max_examples=8, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
-    )
+    @settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
     @given(chains(), seeds())
     def test_single_precision(self, model, seed):
         self.check(model, seed)
