@@ -46,7 +46,7 @@ from mmgroupnet.analysis.complexity import analyze, total  # noqa: E402
 from mmgroupnet.checkpoints.pretrained import leave_out_pretrained  # noqa: E402
 from mmgroupnet.converters import binarization_of  # noqa: E402
 from mmgroupnet.deploy import pack_and_report  # noqa: E402
-from mmgroupnet.engine.binarization import binarize_config, load_policy  # noqa: E402
+from mmgroupnet.engine.binarize_option import binarize_config, load_policy  # noqa: E402
 from mmgroupnet.engine.configs import load_config  # noqa: E402
 from mmgroupnet.engine.model_report import build_model, forward_call, input_size  # noqa: E402
 from mmgroupnet.layers import BinaryConv2d  # noqa: E402

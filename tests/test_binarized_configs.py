@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 from benchmarks.stock_configs import Run
 from mmgroupnet.checkpoints.pretrained import leave_out_pretrained
 from mmgroupnet.converters.policy import parse_policy
-from mmgroupnet.engine.binarization import binarize_config, load_policy
+from mmgroupnet.engine.binarize_option import binarize_config, load_policy
 from mmgroupnet.engine.configs import check_arguments, load_config
 from mmgroupnet.engine.model_report import build_model
 from mmgroupnet.layers import BinaryConv2d, GroupwiseChain

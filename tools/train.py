@@ -10,7 +10,7 @@ from pathlib import Path
 # The checkout of this file comes before an installed mmgroupnet.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmgroupnet.engine.binarization import load_policy
+from mmgroupnet.engine.binarize_option import load_policy
 from mmgroupnet.engine.cli import add_run_options, read_run_config
 from mmgroupnet.engine.errors import one_line_errors
 from mmgroupnet.engine.training import run_training

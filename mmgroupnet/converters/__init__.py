@@ -1,7 +1,7 @@
 """Makes models of other libraries binary, and reads weights of other networks."""
 
 from mmgroupnet.converters.binarize import binarize
-from mmgroupnet.converters.binarized import build_binarized
+from mmgroupnet.converters.binarized_model import build_binarized
 from mmgroupnet.converters.float_resnet import FromFloatResNet
 from mmgroupnet.converters.official import convert_official
 from mmgroupnet.converters.report import Binarization, binarization_of

@@ -13,7 +13,7 @@ from torch import nn
 from mmgroupnet.checkpoints.match import check_state_dict
 from mmgroupnet.checkpoints.pretrained import fetch_pretrained
 from mmgroupnet.checkpoints.read import find_resumable, is_local, is_packed, read_checkpoint
-from mmgroupnet.engine.binarization import binarize_config
+from mmgroupnet.engine.binarize_option import binarize_config
 from mmgroupnet.engine.checks import check_built_parts
 from mmgroupnet.engine.data import check_data
 from mmgroupnet.engine.launch import build_runner, use_mixed_precision
@@ -84,7 +84,7 @@ def run_training(
         auto_scale_lr: Scale the learning rate by the batch size of all processes. Default: False.
         resume: Checkpoint to go on from, or 'auto' for the last good one in the work directory, if there is one.
             Default: None, which leaves it to ``resume`` and ``load_from`` of the config.
-        policy: Rules by which the model is made binary, see :func:`mmgroupnet.engine.binarization.load_policy`.
+        policy: Rules by which the model is made binary, see :func:`mmgroupnet.engine.binarize_option.load_policy`.
             Default: None.
         rehearse: Before the first step compare data sets, heads and evaluators, and try a batch of everything, see
             :class:`mmgroupnet.engine.rehearsal.RehearsalHook`. Default: True.

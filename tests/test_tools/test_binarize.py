@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmgroupnet.engine.binarization import binarize_config, load_policy
+from mmgroupnet.engine.binarize_option import binarize_config, load_policy
 from mmgroupnet.engine.configs import check_arguments, load_config
 from mmgroupnet.engine.packing import pack_checkpoint
 from mmgroupnet.engine.pictures import find_images
 from mmgroupnet.engine.prediction import draw_on_pictures
 from mmgroupnet.engine.testing import run_test
 from mmgroupnet.errors import UserError
-from tests.test_converters.test_binarized import BACKBONE, POLICY
+from tests.test_converters.test_binarized_model import BACKBONE, POLICY
 from tests.test_tools.test_tools import run_tool
 from tests.tiny_run import write_tiny_run
 
