@@ -12,6 +12,13 @@ from typing import TypeVar
 Run = TypeVar('Run', bound=Hashable)
 
 
+def write_config(path: Path, base: Path, changes: str) -> Path:
+    """Writes a config that inherits another one and changes something of it, and returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"_base_ = '{base}'\n{changes}")
+    return path
+
+
 def train(config: str, work_dir: Path, *cfg_options: str) -> None:
     """Trains a config by tools/train.py; a run that was cut off goes on from its last epoch."""
     _run('tools/train.py', config, '--work-dir', work_dir, '--resume', cfg_options=cfg_options)
