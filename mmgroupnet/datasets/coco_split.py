@@ -28,7 +28,7 @@ def split_coco(path: Path, held_out: float, seed: int) -> dict[Path, int]:
     try:
         whole = json.loads(path.read_text())
         pictures = [picture['id'] for picture in whole['images']]
-        whole['annotations']  # noqa: B018
+        boxes = whole['annotations']
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path} is no annotation file in the format of COCO: {error!r}') from error
     if len(pictures) < 2:
@@ -40,7 +40,7 @@ def split_coco(path: Path, held_out: float, seed: int) -> dict[Path, int]:
         part = dict(
             whole,
             images=[picture for picture in whole['images'] if belongs(picture['id'])],
-            annotations=[entry for entry in whole['annotations'] if belongs(entry['image_id'])],
+            annotations=[entry for entry in boxes if belongs(entry['image_id'])],
         )
         out = path.with_name(f'{path.stem}_{name}.json')
         out.write_text(json.dumps(part))
