@@ -158,6 +158,7 @@ setup(
     python_requires='>=3.11',
     install_requires=read_requirements('runtime'),
     extras_require=extras,
+    entry_points={'console_scripts': ['mmgroupnet = mmgroupnet.__main__:main']},
     ext_modules=[kernels()],
     cmdclass={'build_py': BuildWithMim, 'build_ext': BuildKernels},
     zip_safe=False,
