@@ -1,8 +1,8 @@
 """Builds what a release consists of, into ``dist``: the source archive, and from it the wheel with the kernels.
 
-The wheel is for this machine's processors, any Python 3 and any Linux with a glibc that is not older than what its name
-says. libstdc++ is linked into the kernels. libgomp is not: its name is that of the one which torch brings, and a process
-with two would have two crews of threads that wait for work on the same cores.
+The wheel is for this machine's processors, any Python 3, and any Linux with a glibc no older than what its name says.
+libstdc++ is linked into the kernels. libgomp is not: its name is that of the one which torch brings, and a process with
+two would have two crews of threads that wait for work on the same cores.
 """
 
 import os
