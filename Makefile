@@ -1,6 +1,7 @@
 # make demo      train a small binary detector on real data and evaluate it
 # make demo-seg  the same with a segmentor
 # make test      run the tests (ARGS="-m slow" for the slow ones, ARGS=tests/test_layers for some)
+# make wheels    build the package with its kernels for other machines, and its source archive, into dist
 # make runtime   build the wheels of mmgroupnet-runtime, which runs .onnx files without torch, into runtime/dist
 # make test-arm  run the kernels and the runtime as on ARM, by qemu (skips what is missing, and says what)
 # make test-gpu  train on a GPU (skips everything where torch sees none)
@@ -34,7 +35,7 @@ endif
 # The packed kernels of this checkout; without a compiler they are left out, and what needs them runs simulated.
 KERNELS := build/.kernels-built
 
-.PHONY: help env demo demo-seg test test-arm test-gpu runtime lint
+.PHONY: help env demo demo-seg test test-arm test-gpu wheels runtime lint
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -64,6 +65,9 @@ demo-seg: env $(KERNELS)
 # A process per core, up to four, with one thread each: the models of the tests are small.
 test: env $(KERNELS)
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest --numprocesses "$$(cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))" --dist loadscope $(ARGS)
+
+wheels: env
+	"$(PY)" tools/misc/build_wheels.py
 
 runtime: env
 	"$(PY)" runtime/build_wheels.py

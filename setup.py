@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
@@ -113,13 +114,21 @@ class BuildKernels(build_ext):
         )
 
 
+class Wheel(bdist_wheel):
+    """A wheel for any Python 3, since the kernels know none."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return 'py3', 'none', super().get_tag()[2]
+
+
 def kernels() -> Extension:
     """The extension; a list of sources relative to this file, as setuptools wants them."""
 
     def files(pattern: str) -> list[str]:
         return sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'csrc').glob(pattern))
 
-    return Extension('mmgroupnet.ops._kernels', files('*.cpp'), depends=files('*.h'), language='c++', optional=True)
+    sources = files('*.cpp') + files('onnxruntime/glibc.cpp')
+    return Extension('mmgroupnet.ops._kernels', sources, depends=files('*.h'), language='c++', optional=True)
 
 
 def read_version() -> str:
@@ -158,7 +167,8 @@ setup(
     python_requires='>=3.11',
     install_requires=read_requirements('runtime'),
     extras_require=extras,
+    entry_points={'console_scripts': ['mmgroupnet = mmgroupnet.__main__:main']},
     ext_modules=[kernels()],
-    cmdclass={'build_py': BuildWithMim, 'build_ext': BuildKernels},
+    cmdclass={'build_py': BuildWithMim, 'build_ext': BuildKernels, 'bdist_wheel': Wheel},
     zip_safe=False,
 )

@@ -1,8 +1,10 @@
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -78,6 +80,7 @@ def files(folder, ending=''):
 
 
 def test_a_wheel_carries_the_package_and_what_mim_looks_for(checkout, wheel):
+    assert wheel.name.startswith('mmgroupnet-') and '-py3-none-' in wheel.name
     names = names_in(wheel)
     assert {f'mmgroupnet/{name}' for name in files(checkout / 'mmgroupnet', '.py')} <= names
     assert {f'mmgroupnet/.mim/configs/{name}' for name in files(checkout / 'configs', '.py')} <= names
@@ -104,6 +107,18 @@ def test_a_wheel_from_a_source_archive_is_the_same(checkout, wheel, quick_compil
     assert names_in(build_wheel(archive, tmp_path, **quick_compiler)) == names_in(wheel)
 
 
+def test_a_source_archive_carries_what_is_built_and_no_tests(checkout, tmp_path):
+    """setuptools finds tests/test_*.py by itself, which cannot run without the folders below."""
+    (checkout / 'tests').mkdir()
+    (checkout / 'tests/test_orphan.py').touch()
+    subprocess.run([sys.executable, 'setup.py', '--quiet', 'sdist', '--dist-dir', tmp_path], cwd=checkout, check=True)
+    with tarfile.open(next(tmp_path.glob('mmgroupnet-*.tar.gz'))) as archive:
+        names = {name.partition('/')[2] for name in archive.getnames()}
+    assert not [name for name in names if 'test_' in name]
+    assert {f'csrc/{name}' for name in files(checkout / 'csrc', '.cpp')} <= names
+    assert {'LICENSE', 'README.md', 'model-index.yml', 'configs/detection/metafile.yml'} <= names
+
+
 def test_an_editable_install_links_to_the_checkout(checkout, wheel, quick_compiler, tmp_path):
     pip('install', '--no-deps', '--no-build-isolation', '--target', tmp_path, '--editable', checkout, **quick_compiler)
     for name in ('configs', 'tools', 'model-index.yml'):
@@ -125,3 +140,50 @@ def test_without_a_compiler_the_package_is_built_without_kernels(checkout, wheel
     poor = build_wheel(tmp_path / 'checkout', tmp_path, CC='/nonexistent/cc', CXX='/nonexistent/c++')
     assert names_in(wheel) - names_in(poor) <= {'mmgroupnet/ops/_kernels.so'}
     assert 'mmgroupnet/ops/_kernels.so' not in names_in(poor)
+
+
+def install(wheel, folder):
+    """A wheel in an environment that has torch and OpenMMLab, and no checkout."""
+    pip('install', '--no-deps', '--target', folder, wheel)
+    environ = {**os.environ, 'PYTHONPATH': str(folder)}
+    cwd = folder.parent / 'empty'
+    cwd.mkdir()
+
+    def run(*words):
+        command = [sys.executable, *map(str, words)]
+        return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True)
+
+    return run
+
+
+def test_an_installed_wheel_has_the_command_and_configs_by_name(wheel, tmp_path):
+    run = install(wheel, tmp_path / 'site')
+    done = run(tmp_path / 'site/bin/mmgroupnet', '--help')
+    assert '  train       train a model\n' in done.stdout and f'{tmp_path}/site/mmgroupnet/.mim/configs' in done.stdout
+    done = run('-m', 'mmgroupnet', 'train', 'mmgroupnet::demo/fcos_groupnet_digits.py')
+    assert done.stderr.splitlines()[-1].startswith('error: data folder data/digits (train_dataloader) does not exist.')
+    assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('g++'), reason='needs g++')
+def test_the_digits_demo_without_a_checkout(checkout, tmp_path):
+    """`make wheels`, and from data to an .onnx file with what it has built."""
+    subprocess.run([sys.executable, 'tools/misc/build_wheels.py'], cwd=checkout, check=True)
+    (wheel,) = (checkout / 'dist').glob('*.whl')
+    assert re.fullmatch(r'mmgroupnet-.*-py3-none-manylinux_2_(1[789]|2[0-8])_\w+\.whl', wheel.name)
+    run = install(wheel, tmp_path / 'site')
+    config, checkpoint = 'mmgroupnet::demo/fcos_groupnet_digits.py', 'work_dirs/fcos_groupnet_digits/epoch_1.pth'
+    for words, end in (
+        (
+            ['digits', '--num-train', '8', '--num-val', '2'],
+            'digits: 8 training and 2 validation images are in data/digits',
+        ),
+        (['train', config, '--cfg-options', 'train_cfg.max_epochs=1'], ''),
+        (['test', config, checkpoint], ''),
+        (['pack', config, checkpoint, '--out', 'packed.pth'], 'packed.pth: 1,618,'),
+        (['test', config, 'packed.pth'], ''),
+        (['export', config, checkpoint, '--out', 'model.onnx'], 'exported in '),
+    ):
+        done = run('-m', 'mmgroupnet', *words)
+        assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith(end), done.stdout + done.stderr

@@ -22,8 +22,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--binarize',
         metavar='POLICY',
-        help='make the model binary as this file says, such as configs/_base_/policies/groupnet_k4.py; the config in '
-        'the work directory then says all of it',
+        help='make the model binary as this file says, such as mmgroupnet::_base_/policies/groupnet_k4.py; the config '
+        'in the work directory then says all of it',
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (bfloat16 on a CPU)')
     parser.add_argument(

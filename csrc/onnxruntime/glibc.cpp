@@ -1,4 +1,5 @@
-// Keeps this library small and loadable on systems with an old glibc.
+// Keeps a library that has libstdc++ inside small and loadable on systems with an old glibc: the operators for ONNX
+// Runtime, and the kernels of a wheel.
 #include <cstdlib>
 
 // The flag of glibc 2.32 by which libstdc++ spares atomic instructions. With one of our own, which says that there may

@@ -103,7 +103,7 @@ def read_packed(path: str | Path) -> dict:
         raise damaged
     found = read_checkpoint(path)
     if not is_packed(found):
-        raise UserError(f'checkpoint {path} is no packed one: tools/deploy/pack.py makes it one')
+        raise UserError(f'checkpoint {path} is no packed one: mmgroupnet pack makes it one')
     version = found['meta']['packed'].get('version') if isinstance(found['meta']['packed'], dict) else None
     if type(version) is int and version != VERSION:
         raise UserError(

@@ -22,7 +22,7 @@ def _refuse_other_weights(model: nn.Module, state_dict: Mapping[str, Tensor], pr
         if key not in state_dict:
             raise UserError(
                 f'{key} is missing: a packed model takes the weights of a packed checkpoint alone '
-                '(tools/deploy/pack.py makes them)'
+                '(mmgroupnet pack makes them)'
             )
         if state_dict[key].shape != unit.bits.shape:
             raise UserError(

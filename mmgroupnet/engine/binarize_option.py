@@ -1,11 +1,10 @@
-"""``--binarize``: any config made binary from the command line."""
-
-from pathlib import Path
+"""``--binarize`` and tools/binarize.py: any config made binary from the command line."""
 
 from mmengine.config import Config
 
 from mmgroupnet.converters.policy import parse_policy
-from mmgroupnet.errors import UserError, nearest
+from mmgroupnet.engine.configs import find_config, read_config_file
+from mmgroupnet.errors import UserError
 from mmgroupnet.model_configs import BINARIZED_TYPE, PACKED_TYPE, binarized_model, type_name
 
 STATISTICS_HOOK = 'mmgroupnet.BinaryStatisticsHook'
@@ -15,15 +14,13 @@ def load_policy(path: str) -> list[dict]:
     """Reads a policy.
 
     Args:
-        path: A config file that defines ``policy = [...]``.
+        path: A config file that defines ``policy = [...]``, or one of ours as
+            ``mmgroupnet::_base_/policies/groupnet_k4.py``.
 
     Raises:
         UserError: If there is no such file, it defines no policy, or a rule is malformed.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f'policy {path} does not exist{nearest(path, map(str, file.parent.glob("*.py")))}')
-    content = Config.fromfile(file)
+    content = read_config_file(find_config(path, 'policy'))
     if 'policy' not in content:
         raise UserError(f'policy {path} does not define policy = [...]')
     policy = content.to_dict()['policy']
@@ -46,7 +43,7 @@ def binarize_config(cfg: Config, policy: list[dict]) -> None:
     """
     kind = cfg.model.get('type')
     if kind in (BINARIZED_TYPE, PACKED_TYPE):
-        raise UserError(f"--binarize: the config's model is dict(type={kind!r}, ...) already, give the one inside it")
+        raise UserError(f"the config's model is dict(type={kind!r}, ...) already, give the one inside it")
     cfg.model = binarized_model(cfg.model, policy)
     hooks = list(cfg.get('custom_hooks') or [])
     if type_name(dict(type=STATISTICS_HOOK)) not in map(type_name, hooks):

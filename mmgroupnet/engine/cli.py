@@ -22,7 +22,9 @@ def add_traceback_option(parser: argparse.ArgumentParser) -> None:
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Adds the config, ``--cfg-options`` and ``--traceback``."""
     add_traceback_option(parser)
-    parser.add_argument('config', help='config file, or a config of an installed library such as mmdet::fcos/NAME.py')
+    parser.add_argument(
+        'config', help='config file, or mmgroupnet::FOLDER/NAME.py, or that of another library, mmdet::fcos/NAME.py'
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -56,6 +58,11 @@ def read_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def _stem(name: str) -> str:
+    """The name of a config without its folders, library and ending."""
+    return Path(name.rpartition('::')[2]).stem
+
+
 def read_run_config(args: argparse.Namespace) -> Config:
     """As :func:`read_config`, and sets the launcher and the work directory, and prepares distribution.
 
@@ -67,9 +74,9 @@ def read_run_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args)
     cfg.launcher = args.launcher
-    name = Path(args.config).stem
+    name = _stem(args.config)
     if getattr(args, 'binarize', None):  # An option of training alone.
-        name += f'_{Path(args.binarize).stem}'
+        name += f'_{_stem(args.binarize)}'
     cfg.work_dir = args.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
         raise UserError(f'--work-dir {cfg.work_dir} is a file: give a folder')

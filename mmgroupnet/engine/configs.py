@@ -1,9 +1,9 @@
-"""Loading a config, and checking the parts of mmgroupnet in it before anything is built."""
+"""Finding, loading and writing a config, and checking the parts of mmgroupnet in it before anything is built."""
 
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,41 +17,116 @@ from mmengine.registry import MODELS, Registry
 
 import mmgroupnet.registry
 from mmgroupnet.errors import ONE_SLIP, UserError, nearest
+from mmgroupnet.shipped_files import shipped
 from mmgroupnet.type_names import name_types
 
+_PREFIX = 'mmgroupnet::'
 _ROOTS = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
 _OURS = [getattr(mmgroupnet.registry, name) for name in mmgroupnet.registry.__all__]
+
+
+def find_config(name: str, kind: str = 'config') -> Path:
+    """Finds a config file.
+
+    Args:
+        name: A file, or one of ours as ``mmgroupnet::FOLDER/NAME.py``, with the folder in ``configs/``.
+        kind: What errors call it. Default: 'config'.
+
+    Raises:
+        UserError: If there is no such file, with the nearest name.
+    """
+    if name.startswith(_PREFIX):
+        folder = shipped('configs')
+        path = folder / name.removeprefix(_PREFIX)
+        others = [f'{_PREFIX}{file.relative_to(folder)}' for file in folder.rglob('*.py')]
+        # File names are unique: a name without its folder means that one.
+        others = [other for other in others if Path(other).name == path.name] or others
+    else:
+        path = Path(name)
+        others = [str(file) for file in path.parent.glob('*.py')]
+    if not path.is_file():
+        raise UserError(f'{kind} {name} does not exist{nearest(name, others)}')
+    return path
+
+
+@contextmanager
+def _names_in_bases() -> Iterator[None]:
+    """Lets a config inherit ours by name, ``_base_ = 'mmgroupnet::...'``, and names the file where a base is missing.
+
+    mmengine takes names of the libraries in a fixed table. An entry of ours would serve neither editable installs,
+    whose files it looks for in site-packages, nor configs that are in no folder; and what a config reads of its base,
+    such as ``_base_.model``, it would build in the scope of mmgroupnet, which mmdet's and mmseg's parts are not in.
+    """
+    find = Config._get_cfg_path
+
+    def find_base(base: str, file: str) -> tuple[str, str | None]:
+        try:
+            return (str(find_config(base)), None) if base.startswith(_PREFIX) else find(base, file)
+        except (UserError, ValueError, AssertionError, FileNotFoundError, ModuleNotFoundError) as error:
+            raise UserError(f'{file}: _base_ {base!r} cannot be found: {error}') from error
+
+    Config._get_cfg_path = staticmethod(find_base)
+    try:
+        yield
+    finally:
+        Config._get_cfg_path = staticmethod(find)
+
+
+def read_config_file(path: str | Path) -> Config:
+    """Reads a config file as mmengine does; it may inherit ours by name, ``_base_ = 'mmgroupnet::FOLDER/NAME.py'``.
+
+    Raises:
+        UserError: If a file that it inherits from is missing.
+    """
+    try:
+        with _names_in_bases():
+            return Config.fromfile(path)
+    except FileNotFoundError as error:  # of a base
+        raise UserError(f'config {path}: {error}') from error
 
 
 def load_config(name: str) -> Config:
     """Loads a config; classes in it become the names that they are registered by.
 
     Args:
-        name: A file, or a config of an installed OpenMMLab library,
-            ``mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py``.
+        name: A file, one of our configs as ``mmgroupnet::detection/fcos_groupnet_r18_bccd.py``, or one of an installed
+            OpenMMLab library as ``mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py``.
 
     Raises:
         UserError: If there is no such file, or one that it inherits from is missing.
     """
-    if '::' in name:
+    if '::' in name and not name.startswith(_PREFIX):
         library = name.split('::')[0]
         if find_spec(library) is None:  # mmengine would install it.
             raise UserError(f'config {name}: {library} is not installed')
         try:
             cfg = get_config(name)
-        except (KeyError, ValueError, FileNotFoundError) as error:
+        except (AssertionError, KeyError, ValueError, FileNotFoundError) as error:
             raise UserError(f'config {name}: no installed OpenMMLab library has it ({error})') from error
     else:
-        path = Path(name)
-        if not path.is_file():
-            siblings = [str(found) for found in path.parent.glob('*.py')]
-            raise UserError(f'config {name} does not exist{nearest(str(path), siblings)}')
-        try:
-            cfg = Config.fromfile(path)
-        except FileNotFoundError as error:  # of a base
-            raise UserError(f'config {name}: {error}') from error
+        cfg = read_config_file(find_config(name))
     name_types(cfg)
     return cfg
+
+
+def write_config(cfg: Config, path: str | Path) -> None:
+    """Writes a whole config, with everything that it inherits.
+
+    Args:
+        cfg: The config.
+        path: The file, ``*.py``; its folder is made.
+
+    Raises:
+        UserError: If the file has another ending, or cannot be written.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != '.py':
+        raise UserError(f'--out {path}: give a name that ends in .py')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cfg.dump(path)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror}') from error
 
 
 def resolve_type(name: str | type | Callable, scope: str | None, roots: Sequence[Registry] = _ROOTS) -> Callable | None:

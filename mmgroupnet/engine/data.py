@@ -8,6 +8,9 @@ from mmengine.config import Config
 from mmgroupnet.engine.configs import accepted_arguments, resolve_type
 from mmgroupnet.errors import UserError
 
+# What to do where the folder of a set that is made on the spot is missing.
+_REMEDIES = {Path('data/digits'): 'Make it: mmgroupnet digits'}
+
 
 def innermost_datasets(dataset: Mapping) -> Iterator[Mapping]:
     """The datasets inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
@@ -65,9 +68,8 @@ def _check_dataset(dataset: Mapping, name: str, scope: str | None) -> None:
         folder = Path(root)
         state = f'is a link to {folder.readlink()}, which does not exist' if folder.is_symlink() else 'does not exist'
         content = f'Expected in it: {", ".join(str(path) for path in expected)}. ' if expected else ''
-        raise UserError(
-            f'data folder {folder} ({name}) {state}. {content}Link your copy: ln -sn /path/to/{folder.name} {folder}'
-        )
+        remedy = _REMEDIES.get(folder, f'Link your copy: ln -sn /path/to/{folder.name} {folder}')
+        raise UserError(f'data folder {folder} ({name}) {state}. {content}{remedy}')
     for path in expected:
         is_annotation = path == expected[0] and dataset.get('ann_file')
         if not path.exists():

@@ -95,9 +95,7 @@ def setup_distribution(cfg: Config) -> None:
             )
         return
     if cfg.launcher != 'pytorch':
-        raise UserError(
-            f'--launcher {cfg.launcher} needs GPUs; without them use --launcher pytorch (tools/dist_train.sh)'
-        )
+        raise UserError(f'--launcher {cfg.launcher} needs GPUs; without them use --launcher pytorch (torchrun)')
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
     distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
     default = dict(broadcast_buffers=False)  # mmengine's

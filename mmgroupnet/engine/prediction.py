@@ -76,7 +76,7 @@ def _build(cfg: Config, checkpoint: str | Path, device: str | None) -> tuple[nn.
     """The model with its weights, or the one that a .onnx file stands for, and what the file knows of the classes."""
     if is_exported(checkpoint):
         if Path(checkpoint).suffix != '.onnx':
-            raise UserError(f'{checkpoint} holds predictions, no model: tools/test.py --show-dir DIR draws them')
+            raise UserError(f'{checkpoint} holds predictions, no model: mmgroupnet test --show-dir DIR draws them')
         if device not in (None, 'cpu'):
             raise UserError(f'--device {device}: {checkpoint} runs on the CPU alone, give --device cpu')
         adopt_exported(cfg, checkpoint)

@@ -104,7 +104,7 @@ _SIGNATURES = {
 @cache
 def library() -> ctypes.CDLL | None:
     """The kernels with the instruction set that :data:`ENVIRONMENT_VARIABLE` names; None, said once, where they were
-    not compiled.
+    not compiled or cannot be loaded.
 
     Raises:
         RuntimeError: If the variable names kernels that are not available, or the file is of another version.
@@ -118,7 +118,16 @@ def library() -> ctypes.CDLL | None:
             level=logging.WARNING,
         )
         return None
-    loaded = ctypes.CDLL(str(found[0]))
+    try:
+        loaded = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        print_log(
+            f'The packed kernels cannot be loaded ({error}): packed models run simulated, no faster than float. Where '
+            'libgomp is missing: apt-get install libgomp1',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return None
     # Before anything else is looked up in it, which another version may not have.
     if loaded.mmg_abi_version() != ABI_VERSION:
         raise RuntimeError(

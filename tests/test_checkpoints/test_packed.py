@@ -245,7 +245,7 @@ class TestTools:
             run_training(packed_config(tiny))
 
     def test_a_float_checkpoint_for_a_packed_config(self, tiny):
-        with pytest.raises(UserError, match=r'float\.pth is no packed one: tools/deploy/pack.py makes it one'):
+        with pytest.raises(UserError, match=r'float\.pth is no packed one: mmgroupnet pack makes it one'):
             run_test(packed_config(tiny), str(tiny / 'float.pth'))
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from pathlib import Path
 
 import pytest
 from mmdet.models import FCOS
@@ -10,10 +11,13 @@ from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 
 from mmgroupnet.engine import configs
-from mmgroupnet.engine.configs import accepted_arguments, check_arguments, load_config, resolve_type
+from mmgroupnet.engine.binarize_option import load_policy
+from mmgroupnet.engine.configs import accepted_arguments, check_arguments, load_config, resolve_type, write_config
 from mmgroupnet.engine.hooks import BinaryStatisticsHook
 from mmgroupnet.errors import UserError, nearest
 from tests.tiny_run import load_tiny_run
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
 
 
 class Plain:
@@ -155,3 +159,96 @@ def test_a_config_of_an_installed_library():
         load_config('mmdet::fcos/nothing.py')
     with pytest.raises(UserError, match='config nothing::fcos/fcos.py: nothing is not installed'):
         load_config('nothing::fcos/fcos.py')
+
+
+def test_our_configs_have_names_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config('mmgroupnet::fcos_groupnet_r50_coco.py')
+    assert cfg.model.to_dict() == load_config(str(CONFIGS / 'fcos_groupnet_r50_coco.py')).model.to_dict()
+    assert load_config('mmgroupnet::demo/fcos_groupnet_digits.py').num_bases == 3
+    policy = load_policy('mmgroupnet::_base_/policies/groupnet_k4.py')
+    assert policy == load_policy(str(CONFIGS / '_base_/policies/groupnet_k4.py'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        (
+            'mmgroupnet::fcos_groupnet_r18_bccd.py',
+            'config mmgroupnet::fcos_groupnet_r18_bccd.py does not exist '
+            "(did you mean 'mmgroupnet::detection/fcos_groupnet_r18_bccd.py'?)",
+        ),
+        ('mmgroupnet::', 'config mmgroupnet:: does not exist'),
+        ('mmgroupnet::detection', 'config mmgroupnet::detection does not exist'),
+        ('mmdet::fcos/nothing.py', 'config mmdet::fcos/nothing.py: no installed OpenMMLab library has it'),
+        ('torch::a/b.py', 'config torch::a/b.py: no installed OpenMMLab library has it'),
+        ('nowhere::a/b.py', 'config nowhere::a/b.py: nowhere is not installed'),
+    ],
+)
+def test_names_that_do_not_exist(name, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_config(name)
+
+
+def test_a_base_by_name(tmp_path):
+    """Also where the file reads what it inherits, and within a scope of its own: the parts stay those of mmdet."""
+    file = tmp_path / 'mine.py'
+    file.write_text(
+        "_base_ = ['mmgroupnet::fcos_groupnet_r50_coco.py']\n"
+        'train_cfg = dict(max_epochs=3)\n'
+        'model = dict(bbox_head=dict(num_classes=2))\n'
+        'backbone = _base_.model.backbone\n'
+        'depth = {{_base_.model.backbone.depth}}\n'
+    )
+    cfg = load_config(str(file))
+    assert (cfg.train_cfg.max_epochs, cfg.model.bbox_head.num_classes, cfg.depth) == (3, 2, 50)
+    assert cfg.model.type == 'FCOS' and cfg.default_scope == 'mmdet'
+    assert "_scope_='mmgroupnet'" not in cfg.pretty_text
+    (tmp_path / 'child.py').write_text("_base_ = 'mine.py'\n")
+    assert load_config(str(tmp_path / 'child.py')).model.to_dict() == cfg.model.to_dict()
+
+
+@pytest.mark.parametrize(
+    ('base', 'message'),
+    [
+        (
+            'mmgroupnet::detecton/fcos_groupnet_r18_bccd.py',
+            'config mmgroupnet::detecton/fcos_groupnet_r18_bccd.py does not exist '
+            "(did you mean 'mmgroupnet::detection/fcos_groupnet_r18_bccd.py'?)",
+        ),
+        ('mmdet::fcos/nothing.py', 'file "'),
+        ('mmdet::nothing.py', '`_get_package_and_cfg_path` is used'),
+        ('nowhere::a/b.py', 'mmengine does not support to load nowhere config'),
+        ('mmocr::a/b.py', 'mmocr is not installed'),
+    ],
+)
+def test_a_base_that_does_not_exist(base, message, tmp_path):
+    file = tmp_path / 'mine.py'
+    file.write_text(f'_base_ = {base!r}\n')
+    with pytest.raises(UserError, match=re.escape(f'{file}: _base_ {base!r} cannot be found: {message}')):
+        load_config(str(file))
+
+
+def test_mmengine_is_left_as_it_was(tmp_path):
+    before = Config._get_cfg_path
+    file = tmp_path / 'mine.py'
+    file.write_text("_base_ = 'mmgroupnet::nothing.py'\n")
+    with pytest.raises(UserError):
+        load_config(str(file))
+    assert Config._get_cfg_path is before
+
+
+def test_writing(tmp_path):
+    cfg = load_config('mmgroupnet::demo/fcos_groupnet_digits.py')
+    write_config(cfg, tmp_path / 'new/whole.py')
+    assert load_config(str(tmp_path / 'new/whole.py')).to_dict() == cfg.to_dict()
+
+
+@pytest.mark.parametrize(
+    ('path', 'message'),
+    [('whole.yaml', '--out .*whole.yaml: give a name that ends in .py'), ('file/whole.py', 'cannot be written: ')],
+)
+def test_what_cannot_be_written(path, message, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match=message):
+        write_config(Config(dict(a=1)), tmp_path / path)

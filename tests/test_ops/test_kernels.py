@@ -117,6 +117,13 @@ class TestWithoutKernels:
         monkeypatch.setattr(kernels, 'print_log', print_log)
         return seen
 
+    def test_what_cannot_be_loaded_is_said(self, warnings, tmp_path):
+        (tmp_path / '_kernels.so').write_text('no library')
+        assert ops.selected_kernels() == 'simulated'
+        (warning,) = warnings
+        assert warning.startswith(f'The packed kernels cannot be loaded ({tmp_path}/_kernels.so: ')
+        assert 'apt-get install libgomp1' in warning
+
     def test_same_results_and_one_warning(self, warnings):
         assert ops.available_kernels() == []
         assert ops.selected_kernels() == 'simulated'

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def test_a_policy_that_does_not_fit_is_one_line(folder):
 
 
 def test_binarising_twice(folder):
-    with pytest.raises(UserError, match=r"--binarize: the config's model is dict\(type='mmgroupnet.Binarized', ...\)"):
+    with pytest.raises(UserError, match=r"the config's model is dict\(type='mmgroupnet.Binarized', ...\)"):
         binarize_config(dumped(folder), POLICY)
 
 
@@ -132,3 +133,16 @@ class TestGetComplexity:
 
     def test_per_layer(self, tool):
         assert 'backbone.layer1.0.blocks.1.branches.0.conv2 ' in tool(f'{WORK}/stock.py', '--per-layer')
+
+
+def test_a_binary_config_as_a_file(folder, tmp_path, monkeypatch, capsys):
+    """tools/binarize.py writes what ``--binarize`` leaves in the work directory, but for what that run has set."""
+    words = [folder / 'stock.py', folder / 'policy.py', '--out', tmp_path / 'binary.py']
+    monkeypatch.setattr('sys.argv', ['binarize.py', *map(str, words)])
+    runpy.run_path(str(ROOT / 'tools/binarize.py'), run_name='__main__')
+    printed = capsys.readouterr().out
+    assert 'policy[2] groupwise K=2: 6 blocks' in printed
+    assert re.search(r'^backbone\.layer1 +8 +0 ', printed, re.MULTILINE)
+    assert printed.endswith(f'{tmp_path}/binary.py written\n')
+    cfg, trained = load_config(str(tmp_path / 'binary.py')), load_config(str(folder / WORK / 'stock.py'))
+    assert cfg.model.to_dict() == trained.model.to_dict() and cfg.custom_hooks == trained.custom_hooks

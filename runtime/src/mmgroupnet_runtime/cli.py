@@ -24,10 +24,10 @@ _TIMED = 10  # inferences at least, besides the first
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='mmgroupnet-run', description='Runs a binary network on pictures.')
-    parser.add_argument('model', help='.onnx file that tools/deploy/export_onnx.py of mmgroupnet wrote')
+    parser.add_argument('model', help='.onnx file that `mmgroupnet export` wrote')
     parser.add_argument('pictures', nargs='+', metavar='PICTURE_OR_FOLDER', help='a picture or a folder of pictures')
     parser.add_argument('--json', metavar='FILE', help='write the answers for programs and people')
-    parser.add_argument('--npz', metavar='FILE', help='write the answers for tools/test.py CONFIG FILE of mmgroupnet')
+    parser.add_argument('--npz', metavar='FILE', help='write the answers for `mmgroupnet test CONFIG FILE`')
     parser.add_argument('--draw', metavar='DIR', help='draw the answers on the pictures, as DIR/NAME.jpg')
     parser.add_argument('--time', action='store_true', help='print how long a picture takes')
     parser.add_argument('--threads', type=int, metavar='N', help='threads that compute (default: one per core)')

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load(path: str | Path, threads: int | None = None) -> Model:
-    """Loads a file that ``tools/deploy/export_onnx.py`` wrote.
+    """Loads a file that ``mmgroupnet export`` wrote.
 
     Args:
         path: The .onnx file.
@@ -60,7 +60,7 @@ def _open_session(path: Path, header: Header, threads: int) -> InferenceSession:
     except Exception as error:
         raise UserError(
             f'onnxruntime {onnxruntime.__version__} refuses {path}: copy it again, or write it anew with '
-            f'tools/deploy/export_onnx.py ({error})'
+            f'`mmgroupnet export` ({error})'
         ) from error
 
 

@@ -12,7 +12,7 @@ from mmgroupnet_runtime.resize import check_steps
 FORMAT = 1
 TASKS = ('detection', 'segmentation', 'classification', 'maps')
 _KEY = 'mmgroupnet'
-_EXPORT = 'tools/deploy/export_onnx.py'
+_EXPORT = '`mmgroupnet export`'
 # Numbers of fields in onnx.proto: of ModelProto, of OperatorSetIdProto and StringStringEntryProto alike, of GraphProto,
 # and of TensorProto.
 _GRAPH, _OPSET_IMPORT, _METADATA = 7, 8, 14

@@ -1,4 +1,4 @@
-"""Answers as text, as JSON, and as the predictions file that ``tools/test.py`` of mmgroupnet reads."""
+"""Answers as text, as JSON, and as the predictions file that ``mmgroupnet test`` reads."""
 
 from __future__ import annotations
 

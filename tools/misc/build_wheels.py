@@ -1,0 +1,75 @@
+"""Builds what a release consists of, into ``dist``: the source archive, and from it the wheel with the kernels.
+
+The wheel is for this machine's processors, any Python 3, and any Linux with a glibc no older than what its name says.
+libstdc++ is linked into the kernels. libgomp is not: its name is that of the one which torch brings, and a process with
+two would have two crews of threads that wait for work on the same cores.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = 'mmgroupnet/ops/_kernels.so'
+# What of libstdc++ is not needed is left out, and nothing of it is seen from outside.
+LINKER_FLAGS = '-static-libstdc++ -Wl,--exclude-libs,ALL -Wl,--gc-sections -Wl,--strip-all'
+OPENMP = 'libgomp.so.1'
+
+
+def run(*command: str | Path, **environment: str) -> None:
+    """Runs a command in the checkout."""
+    subprocess.run([str(word) for word in command], cwd=ROOT, env={**os.environ, **environment}, check=True)
+
+
+def make_tools(folder: Path) -> Path:
+    """The programs of requirements/wheels.txt, in an environment of their own.
+
+    Args:
+        folder: The environment.
+
+    Returns:
+        Its folder of programs.
+    """
+    run(sys.executable, '-m', 'venv', folder)
+    run(folder / 'bin/python', '-m', 'pip', 'install', '--quiet', '--no-deps', '-r', ROOT / 'requirements/wheels.txt')
+    return folder / 'bin'
+
+
+def build(dist: Path) -> tuple[Path, Path]:
+    """Builds the archive and the wheel; those of former versions stay.
+
+    Args:
+        dist: The folder of both.
+
+    Returns:
+        The archive and the wheel.
+    """
+    tools = make_tools(ROOT / 'build/wheel-tools')
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder)
+        run(sys.executable, '-W', 'ignore', 'setup.py', '--quiet', 'sdist', '--dist-dir', made)
+        (archive,) = made.glob('*.tar.gz')
+        # Without an environment of its own, so that nothing is downloaded.
+        pip = (sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-build-isolation', '--no-deps')
+        run(*pip, '--wheel-dir', made, archive, LDFLAGS=LINKER_FLAGS)
+        (plain,) = made.glob('*.whl')
+        if KERNELS not in zipfile.ZipFile(plain).namelist():
+            sys.exit('error: the kernels could not be compiled, see above: a wheel needs g++ and libstdc++.a')
+        repair = (tools / 'python', '-m', 'auditwheel', 'repair', '--exclude', OPENMP, '--wheel-dir', made / 'repaired')
+        run(*repair, plain, PATH=f'{tools}{os.pathsep}{os.environ["PATH"]}')
+        (wheel,) = (made / 'repaired').glob('*.whl')
+        dist.mkdir(exist_ok=True)
+        return Path(shutil.copy2(archive, dist)), Path(shutil.copy2(wheel, dist))
+
+
+def main() -> None:
+    for path in build(ROOT / 'dist'):
+        print(path)
+
+
+if __name__ == '__main__':
+    main()
