@@ -20,7 +20,11 @@ class TorchModules(Plugin):
 
 def _any(context: AttributeContext) -> Type:
     declared = context.default_attr_type
-    return AnyType(TypeOfAny.special_form) if str(declared) == 'torch._tensor.Tensor | torch.nn.modules.module.Module' else declared
+    return (
+        AnyType(TypeOfAny.special_form)
+        if str(declared) == 'torch._tensor.Tensor | torch.nn.modules.module.Module'
+        else declared
+    )
 
 
 def plugin(version: str) -> type[Plugin]:

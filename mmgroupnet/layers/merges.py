@@ -82,7 +82,7 @@ class InPlaceMerge(Merge):
         if self.num_bases == 1:
             return branches
         parts = split(branches, self.num_bases)
-        return torch.cat([sum(parts), *parts[1:]], dim=1)
+        return torch.cat([sum(parts[1:], parts[0]), *parts[1:]], dim=1)
 
     def merged(self, branches: Tensor) -> Tensor:
         return split(branches, self.num_bases)[0] / self.num_bases
