@@ -9,7 +9,7 @@ from mmgroupnet.engine.configs import accepted_arguments, resolve_type
 from mmgroupnet.errors import UserError
 
 
-def innermost_datasets(dataset: Mapping) -> Iterator[Mapping]:
+def innermost_datasets(dataset: dict) -> Iterator[dict]:
     """The datasets inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
     if 'dataset' in dataset:
         yield from innermost_datasets(dataset['dataset'])

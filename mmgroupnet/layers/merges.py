@@ -38,7 +38,7 @@ class Merge(Packable):
     def weights(self, like: Tensor) -> Tensor:
         """What each branch is multiplied with, ``(K,)``, with dtype and device of ``like``."""
 
-    def packed_twin(self, packing: Packing) -> nn.Module:
+    def packed_twin(self, packing: Packing) -> PackedMerge:
         kind = next((kind for kind in (MeanMerge, InPlaceMerge, ScaledMerge) if isinstance(self, kind)), Merge)
         if not is_as_written(self, Merge) or type(self).merged is not kind.merged:
             raise NotPackable(f'{type(self).__name__} has a forward of its own')
