@@ -4,7 +4,9 @@
 # make runtime   build the wheels of mmgroupnet-runtime, which runs .onnx files without torch, into runtime/dist
 # make test-arm  run the kernels and the runtime as on ARM, by qemu (skips what is missing, and says what)
 # make test-gpu  train on a GPU (skips everything where torch sees none)
-# make lint      check the style
+# make test-quick  the tests that fail first when something breaks, in under a minute
+# make lint      check style, types and who imports whom
+# make format    mend what of that a tool can mend
 # make env       only prepare the environment that the others need
 #
 # VENV=/some/dir            puts the environment there (over 5 GB); clones may share one
@@ -34,7 +36,11 @@ endif
 # The packed kernels of this checkout; without a compiler they are left out, and what needs them runs simulated.
 KERNELS := build/.kernels-built
 
-.PHONY: help env demo demo-seg test test-arm test-gpu runtime lint
+# What clang-format formats; the header of ONNX Runtime beside them is not ours.
+CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/onnxruntime/*.cpp csrc/onnxruntime/*.h runtime/examples/*.cpp tests/csrc/*.cpp)
+CLANG_FORMAT = "$(PY)" -c 'from clang_format import clang_format; clang_format()'
+
+.PHONY: help env demo demo-seg test test-quick test-arm test-gpu runtime lint format
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -65,6 +71,9 @@ demo-seg: env $(KERNELS)
 test: env $(KERNELS)
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest --numprocesses "$$(cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))" --dist loadscope $(ARGS)
 
+test-quick: env $(KERNELS)
+	OMP_NUM_THREADS=1 "$(PY)" -m pytest -m quick $(ARGS)
+
 runtime: env
 	"$(PY)" runtime/build_wheels.py
 
@@ -78,4 +87,14 @@ test-gpu: env $(KERNELS)
 		tests/test_ops/test_triton_passes.py tests/test_layers/test_lean/test_triton.py
 
 lint: env
-	"$(PY)" -m ruff check . && "$(PY)" -m ruff format --check .
+	"$(PY)" -m ruff check .
+	"$(PY)" -m ruff format --check .
+	@echo clang-format
+	@$(CLANG_FORMAT) --dry-run -Werror $(CXX_FILES)
+	PYTHONPATH="$$PYTHONPATH:runtime/src" "$(PY)" -c 'from importlinter.cli import lint_imports_command as run; run()' --no-logo
+	"$(PY)" -m mypy
+
+format: env
+	"$(PY)" -m ruff check --fix .
+	"$(PY)" -m ruff format .
+	$(CLANG_FORMAT) -i $(CXX_FILES)
