@@ -147,7 +147,7 @@ def _keeps_shape(conv: BinaryConv2d) -> bool:
     """Whether the output has the shape of the input, whatever that is."""
     if isinstance(conv, BinaryLinear) or conv.in_channels != conv.out_channels or conv.stride != (1, 1):
         return False
-    return conv.padding == 'same' or all(
+    return isinstance(conv.padding, str) or all(  # the only text is 'same'
         2 * padding == conv.dilation * (size - 1) for padding, size in zip(conv.padding, conv.kernel_size, strict=True)
     )
 
