@@ -3,9 +3,12 @@
 # make test      run the tests (ARGS="-m slow" for the slow ones, ARGS=tests/test_layers for some)
 # make wheels    build the package with its kernels for other machines, and its source archive, into dist
 # make runtime   build the wheels of mmgroupnet-runtime, which runs .onnx files without torch, into runtime/dist
+# make test-oldest  the tests of layers and kernels with the oldest torch and mmengine that are declared
 # make test-arm  run the kernels and the runtime as on ARM, by qemu (skips what is missing, and says what)
 # make test-gpu  train on a GPU (skips everything where torch sees none)
-# make lint      check the style
+# make test-quick  the tests that fail first when something breaks, in under a minute
+# make lint      check style, types and who imports whom
+# make format    mend what of that a tool can mend
 # make env       only prepare the environment that the others need
 #
 # VENV=/some/dir            puts the environment there (over 5 GB); clones may share one
@@ -35,7 +38,19 @@ endif
 # The packed kernels of this checkout; without a compiler they are left out, and what needs them runs simulated.
 KERNELS := build/.kernels-built
 
-.PHONY: help env demo demo-seg test test-arm test-gpu wheels runtime lint
+# Closed forms of the quantizers, branches, shapes, the kernels beside their simulation, and one battery; without the
+# tests in them that start processes, compile or export.
+QUICK_TESTS = tests/test_quantizers/test_activations.py tests/test_quantizers/test_weights.py \
+	tests/test_layers/test_branches.py tests/test_layers/test_lean/test_sign_conv.py tests/test_ops/test_geometry.py \
+	tests/test_ops/test_packing.py tests/test_ops/test_kernels.py tests/test_ops/test_convolve.py \
+	tests/test_models/test_necks/test_binary_fpn.py::TestBinaryFPN
+NOT_QUICK = TestSelection or TestFuzzer or TestThreads or exported
+
+# What clang-format formats; the header of ONNX Runtime beside them is not ours.
+CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/onnxruntime/*.cpp csrc/onnxruntime/*.h runtime/examples/*.cpp tests/csrc/*.cpp)
+CLANG_FORMAT = "$(PY)" -c 'from clang_format import clang_format; clang_format()'
+
+.PHONY: help env demo demo-seg test test-quick test-oldest test-arm test-gpu wheels runtime lint format
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -66,6 +81,15 @@ demo-seg: env $(KERNELS)
 test: env $(KERNELS)
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest --numprocesses "$$(cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))" --dist loadscope $(ARGS)
 
+test-quick: env $(KERNELS)
+	OMP_NUM_THREADS=1 "$(PY)" -m pytest -k 'not ($(NOT_QUICK))' $(QUICK_TESTS) $(ARGS)
+
+test-oldest:
+	$(BASE_PYTHON) -m venv "$(VENV)-oldest"
+	"$(VENV)-oldest/bin/python" -m pip install --disable-pip-version-check -r requirements/oldest.txt
+	"$(VENV)-oldest/bin/python" -W ignore setup.py --quiet build_ext --inplace
+	OMP_NUM_THREADS=1 "$(VENV)-oldest/bin/python" -m pytest tests/test_quantizers tests/test_ops tests/test_layers $(ARGS)
+
 wheels: env
 	"$(PY)" tools/misc/build_wheels.py
 
@@ -82,4 +106,14 @@ test-gpu: env $(KERNELS)
 		tests/test_ops/test_triton_passes.py tests/test_layers/test_lean/test_triton.py
 
 lint: env
-	"$(PY)" -m ruff check . && "$(PY)" -m ruff format --check .
+	"$(PY)" -m ruff check .
+	"$(PY)" -m ruff format --check .
+	@echo clang-format
+	@$(CLANG_FORMAT) --dry-run -Werror $(CXX_FILES)
+	PYTHONPATH="$$PYTHONPATH:runtime/src" "$(PY)" -c 'from importlinter.cli import lint_imports_command as run; run()' --no-logo
+	"$(PY)" -m mypy
+
+format: env
+	"$(PY)" -m ruff check --fix .
+	"$(PY)" -m ruff format .
+	$(CLANG_FORMAT) -i $(CXX_FILES)

@@ -14,7 +14,7 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).resolve().parent
 # What MIM looks for inside an installed OpenMMLab package.
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
-EXTRAS = ('mim', 'mmdet', 'mmseg', 'mmpretrain', 'onnx', 'demo', 'tests', 'benchmark')
+EXTRAS = ('mim', 'mmdet', 'mmseg', 'mmpretrain', 'onnx', 'demo', 'tests', 'lint', 'benchmark')
 
 
 class BuildWithMim(build_py):

@@ -13,7 +13,8 @@
 namespace mmgroupnet {
 namespace {
 
-constexpr int kTileColumns = 4;  // times two sums, and the weights of three steps, which all columns read: of 32 registers
+constexpr int kTileColumns =
+    4;  // times two sums, and the weights of three steps, which all columns read: of 32 registers
 
 struct Zmm {
   using Type = __m512i;

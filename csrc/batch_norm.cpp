@@ -112,9 +112,7 @@ using mmgroupnet::guard;
 
 int32_t mmg_norm_statistics(const int16_t* y, int32_t low, int64_t pixels, const mmg_batch_norm* norm, double* mean,
                             double* inverse_deviation, float* vectors, int32_t threads) {
-  return guard([&] {
-    mmgroupnet::norm_statistics(y, low, pixels, *norm, mean, inverse_deviation, vectors, threads);
-  });
+  return guard([&] { mmgroupnet::norm_statistics(y, low, pixels, *norm, mean, inverse_deviation, vectors, threads); });
 }
 
 int32_t mmg_norm_gradients(const float* gradient, const int16_t* y, int32_t low, int64_t pixels,

@@ -1,4 +1,6 @@
 // Chains of units with the connection in front of them: a Group-Net block in one call.
+#include "block.h"
+
 #include <algorithm>
 #include <cstddef>
 #include <deque>
@@ -7,7 +9,6 @@
 #include <utility>
 #include <vector>
 
-#include "block.h"
 #include "convolution.h"
 #include "memory.h"
 #include "threads.h"
@@ -87,9 +88,7 @@ struct SignMap {
 
   SignMap() = default;
   SignMap(int64_t pixels, int branches, int channels)
-      : words(pixels * branches * ceil_div(channels, kWordBits)),
-        branches(branches),
-        channels(channels) {}
+      : words(pixels * branches * ceil_div(channels, kWordBits)), branches(branches), channels(channels) {}
 
   Signs view() const { return {words.get(), branches, channels}; }
 };
@@ -349,10 +348,10 @@ class Block {
   Size out_size_ = {0, 0};
   int out_folded_ = 0, last_shortcut_ = -1;
   Map connected_ = {nullptr, 1, 0}, shortcut_ = {nullptr, 1, 0};
-  SignMap plain_;                   // signs of the connected map, where connecting makes them
-  std::deque<Array<float>> maps_;   // that are not in `out`
+  SignMap plain_;                  // signs of the connected map, where connecting makes them
+  std::deque<Array<float>> maps_;  // that are not in `out`
   std::deque<SignMap> sign_maps_;
-  std::vector<Step> steps_;         // each behind its inputs
+  std::vector<Step> steps_;  // each behind its inputs
 };
 
 }  // namespace

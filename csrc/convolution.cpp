@@ -238,15 +238,15 @@ class Convolution {
     for (int y = job.first_row; y < job.last_row; y += kernels_.rows) {
       const ptrdiff_t row = static_cast<ptrdiff_t>(y - job.first_row) * step_.height * width;
       for (int x = 0; x < out_.width; ++x) {
-        columns.push_back({(row + x * step_.width) * layout_.pixel_bytes, y, x,
-                           std::min(kernels_.rows, job.last_row - y)});
+        columns.push_back(
+            {(row + x * step_.width) * layout_.pixel_bytes, y, x, std::min(kernels_.rows, job.last_row - y)});
       }
     }
     return columns;
   }
 
-  void run_tile(const Job& job, int rate, const uint8_t* activations, const Storage<Run>& runs,
-                const Column* columns, int num_columns, int block, Storage<int32_t>& different_buffer) const {
+  void run_tile(const Job& job, int rate, const uint8_t* activations, const Storage<Run>& runs, const Column* columns,
+                int num_columns, int block, Storage<int32_t>& different_buffer) const {
     Tile tile;
     tile.columns = num_columns;
     tile.runs = runs.data();

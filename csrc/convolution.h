@@ -38,9 +38,9 @@ struct Signs {
 
 // What becomes of a unit's outputs.
 struct Destination {
-  float* values = nullptr;            // (N, H', W', K' * out_channels)
-  int32_t* integers = nullptr;        // in place of `values`: bare sums
-  int16_t* shorts = nullptr;          // the same, where they fit
+  float* values = nullptr;      // (N, H', W', K' * out_channels)
+  int32_t* integers = nullptr;  // in place of `values`: bare sums
+  int16_t* shorts = nullptr;    // the same, where they fit
   Map residual = {nullptr, 1, 0};
   uint64_t* signs = nullptr;          // signs of the values for the next unit, (N, H', W', K', words); needs `values`
   const float* sign_scale = nullptr;  // of the next unit

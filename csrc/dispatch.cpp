@@ -111,9 +111,8 @@ int32_t mmg_run_block(const mmg_block* block, const float* x, float* out, int32_
 
 int32_t mmg_connect(const float* x, int64_t pixels, int32_t branches, int32_t channels, const float* scales,
                     const float* gate, float* out, int32_t threads) {
-  return guard([&] {
-    mmgroupnet::connect(selected_kernels(), x, pixels, branches, channels, scales, gate, out, threads);
-  });
+  return guard(
+      [&] { mmgroupnet::connect(selected_kernels(), x, pixels, branches, channels, scales, gate, out, threads); });
 }
 
 int32_t mmg_max_pool(const float* x, int32_t batch, int32_t height, int32_t width, int32_t channels,

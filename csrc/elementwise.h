@@ -143,7 +143,8 @@ void pool_range(const float* const* taps, int num_taps, const float* scale, cons
   for (int c = first; c < last; c += Vector::kLanes) {
     auto value = Vector::load(taps[0] + c);
     for (int i = 1; i < num_taps; ++i) value = Vector::maximum(value, Vector::load(taps[i] + c));
-    if (scale != nullptr) value = Vector::add(Vector::multiply(Vector::load(scale + c), value), Vector::load(shift + c));
+    if (scale != nullptr)
+      value = Vector::add(Vector::multiply(Vector::load(scale + c), value), Vector::load(shift + c));
     Vector::store(out + c, value);
   }
 }

@@ -235,8 +235,8 @@ void count_columns(const Tile& tile, int32_t* different) {
   count_tile<Lanes, kColumns, kVectors>(tile, different);
 }
 
-// The best popcount that is known without an instruction for it: xor, two look-ups by nibbles, sums of bytes; that these
-// would have to be widened now and then is left out.
+// The best popcount that is known without an instruction for it: xor, two look-ups by nibbles, sums of bytes; that
+// these would have to be widened now and then is left out.
 template <typename Lanes>
 double ceiling(int64_t rounds) {
   constexpr int kChains = 4;

@@ -35,21 +35,21 @@ MMG_API const char* mmg_selected_kernels(void);
 //   out = norm_scale * relu(scale * conv(sign(sign_scale * x + sign_shift), weights) + bias) + norm_shift + residual
 // Numbers come in the order of UnitGeometry in mmgroupnet/ops/geometry.py.
 typedef struct {
-  int32_t num_bases;                   // K
-  int32_t in_channels, out_channels;   // of one branch
-  int32_t groups;                      // inside every branch
+  int32_t num_bases;                  // K
+  int32_t in_channels, out_channels;  // of one branch
+  int32_t groups;                     // inside every branch
   int32_t kernel_height, kernel_width;
   int32_t stride_height, stride_width;
-  int32_t pad_height, pad_width;       // -1, -1: dilation * (kernel - 1) / 2, for each branch its own
-  int32_t pad_value;                   // +1, -1 or 0
-  const int32_t* dilations;            // (K)
-  int32_t shares_weights;              // all branches have the weights, scales and norms of one
-  int32_t merges;                      // the K outputs are added up (layer-wise decomposition; the input is one branch)
+  int32_t pad_height, pad_width;  // -1, -1: dilation * (kernel - 1) / 2, for each branch its own
+  int32_t pad_value;              // +1, -1 or 0
+  const int32_t* dilations;       // (K)
+  int32_t shares_weights;         // all branches have the weights, scales and norms of one
+  int32_t merges;                 // the K outputs are added up (layer-wise decomposition; the input is one branch)
   int32_t relu;
-  int32_t residual;                    // MMG_RESIDUAL_*
-  const uint8_t* weights;              // what mmg_arrange_weights wrote
+  int32_t residual;        // MMG_RESIDUAL_*
+  const uint8_t* weights;  // what mmg_arrange_weights wrote
   // Per folded channel of the output, (K' * out_channels); K' = 1 where weights are shared. NULL: 1 or 0.
-  const float* scale;                  // (K * out_channels) where branches are merged
+  const float* scale;  // (K * out_channels) where branches are merged
   const float* bias;
   const float* norm_scale;
   const float* norm_shift;
@@ -72,10 +72,10 @@ enum {
 typedef struct {
   int32_t batch, height, width;
   int32_t num_bases;
-  int32_t connection;          // MMG_SEPARATE ... MMG_GATED
-  const float* merge_scales;   // (K); NULL: the mean
-  const float* gate;           // (K), in (0, 1)
-  const float* shortcut_map;   // NHWC, of the output's shape
+  int32_t connection;         // MMG_SEPARATE ... MMG_GATED
+  const float* merge_scales;  // (K); NULL: the mean
+  const float* gate;          // (K), in (0, 1)
+  const float* shortcut_map;  // NHWC, of the output's shape
   const mmg_unit* shortcut;
   const mmg_unit* units;
   int32_t num_units;
@@ -132,16 +132,16 @@ MMG_API int32_t mmg_gradient_sums(const float* gradient, const int16_t* y, int32
                                   int32_t channels, double* sums, int32_t threads);
 // A batch norm of C channels behind scale * r, which `branches` share: maps have branches * C channels.
 typedef struct {
-  int32_t channels;          // C
+  int32_t channels;  // C
   int32_t branches;
-  int32_t uses_batch;        // 1: statistics of the batch; 0: the running ones
+  int32_t uses_batch;  // 1: statistics of the batch; 0: the running ones
   double eps;
-  double momentum;           // weight of a batch in the running statistics; 0: they stay
-  const float* scale;        // (C)
-  const float* weight;       // (C); NULL: 1
-  const float* bias;         // (C); NULL: 0
-  float* running_mean;       // (C); where they are neither read nor moved NULL
-  float* running_var;        // (C), likewise
+  double momentum;      // weight of a batch in the running statistics; 0: they stay
+  const float* scale;   // (C)
+  const float* weight;  // (C); NULL: 1
+  const float* bias;    // (C); NULL: 0
+  float* running_mean;  // (C); where they are neither read nor moved NULL
+  float* running_var;   // (C), likewise
 } mmg_batch_norm;
 // Mean and inverse deviation, (C), and the scale and shift of r that give the norm's output, (2, branches * C). Moves
 // the running statistics.

@@ -47,9 +47,9 @@ void pack_row_by_bytes(const float* weights, int channels, int taps, uint8_t* ne
   for (int tap = 0; tap < taps; ++tap) {
     const uint8_t* from = negative + tap;
     for (int c = 0; c < channels; c += 8, from += 8 * taps) {
-      *bits++ = static_cast<uint8_t>(from[0] | from[taps] << 1 | from[2 * taps] << 2 | from[3 * taps] << 3 |
-                                     from[4 * taps] << 4 | from[5 * taps] << 5 | from[6 * taps] << 6 |
-                                     from[7 * taps] << 7);
+      *bits++ =
+          static_cast<uint8_t>(from[0] | from[taps] << 1 | from[2 * taps] << 2 | from[3 * taps] << 3 |
+                               from[4 * taps] << 4 | from[5 * taps] << 5 | from[6 * taps] << 6 | from[7 * taps] << 7);
     }
   }
 }

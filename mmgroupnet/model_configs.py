@@ -59,10 +59,10 @@ def check_outer_backbone(backbone: Mapping | None) -> None:
 def with_data_preprocessor(model: Mapping, data_preprocessor: Mapping | None) -> dict:
     """The config of a model with the data preprocessor that stands beside it, as mmengine's Runner puts it in, where it
     has none of its own."""
-    model = copy.deepcopy(dict(model))  # Detectors write into the configs of their parts.
+    whole = copy.deepcopy(dict(model))  # Detectors write into the configs of their parts.
     if data_preprocessor is not None:
-        model.setdefault('data_preprocessor', data_preprocessor)
-    return model
+        whole.setdefault('data_preprocessor', data_preprocessor)
+    return whole
 
 
 def data_preprocessor_of(cfg: Config, key: str) -> Mapping:

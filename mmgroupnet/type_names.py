@@ -56,7 +56,7 @@ def _typed_dicts(node: object) -> Iterator[dict]:
             yield from _typed_dicts(child)
 
 
-def _registered_name(found: Callable, scope: str | None) -> str | None:
+def _registered_name(found: object, scope: str | None) -> str | None:
     """The shortest name by which mmengine finds a class in a default scope; None where it is not registered."""
     for root in _ROOTS:
         reader = root.children.get(scope, root)

@@ -11,10 +11,10 @@ struct Field {
   int64_t low, high;
 };
 constexpr Field kBefore[] = {
-    {"num_bases", 1, kMaxBases},       {"in_channels", 1, kMaxChannels}, {"out_channels", 1, kMaxChannels},
-    {"groups", 1, kMaxChannels},       {"kernel height", 1, kMaxReach},  {"kernel width", 1, kMaxReach},
-    {"stride height", 1, kMaxReach},   {"stride width", 1, kMaxReach},   {"padding height", -1, kMaxReach},
-    {"padding width", -1, kMaxReach},  {"padding_value", -1, 1},
+    {"num_bases", 1, kMaxBases},      {"in_channels", 1, kMaxChannels}, {"out_channels", 1, kMaxChannels},
+    {"groups", 1, kMaxChannels},      {"kernel height", 1, kMaxReach},  {"kernel width", 1, kMaxReach},
+    {"stride height", 1, kMaxReach},  {"stride width", 1, kMaxReach},   {"padding height", -1, kMaxReach},
+    {"padding width", -1, kMaxReach}, {"padding_value", -1, 1},
 };
 constexpr Field kDilation = {"dilation", 1, kMaxReach};
 constexpr Field kBehind[] = {{"shares_weights", 0, 1}, {"merges", 0, 1}, {"relu", 0, 1}, {"residual", 0, 2}};
@@ -29,13 +29,13 @@ class Reader {
 
   int32_t read(const Field& field) {
     if (is_at_end()) {
-      throw Error({"geometry: its ", numbers_.size(), " numbers end at the ", field.name,
-                   " of unit ", unit_, ": give the numbers of whole units"});
+      throw Error({"geometry: its ", numbers_.size(), " numbers end at the ", field.name, " of unit ", unit_,
+                   ": give the numbers of whole units"});
     }
     const int64_t number = numbers_[at_];
     if (number < field.low || number > field.high) {
-      throw Error({"geometry[", at_, "]=", number, ", ", field.name, " of unit ", unit_,
-                   ": give ", field.low, " to ", field.high});
+      throw Error({"geometry[", at_, "]=", number, ", ", field.name, " of unit ", unit_, ": give ", field.low, " to ",
+                   field.high});
     }
     ++at_;
     return static_cast<int32_t>(number);
@@ -50,7 +50,7 @@ class Reader {
 Geometry read_unit(Reader& reader) {
   Geometry found;
   mmg_unit& unit = found.unit;
-  int32_t* const before[] = {&unit.num_bases,    &unit.in_channels,  &unit.out_channels, &unit.groups,
+  int32_t* const before[] = {&unit.num_bases,     &unit.in_channels,  &unit.out_channels,  &unit.groups,
                              &unit.kernel_height, &unit.kernel_width, &unit.stride_height, &unit.stride_width,
                              &unit.pad_height,    &unit.pad_width,    &unit.pad_value};
   static_assert(std::size(before) == std::size(kBefore));
@@ -86,13 +86,13 @@ void check_unit(const Geometry& geometry, int64_t index) {
       throw Error({name, kind, "_channels=", channels, " is no multiple of groups=", unit.groups});
     }
     if (int64_t{unit.num_bases} * channels > kMaxChannels) {
-      throw Error({name, "num_bases=", unit.num_bases, " times ", kind, "_channels=", channels,
-                   ": give no more than ", kMaxChannels, " channels"});
+      throw Error({name, "num_bases=", unit.num_bases, " times ", kind, "_channels=", channels, ": give no more than ",
+                   kMaxChannels, " channels"});
     }
   }
   if ((unit.pad_height < 0) != (unit.pad_width < 0)) {
-    throw Error({name, "padding=", Shape{unit.pad_height, unit.pad_width},
-                 ": give two numbers from 0 on, or (-1, -1)"});
+    throw Error(
+        {name, "padding=", Shape{unit.pad_height, unit.pad_width}, ": give two numbers from 0 on, or (-1, -1)"});
   }
   if (geometry.row_bits() >= kMaxChannels) {
     throw Error({name, geometry.row_bits(), " products in one sum, give fewer than 2**24"});
@@ -110,8 +110,7 @@ void check_unit(const Geometry& geometry, int64_t index) {
     const Margin other = margin_of(geometry, k);
     if (other.height != margin.height || other.width != margin.width) {
       throw Error({name, "its dilations differ: padding=", Shape{unit.pad_height, unit.pad_width},
-                   " gives maps of different size, give ",
-                   unit.pad_height < 0 ? "kernels of odd size" : "(-1, -1)"});
+                   " gives maps of different size, give ", unit.pad_height < 0 ? "kernels of odd size" : "(-1, -1)"});
     }
   }
 }
@@ -125,9 +124,9 @@ void set_size(const Geometry& geometry, const Map& in, Map* out) {
   const Margin margin = margin_of(geometry, 0);
   const int64_t height = in.height + margin.height - 1, width = in.width + margin.width - 1;
   if (height < 0 || width < 0) {
-    throw Error({"a map of ", in.height, "x", in.width, " pixels is smaller than the kernel: kernel_size=",
-                 Shape{unit.kernel_height, unit.kernel_width}, ", dilation=", geometry.dilations[0], ", padding=",
-                 Shape{unit.pad_height, unit.pad_width}});
+    throw Error({"a map of ", in.height, "x", in.width,
+                 " pixels is smaller than the kernel: kernel_size=", Shape{unit.kernel_height, unit.kernel_width},
+                 ", dilation=", geometry.dilations[0], ", padding=", Shape{unit.pad_height, unit.pad_width}});
   }
   out->height = height / unit.stride_height + 1;
   out->width = width / unit.stride_width + 1;
@@ -190,8 +189,8 @@ Shape Chain::output_shape(const Shape& input, const Shape& shortcut_map, double*
 void check_size(const Map& map, int64_t batch) {
   // Branches that share their weights may be more than those of a unit.
   if (map.branches * map.channels > kMaxChannels) {
-    throw Error({"maps of ", map.branches, " * ", map.channels, " channels: give no more than ", kMaxChannels,
-                 " channels"});
+    throw Error(
+        {"maps of ", map.branches, " * ", map.channels, " channels: give no more than ", kMaxChannels, " channels"});
   }
   if (batch <= kMaxSide && map.height <= kMaxSide && map.width <= kMaxSide) {
     const int64_t of_a_pixel = batch * map.branches * map.channels;  // both factors are 2^24 or less
@@ -213,8 +212,8 @@ Map Chain::run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool 
     const int64_t branches = geometry.branches(in.branches);
     // The first unit may give each of its branches the same map; those behind it read what the one before wrote.
     if (in.channels != unit.in_channels || (branches != in.branches && !(is_first && in.branches == 1))) {
-      throw Error({name, "it reads ", branches, " * ", unit.in_channels, " channels and gets ", in.branches,
-                   " * ", in.channels});
+      throw Error({name, "it reads ", branches, " * ", unit.in_channels, " channels and gets ", in.branches, " * ",
+                   in.channels});
     }
     if (unit.shares_weights && !is_first) {
       throw Error({name, "shares_weights=1: only the shortcut and the first unit can share their weights"});
@@ -234,8 +233,8 @@ Map Chain::run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool 
     const int32_t kind = units[i].unit.residual;
     const Map& residual = kind == MMG_RESIDUAL_INPUT ? current : shortcut;
     if (kind != MMG_RESIDUAL_NONE && !can_be_added(residual, out)) {
-      throw Error({"geometry of unit ", i, ": residual=", kind, " is a map of ",
-                   to_text(residual), " and cannot be added to one of ", to_text(out)});
+      throw Error({"geometry of unit ", i, ": residual=", kind, " is a map of ", to_text(residual),
+                   " and cannot be added to one of ", to_text(out)});
     }
     current = out;
   }

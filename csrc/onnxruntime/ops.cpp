@@ -45,8 +45,8 @@ class Constants {
   const void* read(const std::string& name, ONNXTensorElementDataType type, const Shape& shape) {
     const Tensor found = node_.constant(next_, name);
     if (found.type != type || found.shape != shape) {
-      throw Error({"input ", next_, ", ", name, ", is ", type_name(found.type), " ",
-                   found.shape, ": give ", type_name(type), " ", shape});
+      throw Error({"input ", next_, ", ", name, ", is ", type_name(found.type), " ", found.shape, ": give ",
+                   type_name(type), " ", shape});
     }
     ++next_;
     return found.data;
@@ -108,14 +108,14 @@ class Block {
     chain_.units = decode(node.numbers("geometry"));
     const int64_t least = chain_.has_shortcut ? 2 : 1;
     if (static_cast<int64_t>(chain_.units.size()) < least) {
-      throw Error({"geometry of ", chain_.units.size(), " units for has_shortcut=",
-                   chain_.has_shortcut, ": give ", least, " or more"});
+      throw Error({"geometry of ", chain_.units.size(), " units for has_shortcut=", chain_.has_shortcut, ": give ",
+                   least, " or more"});
     }
     chain_.check_channels();
     const std::vector<int64_t> places = node.numbers("places");
     check_places(places);
-    check_num_inputs(node, 1 + has_merge_scales + has_gate + chain_.has_shortcut_map +
-                               static_cast<int64_t>(places.size()));
+    check_num_inputs(node,
+                     1 + has_merge_scales + has_gate + chain_.has_shortcut_map + static_cast<int64_t>(places.size()));
     check_float(node, 0, "x");
     Constants constants(node, 1);
     if (has_merge_scales) merge_scales_ = constants.read_floats("merge_scales", chain_.num_bases);
@@ -237,8 +237,8 @@ class Connect {
     check_rank(x, "x");
     const int64_t channels = x.shape[3] / num_bases_;
     if (channels == 0 || x.shape[3] % num_bases_ != 0 || x.shape[3] > kMaxChannels) {
-      throw Error({"x of shape ", x.shape, ": give (N, H, W, ", num_bases_, " * C), up to ", kMaxChannels,
-                   " channels"});
+      throw Error(
+          {"x of shape ", x.shape, ": give (N, H, W, ", num_bases_, " * C), up to ", kMaxChannels, " channels"});
     }
     check_size({num_bases_, channels, x.shape[1], x.shape[2]}, x.shape[0]);
     Shape shape = x.shape;
@@ -247,8 +247,8 @@ class Connect {
     if (is_empty(shape)) return;
     const SessionThreads scope(api_, context);
     check_kernels(mmg_connect(static_cast<const float*>(x.data), shape[0] * shape[1] * shape[2],
-                              static_cast<int32_t>(num_bases_), static_cast<int32_t>(channels),
-                              or_null(merge_scales_), or_null(gate_), out, threads_));
+                              static_cast<int32_t>(num_bases_), static_cast<int32_t>(channels), or_null(merge_scales_),
+                              or_null(gate_), out, threads_));
   }
 
  private:

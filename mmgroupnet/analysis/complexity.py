@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> tuple[dict[
     def enter(module: nn.Module, args: object) -> None:
         stack.append(module)
 
-    def leave(module: nn.Module, args: object, out: object) -> None:
+    def leave(module: nn.Module, args: object, out: Any) -> None:
         stack.pop()
         if module not in names:
             return

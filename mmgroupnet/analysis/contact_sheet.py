@@ -224,5 +224,5 @@ def _draw_marks(picture: Image.Image, marks: Sequence[_Mark], scale: float) -> I
     return picture
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

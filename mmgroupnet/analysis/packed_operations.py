@@ -10,8 +10,7 @@ mmengine's counter takes them as handles::
 
 from collections import Counter
 from collections.abc import Sequence
-
-import torch
+from typing import Any
 
 from mmgroupnet.ops import Connection, UnitGeometry
 
@@ -38,7 +37,8 @@ def binary_operations(shape: Sequence[int], connection: int, geometry: Sequence[
     return operations
 
 
-def _run_block(inputs: list[torch._C.Value], outputs: list[torch._C.Value]) -> Counter[str]:
+def _run_block(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Counts for mmengine, which hands over values of a traced graph, ``torch._C.Value``."""
     x, connection, _, _, _, geometry, _, _, has_shortcut, _ = inputs
     numbers = [number.toIValue() for number in geometry.node().inputs()]
     shape = x.type().sizes()

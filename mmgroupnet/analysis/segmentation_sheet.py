@@ -102,7 +102,8 @@ def _draw_row(row: Row, palette: Sequence[Sequence[int]], width: int) -> list[Im
 
 def _legend_lines(classes: Sequence[str], width: int) -> list[list[tuple[int, int]]]:
     """Where the entries of the legend stand, line by line, as (x, class index)."""
-    lines, x = [[]], _GAP
+    lines: list[list[tuple[int, int]]] = [[]]
+    x = _GAP
     for index, name in enumerate(classes):
         needed = 22 + round(_font(15).getlength(name)) + 18
         if x + needed > width and lines[-1]:
@@ -113,5 +114,5 @@ def _legend_lines(classes: Sequence[str], width: int) -> list[list[tuple[int, in
     return lines
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

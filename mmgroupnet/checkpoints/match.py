@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -99,9 +100,10 @@ def load_what_fits(model: nn.Module, checkpoint: Mapping) -> Transfer:
         checkpoint: What the file holds: a dict with a ``state_dict``, or the state dict itself.
     """
     own, given = model.state_dict(), weights_of(checkpoint)
-    missing, unknown = [], []
+    missing: list[str] = []
+    unknown: list[str] = []
 
-    def note(_: nn.Module, keys: object) -> None:
+    def note(_: nn.Module, keys: Any) -> None:
         missing.extend(keys.missing_keys)
         unknown.extend(keys.unexpected_keys)
 

@@ -5,12 +5,13 @@ import logging
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import nn
 
 from mmgroupnet.checkpoints.read import is_packed, read_checkpoint
 from mmgroupnet.checkpoints.write import as_plain, write_checkpoint
@@ -33,7 +34,7 @@ def packed_config(cfg: Config) -> Config:
     return cfg
 
 
-def _checksum(meta: Mapping, state_dict: Mapping[str, Tensor]) -> str:
+def _checksum(meta: Mapping, state_dict: Any) -> str:
     """sha256 of all that a packed checkpoint holds, see docs/packed_checkpoint.md."""
     versions = sorted((name, sorted(entry.items())) for name, entry in state_dict._metadata.items())
     digest = hashlib.sha256(repr((meta['packed']['version'], meta['cfg'], meta.get('dataset_meta'))).encode())
@@ -41,7 +42,7 @@ def _checksum(meta: Mapping, state_dict: Mapping[str, Tensor]) -> str:
     for name in sorted(state_dict):
         tensor = state_dict[name]
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -64,7 +65,7 @@ def save_packed(
     Raises:
         UserError: If the file cannot be written.
     """
-    state_dict = model.state_dict()
+    state_dict: Any = model.state_dict()  # an ordered dict with the versions of its modules
     for name in layers:
         # The float conv of this name reads it, wherever its bits are now: see BinaryConv2d.
         state_dict._metadata[name] = dict(version=1, packed=True)

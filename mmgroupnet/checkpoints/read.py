@@ -7,6 +7,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -69,7 +70,7 @@ def weights_of(checkpoint: Mapping) -> dict:
     """The weights in what a file holds, a dict with a ``state_dict`` or the state dict itself, without the leading
     ``module.`` that training in several processes has left."""
     given = checkpoint.get('state_dict', checkpoint)
-    weights = OrderedDict((key.removeprefix('module.'), value) for key, value in given.items())
+    weights: Any = OrderedDict((key.removeprefix('module.'), value) for key, value in given.items())
     if hasattr(given, '_metadata'):  # Modules read in it which version of them wrote the file.
         weights._metadata = given._metadata
     return weights

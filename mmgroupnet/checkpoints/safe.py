@@ -14,6 +14,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,8 @@ def _history_method(owner: type, name: str):
 def _mmengine_globals() -> list:
     """What mmengine's checkpoints hold: ``HistoryBuffer`` and numpy's arrays and scalars of plain numbers."""
     # numpy 2 moved this module; a checkpoint names it as it was called where the checkpoint was written.
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    core: Any = np._core if hasattr(np, '_core') else np.core
+    multiarray = core.multiarray
     found = [HistoryBuffer, np.ndarray, np.dtype, (_history_method, 'builtins.getattr')]
     for package in ('numpy.core', 'numpy._core'):
         found += [

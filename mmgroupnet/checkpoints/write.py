@@ -36,8 +36,8 @@ def as_plain(value: object) -> object:
             plain[key] = as_plain(entry)
         return plain
     if isinstance(value, list | tuple):
-        plain = [as_plain(entry) for entry in value]
-        return plain if isinstance(value, list) else tuple(plain)  # Named tuples are classes of their own.
+        entries = [as_plain(entry) for entry in value]
+        return entries if isinstance(value, list) else tuple(entries)  # Named tuples are classes of their own.
     return value
 
 

@@ -97,6 +97,7 @@ def _build_chains(model: nn.Module, blocks: Mapping[str, int], rules: Sequence[R
     prefixes = {id(module): f'{name}.' if name else '' for name, module in model.named_modules()}
     for parent, names, index in list(iterate_chains(model, blocks)):
         rule = rules[index]
+        assert rule.num_bases is not None  # a groupwise rule has it
         chain = GroupwiseChain([getattr(parent, name) for name in names], rule.num_bases, rule.gates)
         first = next(chain.blocks[0].parameters(), None)
         if first is not None:
@@ -146,7 +147,7 @@ def _keeps_shape(conv: BinaryConv2d) -> bool:
     """Whether the output has the shape of the input, whatever that is."""
     if isinstance(conv, BinaryLinear) or conv.in_channels != conv.out_channels or conv.stride != (1, 1):
         return False
-    return conv.padding == 'same' or all(
+    return isinstance(conv.padding, str) or all(  # the only text is 'same'
         2 * padding == conv.dilation * (size - 1) for padding, size in zip(conv.padding, conv.kernel_size, strict=True)
     )
 
@@ -168,12 +169,12 @@ def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, is_first: bool) -> Bi
     if is_merged:
         options['num_bases'] = rule.num_bases
     if isinstance(layer, nn.Linear):
-        kind = LayerwiseBinaryLinear if is_merged else BinaryLinear
+        linear = LayerwiseBinaryLinear if is_merged else BinaryLinear
         norm = _input_norm(rule.input_norm, layer.in_features, _LINEAR_GROUP_SIZE)
-        twin = kind(layer.in_features, layer.out_features, input_norm=norm, **options)
+        twin: BinaryConv2d = linear(layer.in_features, layer.out_features, input_norm=norm, **options)
     else:
-        kind = LayerwiseBinaryConv2d if is_merged else BinaryConv2d
-        twin = kind(
+        conv = LayerwiseBinaryConv2d if is_merged else BinaryConv2d
+        twin = conv(
             layer.in_channels,
             layer.out_channels,
             layer.kernel_size,
@@ -195,7 +196,7 @@ def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, is_first: bool) -> Bi
         else:
             twin.weight.copy_(branch_weight(weight, is_first))
             twin.start_quantizer()
-        if layer.bias is not None:
+        if layer.bias is not None and twin.bias is not None:
             twin.bias.copy_(layer.bias)
     return twin
 
@@ -253,7 +254,7 @@ def _bad_starts(model: nn.Module, decisions: Decisions, renamed: Mapping[str, li
             for decision in decisions.layers
             if decision.rule == index and decision.problem is None and decision.names[0].startswith(f'{block}.')
         ]
-        if rules[index].num_bases > 1 and layers and all(map(_is_zero, layers)):
+        if (rules[index].num_bases or 1) > 1 and layers and all(map(_is_zero, layers)):
             notes.append(f'{block} holds nothing but zeros in the float model: its branches start almost equal')
     return notes
 

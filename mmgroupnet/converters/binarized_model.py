@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from functools import cache
 from types import new_class
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -48,8 +49,11 @@ def build_binarized(
     """
     check_outer_backbone(backbone)
     cfg = with_data_preprocessor(model, data_preprocessor)
-    built = binarize(MMENGINE_MODELS.build(copy.deepcopy(cfg)), policy)  # Detectors write into their parts' configs.
-    built.__class__ = _binarized_class(type(built))
+    built: Any = binarize(
+        MMENGINE_MODELS.build(copy.deepcopy(cfg)), policy
+    )  # Detectors write into their parts' configs.
+    stock: Any = type(built)
+    built.__class__ = _binarized_class(stock)
     built.binarized_from = policy, cfg
     return built
 
@@ -59,7 +63,7 @@ class _Binarized:
 
     binarized_from: tuple[Sequence[Mapping], dict]  # policy and config of the float model
 
-    def init_weights(self) -> None:
+    def init_weights(self: Any) -> None:
         """Makes the float model anew, initialises it, and takes its weights over."""
         policy, cfg = self.binarized_from
         source = MMENGINE_MODELS.build(copy.deepcopy(cfg))
@@ -71,6 +75,7 @@ class _Binarized:
             for name, tensor in self.state_dict().items():
                 tensor.copy_(given[name])
         report = binarization_of(source)
+        assert report is not None
         print_log(
             f'{len(given) - len(report.new_tensors)} tensors come from the float model, {len(report.new_tensors)} are '
             f'new (norms in front of signs, gates), {len(report.dropped_tensors)} of the float model have no place: '
@@ -78,7 +83,7 @@ class _Binarized:
             logger='current',
         )
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
+    def __reduce_ex__(self, protocol: object) -> tuple:
         # Pickle looks classes up by their name, and this one is made while the program runs.
         _, stock = type(self).__bases__
         return _new, (stock,), self.__getstate__()
@@ -90,7 +95,7 @@ def _binarized_class(stock: type[nn.Module]) -> type[nn.Module]:
     return new_class(f'Binarized{stock.__name__}', (_Binarized, stock))
 
 
-def _new(stock: type[nn.Module]) -> nn.Module:
+def _new(stock: Any) -> nn.Module:
     """A binarised model without its state, for copies and pickles."""
     kind = _binarized_class(stock)
     return kind.__new__(kind)

@@ -118,7 +118,9 @@ class FromFloatResNet:
         """Initialises a backbone or a head in place."""
         given = fetch_checkpoint(self.checkpoint)
         weights, unknown = float_weights(given.get('state_dict', given))
-        classifier = {name: weights.pop(name) for name in ('fc.weight', 'fc.bias') if name in weights}
+        classifier: dict[str, Tensor] = {
+            name: weights.pop(name) for name in ('fc.weight', 'fc.bias') if name in weights
+        }
         if isinstance(module, GroupNetResNet):
             self._initialise_backbone(module, weights, unknown)
         elif isinstance(getattr(module, 'fc', None), nn.Linear):

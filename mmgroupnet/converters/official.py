@@ -188,7 +188,7 @@ def _recognise(given: Mapping[str, Tensor]) -> _Network:
     depth = min(_STAGE_BLOCKS, key=lambda depth: len(blocks.symmetric_difference(_blocks(depth))))
     has_scales, has_gates = have(r'scales\.\d+'), have('block_gate')
     classes = [given[name] for name in ('fc.weight', 'fc.bias') if name in given]
-    classes = [len(value) for value in classes if isinstance(value, Tensor) and value.dim()] or [0]
+    sizes = [len(value) for value in classes if isinstance(value, Tensor) and value.dim()] or [0]
     return _Network(
         depth,
         _majority((1 + max(numbers) for numbers in branches.values()), 1),
@@ -197,7 +197,7 @@ def _recognise(given: Mapping[str, Tensor]) -> _Network:
         # The published ResNet-18 with scales and gates has one; elsewhere the names may tell.
         'conv1.bias' in given or (depth == 18 and has_scales and has_gates),
         _majority(channels, 0),
-        (classes[0], classes[-1]),
+        (sizes[0], sizes[-1]),
     )
 
 

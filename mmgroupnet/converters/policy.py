@@ -196,7 +196,8 @@ def decide(model: nn.Module, rules: Sequence[Rule]) -> Decisions:
             # What its blocks contain is what a groupwise rule selects; linears stay.
             if index == group and isinstance(layer, nn.Linear):
                 index = None
-        deciding.add(index)
+        if index is not None:
+            deciding.add(index)
         if id(layer) in found:
             other = found[id(layer)]
             if other.rule != index:
@@ -381,7 +382,7 @@ def iterate_chains(model: nn.Module, blocks: Mapping[str, int]) -> Iterator[tupl
     """
     for name, parent in model.named_modules():
         chain: list[str] = []
-        last = None
+        last = -1
         is_sequence = type(parent).forward is nn.Sequential.forward
         for child in parent._modules:
             rule = blocks.get(f'{name}.{child}' if name else child)
@@ -390,6 +391,6 @@ def iterate_chains(model: nn.Module, blocks: Mapping[str, int]) -> Iterator[tupl
                 chain = []
             if rule is not None:
                 chain.append(child)
-            last = rule
+                last = rule
         if chain:
             yield parent, chain, last

@@ -51,7 +51,10 @@ class DigitCrops(BaseDataset):
         coco = COCO(str(annotations))
         samples = []
         for image in coco.loadImgs(coco.getImgIds()):
-            picture = cv2.imread(str(self.source / self.split / image['file_name']))
+            path = self.source / self.split / image['file_name']
+            picture = cv2.imread(str(path))
+            if picture is None:
+                raise UserError(f'{path} cannot be read: delete {self.source}, and it is made anew')
             for annotation in coco.loadAnns(coco.getAnnIds(image['id'])):
                 samples.append(
                     dict(img=self._crop(picture, annotation['bbox']), gt_label=annotation['category_id'] - 1)

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -235,7 +235,8 @@ def _write_split(
     low, high = DIGITS_PER_IMAGE
     counts = rng.integers(low, high + 1, num_images)
     digits = iter(_draw_digits(sources.samples, int(counts.sum()), rng))
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for image_id, count in enumerate(counts, start=1):
         chosen = [(*next(digits), rng.uniform(-MAX_ANGLE, MAX_ANGLE)) for _ in range(count)]
         draw = [partial(_random_glyph, sources.images[sample], angle, rng) for _, sample, angle in chosen]
@@ -321,7 +322,7 @@ def _extents(mask: np.ndarray) -> tuple[int, int, int, int]:
     )
 
 
-def _arrange(draw: list[Callable[[], Glyph]], image_size: int, rng: np.random.Generator) -> list[Placement]:
+def _arrange(draw: Sequence[Callable[[], Glyph]], image_size: int, rng: np.random.Generator) -> list[Placement]:
     """Find a place for every glyph, inside the image and with little overlap; starts over, sizes too, if one fails."""
     while True:
         placements: list[Placement] = []

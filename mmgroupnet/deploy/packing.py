@@ -1,7 +1,9 @@
 """Replaces the binary layers of a trained model by their packed twins."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule
@@ -143,7 +145,7 @@ def _pack_skip(skip: RealValuedSkip, packing: Packing) -> PackedUnit:
 
 
 # mmcv's module and the skip around it have twins only here, where a model is walked as a whole.
-_TWINS = (
+_TWINS: tuple[tuple[type[nn.Module], Callable[[Any, Packing], nn.Module]], ...] = (
     (RealValuedSkip, _pack_skip),
     (ConvModule, _pack_conv_module),
     (Packable, lambda layer, packing: layer.packed_twin(packing)),

@@ -2,11 +2,12 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import mmengine.registry
 from mmengine.config import Config
@@ -159,14 +160,14 @@ def accepted_arguments(part: Callable) -> set[str] | None:
         The names, or None where it takes any.
     """
     if not inspect.isclass(part):
-        parameters = inspect.signature(part).parameters.values()
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-        return None if takes_any else {parameter.name for parameter in parameters}
+        taken = inspect.signature(part).parameters.values()
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
+        return None if takes_any else {parameter.name for parameter in taken}
     names: set[str] = set()
     for base in part.__mro__:
         if base is object or '__init__' not in vars(base):
             continue
-        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        parameters = list(inspect.signature(vars(base)['__init__']).parameters.values())[1:]
         names |= {
             parameter.name
             for parameter in parameters
@@ -184,7 +185,7 @@ def _typed_dicts(node: object, path: str = '') -> Iterator[tuple[str, Mapping]]:
             yield path, node
         elif path.endswith('.binary_cfg'):
             yield path, dict(node, type='mmgroupnet.BinaryConv2d')
-        entries = node.items()
+        entries: Iterable[tuple[Any, Any]] = node.items()
     else:
         entries = enumerate(node) if isinstance(node, list | tuple) else ()
     for key, child in entries:

@@ -12,7 +12,7 @@ from mmgroupnet.errors import UserError
 _REMEDIES = {Path('data/digits'): 'Make it: mmgroupnet digits'}
 
 
-def innermost_datasets(dataset: Mapping) -> Iterator[Mapping]:
+def innermost_datasets(dataset: dict) -> Iterator[dict]:
     """The datasets inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
     if 'dataset' in dataset:
         yield from innermost_datasets(dataset['dataset'])

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config
@@ -31,7 +32,7 @@ def names_and_colours(library: str, scope: str | None, dataset: Mapping, stored:
     """
     stored = {key.lower(): value for key, value in stored.items()}
     of_kind = getattr(resolve_type(dataset['type'], scope), 'METAINFO', {})
-    sources = [as_plain(source) for source in (stored, dataset.get('metainfo') or {}, of_kind)]
+    sources: list[Any] = [as_plain(source) for source in (stored, dataset.get('metainfo') or {}, of_kind)]
     classes, palette = (
         next((source[key] for source in sources if source.get(key)), None) for key in ('classes', 'palette')
     )

@@ -30,7 +30,7 @@ def _log_traceback(work_dir: str | None) -> None:
         handler.handle(record)
     if files or (logger.log_file is None and (work_dir is None or Path(work_dir).is_file())):
         return
-    path = Path(work_dir, 'errors.log') if logger.log_file is None else Path(logger.log_file)
+    path = Path(work_dir or '.', 'errors.log') if logger.log_file is None else Path(logger.log_file)
     if get_rank():
         path = path.with_stem(f'{path.stem}_rank{get_rank()}')
     try:

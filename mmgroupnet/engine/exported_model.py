@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import BaseDataset
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
-from torch.utils.data import Dataset
 
 from mmgroupnet.engine.data import few_names
 from mmgroupnet.errors import UserError
@@ -42,7 +43,7 @@ class ExportedModel(BaseModel):
     @property
     def dataset_metainfo(self) -> dict:
         """Classes and palette as in the checkpoint of a trained model, as far as the file has them."""
-        found = {}
+        found: dict[str, Any] = {}
         if self.metadata['classes'] is not None:
             found['classes'] = tuple(self.metadata['classes'])
         if self.metadata['palette'] is not None:
@@ -87,7 +88,7 @@ class ExportedModel(BaseModel):
                 'give the config that it was exported with'
             )
 
-    def check_dataset(self, dataset: Dataset) -> None:
+    def check_dataset(self, dataset: BaseDataset) -> None:
         """Checks that the file's classes are those of a data set; files without classes are taken as they are.
 
         Args:
@@ -140,8 +141,8 @@ def set_class_scores(sample: BaseDataElement, scores: np.ndarray) -> None:
         sample: The sample, changed in place.
         scores: ``(C,)``.
     """
-    scores = torch.tensor(scores, dtype=torch.float32)
-    sample.set_pred_score(scores).set_pred_label(scores.argmax(dim=0, keepdim=True))
+    values = torch.tensor(scores, dtype=torch.float32)
+    sample.set_pred_score(values).set_pred_label(values.argmax(dim=0, keepdim=True))
 
 
 def is_exported(path: str | Path) -> bool:

@@ -1,7 +1,5 @@
 """Guards of a run: hooks that stop it before work is lost, and checkpoints that are written whole."""
 
-from collections.abc import Mapping
-
 from mmengine.config import Config
 from mmengine.logging import print_log
 
@@ -45,9 +43,9 @@ def add_guards(cfg: Config) -> None:
     _restart_workers(cfg)
 
 
-def _write_elsewhere_as_there(checkpoint: object) -> None:
+def _write_elsewhere_as_there(checkpoint: dict | None) -> None:
     """Atomic writing is for the disk; what goes to ``s3://`` and the like is written by its own backend."""
-    if isinstance(checkpoint, Mapping) and not is_local(checkpoint.get('out_dir') or ''):
+    if isinstance(checkpoint, dict) and not is_local(checkpoint.get('out_dir') or ''):
         if (checkpoint.get('backend_args') or {}).get('backend') == ATOMIC_BACKEND:
             del checkpoint['backend_args']
 

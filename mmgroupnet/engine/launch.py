@@ -114,7 +114,7 @@ def _is_flexible(cfg: Config) -> bool:
     return kind is not None and issubclass(kind, FlexibleRunner)
 
 
-def _without_gpu(wrapper: Mapping) -> dict:
+def _without_gpu(wrapper: Mapping) -> Mapping:
     """The config of a model's wrapper where there is no GPU; one of the user's own class stays as it is."""
     if type_name({'type': MMDistributedDataParallel, **wrapper}) != MMDistributedDataParallel.__name__:
         return wrapper

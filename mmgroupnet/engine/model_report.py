@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -88,7 +89,8 @@ def input_size(cfg: Config) -> tuple[int, int] | None:
     if size is None:
         return None
     divisor = data_preprocessor_of(cfg, 'pad_size_divisor').get('pad_size_divisor') or 1
-    return tuple(math.ceil(side / divisor) * divisor for side in size)
+    height, width = (math.ceil(side / divisor) * divisor for side in size)
+    return height, width
 
 
 def input_channels(cfg: Config, model: nn.Module) -> int:
@@ -135,10 +137,10 @@ def forward_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
     from mmdet.structures import DetDataSample
 
     samples = [DetDataSample(metainfo=meta) for _ in images]
-    rpn_head = getattr(model, 'rpn_head', None)
-    predict = getattr(rpn_head, 'predict', None)
-    learned = getattr(rpn_head, 'num_proposals', None)  # of Sparse R-CNN: a box and a feature each
-    limit = learned or getattr(getattr(rpn_head, 'test_cfg', None), 'max_per_img', None)
+    rpn_head: Any = getattr(model, 'rpn_head', None)
+    predict: Any = getattr(rpn_head, 'predict', None)
+    learned: int | None = getattr(rpn_head, 'num_proposals', None)  # of Sparse R-CNN: a box and a feature each
+    limit: Any = learned or getattr(getattr(rpn_head, 'test_cfg', None), 'max_per_img', None)
     if limit is not None:
         corners = torch.linspace(0, 1, limit + 1)[1:, None] * torch.tensor([float(size[1]), float(size[0])])
         boxes = torch.cat([torch.zeros(limit, 2), corners], dim=1).to(images)

@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -64,7 +65,7 @@ def _places(node: object, name: str, value: object, path: str = '') -> Iterator[
     """Dotted paths where the value of a variable of a config's file went: what has its value, and its name or a value
     that tells."""
     if isinstance(node, Mapping):
-        entries = node.items()
+        entries: Iterable[tuple[Any, Any]] = node.items()
     else:
         entries = enumerate(node) if isinstance(node, list | tuple) else ()
     for key, child in entries:

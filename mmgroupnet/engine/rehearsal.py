@@ -1,5 +1,7 @@
 """A rehearsal: all that a training run will do is done once, before its first step, and leaves no trace."""
 
+from typing import Any
+
 import torch
 from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.evaluator import Evaluator
@@ -33,7 +35,7 @@ def _train(stages: Stages, runner: Runner, model: nn.Module) -> None:
     runner.logger.info(f'{PROGRESS} before the first step: a batch of training')
     hint = 'Look at train_dataloader and its dataset'
     args = (loop, runner.cfg.train_dataloader, runner.seed)
-    batches = stages.take('reading training data', hint, read_training_batches, *args) or []
+    batches: Any = stages.take('reading training data', hint, read_training_batches, *args) or []
     doubt = doubt_of_hooks(runner, 'before_train_epoch', 'before_train_iter')
     for batch, stage, hint in zip(
         batches,
@@ -72,7 +74,7 @@ def _evaluate(
             return as_samples(getattr(model, f'{kind}_step')(batch))
 
     hint = f'Look at model.test_cfg and at what {loader}.dataset.pipeline packs, its meta_keys among it'
-    samples = stages.take(f'a {stage} batch', hint, predict, doubt=doubt)
+    samples: Any = stages.take(f'a {stage} batch', hint, predict, doubt=doubt)
     if samples is None:
         return
     if type(loop.evaluator) is not Evaluator:
@@ -115,7 +117,7 @@ def _test(stages: Stages, runner: Runner, model: nn.Module) -> None:
     doubt = 'it does not need the test set'
     hint = 'Look at test_dataloader'
     with alone():
-        loop = stages.take('building the test set', hint, runner.build_test_loop, cfg.test_cfg, doubt=doubt)
+        loop: Any = stages.take('building the test set', hint, runner.build_test_loop, cfg.test_cfg, doubt=doubt)
     if loop is None:
         return
     if (type(loop).run, type(loop).run_iter) != (TestLoop.run, TestLoop.run_iter):
@@ -181,7 +183,7 @@ class RehearsalHook(Hook):
         if not isinstance(model, nn.Module) or any(is_model_wrapper(module) for module in model.modules()):
             runner.logger.info(f'No rehearsal: it cannot copy a model inside a {type(runner.model).__name__}')
             return
-        stages, failure = None, None
+        stages, failure = Stages(), None
         try:
             stages = _rehearse(runner, model)
         except UserError as error:

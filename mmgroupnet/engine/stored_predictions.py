@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from mmgroupnet.engine.data import few_names
 from mmgroupnet.engine.exported_model import ExportedModel, set_class_map, set_class_scores, set_detections
@@ -64,7 +64,7 @@ class StoredPredictions(ExportedModel):
         self._names = names
         self._indices = {name: index for index, name in enumerate(names)}
 
-    def check_dataset(self, dataset: Dataset) -> None:
+    def check_dataset(self, dataset: BaseDataset) -> None:
         """Checks classes, and that the file has the pictures of a data set. Those that it has besides are logged.
 
         Args:

@@ -2,6 +2,7 @@
 
 import logging
 from copy import deepcopy
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
@@ -110,7 +111,8 @@ def augment_test(cfg: Config) -> None:
         UserError: If the config is of another library.
     """
     library = _library(cfg, '--tta')
-    model, pipeline = cfg.get('tta_model'), cfg.get('tta_pipeline')
+    model: Any = cfg.get('tta_model')
+    pipeline = cfg.get('tta_pipeline')
     if model is None or pipeline is None:
         default_model, default_pipeline = _default_tta(cfg, library)
         model, pipeline = model or default_model, pipeline or default_pipeline

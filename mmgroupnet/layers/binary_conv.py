@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from mmgroupnet.errors import UserError
 from mmgroupnet.layers.fx import trace_as_leaf
-from mmgroupnet.layers.lean import ConvOperands, can_run_conv, run_conv
+from mmgroupnet.layers.lean import BinaryConv, ConvOperands, can_run_conv, run_conv
 from mmgroupnet.layers.lean.path import find_hooks, is_as_written
 from mmgroupnet.layers.merges import ScaledMerge, build_merge
-from mmgroupnet.layers.observers import Observed, notify
+from mmgroupnet.layers.observers import notify
 from mmgroupnet.layers.packed import Packable, Packing, find_twin, pack_apart
 from mmgroupnet.ops import Residual, UnitGeometry
 from mmgroupnet.ops.float_convolution import convolve_signs
@@ -37,7 +37,7 @@ def raise_packed(prefix: str) -> NoReturn:
 
 
 @MODELS.register_module()
-class BinaryConv2d(Packable, Observed):
+class BinaryConv2d(Packable, BinaryConv):
     """Binary 2D convolution of K folded branches: (norm,) sign, pad, convolve with binarised weights.
 
     Every branch has its own weights and its own input channels; with ``num_bases=1`` it takes the place of an
@@ -83,9 +83,9 @@ class BinaryConv2d(Packable, Observed):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         bias: bool = False,
@@ -118,7 +118,7 @@ class BinaryConv2d(Packable, Observed):
         if padding == 'same':
             if any(size % 2 == 0 for size in self.kernel_size):
                 raise UserError(f"padding='same' needs odd kernels, kernel_size={self.kernel_size}")
-            self.padding = padding
+            self.padding: tuple[int, int] | str = padding
         elif isinstance(padding, str):
             raise UserError(f"padding={padding!r}: give 'same', an int >= 0 or a (height, width) pair of them")
         else:
@@ -147,18 +147,15 @@ class BinaryConv2d(Packable, Observed):
 
     @property
     def has_own_weight(self) -> bool:
-        """Whether a subclass or the instance makes its weights otherwise than this class says."""
         standard = LayerwiseBinaryConv2d if self.is_merged else BinaryConv2d
         return 'effective_weight' in self.__dict__ or type(self).effective_weight is not standard.effective_weight
 
     @property
     def is_as_written(self) -> bool:
-        """Whether it computes what this class says: neither a subclass nor the instance has a forward of its own."""
         return is_as_written(self, BinaryConv2d) and not self.has_own_weight
 
     @property
     def num_folded(self) -> int:
-        """Number of branches that are folded into the channels of input and output."""
         return 1 if self.is_merged else self.num_bases
 
     def reset_parameters(self) -> None:
@@ -214,7 +211,7 @@ class BinaryConv2d(Packable, Observed):
             groups=self.groups,
             kernel_size=self.kernel_size,
             stride=self.stride,
-            padding=None if self.padding == 'same' else self.padding,
+            padding=None if isinstance(self.padding, str) else self.padding,
             padding_value=self.padding_value,
             dilations=self.branch_dilations(),
             shares_weights=is_shared and not self.is_merged,
@@ -248,8 +245,9 @@ class BinaryConv2d(Packable, Observed):
         """Weights that signs are convolved with, and the scale of the result, ``(K*C_out,)``: the signs and their
         scale, or, where the quantizer has a forward of its own, its weights and None."""
         quantizer = self.weight_quantizer
-        has_own_forward = not isinstance(quantizer, SignWeight) or type(quantizer).forward is not SignWeight.forward
-        if self.is_merged or self.has_own_weight or has_own_forward or find_hooks(quantizer) is not None:
+        if not isinstance(quantizer, SignWeight) or type(quantizer).forward is not SignWeight.forward:
+            return self.effective_weight(), None
+        if self.is_merged or self.has_own_weight or find_hooks(quantizer) is not None:
             return self.effective_weight(), None
         return checked_signs(quantizer, self.weight, self.num_bases)
 

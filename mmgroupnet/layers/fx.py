@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch.fx
 from torch import Tensor, nn
@@ -16,10 +17,10 @@ def trace_as_leaf(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(forward)
     def wrapper(self: nn.Module, *args: object, **kwargs: object) -> Tensor:
-        if not (args and isinstance(args[0], torch.fx.Proxy)):
-            return forward(self, *args, **kwargs)
         x, *others = args
-        tracer = x.tracer
+        if not isinstance(x, torch.fx.Proxy):
+            return forward(self, *args, **kwargs)
+        tracer: Any = x.tracer
         if not (others or kwargs):
             return tracer.create_proxy('call_module', tracer.path_of_module(self), (x,), {})
 

@@ -6,6 +6,7 @@ same functions.
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class GroupwiseBlock(nn.Module):
         """
         num_bases = len(self.branches)
         if last_merge is not None and self.gate is not None:
-            inputs = split(self.gate(x, last_merge), num_bases)
+            inputs = list(split(self.gate(x, last_merge), num_bases))
         else:
             inputs = [x if last_merge is None else last_merge(x)] * num_bases
         # By index: torch.fx cannot iterate over what it traces.
@@ -73,7 +74,7 @@ class GroupwiseChain(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        merge = None
+        merge: Any = None  # in front of the first block there is nothing to merge
         for block in self.blocks:
             x = block(x, merge)
             merge = block.merge

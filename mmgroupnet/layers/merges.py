@@ -38,7 +38,7 @@ class Merge(Packable):
     def weights(self, like: Tensor) -> Tensor:
         """What each branch is multiplied with, ``(K,)``, with dtype and device of ``like``."""
 
-    def packed_twin(self, packing: Packing) -> nn.Module:
+    def packed_twin(self, packing: Packing) -> PackedMerge:
         kind = next((kind for kind in (MeanMerge, InPlaceMerge, ScaledMerge) if isinstance(self, kind)), Merge)
         if not is_as_written(self, Merge) or type(self).merged is not kind.merged:
             raise NotPackable(f'{type(self).__name__} has a forward of its own')
@@ -82,7 +82,7 @@ class InPlaceMerge(Merge):
         if self.num_bases == 1:
             return branches
         parts = split(branches, self.num_bases)
-        return torch.cat([sum(parts), *parts[1:]], dim=1)
+        return torch.cat([sum(parts[1:], parts[0]), *parts[1:]], dim=1)
 
     def merged(self, branches: Tensor) -> Tensor:
         return split(branches, self.num_bases)[0] / self.num_bases

@@ -21,12 +21,14 @@ def notify(layer: Observed, positive: Tensor) -> None:
     """Shows the signs of a layer to its ``sign_observer``.
 
     Args:
-        layer: A layer whose ``sign_observer`` is not None.
+        layer: The layer; without an observer nothing happens.
         positive: ``(N, K*C, H, W)``, True where a sign is +1.
 
     Raises:
         RuntimeError: If the observer raises.
     """
+    if layer.sign_observer is None:
+        return
     try:
         layer.sign_observer(positive.detach())
     except Exception as error:

@@ -143,5 +143,5 @@ def convolution_gradients(
     if needs_weight:
         of_weight = found.to(wide(found.dtype))
         if value and any(padding):
-            of_weight.add_(sums_over_padding(g, base, gradient, signs.shape[2:]), alpha=value)
+            of_weight.add_(sums_over_padding(g, base, gradient, (signs.shape[2], signs.shape[3])), alpha=value)
     return of_signs, of_weight

@@ -93,8 +93,8 @@ class UnitGeometry:
         """Rows and columns that are padded on each side for a branch."""
         if self.padding is not None:
             return self.padding
-        rate = self.dilations[branch]
-        return tuple(rate * (size - 1) // 2 for size in self.kernel_size)
+        (height, width), rate = self.kernel_size, self.dilations[branch]
+        return rate * (height - 1) // 2, rate * (width - 1) // 2
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output for those of the input.
@@ -110,13 +110,13 @@ class UnitGeometry:
         if len(margins) > 1:
             raise ValueError(f'dilations={self.dilations} differ: padding={self.padding} gives maps of different size')
         (margin,) = margins
-        size = tuple((given + margin[i] - 1) // self.stride[i] + 1 for i, given in enumerate((height, width)))
-        if size[0] < 1 or size[1] < 1:
+        rows, columns = ((given + margin[i] - 1) // self.stride[i] + 1 for i, given in enumerate((height, width)))
+        if rows < 1 or columns < 1:
             raise ValueError(
                 f'a map of {height}x{width} is smaller than the kernel: kernel_size={self.kernel_size}, '
                 f'dilations={self.dilations}, padding={self.padding}'
             )
-        return size
+        return rows, columns
 
     def branches(self, given: int) -> int:
         """Branches of the output for an input of ``given`` branches (1: all read the same map)."""
@@ -124,7 +124,7 @@ class UnitGeometry:
 
     def encode(self) -> list[int]:
         """The numbers as one flat list, which ops take."""
-        flat = []
+        flat: list[int] = []
         for field in fields(self):
             value = getattr(self, field.name)
             value = SAME_PADDING if value is None else value
@@ -143,7 +143,7 @@ class UnitGeometry:
         )
 
 
-def _decode_field(kind: type, numbers: Iterator[int], num_bases: int) -> object:
+def _decode_field(kind: Any, numbers: Iterator[int], num_bases: int) -> Any:
     if kind == Rates:
         return tuple(islice(numbers, num_bases))
     if kind in (Pair, Pair | None):

@@ -9,6 +9,7 @@ from ctypes import POINTER, Structure, c_char_p, c_double, c_int32, c_int64, c_s
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -22,7 +23,7 @@ ENVIRONMENT_VARIABLE = 'MMGROUPNET_KERNEL'
 
 
 # Fields of ``mmg_unit`` that are no plain number.
-_C_TYPES = {Pair: c_int32 * 2, Pair | None: c_int32 * 2, Rates: POINTER(c_int32)}
+_C_TYPES: dict[Any, Any] = {Pair: c_int32 * 2, Pair | None: c_int32 * 2, Rates: POINTER(c_int32)}
 
 
 class Unit(Structure):
@@ -148,6 +149,18 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
+def loaded() -> ctypes.CDLL:
+    """The kernels, for what runs only where they were compiled.
+
+    Raises:
+        RuntimeError: If they were not.
+    """
+    found = library()
+    if found is None:
+        raise RuntimeError('the packed kernels were not compiled: python setup.py build_ext --inplace')
+    return found
+
+
 def _raise_failure(status: int, name: str, describe: Callable[[], bytes]) -> None:
     """Raises the error of a status. ctypes calls this behind each function of the library."""
     if status != _OK:
@@ -157,13 +170,13 @@ def _raise_failure(status: int, name: str, describe: Callable[[], bytes]) -> Non
 
 def available_kernels() -> list[str]:
     """Names of the instruction sets that can be chosen here, none where the kernels were not compiled."""
-    return library().mmg_available_kernels().decode().split() if library() else []
+    return loaded().mmg_available_kernels().decode().split() if library() else []
 
 
 @cache
 def selected_kernels() -> str:
     """Name of the instruction set in use; ``simulated`` where the kernels were not compiled."""
-    return library().mmg_selected_kernels().decode() if library() else 'simulated'
+    return loaded().mmg_selected_kernels().decode() if library() else 'simulated'
 
 
 def select_kernels(name: str) -> None:
@@ -174,14 +187,14 @@ def select_kernels(name: str) -> None:
     """
     if name not in available_kernels():
         raise ValueError(f'name={name!r}: this machine has the kernels {", ".join(available_kernels()) or "none"}')
-    library().mmg_select_kernels(name.encode())
+    loaded().mmg_select_kernels(name.encode())
     selected_kernels.cache_clear()
 
 
 def ceiling(seconds: float) -> float:
     """Binary MACs per second of the ceiling loop on this thread, see csrc/mmgroupnet.h."""
     found = c_double()
-    library().mmg_ceiling(seconds, found)
+    loaded().mmg_ceiling(seconds, found)
     return found.value
 
 
@@ -279,6 +292,8 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
         ValueError: If a tensor is not what the geometry asks for, or a sum of the unit does not fit.
     """
     bits, *rest = parameters
+    if bits is None:
+        raise ValueError('bits is None: a unit has weights, give them packed')
     # Changes of tensors of inference mode are not counted.
     version = bits.numpy().tobytes() if bits.is_inference() else bits._version
     state = (selected_kernels(), bits.data_ptr(), version, geometry)
@@ -303,7 +318,7 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
 
 def _arrange_weights(geometry: UnitGeometry, unit: Unit, bits: Tensor) -> Tensor:
     bytes_needed = c_size_t()
-    library().mmg_arranged_bytes(unit, bytes_needed)
+    loaded().mmg_arranged_bytes(unit, bytes_needed)
     size = bytes_needed.value
     if size == 0:
         raise ValueError(
@@ -312,5 +327,5 @@ def _arrange_weights(geometry: UnitGeometry, unit: Unit, bits: Tensor) -> Tensor
     # The kernels load whole cache lines.
     storage = torch.empty(size + 63, dtype=torch.uint8)
     arranged = storage[-storage.data_ptr() % 64 :][:size]
-    library().mmg_arrange_weights(unit, bits.data_ptr(), arranged.data_ptr())
+    loaded().mmg_arrange_weights(unit, bits.data_ptr(), arranged.data_ptr())
     return arranged

@@ -217,7 +217,8 @@ def _pooled_size(height: int, width: int, window: Sequence[int]) -> tuple[int, i
 
 @max_pool.register_fake
 def _(x: Tensor, window: Sequence[int], scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    return _empty(*x.shape[:2], *_pooled_size(*x.shape[2:], window), like=x)
+    batch, channels, height, width = x.shape
+    return _empty(batch, channels, *_pooled_size(height, width, window), like=x)
 
 
 def _units(

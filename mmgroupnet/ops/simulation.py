@@ -14,7 +14,10 @@ from mmgroupnet.ops.packing import unpack_weight
 
 def channelwise(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
     """``scale * x + shift`` on ``(N, channels, H, W)``, either may be None. Parameters of one branch serve all."""
-    repeats = 1 if scale is None and shift is None else x.shape[1] // len(shift if scale is None else scale)
+    given = shift if scale is None else scale
+    if given is None:
+        return x
+    repeats = x.shape[1] // len(given)
     if scale is not None:
         x = x * scale.repeat(repeats).view(-1, 1, 1)
     return x if shift is None else x + shift.repeat(repeats).view(-1, 1, 1)
@@ -32,6 +35,7 @@ def run_unit(geometry: UnitGeometry, x: Tensor, parameters: list[Tensor | None],
     sign_scale, sign_shift``."""
     g = geometry
     bits, scale, bias, norm_scale, norm_shift, sign_scale, sign_shift = parameters
+    assert bits is not None  # of the parameters of a unit, only its weights have to be there
     has_sign_parameters = sign_scale is not None or sign_shift is not None
     s = x
     if has_sign_parameters and x.shape[1] == g.in_channels and not g.shares_weights and not g.merges:
@@ -61,7 +65,8 @@ def connect(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor
 
 def max_pool(x: Tensor, window: Sequence[int], scale: Tensor | None, shift: Tensor | None) -> Tensor:
     """Max pooling and what a batch norm behind it does, see :func:`mmgroupnet.ops.max_pool`."""
-    return channelwise(F.max_pool2d(x, *(tuple(window[i : i + 2]) for i in (0, 2, 4))), scale, shift)
+    size, stride, padding = (tuple(window[i : i + 2]) for i in (0, 2, 4))
+    return channelwise(F.max_pool2d(x, size, stride, padding), scale, shift)
 
 
 def run_block(

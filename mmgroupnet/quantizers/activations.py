@@ -2,11 +2,11 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from mmgroupnet.errors import UserError
 from mmgroupnet.quantizers.error_decay import ErrorDecay
@@ -34,12 +34,12 @@ class _SignFunction(torch.autograd.Function):
         return binary_sign(x)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, ctx.surrogate_gradient = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return grad_output * ctx.surrogate_gradient(x), None
 
@@ -211,8 +211,8 @@ def build_quantizer(cfg: dict, num_channels: int) -> nn.Module:
         TypeError: If the class leaves out a method that it has to define.
         UserError: If parameters of an estimator could never get a gradient.
     """
-    kind = cfg['type'] if inspect.isclass(cfg['type']) else MODELS.get(cfg['type'])
-    if inspect.isclass(kind) and inspect.isabstract(kind):
+    kind: Any = cfg['type'] if inspect.isclass(cfg['type']) else MODELS.get(cfg['type'])
+    if inspect.isabstract(kind):
         missing = ', '.join(sorted(kind.__abstractmethods__))
         raise TypeError(f'{kind.__name__} does not define {missing}, which a quantizer of its kind has to')
     if kind is not None and 'num_channels' in inspect.signature(kind).parameters:
@@ -237,7 +237,7 @@ def refuse_idle_parameters(quantizer: nn.Module, out: Tensor | None) -> None:
     wanted = {name: parameter for name, parameter in quantizer.named_parameters() if parameter.requires_grad}
     if not wanted or torch.is_inference_mode_enabled():
         return
-    found = [None] * len(wanted)
+    found: Sequence[Tensor | None] = [None] * len(wanted)
     if out is not None and out.requires_grad:
         found = torch.autograd.grad(out.sum(), list(wanted.values()), allow_unused=True)
     idle = [name for name, gradient in zip(wanted, found, strict=True) if gradient is None]

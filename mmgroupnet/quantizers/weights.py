@@ -3,11 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from mmgroupnet.errors import UserError
 from mmgroupnet.quantizers.activations import apply_function, binary_sign, refuse_idle_parameters
@@ -39,12 +38,12 @@ class _InFrontOfSign(torch.autograd.Function):
         return latent.view_as(latent) if negative is None else torch.where(negative, -binary_sign(latent), latent)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         latent, negative, ctx.surrogate = inputs
         ctx.save_for_backward(None if ctx.surrogate is None else latent, negative)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         latent, negative = ctx.saved_tensors
         if ctx.surrogate is not None:
             gradient = gradient * ctx.surrogate(latent)
@@ -59,11 +58,11 @@ class _Signs(torch.autograd.Function):
         return binary_sign(latent)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (scale,) = ctx.saved_tensors
         return gradient * inverse_scale(scale).to(gradient.dtype).view(-1, 1, 1, 1), None
 
@@ -81,11 +80,11 @@ class _ScaledSigns(torch.autograd.Function):
         return binary_sign(latent) * scale.view(-1, 1, 1, 1)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(inputs[0] if ctx.needs_input_grad[1] else None)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         (latent,) = ctx.saved_tensors
         return gradient, None if latent is None else (gradient * binary_sign(latent)).sum((1, 2, 3))
 

@@ -59,8 +59,8 @@ Picture read_ppm(const std::string& path) {
   file >> type >> picture.width >> picture.height >> largest;
   file.get();  // the one space behind the header
   constexpr int64_t kMaxSide = 1 << 15;
-  if (!file || type != "P6" || largest != 255 || picture.width < 1 || picture.height < 1 ||
-      picture.width > kMaxSide || picture.height > kMaxSide) {
+  if (!file || type != "P6" || largest != 255 || picture.width < 1 || picture.height < 1 || picture.width > kMaxSide ||
+      picture.height > kMaxSide) {
     throw std::runtime_error(path + " is no PPM file of type P6 with 8 bits a colour and without comments");
   }
   picture.pixels.resize(3 * picture.height * picture.width);

@@ -304,8 +304,8 @@ void fuzz_convolve(const std::vector<std::string>& names) {
     for (int threads = 1; threads <= 2; ++threads) {
       for (int is_nchw = 0; is_nchw <= 1; ++is_nchw) {
         Buffer<uint64_t> packed(signs.size());
-        check(mmg_sign_pack(is_nchw ? nchw.data() : x.data(), is_nchw, batch, static_cast<int64_t>(pixels),
-                            in_branches, unit.numbers.in_channels, packed.data(), threads));
+        check(mmg_sign_pack(is_nchw ? nchw.data() : x.data(), is_nchw, batch, static_cast<int64_t>(pixels), in_branches,
+                            unit.numbers.in_channels, packed.data(), threads));
         if (!packed.equals(signs)) fail("mmg_sign_pack, " + name, described.str());
       }
       Buffer<int32_t> out(expected.size());
@@ -396,11 +396,8 @@ void fuzz_block(const std::vector<std::string>& names) {
       has_shortcut = shortcut.out_size(block.height, true) == height && shortcut.out_size(block.width, false) == width;
       if (has_shortcut) block.shortcut = &shortcut.numbers;
       break;
-    case 2:
-      has_shortcut = height == block.height && width == block.width && channels == in_channels;
-      break;
-    default:
-      break;
+    case 2: has_shortcut = height == block.height && width == block.width && channels == in_channels; break;
+    default: break;
   }
   if (has_shortcut) units.back().numbers.residual = MMG_RESIDUAL_SHORTCUT;
 
@@ -451,9 +448,9 @@ void fuzz_max_pool(const std::vector<std::string>& names) {
   const Floats scale = random_floats(channels), shift = random_floats(channels);
   const bool has_norm = toss();
   std::ostringstream described;
-  described << "map=" << height << "x" << width << "x" << channels << " window=" << window.height << "x"
-            << window.width << " stride=" << window.stride_height << "," << window.stride_width
-            << " pad=" << window.pad_height << "," << window.pad_width << " norm=" << has_norm;
+  described << "map=" << height << "x" << width << "x" << channels << " window=" << window.height << "x" << window.width
+            << " stride=" << window.stride_height << "," << window.stride_width << " pad=" << window.pad_height << ","
+            << window.pad_width << " norm=" << has_norm;
   compare(names, count(batch, out_height, out_width, channels), "mmg_max_pool", described.str(),
           [&](float* out, int threads) {
             check(mmg_max_pool(x.data(), batch, height, width, channels, &window, has_norm ? scale.data() : nullptr,

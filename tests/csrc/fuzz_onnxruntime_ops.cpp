@@ -181,8 +181,7 @@ OrtApi make_api() {
   api.GetTensorTypeAndShape = [](const OrtValue* value, OrtTensorTypeAndShapeInfo** out) -> OrtStatus* {
     return give(new OrtTensorTypeAndShapeInfo{value->type, value->shape}, out);
   };
-  api.GetTensorElementType = [](const OrtTensorTypeAndShapeInfo* info,
-                                ONNXTensorElementDataType* out) -> OrtStatus* {
+  api.GetTensorElementType = [](const OrtTensorTypeAndShapeInfo* info, ONNXTensorElementDataType* out) -> OrtStatus* {
     *out = info->type;
     return nullptr;
   };
@@ -281,8 +280,8 @@ struct Unit {
   int64_t residual;
 
   void append_to(std::vector<int64_t>* list) const {
-    list->insert(list->end(), {bases, in, out, groups, kernel[0], kernel[1], stride[0], stride[1], padding[0],
-                               padding[1], value});
+    list->insert(list->end(),
+                 {bases, in, out, groups, kernel[0], kernel[1], stride[0], stride[1], padding[0], padding[1], value});
     list->insert(list->end(), bases, rate);
     list->insert(list->end(), {shares, merges, relu, residual});
   }
@@ -353,9 +352,8 @@ OrtKernelInfo draw_block(int64_t rarity) {
   for (int64_t& place : places) disturb(&place, 20 * rarity);
   if (one_in(rarity) && !places.empty()) places.pop_back();
   node.lists = {{"geometry", geometry}, {"places", places}};
-  node.numbers = {{"connection", connection},     {"num_bases", bases},
-                  {"has_merge_scales", has_scales}, {"has_gate", is_gated},
-                  {"has_shortcut_map", has_map},  {"has_shortcut", has_shortcut}};
+  node.numbers = {{"connection", connection}, {"num_bases", bases},          {"has_merge_scales", has_scales},
+                  {"has_gate", is_gated},     {"has_shortcut_map", has_map}, {"has_shortcut", has_shortcut}};
   for (auto& [name, number] : node.numbers) disturb(&number, 3 * rarity);
   if (one_in(rarity)) node.numbers.erase(one_of<const char*>({"connection", "num_bases", "has_gate", "has_shortcut"}));
   if (one_in(2 * rarity)) node.lists.erase(one_of<const char*>({"geometry", "places"}));

@@ -1,6 +1,6 @@
 """Checks of a written file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,8 @@ class Comparison:
     """
 
     problem: str | None = None
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None
-    differences: dict[str, float] | None = None
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    differences: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         if self.problem is not None:

@@ -1,7 +1,6 @@
 """Decoding and non-maximum suppression of mmdet's one-stage detectors with dense heads, in the graph."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +8,7 @@ from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.dense_heads.gfl_head import GFLHead
 from mmdet.models.detectors.single_stage import SingleStageDetector
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder, DistancePointBBoxCoder
+from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from mmgroupnet.deploy.onnx.errors import RAW_ADVICE
@@ -58,7 +58,7 @@ def _refuse_other_heads(model: nn.Module) -> None:
         raise UserError(f'loss_cls={type(head.loss_cls).__name__} makes the scores in its own way: {RAW_ADVICE}')
 
 
-def _check_test_cfg(test_cfg: Mapping | None, num_levels: int) -> None:
+def _check_test_cfg(test_cfg: ConfigDict | None, num_levels: int) -> None:
     """Refuses options of the answer that the graph has no counterpart for."""
     if test_cfg is None:
         raise UserError('test_cfg=None: the answer needs nms_pre, nms and max_per_img')

@@ -67,8 +67,8 @@ class Graph(nn.Module):
         self.task = 'maps' if raw else task
         model = copy.deepcopy(model).cpu().float()
         rewrite_norms(model)
-        module, name = _ANSWERS[task]
-        module = import_module(module)
+        answers, name = _ANSWERS[task]
+        module = import_module(answers)
         options = dict(with_scores=True) if scores else {}
         self.answer = None if raw else getattr(module, name)(model, **options)
         self.network = Network(model, module.head_of(model))
@@ -173,6 +173,7 @@ def _export(graph: Graph) -> tuple[ir.Model, int]:
             output_names=['x', *names, *(graph.outputs or ())],
             verbose=False,
         )
+    assert onnx_program is not None  # the dynamo exporter gives one
     return onnx_program.model, len(shapes)
 
 
@@ -215,7 +216,7 @@ def _join(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> Non
 
 def _is_refusal(error: Exception) -> bool:
     """Whether an error is one of torch's exporter, and does not come from a fault of this package."""
-    source = error
+    source: BaseException = error
     while source.__cause__ is not None:
         source = source.__cause__
     *_, (frame, _) = traceback.walk_tb(source.__traceback__)

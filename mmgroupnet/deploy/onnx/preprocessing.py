@@ -1,6 +1,7 @@
 """The data preprocessors of mmdet, mmseg and mmpretrain as a part of the graph."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,8 @@ class Preprocessing(nn.Module):
             bottom, right = (-given % self.divisor for given in x.shape[2:])
         else:
             return x
-        return F.pad(x, (0, right, 0, bottom), value=self.pad_value)
+        padding: Any = (0, right, 0, bottom)  # while it is traced, symbols
+        return F.pad(x, padding, value=self.pad_value)
 
 
 def _of_mmdet(preprocessor: nn.Module) -> dict:

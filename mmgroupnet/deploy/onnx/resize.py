@@ -1,6 +1,6 @@
 """The resize rule of a test pipeline."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 # Transforms that leave a test picture's pixels as they are.
 _WITHOUT_EFFECT = (
@@ -38,7 +38,7 @@ def _center_crop(crop_size: int | tuple[int, int], clip_object_border: bool = Tr
     return dict(type='center_crop', **_sides(crop_size))
 
 
-_STEPS = dict(Resize=_resize, ResizeEdge=_resize_edge, CenterCrop=_center_crop)
+_STEPS: dict[str, Callable[..., dict]] = dict(Resize=_resize, ResizeEdge=_resize_edge, CenterCrop=_center_crop)
 # The only ones that a runtime has, and the transforms' own defaults.
 _BILINEAR = dict(backend='cv2', interpolation='bilinear')
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from mmengine.logging import print_log
@@ -48,7 +49,7 @@ class AnnotationFile:
         #: Whether annotations hold the segments of whole pictures; they have other fields.
         self.is_panoptic = any('segments_info' in annotation for annotation in annotations[:1])
         self.is_video = 'videos' in content
-        self.names = {category.get('id'): category.get('name') for category in entries['categories']}
+        self.names: dict[Any, Any] = {category.get('id'): category.get('name') for category in entries['categories']}
         self.num_pictures, self.num_annotations = len(entries['images']), len(annotations)
         self.lacking = {
             (part, field): sum(field not in entry for entry in entries[part])

@@ -4,7 +4,6 @@ from traceback import walk_tb
 
 from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
-from torch.utils.data import Dataset
 
 from mmgroupnet.checkpoints.read import is_local, read_checkpoint
 from mmgroupnet.engine.checks.annotation_files import AnnotationFiles, watch_annotation_files
@@ -28,7 +27,7 @@ from mmgroupnet.errors import UserError
 _COMPARE_DATA = ('get_label_map', '_update_palette', '_find_samples')
 
 
-def _refuse_empty(dataset: Dataset, owner: str) -> None:
+def _refuse_empty(dataset: BaseDataset, owner: str) -> None:
     """Says that nothing is left of a data set, and where it has been looked for."""
     source = getattr(dataset, 'ann_file', None)
     if source:
@@ -72,7 +71,7 @@ def _check_dataset(dataset: BaseDataset, files: AnnotationFiles, owner: str) -> 
         if classes:
             # Lists that come with a special data set, as of iSAID, may spell a name as its file does not.
             strict = type(dataset).__name__ == 'CocoDataset' or not has_own_classes(dataset)
-            check_categories(classes, file, names_by_label(dataset, files), owner, strict)
+            check_categories(classes, file, names_by_label(dataset, files) or [], owner, strict)
     check_folders(dataset, owner)
     check_files(dataset, owner)
     check_xml_names(dataset, owner)

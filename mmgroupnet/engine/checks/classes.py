@@ -4,8 +4,8 @@ head and the evaluator, each for itself."""
 import logging
 from collections.abc import Sequence
 
+from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
-from torch.utils.data import Dataset
 
 from mmgroupnet.engine.checks.annotation_files import AnnotationFile
 from mmgroupnet.engine.checks.heads import ClassHead
@@ -13,14 +13,14 @@ from mmgroupnet.engine.data import few_names
 from mmgroupnet.errors import UserError, nearest
 
 
-def classes_of(dataset: Dataset) -> list[str] | None:
+def classes_of(dataset: BaseDataset) -> list[str] | None:
     """The names of a data set's classes, or None where it has none."""
     metainfo = getattr(dataset, 'metainfo', None) or {}
     classes = metainfo.get('classes')
     return list(classes) if isinstance(classes, list | tuple) else None
 
 
-def has_own_classes(dataset: Dataset) -> bool:
+def has_own_classes(dataset: BaseDataset) -> bool:
     """Whether a data set's classes are those of its type, and not given by the config or found in its files."""
     return classes_of(dataset) == list(getattr(type(dataset), 'METAINFO', {}).get('classes') or ())
 
@@ -123,7 +123,7 @@ def check_same_labels(first: list[str], first_owner: str, second: list[str], sec
         )
 
 
-def check_head(head: ClassHead, dataset: Dataset, owner: str) -> None:
+def check_head(head: ClassHead, dataset: BaseDataset, owner: str) -> None:
     """Checks that a head is for as many classes as a data set has.
 
     Args:
@@ -154,7 +154,7 @@ def check_head(head: ClassHead, dataset: Dataset, owner: str) -> None:
         raise UserError(message)
 
 
-def check_folders(dataset: Dataset, owner: str) -> None:
+def check_folders(dataset: BaseDataset, owner: str) -> None:
     """Checks the classes of mmpretrain's data sets whose folders are the classes: they are numbered in the order of the
     alphabet, whatever order the config gives.
 
@@ -169,7 +169,7 @@ def check_folders(dataset: Dataset, owner: str) -> None:
     classes = classes_of(dataset)
     if not isinstance(folders, dict) or classes is None:
         return
-    found = disagreement(sorted(folders, key=folders.get), classes)
+    found = disagreement(sorted(folders, key=lambda name: folders[name]), classes)
     if found is not None:
         folder, position = found
         name = classes[position]

@@ -2,10 +2,11 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
+from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
-from torch.utils.data import Dataset
 
 from mmgroupnet.engine.checks.annotation_files import AnnotationFile, AnnotationFiles, same_file
 from mmgroupnet.engine.checks.classes import check_categories, classes_of
@@ -18,7 +19,7 @@ _KNOWN = ('CocoMetric', 'CocoPanopticMetric')
 _LOOKED_AT = 256
 
 
-def _check_pictures(metric: BaseMetric, file: AnnotationFile, dataset: Dataset, owner: str) -> None:
+def _check_pictures(metric: BaseMetric, file: AnnotationFile, dataset: BaseDataset, owner: str) -> None:
     """Checks that an evaluator's file has the pictures of the data set: those that it alone has count as missed."""
     known = metric._coco_api.imgs
     evaluator = owner.replace('dataloader', 'evaluator')
@@ -54,7 +55,7 @@ def _check_pictures(metric: BaseMetric, file: AnnotationFile, dataset: Dataset, 
         )
 
 
-def check_metric(metric: BaseMetric, files: AnnotationFiles, datasets: list[Dataset], owner: str) -> None:
+def check_metric(metric: BaseMetric, files: AnnotationFiles, datasets: list[BaseDataset], owner: str) -> None:
     """Compares a metric that reads a COCO file with the data set; nothing is said of other metrics.
 
     Args:
@@ -98,8 +99,9 @@ def check_metric(metric: BaseMetric, files: AnnotationFiles, datasets: list[Data
         )
 
 
-def names_by_label(dataset: Dataset, files: AnnotationFiles) -> list[str] | None:
-    """What the labels of a data set mean: the names of its annotation file, or where it has none, of its classes.
+def names_by_label(dataset: BaseDataset, files: AnnotationFiles) -> list[Any] | None:
+    """What the labels of a data set mean: the names of its annotation file (None for a category without a name), or
+    where it has no file, of its classes.
 
     Args:
         dataset: The data set.

@@ -72,7 +72,7 @@ def class_heads(model: nn.Module) -> Iterator[ClassHead]:
         if place == 'head' and found is not None and not hasattr(found, 'num_classes'):
             place, found = 'backbone', _find(model, 'backbone')  # VGG and LeNet end in the scores themselves.
         several = isinstance(found, nn.ModuleList)
-        for number, head in enumerate(found if several else [found]):
+        for number, head in enumerate(found if isinstance(found, nn.ModuleList) else [found]):
             num_classes = getattr(head, 'num_classes', None)
             if not isinstance(num_classes, int) or num_classes < 1 or getattr(head, 'class_agnostic', False):
                 continue

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
-from torch.utils.data import Dataset
+from mmengine.dataset import BaseDataset
 
 from mmgroupnet.engine.checks.masks import MaskRule, rule_of
 from mmgroupnet.engine.checks.samples import innermost, transforms_of
@@ -39,7 +39,7 @@ class WatchedPacking:
         return repr(self.pack)
 
 
-def _pipelines(dataset: Dataset) -> Iterator[list]:
+def _pipelines(dataset: BaseDataset) -> Iterator[list]:
     """The lists of transforms of a data set and of all inside it."""
     yield transforms_of(dataset)
     for name in ('dataset', 'datasets', '_dataset'):
@@ -48,7 +48,7 @@ def _pipelines(dataset: Dataset) -> Iterator[list]:
             yield from _pipelines(one)
 
 
-def watch_masks(dataset: Dataset, ignored: Collection[int] = ()) -> list[WatchedPacking]:
+def watch_masks(dataset: BaseDataset, ignored: Collection[int] = ()) -> list[WatchedPacking]:
     """Lets the workers of a data set look at every mask that they pack.
 
     Args:
@@ -60,7 +60,9 @@ def watch_masks(dataset: Dataset, ignored: Collection[int] = ()) -> list[Watched
     """
     rule = rule_of(next(innermost(dataset)), ignored)
     watched = []
-    for transforms in _pipelines(dataset) if rule is not None else ():
+    if rule is None:
+        return []
+    for transforms in _pipelines(dataset):
         if transforms and type(transforms[-1]).__name__ == 'PackSegInputs':
             transforms[-1] = WatchedPacking(transforms[-1], rule)
         if transforms and isinstance(transforms[-1], WatchedPacking):
@@ -68,7 +70,7 @@ def watch_masks(dataset: Dataset, ignored: Collection[int] = ()) -> list[Watched
     return watched
 
 
-def unwatch_masks(dataset: Dataset) -> None:
+def unwatch_masks(dataset: BaseDataset) -> None:
     """Undoes :func:`watch_masks`, for workers that are started from now on."""
     for transforms in _pipelines(dataset):
         if transforms and isinstance(transforms[-1], WatchedPacking):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from PIL import Image
-from torch.utils.data import Dataset
 
 from mmgroupnet.engine.checks.classes import classes_of
 from mmgroupnet.engine.checks.samples import LIBRARIES, spread, transforms_of
@@ -47,9 +47,9 @@ class MaskRule:
         ignored: Ids besides that one which the heads ignore. Default: none.
     """
 
-    def __init__(self, dataset: Dataset, ignored: Collection[int] = ()) -> None:
+    def __init__(self, dataset: BaseDataset, ignored: Collection[int] = ()) -> None:
         self.dataset = type(dataset).__name__
-        self.classes = classes_of(dataset)
+        self.classes = classes_of(dataset) or []
         self.ignored = dataset.ignore_index
         self.passed = {self.ignored, *ignored}
 
@@ -101,7 +101,7 @@ class MaskRule:
             )
 
 
-def rule_of(dataset: Dataset, ignored: Collection[int] = ()) -> MaskRule | None:
+def rule_of(dataset: BaseDataset, ignored: Collection[int] = ()) -> MaskRule | None:
     """The rule for the masks of a data set, or None where its masks, if it has any, do not hold its classes."""
     if getattr(dataset, 'ignore_index', None) is None or not classes_of(dataset):
         return None
@@ -121,7 +121,7 @@ def _check_depth(path: str) -> None:
         )
 
 
-def check_masks(dataset: Dataset, owner: str, ignored: Collection[int] = ()) -> None:
+def check_masks(dataset: BaseDataset, owner: str, ignored: Collection[int] = ()) -> None:
     """Checks a few masks of a data set before the first step.
 
     Where transforms of other people may change the ids, nothing is said: the workers will see.

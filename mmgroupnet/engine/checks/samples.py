@@ -8,7 +8,6 @@ from xml.etree import ElementTree
 
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
-from torch.utils.data import Dataset
 
 from mmgroupnet.engine.checks.classes import classes_of
 from mmgroupnet.engine.checks.heads import ClassHead
@@ -19,7 +18,7 @@ _LOOKED_AT = 32
 LIBRARIES = ('mmcv.', 'mmengine.', 'mmdet.', 'mmseg.', 'mmpretrain.', 'mmgroupnet.')
 
 
-def innermost(dataset: Dataset) -> Iterator[Dataset]:
+def innermost(dataset: BaseDataset) -> Iterator[BaseDataset]:
     """The data sets inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
     inner = next(
         (getattr(dataset, name) for name in ('dataset', 'datasets', '_dataset') if getattr(dataset, name, None)), None
@@ -38,14 +37,14 @@ def spread(size: int, count: int) -> list[int]:
     return sorted({round(number * (size - 1) / (count - 1)) for number in range(count)})
 
 
-def transforms_of(dataset: Dataset) -> list:
+def transforms_of(dataset: BaseDataset) -> list:
     """The transforms of a data set or of a wrapper that mixes pictures, as the list that it goes through."""
     pipeline = getattr(dataset, 'pipeline', None)
     transforms = getattr(pipeline, 'transforms', pipeline)
     return transforms if isinstance(transforms, list) else []
 
 
-def _reads(dataset: Dataset) -> list[str]:
+def _reads(dataset: BaseDataset) -> list[str]:
     """The keys of the files on this disk that the pipeline reads, and cannot do without.
 
     A custom data set or transform may fetch files before they are read: the keys that come after it are left out.
@@ -127,9 +126,9 @@ def check_xml_names(dataset: BaseDataset, owner: str) -> None:
     paths = [dataset.get_data_info(number).get('xml_path') for number in numbers]
     if any(not isinstance(path, str) or not Path(path).is_file() for path in paths):
         return
-    found = {entry.findtext('name') for path in paths for entry in ElementTree.parse(path).iter('object')}
+    found = {entry.findtext('name', '') for path in paths for entry in ElementTree.parse(path).iter('object')}
     for name in classes:
-        hint = nearest(name, found - {*classes, None})
+        hint = nearest(name, found - {*classes, ''})
         if name not in found and hint:
             print_log(
                 f'the class {name!r} of {owner} ({type(dataset).__name__}) is in none of the {len(numbers)} XML files '
@@ -156,7 +155,7 @@ def check_labels(dataset: BaseDataset, heads: list[ClassHead], owner: str) -> No
         sample = dataset.get_data_info(number)
         labels = sample.get('gt_label')
         for label in labels if isinstance(labels, list | tuple) else [labels]:
-            if isinstance(label, Integral) and not 0 <= label < min(limits):
+            if isinstance(label, Integral) and not 0 <= int(label) < min(limits):
                 raise UserError(
                     f'{sample.get("img_path", f"sample {number}")} ({owner}, {type(dataset).__name__}) has the label '
                     f'{label}: there are {min(limits)} classes, 0 to {min(limits) - 1}'

@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmgroupnet.errors import UserError
 from mmgroupnet.registry import HOOKS
@@ -23,8 +25,8 @@ class _SignRecord:
 
     positive: int = 0
     total: int = 0
-    ever_positive: Tensor | bool = field(default=False)  # (K*C, ), per channel
-    ever_negative: Tensor | bool = field(default=False)
+    ever_positive: Tensor = field(default_factory=lambda: torch.tensor(False))  # (K*C, ), per channel
+    ever_negative: Tensor = field(default_factory=lambda: torch.tensor(False))
 
     def add(self, positive: Tensor) -> None:
         """Adds signs, ``(N, K*C, H, W)``, True where one is +1."""
@@ -79,7 +81,7 @@ class BinaryStatisticsHook(Hook):
         self._replaced: dict[str, SignObserver | None] = {}
 
     @staticmethod
-    def _layers(runner: Runner) -> dict[str, nn.Module]:
+    def _layers(runner: Runner) -> dict[str, Any]:
         from mmgroupnet.layers import BinaryConv2d
 
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -50,7 +50,8 @@ class CheckpointMatchHook(Hook):
         # A runner that only tests leaves its optimizer a config.
         starts_training = isinstance(runner.optim_wrapper, BaseOptimWrapper) and not runner._resume
         if transfer is None or not transfer.taken or not starts_training:
-            check_state_dict(model, checkpoint, source)
+            check_state_dict(model, checkpoint, source)  # raises
+            return
         print_log(
             f'load_from={source} is of another architecture than the config. Tensors by part of the model:\n'
             f'{transfer.table()}',

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from mmengine.dist import get_world_size
@@ -45,7 +46,7 @@ class DrawPredictionsHook(Hook):
         self.library = library
         self.root = root
         self.files = None if out_dir is None else OutputFiles(out_dir, root)
-        self.options = dict(score_thr=score_thr, show=show, wait_time=wait_time)
+        self.options: dict[str, Any] = dict(score_thr=score_thr, show=show, wait_time=wait_time)
         self.backend_args = backend_args
         self.num_drawn = 0
 
@@ -63,21 +64,23 @@ class DrawPredictionsHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence | None = None
     ) -> None:
         # Samples of videos hold one for each frame.
-        samples = [frame for sample in outputs for frame in getattr(sample, 'video_data_samples', [sample])]
+        samples = [frame for sample in outputs or () for frame in getattr(sample, 'video_data_samples', [sample])]
         for index, sample in enumerate(samples):
             name = sample.get('img_path')
             if name is None:
                 # A data set of arrays.
-                name, pixels = os.path.join(self.root, f'{self.num_drawn:06}.png'), self._input(data_batch, index)
+                name = os.path.join(self.root, f'{self.num_drawn:06}.png')
+                pixels = self._input(data_batch, index)
             else:
-                pixels = decode(get(name, backend_args=self.backend_args))
-                if pixels is None:
+                decoded = decode(get(name, backend_args=self.backend_args))
+                if decoded is None:
                     raise UserError(f'{name} cannot be drawn on: it is no picture that OpenCV reads')
+                pixels = decoded
             out_file = None if self.files is None else self.files.path_of(name)
             draw(self.visualizer, self.library, pixels, sample, out_file, **self.options)
             self.num_drawn += 1
 
-    def _input(self, data_batch: dict, index: int) -> np.ndarray:
+    def _input(self, data_batch: Any, index: int) -> np.ndarray:
         """The picture as the test pipeline made it, which is that of the file where nothing resizes it."""
         if self.library != 'mmpretrain':
             raise UserError("the test pipeline leaves no 'img_path': give it among the meta_keys of its last step")

@@ -2,10 +2,12 @@
 
 import itertools
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import BaseLoop
 from torch.utils.data import BatchSampler, DataLoader, Dataset
@@ -27,7 +29,7 @@ class _Failure:
 class _Samples(Dataset):
     """Gives a sample, or what happened."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: BaseDataset) -> None:
         self.dataset = dataset
 
     def __getitem__(self, index: int | tuple[int, int]) -> object:
@@ -44,7 +46,7 @@ class _Samples(Dataset):
         return f' (sample {index}: {path})'
 
 
-def _collate(collate: Callable[[Sequence], object], samples: list) -> object:
+def _collate(collate: Callable[[Any], Any], samples: list) -> object:
     failure = next((sample for sample in samples if isinstance(sample, _Failure)), None)
     if failure is not None:
         return failure
@@ -66,7 +68,8 @@ def _first_batch(loader: DataLoader, cfg: dict, seed: int) -> tuple[Indices, int
     except Exception as error:  # Custom samplers raise any type, and this one was built for the run without an error.
         raise NotTriedError(f'its samplers cannot be asked for a batch ({summary(error)})') from error
     if not first:
-        raise UserError(f'{len(loader.dataset)} samples in batches of {cfg.get("batch_size")} make no batch')
+        dataset: Any = loader.dataset
+        raise UserError(f'{len(dataset)} samples in batches of {cfg.get("batch_size")} make no batch')
     return first, last_size
 
 
@@ -78,7 +81,7 @@ def _choose(loader: DataLoader, cfg: dict, seed: int) -> tuple[Indices, int]:
     else:
         default_args = dict(sampler=sampler, batch_size=cfg.get('batch_size'))
         batches = DATA_SAMPLERS.build(cfg['batch_sampler'], default_args=default_args)
-    first = list(next(iter(batches), ()))
+    first: Indices = list(next(iter(batches), ()))
     if not first or getattr(batches, 'drop_last', True):
         return first, len(first)
     count = len(sampler)
@@ -93,7 +96,8 @@ def _read(loader: DataLoader, batches: list[Indices]) -> list:
     """
     first = batches[0]
     if all(isinstance(index, int) for index in first):
-        ends = [[index] for index in (0, len(loader.dataset) - 1) if index not in first]
+        dataset: Any = loader.dataset  # torch knows data sets without a length
+        ends: list[Indices] = [[index] for index in (0, len(dataset) - 1) if index not in first]
         return _read_all(loader, batches + ends)[: len(batches)]
     return _read_all(loader, batches)
 

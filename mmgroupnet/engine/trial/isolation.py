@@ -10,16 +10,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.runner.runner import _SlicedDataset
 from torch import Tensor, distributed, nn
-from torch.utils.data import Dataset
 
 from mmgroupnet.engine.trial.stages import NotTriedError
 from mmgroupnet.errors import summary
@@ -30,7 +31,7 @@ PROGRESS = 'Rehearsal'
 _ANNOTATIONS = ('data_list', 'data_bytes', 'data_address')
 
 
-def _deepcopy(part: object, memo: dict[int, object]) -> object:
+def _deepcopy(part: Any, memo: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(part, memo)
     except Exception as error:  # Custom parts raise any type.
@@ -139,7 +140,7 @@ def copy_model(model: nn.Module) -> nn.Module:
         NotTriedError: If a part of it cannot be copied.
     """
     # Left by old weight norms; torch copies only leaves.
-    memo = {
+    memo: dict[int, Any] = {
         id(value): value.detach().clone()
         for module in model.modules()
         for value in vars(module).values()
@@ -148,7 +149,7 @@ def copy_model(model: nn.Module) -> nn.Module:
     # copy.deepcopy keeps functions as they are: the copy would run the model's own modules.
     closures = _closures(model)
     for function in closures:
-        cells = tuple(types.CellType(cell.cell_contents) for cell in function.__closure__)
+        cells = tuple(types.CellType(cell.cell_contents) for cell in function.__closure__ or ())
         twin = types.FunctionType(
             function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
         )
@@ -177,7 +178,7 @@ def without_step(optim_wrapper: OptimWrapper) -> OptimWrapper:
     return copied
 
 
-def copy_dataset(dataset: Dataset) -> Dataset:
+def copy_dataset(dataset: BaseDataset) -> BaseDataset:
     """A copy of a data set whose transforms may keep what they like; annotations are shared.
 
     Raises:
@@ -185,7 +186,8 @@ def copy_dataset(dataset: Dataset) -> Dataset:
     """
     if isinstance(dataset, _SlicedDataset):  # What it hands on of the one inside would not let itself be copied.
         return _SlicedDataset(copy_dataset(dataset._dataset), len(dataset))
-    memo, inner = {}, [dataset]
+    memo: dict[int, Any] = {}
+    inner = [dataset]
     while inner:
         part = inner.pop()
         memo |= {id(value): value for name, value in vars(part).items() if name in _ANNOTATIONS}

@@ -108,15 +108,16 @@ class Stages:
         except NotTriedError as error:
             self.leave_out(stage, str(error))
             return None
-        except Exception as error:  # Custom models, data sets and metrics raise any type.
-            if isinstance(error, DoubtfulError):
-                doubt, error = str(error), error.__cause__
-            elif isinstance(error, torch.OutOfMemoryError):
+        except Exception as raised:  # Custom models, data sets and metrics raise any type.
+            cause: BaseException = raised
+            if isinstance(raised, DoubtfulError):
+                doubt, cause = str(raised), raised.__cause__ or raised
+            elif isinstance(raised, torch.OutOfMemoryError):
                 doubt = 'the rehearsal needs room for a copy of the model'
-            line = f'the rehearsal failed in {stage}: {line_of(error)}. {hint}'
+            line = f'the rehearsal failed in {stage}: {line_of(cause)}. {hint}'
             if not doubt:
-                raise UserError(f'{line}. --no-rehearsal trains without it') from error
-            self.remarks.append((f'{line}. Training goes on: {doubt}', error))
+                raise UserError(f'{line}. --no-rehearsal trains without it') from cause
+            self.remarks.append((f'{line}. Training goes on: {doubt}', cause))
             return None
         self.passed.append(f'{stage} {time.perf_counter() - start:.1f} s')
         return result

@@ -47,15 +47,15 @@ class Statistics(NamedTuple):
     Attributes:
         mean: :math:`\mu`, ``(C,)``, float64.
         inverse_deviation: :math:`\rho`, ``(C,)``, float64.
-        count: n, the values per channel behind them, ``()``, float64.
+        num_values: n, the values per channel behind them, ``()``, float64.
         vectors: Scale and shift of r that give the output, per folded channel, ``(2, K*C)``, where the backend makes
-            them; then mean and inverse deviation have a dtype of its choice, and the count is None, that of its own
-            pixels.
+            them; then mean and inverse deviation have a dtype of its choice, and ``num_values`` is None, that of its
+            own pixels.
     """
 
     mean: Tensor
     inverse_deviation: Tensor
-    count: Tensor | None
+    num_values: Tensor | None
     vectors: Tensor | None = None
 
 
@@ -107,7 +107,7 @@ class BatchNorm:
             ValueError: If there is one value per channel in all processes together.
         """
         scale = scale.double()
-        if not self.uses_batch:
+        if moments is None:
             inverse_deviation = (norm.running_var.double() + self.eps).rsqrt()
             return Statistics(norm.running_mean.double(), inverse_deviation, scale.new_ones(()))
         local = pixels * self.branches
@@ -128,18 +128,20 @@ class BatchNorm:
         return Statistics(mean, (variance + self.eps).rsqrt(), count)
 
     def statistics_of(self, norm: nn.Module, y: Tensor, relu: bool, affine: AffineOfNorm, scale: Tensor) -> Statistics:
-        """:meth:`statistics` by the backend's arithmetic, of the integers y.
+        """:meth:`statistics` by the backend's arithmetic :attr:`passes`, of the integers y.
 
         Raises:
             ValueError: If there is one value per channel.
         """
         if self.uses_batch and y.numel() // y.shape[1] * self.branches <= 1:
             self._refuse_one_value(norm)
+        passes = self.passes
+        assert passes is not None
         running = None
         if norm.running_mean is not None:
             moves = norm.training and norm.track_running_stats
             running = Running(norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum, moves)
-        mean, inverse_deviation, vectors = self.passes.statistics(
+        mean, inverse_deviation, vectors = passes.statistics(
             y, relu, self.branches, scale, *affine, running, self.eps, self.uses_batch
         )
         return Statistics(mean, inverse_deviation, None, vectors)
@@ -192,14 +194,16 @@ class BatchNorm:
             statistics: As :meth:`statistics` gave them.
             scale: ``(C,)``.
         """
-        mean, inverse_deviation, count, _ = statistics
+        mean, inverse_deviation, num_values, _ = statistics
         scale = scale.double()
         g, g_r = self._reduced(sums)
         of_weight = inverse_deviation * (scale * g_r - mean * g)
         p = self._factor(affine, statistics)
         q = s = torch.zeros_like(p)
         if self.uses_batch:
-            mean_g, mean_g_x = self._all_reduce(torch.stack([g, of_weight])) / count.clamp(min=1)
+            assert num_values is not None
+            mean_g, mean_g_x = self._all_reduce(torch.stack([g, of_weight])) / num_values.clamp(min=1)
             q = -p * inverse_deviation * scale * mean_g_x
             s = -p * (mean_g - mean * inverse_deviation * mean_g_x)
-        return AffineOfNorm(of_weight, g), tuple(value.repeat(self.branches) for value in (p, q, s))
+        p, q, s = (value.repeat(self.branches) for value in (p, q, s))
+        return AffineOfNorm(of_weight, g), (p, q, s)

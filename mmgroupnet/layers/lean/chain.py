@@ -5,16 +5,15 @@ computes the rest again in the backward pass, elementwise; :mod:`mmgroupnet.laye
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from mmgroupnet.layers.branches import add_up
 from mmgroupnet.layers.lean.batch_norm import is_batch_norm, is_synchronised
 from mmgroupnet.layers.lean.float_shortcut import is_float_shortcut
-from mmgroupnet.layers.lean.interface import has_standard_quantizers
+from mmgroupnet.layers.lean.interface import BinaryConv, has_standard_quantizers
 from mmgroupnet.layers.lean.path import find_hooks, first_derivatives, report_hooks, wants_gradient
 from mmgroupnet.layers.lean.unit import ChainUnit, Kept, LeanUnit, only_needed
 from mmgroupnet.ops import Residual, UnitGeometry
@@ -63,13 +62,13 @@ def can_run_chain(
     for unit in chain.all_units:
         if not is_batch_norm(unit.norm):
             return False
-        if unit.takes_signs:
-            conv = unit.conv
+        conv = unit.conv
+        if isinstance(conv, BinaryConv):
             if not (conv.is_as_written and has_standard_quantizers(conv)):
                 return False
             if conv.bias is not None or conv.input_norm is not None:
                 return False
-        elif unit is not chain.shortcut or not is_float_shortcut(unit.conv):
+        elif unit is not chain.shortcut or not is_float_shortcut(conv):
             return False  # such as a packed conv, in a block that was packed in part
     parts = owner.children() if bypassed is None else bypassed
     hooked = next((found for part in parts if part is not None and (found := find_hooks(part, owner))), None)
@@ -116,7 +115,7 @@ class _Plan:
         """The input of the units: gated branches, or, without a gate, branches as they come or copies of one;
         ``following`` as for :meth:`LeanUnit.output`."""
         x = self.passes.prepare(x)
-        if gate is not None:
+        if gate is not None and scales is not None:
             return self.passes.connect(x, gate.detach(), scales.detach(), following)
         if x.shape[1] != self.num_bases * self.in_channels:
             x = self.passes.prepare(torch.cat([x] * self.num_bases, dim=1))
@@ -126,7 +125,7 @@ class _Plan:
         self, gradient: Tensor, x: Tensor, gate: Tensor | None, scales: Tensor | None
     ) -> list[Tensor | None]:
         """Gradients of input, gate and scales."""
-        if gate is not None:
+        if gate is not None and scales is not None:
             return list(self.passes.connect_gradient(gradient, self.passes.prepare(x), gate.detach(), scales.detach()))
         if gradient.shape[1] != x.shape[1]:
             gradient = add_up(gradient, self.num_bases)
@@ -137,19 +136,17 @@ class _ChainFunction(torch.autograd.Function):
     """A connection and a chain of units behind it; keeps the input and the integers."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, chain: Chain, x: Tensor, gate: Tensor | None, scales: Tensor | None, *tensors: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, chain: Chain, x: Tensor, gate: Tensor | None, scales: Tensor | None, *tensors: Any) -> Tensor:
         plan = ctx.plan = _Plan(chain, x, tensors[0])
         tensors_of = dict(zip(plan.all_units, plan.group(tensors), strict=True))
         with without_autocast(x.device):
             following = [unit.convolves(tensors_of[unit]) for unit in plan.units]
             current = shortcut_map = plan.connect(x, gate, scales, following[0])
-            of_shortcut = []
-            if plan.shortcut is not None:
+            of_shortcut: list[Kept] = []
+            if plan.shortcut is not None and chain.shortcut is not None:
                 given = tensors_of[plan.shortcut]
-                of_shortcut.append(plan.shortcut.forward(chain.shortcut, current, given))
-                shortcut_map = plan.shortcut.output(*of_shortcut, current, None, given)
+                of_shortcut = [plan.shortcut.forward(chain.shortcut, current, given)]
+                shortcut_map = plan.shortcut.output(of_shortcut[0], current, None, given)
             kept = []
             for module, unit, next_one in zip(chain.units, plan.units, (*following[1:], None), strict=True):
                 kept.append(unit.forward(module, current, tensors_of[unit]))
@@ -162,12 +159,12 @@ class _ChainFunction(torch.autograd.Function):
 
     @staticmethod
     @first_derivatives
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         with without_autocast(gradient.device):
             return _ChainFunction._backward(ctx, gradient)
 
     @staticmethod
-    def _backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         plan, units = ctx.plan, ctx.plan.units
         x, gate, scales, *saved = ctx.saved_tensors
         num_tensors = sum(plan.counts)
@@ -190,7 +187,7 @@ class _ChainFunction(torch.autograd.Function):
             inputs.append(unit.output(kept[unit], inputs[-1], shortcut_map, tensors[unit]))
         del shortcut_map
 
-        def run(unit: LeanUnit, g: Tensor, given: Tensor, residual: Tensor | None, needs_x: bool) -> Tensor | None:
+        def run(unit: LeanUnit, g: Tensor, given: Tensor, residual: Tensor | None, needs_x: bool) -> Any:
             given_gradient, gradients[unit] = unit.backward(
                 g, given, kept[unit], tensors[unit], residual, needs_x, needed[unit]
             )
@@ -208,7 +205,7 @@ class _ChainFunction(torch.autograd.Function):
                 else:
                     residual = of_shortcut if residual is None else residual + of_shortcut
             gradient = run(unit, gradient, given, residual, needs_connected or not is_first)
-        of_connection = [None] * 3
+        of_connection: list[Tensor | None] = [None] * 3
         if needs_connected:
             of_connection = plan.connect_gradient(gradient, x, gate, scales)
             of_connection = only_needed(of_connection, needs_connection, (x, gate, scales))

@@ -1,8 +1,9 @@
 """A binary conv by itself as one autograd function, which keeps nothing but its input."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from mmgroupnet.layers.branches import split
 from mmgroupnet.layers.lean.interface import BinaryConv, ConvOperands, has_standard_quantizers
@@ -27,7 +28,7 @@ class _ConvFunction(torch.autograd.Function):
     """One binary conv, which keeps nothing but its input."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, conv: BinaryConv, x: Tensor, *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, conv: BinaryConv, x: Tensor, *tensors: Any) -> Tensor:
         operands = ConvOperands(*tensors)
         out_dtype = autocast_dtype(x) or x.dtype
         ctx.sign_conv = SignConv(conv, conv.num_folded, choose_passes(x, operands.weight, conv))
@@ -40,7 +41,7 @@ class _ConvFunction(torch.autograd.Function):
 
     @staticmethod
     @first_derivatives
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
         operands, sign_conv = ConvOperands(*tensors), ctx.sign_conv
         passes = sign_conv.passes
@@ -59,7 +60,8 @@ class _ConvFunction(torch.autograd.Function):
             if ConvOperands(*needed).scale and not sign_conv.geometry.merges:
                 y = sign_conv.forward(prepared, operands)
                 _, of_scale = passes.for_floats.gradient_sums(gradient, y, relu=False)
-                of_operands = ConvOperands(*of_operands)._replace(scale=of_scale)
+                of_weight, _, of_shift, of_merge = of_operands
+                of_operands = [of_weight, of_scale, of_shift, of_merge]
         of_operands = only_needed(of_operands, needed, operands)
         return None, x_gradient.to(x.dtype) if needs_x else None, *of_operands
 

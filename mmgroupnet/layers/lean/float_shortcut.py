@@ -96,6 +96,6 @@ class FloatShortcut:
         gradient = torch.cat([gradient_of(k, False) for k in range(self.branches)], dim=1).to(out.dtype)
         found = list(torch.autograd.grad(out, [x, *wanted] if needs_x else wanted, gradient))
         x_gradient = found.pop(0) if needs_x else None
-        if needs_x and residual is not None:
+        if x_gradient is not None and residual is not None:
             x_gradient = x_gradient + residual
         return x_gradient, [found.pop(0) if is_needed else None for is_needed in needed]

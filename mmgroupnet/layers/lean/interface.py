@@ -1,11 +1,12 @@
 """What a binary conv offers to lean training and to packing."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from mmgroupnet.layers.observers import SignObserver
+from mmgroupnet.layers.observers import Observed
 from mmgroupnet.ops import Residual, UnitGeometry
 from mmgroupnet.quantizers import is_standard_sign, is_standard_weight
 
@@ -26,49 +27,55 @@ class ConvOperands(NamedTuple):
     merge_scales: Tensor | None
 
 
-class BinaryConv(Protocol):
+class BinaryConv(Observed, ABC):
     """What a binary conv offers to lean training and to packing; :class:`mmgroupnet.layers.BinaryConv2d` does.
 
     Attributes:
         activation: Its activation quantizer.
         weight_quantizer: Its weight quantizer.
         memory_efficient: Whether it may run lean.
+        num_bases: Number K of bases.
         in_channels: Channels of one branch of its input.
-        num_folded: Branches that are folded into its channels.
-        has_own_weight: Whether a subclass makes its weights otherwise.
-        is_as_written: Whether it computes what this class says, and no subclass has a forward of its own.
+        weight: Its latent weights.
         bias: Its bias; None without.
         input_norm: A norm in front of its sign; None without.
-        sign_observer: Watches its signs; None for nothing.
     """
 
     activation: nn.Module
     weight_quantizer: nn.Module
     memory_efficient: bool
+    num_bases: int
     in_channels: int
-    num_folded: int
-    has_own_weight: bool
-    is_as_written: bool
+    weight: nn.Parameter
     bias: nn.Parameter | None
     input_norm: nn.Module | None
-    sign_observer: SignObserver | None
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Its parameters, as those of any module."""
+    @property
+    @abstractmethod
+    def num_folded(self) -> int:
+        """Branches that are folded into its channels."""
 
+    @property
+    @abstractmethod
+    def has_own_weight(self) -> bool:
+        """Whether a subclass or the instance makes its weights otherwise than its class says."""
+
+    @property
+    @abstractmethod
+    def is_as_written(self) -> bool:
+        """Whether it computes what its class says: neither a subclass nor the instance has a forward of its own."""
+
+    @abstractmethod
     def geometry(self, is_shared: bool = False, relu: bool = False, residual: Residual = Residual.NONE) -> UnitGeometry:
         """Its shape parameters; ``is_shared`` where K branches share a conv of one."""
 
+    @abstractmethod
     def operands(self) -> ConvOperands:
         """Its tensors, made of its parameters by autograd."""
 
+    @abstractmethod
     def bypassed_parts(self) -> Sequence[nn.Module]:
         """The modules whose work lean training does in their place."""
-
-
-def is_binary_conv(module: nn.Module) -> bool:
-    """Whether a module is a :class:`BinaryConv`."""
-    return hasattr(module, 'operands')  # a runtime check of the whole protocol would be slow
 
 
 def has_standard_quantizers(conv: BinaryConv) -> bool:

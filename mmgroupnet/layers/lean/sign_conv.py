@@ -12,7 +12,7 @@ from torch import Tensor
 from mmgroupnet.layers.branches import share, split
 from mmgroupnet.layers.lean.interface import BinaryConv, ConvOperands
 from mmgroupnet.layers.lean.surrogates import surrogate_of
-from mmgroupnet.layers.observers import notify
+from mmgroupnet.layers.observers import Observed, notify
 from mmgroupnet.ops.passes import BranchGradient, Passes, Surrogate, UnitGradients
 from mmgroupnet.ops.precision import wide
 from mmgroupnet.quantizers import binary_sign, has_state
@@ -69,7 +69,7 @@ class SignConv:
             return bases.mean(0)
         return (bases * operands.merge_scales.detach().view(-1, 1, 1, 1, 1)).sum(0)
 
-    def forward(self, x: Tensor, operands: ConvOperands, observed: BinaryConv | None = None) -> Tensor:
+    def forward(self, x: Tensor, operands: ConvOperands, observed: Observed | None = None) -> Tensor:
         """``(N, K*C_in, H, W)`` to the integers ``(N, K*C_out, H', W')``; of merged bases to floats.
 
         Args:
@@ -130,9 +130,10 @@ class SignConv:
         )
         of_shift = None
         if needs_shift:
+            assert z_gradient is not None and operands.shift is not None
             sums = z_gradient.sum((0, 2, 3), dtype=torch.float64)
             of_shift = sums.view(-1, len(operands.shift)).sum(0).to(operands.shift.dtype)
-        if needs_x and residual is not added:
+        if z_gradient is not None and residual is not None and added is None:
             z_gradient = z_gradient + residual
         of_weight, of_scale, of_merge = self._operand_gradients(operands, weight_gradient)
         return z_gradient, [of_weight, of_scale, of_shift, of_merge]

@@ -2,17 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmgroupnet.layers.lean.batch_norm import AffineOfNorm, BatchNorm, Statistics
 from mmgroupnet.layers.lean.float_shortcut import FloatShortcut
-from mmgroupnet.layers.lean.interface import BinaryConv, ConvOperands, is_binary_conv
+from mmgroupnet.layers.lean.interface import BinaryConv, ConvOperands
 from mmgroupnet.layers.lean.sign_conv import SignConv
 from mmgroupnet.ops import Residual, UnitGeometry
 from mmgroupnet.ops.passes import Passes
+
+# p, q and s of a gradient ``p * g + q * r + s``, per folded channel.
+Vectors = tuple[Tensor, Tensor, Tensor]
 
 
 class ChainUnit(NamedTuple):
@@ -25,25 +28,20 @@ class ChainUnit(NamedTuple):
         residual: What is added at the end: the unit's input, or the chain's shortcut.
     """
 
-    conv: BinaryConv | nn.Module
+    conv: nn.Module
     norm: nn.Module
     relu: bool = True
     residual: Residual = Residual.NONE
 
-    @property
-    def takes_signs(self) -> bool:
-        """Whether its conv is a binary one, not a full-precision shortcut."""
-        return is_binary_conv(self.conv)
-
     def tensors(self) -> list[Tensor | None]:
         """Tensors that get gradients: operands of the conv, weight and bias of the norm."""
-        of_conv = self.conv.operands() if self.takes_signs else self.conv.parameters()
+        of_conv = self.conv.operands() if isinstance(self.conv, BinaryConv) else self.conv.parameters()
         return [*of_conv, self.norm.weight, self.norm.bias]
 
     @property
     def num_tensors(self) -> int:
         """Number of :meth:`tensors`."""
-        of_conv = ConvOperands._fields if self.takes_signs else list(self.conv.parameters())
+        of_conv = ConvOperands._fields if isinstance(self.conv, BinaryConv) else list(self.conv.parameters())
         return len(of_conv) + len(AffineOfNorm._fields)
 
 
@@ -65,7 +63,9 @@ class Kept(NamedTuple):
     @classmethod
     def of(cls, tensors: Iterator[Tensor | None]) -> 'Kept':
         """Takes its tensors from those that autograd saved."""
-        return cls(next(tensors), Statistics(*islice(tensors, len(Statistics._fields))))
+        y, mean, inverse_deviation, num_values, vectors = islice(tensors, 1 + len(Statistics._fields))
+        assert mean is not None and inverse_deviation is not None
+        return cls(y, Statistics(mean, inverse_deviation, num_values, vectors))
 
 
 class LeanUnit:
@@ -80,13 +80,16 @@ class LeanUnit:
 
     def __init__(self, unit: ChainUnit, branches: int, is_shared: bool, passes: Passes) -> None:
         self.relu, self.residual, self.branches = unit.relu, unit.residual, branches
-        self.takes_signs = unit.takes_signs
-        self.conv = (SignConv if unit.takes_signs else FloatShortcut)(unit.conv, branches, passes)
+        self.conv: SignConv | FloatShortcut
+        if isinstance(unit.conv, BinaryConv):
+            self.conv = SignConv(unit.conv, branches, passes)
+        else:
+            self.conv = FloatShortcut(unit.conv, branches, passes)
         self.passes = passes if self.conv.gives_integers else passes.for_floats
         self.norm = BatchNorm(unit.norm, branches if is_shared else 1, self.passes.norms)
         self.prepare = passes.prepare
 
-    def split(self, values: Sequence) -> tuple[Sequence, AffineOfNorm]:
+    def split(self, values: Sequence) -> tuple[Any, AffineOfNorm]:
         """Values of the tensors of the conv, and of those of the norm."""
         *of_conv, weight, bias = values
         return self.conv.operands(of_conv), AffineOfNorm(weight, bias)
@@ -94,14 +97,17 @@ class LeanUnit:
     def convolves(self, tensors: Sequence[Tensor | None]) -> UnitGeometry | None:
         """The geometry in which its input's own signs are convolved; None where there is a shift in front of them, and
         for other convolutions."""
-        if not self.takes_signs or self.conv.geometry.merges or self.split(tensors)[0].shift is not None:
+        if not isinstance(self.conv, SignConv) or self.conv.geometry.merges:
+            return None
+        if self.split(tensors)[0].shift is not None:
             return None
         return self.conv.geometry
 
     def forward(self, unit: ChainUnit, x: Tensor, tensors: Sequence[Tensor | None]) -> Kept:
         """Convolves, shows the signs to the conv's observer, and moves the norm's statistics."""
         operands, affine = self.split(tensors)
-        y = self.conv.forward(x, operands, observed=unit.conv if self.takes_signs else None)
+        observed = unit.conv if isinstance(unit.conv, BinaryConv) else None
+        y = self.conv.forward(x, operands, observed=observed)
         scale = self.conv.output_scale(operands)
         if self.norm.passes is not None:
             return Kept(y, self.norm.statistics_of(unit.norm, y, self.relu, affine, scale))
@@ -142,12 +148,13 @@ class LeanUnit:
         needs, _ = self.split(needed)
         y = self.conv.forward(x, operands) if kept.y is None else kept.y
         scale = self.conv.output_scale(operands)
-        needs_scale = self.takes_signs and needs.scale and not self.conv.geometry.merges
+        needs_scale = isinstance(self.conv, SignConv) and needs.scale and not self.conv.geometry.merges
         of_norm, vectors, of_scale = self._norm_gradients(gradient, y, affine, kept.statistics, scale, needs_scale)
         gradient_of = self.passes.affine_gradient(gradient, y, *vectors, self.branches, self.relu)
         x_gradient, of_conv = self.conv.backward(gradient_of, x, operands, residual, needs_x, needs)
         if needs_scale:
-            of_conv = ConvOperands(*of_conv)._replace(scale=of_scale)
+            of_weight, _, of_shift, of_merge = of_conv
+            of_conv = [of_weight, of_scale, of_shift, of_merge]
         return x_gradient, only_needed([*of_conv, *of_norm], needed, tensors)
 
     def _norm_gradients(
@@ -158,7 +165,7 @@ class LeanUnit:
         statistics: Statistics,
         scale: Tensor,
         needs_scale: bool,
-    ) -> tuple[AffineOfNorm, Sequence[Tensor], Tensor | None]:
+    ) -> tuple[AffineOfNorm, Vectors, Tensor | None]:
         """Gradients of the norm, p, q and s of the gradient ``p * g + q * r + s`` of y, and, where it is asked for, the
         gradient of the scale."""
         norm = self.norm
@@ -166,28 +173,32 @@ class LeanUnit:
             of_weight, of_bias, vectors = norm.passes.gradients(
                 gradient, y, self.relu, norm.branches, statistics[:2], scale, affine.weight, norm.uses_batch
             )
-            return AffineOfNorm(of_weight, of_bias), tuple(vectors), None
-        if statistics.count is None:
-            count = y.numel() // y.shape[1] * norm.branches
-            statistics = statistics._replace(count=scale.new_full((), count, dtype=torch.float64))
+            p, q, s = vectors
+            return AffineOfNorm(of_weight, of_bias), (p, q, s), None
+        if statistics.num_values is None:
+            num_values = y.numel() // y.shape[1] * norm.branches
+            statistics = statistics._replace(num_values=scale.new_full((), num_values, dtype=torch.float64))
         sums = self.passes.gradient_sums(gradient, y, self.relu)
-        of_norm, vectors = norm.backward(affine, sums, statistics, scale)
+        of_norm, (p, q, s) = norm.backward(affine, sums, statistics, scale)
         of_scale = None
         if needs_scale:
             # sum over (p * g + q * r + s) * r, the gradient of scale * y times y, which is r or has no gradient.
-            p, q, s = vectors
             r, r_r = self.passes.moments(y, self.relu)
             of_scale = (p * sums[1] + q * r_r + s * r).view(-1, len(scale)).sum(0)
         # The gradient of y is that of scale * y times the scale.
-        folded = scale.double().repeat(len(vectors[0]) // len(scale))
-        return of_norm, tuple(vector * folded for vector in vectors), of_scale
+        folded = scale.double().repeat(len(p) // len(scale))
+        return of_norm, (p * folded, q * folded, s * folded), of_scale
 
 
 def only_needed(
     gradients: Sequence[Tensor | None], needed: Sequence[bool], like: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """The gradients that are asked for, in the dtypes of their tensors."""
-    return [
-        gradient.to(tensor.dtype) if is_needed else None
-        for gradient, is_needed, tensor in zip(gradients, needed, like, strict=True)
-    ]
+    found: list[Tensor | None] = []
+    for gradient, is_needed, tensor in zip(gradients, needed, like, strict=True):
+        if is_needed:
+            assert gradient is not None and tensor is not None
+            found.append(gradient.to(tensor.dtype))
+        else:
+            found.append(None)
+    return found

@@ -248,7 +248,7 @@ class PackedChain(PackedModule):
         x: Tensor,
         connection: Connection,
         num_bases: int,
-        units: Iterable[PackedUnit],
+        units: Iterable[nn.Module],
         merge_scales: Tensor | None = None,
         gate: Tensor | None = None,
         shortcut: PackedUnit | None = None,

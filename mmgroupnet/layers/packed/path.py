@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary
 
 import torch
@@ -95,7 +96,7 @@ class _Kept:
             self._samples = [_sample(tensor) for tensor in tensors if tensor.dtype == torch.float32 and tensor.numel()]
             self._values = self._read_samples()
             try:
-                self.twin = layer.packed_twin(packing).eval()
+                self.twin: nn.Module | None = layer.packed_twin(packing).eval()
             except NotPackable:
                 self.twin = None
         self.units = packing.units
@@ -165,5 +166,6 @@ def find_twin(layer: Packable, x: Tensor) -> nn.Module | None:
     if kept is None or not kept.is_of(tensors):
         kept = _KEPT[layer] = _Kept(layer, tensors)
     for conv, unit in kept.units:
-        unit.sign_observer = conv().sign_observer
+        observed: Any = conv()  # alive: the layer that was asked for contains it
+        unit.sign_observer = observed.sign_observer
     return kept.twin

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgroupnet.layers.lean.float_shortcut import is_float_shortcut
-from mmgroupnet.layers.lean.interface import BinaryConv, is_binary_conv
+from mmgroupnet.layers.lean.interface import BinaryConv
 from mmgroupnet.layers.packed.fold import NotPackable, can_fold, fold_norm
 from mmgroupnet.layers.packed.modules import PackedFloatShortcut, PackedUnit
 from mmgroupnet.layers.packed.path import Packing
@@ -71,7 +71,7 @@ def pack_unit(
     Raises:
         NotPackable: If the conv is not binary, or a part of it computes something of its own.
     """
-    if not is_binary_conv(conv):
+    if not isinstance(conv, BinaryConv):
         raise NotPackable(f'{type(conv).__name__} is no binary conv')
     if not conv.is_as_written:
         raise NotPackable(f'{type(conv).__name__} has a forward of its own')
@@ -82,10 +82,11 @@ def pack_unit(
     input_norm = conv.input_norm if folds_input_norm else None
     parameters = dict(bits=packing.bits(conv, weight), scale=scale, bias=bias, **_sign_parameters(conv, input_norm))
     if norm is not None:
-        parameters.update(fold_norm(norm))
+        folded = fold_norm(norm)
+        parameters.update(folded)
         if conv.bias is None and not conv.is_merged:
             # norm(relu(scale * x)) = (norm_scale * scale) * relu(x) + norm_shift: no magnitude is negative.
-            parameters['norm_scale'] = parameters['norm_scale'] * scale
+            parameters['norm_scale'] = folded['norm_scale'] * scale
             del parameters['scale']
     geometry = conv.geometry(shared_by is not None, relu, residual)
     unit = PackedUnit(geometry, parameters, shared_by or 1)
@@ -104,8 +105,8 @@ def pack_apart(packing: Packing, conv: BinaryConv) -> tuple[nn.Module | None, Pa
 def pack_shortcut(packing: Packing, shortcut: nn.Sequential, num_bases: int) -> nn.Module:
     """The twin of a (pooling,) conv and norm that K branches share; it takes the branches folded, as they are."""
     *pooling, conv, norm = (layer for layer in shortcut if not isinstance(layer, nn.Identity))
-    if is_binary_conv(conv):
-        twin = pack_unit(packing, conv, norm, shared_by=num_bases)
+    if isinstance(conv, BinaryConv):
+        twin: nn.Module = pack_unit(packing, conv, norm, shared_by=num_bases)
     elif not is_float_shortcut(nn.Sequential(*pooling, conv)):
         raise NotPackable(f'its shortcut has a {type(conv).__name__}')
     else:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer
@@ -142,11 +143,13 @@ class GroupNetBlock(Packable):
         with_cp: Recomputes the block in the backward pass to save memory; a lean block then recomputes its convs, too.
     """
 
+    expansion: ClassVar[int]  # output channels of a branch, in multiples of the channels of its 3x3 convs
+
     def __init__(
         self,
         connection: nn.Module,
         units: Sequence[BinaryUnit],
-        shortcut: nn.Module | None,
+        shortcut: nn.Sequential | None,
         merge: Merge,
         with_cp: bool,
     ) -> None:

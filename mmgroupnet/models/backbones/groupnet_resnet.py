@@ -1,6 +1,7 @@
 """Group-Net ResNets: LBD, GBD v1, v2, v3 and soft-gated, one code path that differs only in where branches merge."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import BaseModule
@@ -15,7 +16,6 @@ from mmgroupnet.models.backbones.groupnet_block import (
     BasicBlock,
     Bottleneck,
     BroadcastConnection,
-    GroupNetBlock,
     MergedConnection,
     SeparateConnection,
 )
@@ -83,7 +83,7 @@ class GroupNetResNet(BaseModule):
         UserError: If an argument is out of its range; the message names it, its value and what is allowed.
     """
 
-    arch_settings = {
+    arch_settings: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
         18: (BasicBlock, (2, 2, 2, 2)),
         20: (BasicBlock, (3, 3, 3)),
         32: (BasicBlock, (5, 5, 5)),
@@ -246,6 +246,7 @@ class GroupNetResNet(BaseModule):
 
     @staticmethod
     def _build_stem(stem: str, in_channels: int, out_channels: int, bias: bool, norm_cfg: dict) -> Stem:
+        layers: list[nn.Module]
         if stem == 'cifar':
             layers = [nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)]
         else:
@@ -258,7 +259,7 @@ class GroupNetResNet(BaseModule):
     def _build_stage(
         self,
         stage: int,
-        block: type[GroupNetBlock],
+        block: type[BasicBlock | Bottleneck],
         num_blocks: int,
         in_channels: int,
         channels: int,
@@ -303,8 +304,8 @@ class GroupNetResNet(BaseModule):
     @staticmethod
     def _build_shortcut(
         in_channels: int, out_channels: int, stride: int, conv_cfg: dict | None, norm_cfg: dict, avg_down: bool
-    ) -> nn.Module:
-        layers = []
+    ) -> nn.Sequential:
+        layers: list[nn.Module] = []
         if avg_down:
             # Odd sizes round up, as those of a padded 3x3 conv with this stride do. Where there is no stride, as at
             # output stride 8, the conv keeps its name, under which a classifier has trained it.
@@ -352,9 +353,10 @@ class GroupNetResNet(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Returns the merged maps of the stages in ``out_indices``."""
         branches = self.stem(x)
-        merge: Merge | None = None  # Nothing to merge in front of the first block.
+        merge: Any = None  # Nothing to merge in front of the first block.
         outs = []
-        for stage, blocks in enumerate(self.stages):
+        stages: Iterable[Any] = self.stages  # lists of blocks
+        for stage, blocks in enumerate(stages):
             for block in blocks:
                 branches = block(branches, merge)
                 merge = block.merge

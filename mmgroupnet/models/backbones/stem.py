@@ -4,7 +4,7 @@ import copy
 
 from torch import Tensor, nn
 
-from mmgroupnet.layers.lean.path import is_as_written
+from mmgroupnet.layers import is_as_written
 from mmgroupnet.layers.packed import NotPackable, Packable, PackedStem, Packing, find_twin
 
 

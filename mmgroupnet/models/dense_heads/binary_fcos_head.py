@@ -1,5 +1,7 @@
 """FCOS head with binary towers."""
 
+from typing import Any
+
 from mmcv.cnn import build_norm_layer
 from mmdet.models.dense_heads import FCOSHead
 from mmdet.models.utils import multi_apply
@@ -101,9 +103,10 @@ class BinaryTower(Packable):
 
     def chain(self, level: int) -> Chain:
         """The units of a pyramid level."""
+        norms: Any = self.norms  # a list of modules for each conv
         units = (
-            ChainUnit(conv, norms[level], residual=residual)
-            for conv, norms, residual in zip(self.convs, self.norms, self.residuals, strict=True)
+            ChainUnit(conv, of_levels[level], residual=residual)
+            for conv, of_levels, residual in zip(self.convs, norms, self.residuals, strict=True)
         )
         return Chain(tuple(units), self.merge.num_bases)
 

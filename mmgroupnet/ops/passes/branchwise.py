@@ -85,13 +85,15 @@ class BranchwisePasses:
                 at.needs_weight,
                 self.sums_over_padding,
             )
-            if at.needs_weight:
+            if weight_gradient is not None:
+                assert of_weight is not None
                 of_weight = of_weight.to(weight.dtype)
                 if inverse is None:
                     weight_gradient[rows] = of_weight
                 else:
                     torch.mul(of_weight, inverse[rows], out=weight_gradient[rows])
-            if at.needs_x:
+            if x_gradient is not None:
+                assert of_signs is not None
                 for k, found in zip(batch, of_signs.chunk(len(batch)), strict=True):
                     self.sign_gradient(found, at.x, at.residual, k, at.branches, x_gradient, at.surrogate(k))
         return x_gradient, weight_gradient

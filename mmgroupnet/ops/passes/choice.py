@@ -61,6 +61,7 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     """
     if device.type not in ('cuda', 'cpu'):
         return f'Triton has no backend for {device.type}'
+    reason: str | None
     try:
         import triton
     except ImportError as error:

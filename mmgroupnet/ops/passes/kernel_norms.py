@@ -17,8 +17,8 @@ def lowest(relu: bool) -> int:
     return 0 if relu else _NO_RELU
 
 
-def _floats(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.detach().float().contiguous()
+def _floats(vector: Tensor) -> Tensor:
+    return vector.detach().float().contiguous()
 
 
 class KernelNormPasses:
@@ -37,25 +37,26 @@ class KernelNormPasses:
         eps: float,
         uses_batch: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        momentum = 0.0
+        momentum: float | None = 0.0
         if running is not None and running.moves:
             momentum = running.momentum
             if running.tracked is not None:
                 running.tracked.add_(1)
                 momentum = 1 / int(running.tracked) if momentum is None else momentum
-        vectors = [_floats(vector) for vector in (scale, weight, bias)]
-        of_running = [None, None] if running is None else [_floats(running.mean), _floats(running.var)]
+        buffers = () if running is None else (running.mean, running.var)
+        vectors = [None if vector is None else _floats(vector) for vector in (scale, weight, bias)]
+        of_running = [_floats(buffer) for buffer in buffers]
         norm = kernels.BatchNorm(
             y.shape[1] // branches,
             branches,
             uses_batch,
             eps,
             momentum or 0.0,
-            *(kernels.pointer(vector) for vector in (*vectors, *of_running)),
+            *(kernels.pointer(vector) for vector in (*vectors, *of_running)),  # those left out are null
         )
         mean, inverse_deviation = torch.empty(2, norm.channels, dtype=torch.float64)
         affine = torch.empty(2, y.shape[1])
-        kernels.library().mmg_norm_statistics(
+        kernels.loaded().mmg_norm_statistics(
             y.data_ptr(),
             lowest(relu),
             count_pixels(y),
@@ -66,7 +67,7 @@ class KernelNormPasses:
             torch.get_num_threads(),
         )
         if momentum:
-            for buffer, moved in zip((running.mean, running.var), of_running, strict=True):
+            for buffer, moved in zip(buffers, of_running, strict=True):
                 if moved.data_ptr() != buffer.data_ptr():  # of another dtype
                     buffer.copy_(moved)
                 else:
@@ -84,13 +85,13 @@ class KernelNormPasses:
         weight: Tensor | None,
         uses_batch: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        gradient, vectors = nhwc(gradient), [_floats(vector) for vector in (scale, weight)]
+        gradient, vectors = nhwc(gradient), [None if vector is None else _floats(vector) for vector in (scale, weight)]
         norm = kernels.BatchNorm(
             y.shape[1] // branches, branches, uses_batch, 0.0, 0.0, *(kernels.pointer(vector) for vector in vectors)
         )
         of_weight, of_bias = torch.empty(2, norm.channels)
         of_y = torch.empty(3, y.shape[1])
-        kernels.library().mmg_norm_gradients(
+        kernels.loaded().mmg_norm_gradients(
             gradient.data_ptr(),
             y.data_ptr(),
             lowest(relu),

@@ -34,7 +34,7 @@ class KernelPasses(BranchwisePasses):
     def convolve(self, x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
         if not geometry.sums_fit_int16:
             return self.for_floats.convolve(x, weight, geometry)
-        library, threads = kernels.library(), torch.get_num_threads()
+        library, threads = kernels.loaded(), torch.get_num_threads()
         unit = kernels.describe_unit(geometry, [pack_weight(weight), *[None] * (len(PARAMETERS) - 1)])
         batch, folded, height, width = x.shape
         given = folded // geometry.in_channels
@@ -50,7 +50,7 @@ class KernelPasses(BranchwisePasses):
 
     def moments(self, y: Tensor, relu: bool) -> Tensor:
         sums = torch.empty(2, y.shape[1], dtype=torch.float64)
-        kernels.library().mmg_relu_sums(
+        kernels.loaded().mmg_relu_sums(
             y.data_ptr(), lowest(relu), count_pixels(y), y.shape[1], sums.data_ptr(), torch.get_num_threads()
         )
         return sums
@@ -68,7 +68,7 @@ class KernelPasses(BranchwisePasses):
         scale, shift = scale.float(), shift.float()
         residual = None if residual is None else nhwc(residual)
         out = torch.empty_like(y, dtype=torch.float32)
-        kernels.library().mmg_relu_affine(
+        kernels.loaded().mmg_relu_affine(
             y.data_ptr(),
             lowest(relu),
             scale.data_ptr(),
@@ -84,7 +84,7 @@ class KernelPasses(BranchwisePasses):
     def gradient_sums(self, gradient: Tensor, y: Tensor, relu: bool) -> Tensor:
         gradient = nhwc(gradient)
         sums = torch.empty(2, y.shape[1], dtype=torch.float64)
-        kernels.library().mmg_gradient_sums(
+        kernels.loaded().mmg_gradient_sums(
             gradient.data_ptr(),
             y.data_ptr(),
             lowest(relu),
@@ -106,7 +106,7 @@ class KernelPasses(BranchwisePasses):
         def branch(k: int, reuse: bool = False) -> Tensor:
             out = last.pop() if reuse and last else _empty_branch(y, channels)
             last[:] = [out]
-            kernels.library().mmg_affine_gradient(
+            kernels.loaded().mmg_affine_gradient(
                 gradient.data_ptr(),
                 y.data_ptr(),
                 lowest(relu),
@@ -125,7 +125,7 @@ class KernelPasses(BranchwisePasses):
     def branch_signs(self, x: Tensor, k: int, branches: int) -> Tensor:
         channels = x.shape[1] // branches
         out = _empty_branch(x, channels)
-        kernels.library().mmg_branch_signs(
+        kernels.loaded().mmg_branch_signs(
             x.data_ptr(),
             count_pixels(x),
             x.shape[1],
@@ -143,7 +143,7 @@ class KernelPasses(BranchwisePasses):
         out = torch.empty_like(weight)
         # The kernel takes the weights as pixels of 64 channels, which threads share.
         size = _SIGNS_AT_ONCE
-        kernels.library().mmg_branch_signs(
+        kernels.loaded().mmg_branch_signs(
             weight.data_ptr(), weight.numel() // size, size, 0, size, out.data_ptr(), torch.get_num_threads()
         )
         return out
@@ -154,7 +154,7 @@ class KernelPasses(BranchwisePasses):
         batch, channels, *out_size = gradient.shape
         sums = torch.empty(channels, 1, *geometry.kernel_size)
         window = kernels.Window(*geometry.kernel_size, *geometry.stride, *geometry.pad_of(base))
-        kernels.library().mmg_padding_sums(
+        kernels.loaded().mmg_padding_sums(
             gradient.data_ptr(),
             batch,
             *size,
@@ -180,7 +180,7 @@ class KernelPasses(BranchwisePasses):
             self.for_floats.sign_gradient(gradient, x, residual, k, branches, out, surrogate)
             return
         gradient, channels = nhwc(gradient), x.shape[1] // branches
-        kernels.library().mmg_sign_gradient(
+        kernels.loaded().mmg_sign_gradient(
             gradient.data_ptr(),
             x.data_ptr(),
             kernels.pointer(residual),
@@ -195,7 +195,7 @@ class KernelPasses(BranchwisePasses):
     def connect(self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None) -> Tensor:
         gate, scales = gate.float().contiguous(), scales.float().contiguous()
         num_bases, out = len(gate), torch.empty_like(x)
-        kernels.library().mmg_connect(
+        kernels.loaded().mmg_connect(
             x.data_ptr(),
             count_pixels(x),
             num_bases,
@@ -213,7 +213,7 @@ class KernelPasses(BranchwisePasses):
         gate, scales, gradient = gate.float().contiguous(), scales.float().contiguous(), nhwc(gradient)
         num_bases, out = len(gate), torch.empty_like(x)
         sums = torch.empty(2, num_bases, dtype=torch.float64)
-        kernels.library().mmg_connect_gradient(
+        kernels.loaded().mmg_connect_gradient(
             gradient.data_ptr(),
             x.data_ptr(),
             gate.data_ptr(),

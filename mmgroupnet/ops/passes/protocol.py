@@ -1,6 +1,7 @@
 """What lean training asks of a backend of passes."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
@@ -24,7 +25,8 @@ class Formula(IntEnum):
     TANH = 3  # max(1, t) (1 - tanh(t x)^2), of sharpness t
 
 
-class KnownSurrogate(NamedTuple):
+@dataclass(frozen=True)
+class KnownSurrogate:
     """A surrogate gradient of a known formula.
 
     Attributes:
@@ -137,8 +139,12 @@ class Passes(Protocol):
     """
 
     dtype: torch.dtype
-    for_floats: 'Passes'
-    norms: NormPasses | None
+
+    @property
+    def for_floats(self) -> 'Passes': ...
+
+    @property
+    def norms(self) -> NormPasses | None: ...
 
     def prepare(self, x: Tensor) -> Tensor:
         """A map as the other passes take it."""

@@ -1,5 +1,7 @@
 """Launches of Triton's kernels: tiles of maps, and the grids of programs over them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ def count_parts(x: Tensor, channels: int) -> int:
     return min(count_tiles(count_pixels(x), BLOCK_P), count_tiles(PROGRAMS, count_tiles(channels, BLOCK_C)))
 
 
-def launch(kernel: object, programs: tuple[int, ...], *arguments: object, **constants: object) -> None:
+def launch(kernel: Any, programs: tuple[int, ...], *arguments: object, **constants: object) -> None:
     """Launches a kernel on the device of its first tensor; see :func:`grid_of`."""
     first = next(value for value in arguments if isinstance(value, Tensor))
     if first.is_cuda:

@@ -76,9 +76,12 @@ class TritonNormPasses:
         found, vectors = (torch.empty(2, size, device=y.device) for size in (channels, y.shape[1]))
         partial, parts = moments_of_parts(y, relu) if uses_batch else (found, 1)
         moves = running is not None and running.moves
-        is_cumulative = moves and running.momentum is None and running.tracked is not None
-        if is_cumulative:
-            running.tracked.add_(1)
+        momentum = None if running is None else running.momentum
+        tracked = None if running is None else running.tracked
+        is_cumulative = False
+        if moves and momentum is None and tracked is not None:
+            tracked.add_(1)
+            is_cumulative = True
         nothing = found  # stands for what a kernel does not read
         triton_launch.launch(
             kernels.statistics_kernel,
@@ -89,7 +92,7 @@ class TritonNormPasses:
             nothing if bias is None else bias,
             nothing if running is None else running.mean,
             nothing if running is None else running.var,
-            nothing if running is None or running.tracked is None else running.tracked,
+            nothing if tracked is None else tracked,
             *found,
             *vectors,
             count_pixels(y),
@@ -98,12 +101,12 @@ class TritonNormPasses:
             channels,
             scale.stride(0),
             float(eps),
-            0.0 if not moves or running.momentum is None else float(running.momentum),
+            0.0 if not moves or momentum is None else float(momentum),
             USES_BATCH=uses_batch,
             HAS_WEIGHT=weight is not None,
             HAS_BIAS=bias is not None,
             MOVES=moves,
-            COUNTS=moves and running.tracked is not None and not is_cumulative,
+            COUNTS=moves and tracked is not None and not is_cumulative,
             IS_CUMULATIVE=is_cumulative,
             BLOCK_G=kernels.PARTS,
             BLOCK_P=BLOCK_P,

@@ -123,7 +123,7 @@ class TritonPasses:
         given = x.shape[1] // geometry.in_channels
         groups = self._signs(x, given, geometry, dtype)
         if geometry.shares_weights:  # branches are batch
-            outs = _convolve(groups[0].flatten(0, 1), weight, geometry, 0).chunk(given)
+            outs = list(_convolve(groups[0].flatten(0, 1), weight, geometry, 0).chunk(given))
         else:
             branches = geometry.branches(given)
             signs = [each for group in groups for each in group]
@@ -252,7 +252,7 @@ class TritonPasses:
         self, gradient: Tensor, y: Tensor, p: Tensor, q: Tensor, s: Tensor, branches: int, relu: bool
     ) -> BranchGradient:
         y, channels = nhwc(y), y.shape[1] // branches
-        out = _branch_maps(y, branches, channels, tuple(y.shape[2:]), self.dtype)
+        out = _branch_maps(y, branches, channels, (y.shape[2], y.shape[3]), self.dtype)
         triton_launch.launch(
             kernels.affine_gradient_kernel,
             grid_of(y, channels, branches),
@@ -273,6 +273,7 @@ class TritonPasses:
         geometry, gradient_of = at.geometry, at.gradient_of
         groups = self._signs(at.x, at.branches, geometry, self.dtype)
         weight = nhwc(at.weight.to(self.dtype)) if geometry.merges else self._weight_signs(at.weight, self.dtype)
+        gradients: Tensor | list[Tensor]
         if isinstance(gradient_of, _Branches):
             gradients = gradient_of.maps
         else:
@@ -280,16 +281,19 @@ class TritonPasses:
         if at.is_shared:  # branches are batch
             batch = gradients.flatten(0, 1) if isinstance(gradients, Tensor) else torch.cat(gradients)
             found = [_convolution_gradients(at, batch, groups[0].flatten(0, 1), weight, 0)]
-            of_signs = found[0][0].chunk(at.branches) if at.needs_x else None
+            of_signs = [part for of_batch, _ in found if of_batch is not None for part in of_batch.chunk(at.branches)]
         else:
             signs, weights = (each for group in groups for each in group), weight.chunk(at.branches)
             found = [
                 _convolution_gradients(at, *operands, k)
                 for k, operands in enumerate(zip(gradients, signs, weights, strict=True))
             ]
-            of_signs = [of_signs for of_signs, _ in found]
-        of_weight = self._weight_gradient(at, [of_weight for _, of_weight in found]) if at.needs_weight else None
-        return self._sign_gradient(at, of_signs) if at.needs_x else None, of_weight
+            of_signs = [gradient for gradient, _ in found if gradient is not None]
+        of_weights = [gradient for _, gradient in found if gradient is not None]
+        return (
+            self._sign_gradient(at, of_signs) if at.needs_x else None,
+            self._weight_gradient(at, of_weights) if at.needs_weight else None,
+        )
 
     @staticmethod
     def _weight_gradient(at: UnitGradients, gradients: Sequence[Tensor]) -> Tensor:
@@ -327,7 +331,7 @@ class TritonPasses:
         factors = gradients = [nhwc(value) for value in gradients]
         if formula is None:
             parts = x.float().chunk(branches, dim=1)
-            factors = [nhwc(function(part)) for function, part in zip(surrogates, parts, strict=True)]
+            factors = [nhwc(function(part)) for function, part in zip(surrogates, parts, strict=True) if function]
         out = torch.empty_like(x)
         for pad, group in _groups_of_borders(branches, at.geometry):
             triton_launch.launch(

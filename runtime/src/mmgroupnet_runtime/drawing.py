@@ -64,7 +64,7 @@ def draw(
             pen.rectangle(entry['box'], outline=colour, width=max(1, size // 6))
             _write(image, pen, font, entry['box'][:2], entry_text(entry), colour, above=True)
         return image
-    lower_edge = 0
+    lower_edge = 0.0
     for entry in found[:_CAPTIONS]:
         colour = _colour(palette, entry['label'])
         lower_edge = _write(image, pen, font, (0, lower_edge), entry_text(entry), colour)
@@ -74,8 +74,10 @@ def draw(
 def _colour(palette: list[list[int]] | None, label: int) -> tuple[int, int, int]:
     """Returns the colour of a class; classes without one get hues far from those of their neighbours."""
     if palette is not None and label < len(palette):
-        return tuple(palette[label])
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(label * 0.618 % 1, 0.75, 0.95))
+        red, green, blue = palette[label]
+    else:
+        red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(label * 0.618 % 1, 0.75, 0.95))
+    return red, green, blue
 
 
 def _write(

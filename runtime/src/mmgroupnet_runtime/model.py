@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,7 +123,7 @@ class Model:
             )
         return apply_steps(picture, self.metadata['resize'])
 
-    def run(self, images: np.ndarray, size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+    def run(self, images: np.ndarray, size: Sequence[int] | np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Runs the network alone, without the resize rule, on a batch.
 
         Args:
@@ -161,7 +162,7 @@ class Model:
             UserError: As the call of the model.
         """
         _check_pixels('image', image, '(height, width, 3)')
-        size = _check_size(size)
+        checked = _check_size(size)
         if self.task == 'maps':
             raise UserError(
                 'the file was exported with --raw and its network gives maps, no answer: take model.run(images), or '
@@ -170,14 +171,14 @@ class Model:
         if self.task == 'classification':
             return Classification(self.run(image[None])['scores'][0])
         if self.task == 'segmentation':
-            outputs = self.run(image[None], size)
+            outputs = self.run(image[None], checked)
             scores = outputs.get('scores')
             return Segmentation(outputs['classes'][0], None if scores is None else scores[0])
         outputs = self.run(image[None])
         found = outputs['labels'][0] >= 0  # What fills up a batch has the label -1.
         detections = outputs['dets'][0][found]
         # From float64, times a reciprocal, as mmdet rescales boxes: the pixels are the same to the last bit.
-        scale = [1 / (new / old) for new, old in zip(image.shape[1::-1], size[::-1], strict=True)]
+        scale = [1 / (new / old) for new, old in zip(image.shape[1::-1], checked[::-1], strict=True)]
         boxes = detections[:, :4] * np.array(scale * 2, np.float32)
         return Detections(boxes, outputs['labels'][0][found], detections[:, 4])
 
@@ -191,7 +192,7 @@ def _check_pixels(name: str, pixels: np.ndarray, shape: str) -> None:
         raise UserError(f'{name} is a {pixels.dtype} array of the shape {pixels.shape}: {allowed}')
 
 
-def _check_size(size: tuple[int, int]) -> np.ndarray:
+def _check_size(size: Sequence[int] | np.ndarray) -> np.ndarray:
     """Returns a height and a width as the network takes them, int64 ``(2,)``."""
     array = np.asarray(size)
     if array.shape != (2,) or array.dtype.kind not in 'iu' or (array < 1).any():

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmgroupnet_runtime.errors import UserError
 from mmgroupnet_runtime.resize import check_steps
@@ -67,7 +67,9 @@ def read_header(path: Path) -> Header:
     if not content:
         raise UserError(f'{path} is empty: copy it again')
     try:
-        metadata, opsets, graphs = {}, {}, []
+        metadata: dict[str, str] = {}
+        opsets: dict[str, object] = {}
+        graphs = []
         for field, value in _fields(content):
             if field == _GRAPH:
                 graphs.append(value)
@@ -95,17 +97,18 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def _hash_weights(graph: memoryview) -> str:
+def _hash_weights(graph: int | memoryview) -> str:
     """Returns the sha256 of the initializers of a graph, as docs/onnx_file.md defines it."""
     tensors = []
     for field, value in _fields(graph):
         if field == _INITIALIZER:
-            parts, shape = {}, []
+            parts: dict[int, Any] = {}
+            shape = []
             for key, part in _fields(value):
                 if key == _DIMS:
                     shape.append(part)
                 parts[key] = part
-            name, dtype = _text(parts.get(_TENSOR_NAME, b'')), _DTYPES.get(parts.get(_DATA_TYPE))
+            name, dtype = _text(parts.get(_TENSOR_NAME, b'')), _DTYPES.get(parts.get(_DATA_TYPE, 0))
             tensors.append((name, dtype, tuple(shape), _bytes(parts.get(_RAW_DATA, b''))))
     digest = hashlib.sha256()
     for *described, content in sorted(tensors, key=lambda tensor: tensor[0]):
@@ -114,7 +117,7 @@ def _hash_weights(graph: memoryview) -> str:
     return digest.hexdigest()
 
 
-def _check(path: Path, text: str, opset: int) -> dict:
+def _check(path: Path, text: str, opset: Any) -> dict:
     """Returns the metadata of a file as an object, if this package knows all in it."""
     try:
         metadata = json.loads(text)

@@ -7,6 +7,7 @@ import os
 import zipfile
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def entries(answer: Answer, classes: list[str] | None) -> list[dict]:
     if isinstance(answer, Segmentation):
         shares = np.bincount(answer.classes.ravel()) / answer.classes.size
         seen = [label for label in _descending(shares) if shares[label]]
-        found = [dict(label=label, share=round(float(shares[label]), 4)) for label in seen]
+        found: list[dict[str, Any]] = [dict(label=label, share=round(float(shares[label]), 4)) for label in seen]
     elif isinstance(answer, Detections):
         found = [
             dict(label=int(label), score=round(float(score), 4), box=[round(float(edge), 2) for edge in box])

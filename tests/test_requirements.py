@@ -1,0 +1,29 @@
+"""The ranges that setup.py declares and the versions that the lock file pins."""
+
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+FOLDER = Path(__file__).parents[1] / 'requirements'
+# The same modules, without a window.
+STANDS_FOR = {'opencv-python': 'opencv-python-headless'}
+BUILT_FROM_SOURCE = 'mmcv'  # so that no version of it is pinned here
+
+
+def read(name):
+    lines = (line.partition('#')[0].strip() for line in (FOLDER / f'{name}.txt').read_text().splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+LOCKED = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in read('lock')}
+
+
+@pytest.mark.parametrize('name', ['runtime', 'mim', 'mmdet', 'mmseg', 'mmpretrain', 'onnx', 'demo', 'tests', 'lint'])
+def test_pinned_versions_lie_in_the_declared_ranges(name):
+    for declared in read(name):
+        if declared.name == BUILT_FROM_SOURCE:
+            continue
+        pinned = LOCKED[canonicalize_name(STANDS_FOR.get(declared.name, declared.name))]
+        assert declared.specifier.contains(pinned), f'{declared} is declared, {pinned} is pinned'
