@@ -4,6 +4,7 @@
 # make runtime   build the wheels of mmgroupnet-runtime, which runs .onnx files without torch, into runtime/dist
 # make test-arm  run the kernels and the runtime as on ARM, by qemu (skips what is missing, and says what)
 # make test-gpu  train on a GPU (skips everything where torch sees none)
+# make docs      build the documentation into docs/_build/html
 # make lint      check the style
 # make env       only prepare the environment that the others need
 #
@@ -34,7 +35,7 @@ endif
 # The packed kernels of this checkout; without a compiler they are left out, and what needs them runs simulated.
 KERNELS := build/.kernels-built
 
-.PHONY: help env demo demo-seg test test-arm test-gpu runtime lint
+.PHONY: help env demo demo-seg test test-arm test-gpu runtime lint docs
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -79,3 +80,11 @@ test-gpu: env $(KERNELS)
 
 lint: env
 	"$(PY)" -m ruff check . && "$(PY)" -m ruff format --check .
+
+# Warnings are errors: a link that leads nowhere, a docstring that is no reStructuredText.
+docs: env
+ifdef STAMP
+	@"$(PY)" -c 'import furo, myst_parser, sphinx' 2>/dev/null || \
+		"$(PY)" -m pip install --disable-pip-version-check --no-deps -r requirements/docs.txt
+endif
+	"$(PY)" -m sphinx -W --keep-going -q -c docs . docs/_build/html $(ARGS)

@@ -31,6 +31,7 @@ exclude_patterns = [
 
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
 myst_enable_extensions = ['dollarmath']
+myst_fence_as_directive = ['math']
 myst_heading_anchors = 4
 
 html_theme = 'furo'

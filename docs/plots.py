@@ -10,12 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
-import matplotlib  # noqa: E402
-
-matplotlib.use('svg')
-
 import torch  # noqa: E402
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import rc_context  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -85,8 +81,8 @@ def curves_of_weight(quantizer: SignWeight) -> list[tuple[Tensor, Tensor, Tensor
 
 
 def two_panels() -> tuple[Figure, Axes, Axes]:
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(6.4, 2.2), layout='constrained')
-    return figure, left, right
+    figure = Figure(figsize=(6.4, 2.2), layout='constrained')
+    return figure, *figure.subplots(1, 2)
 
 
 def draw_sign(curves: dict[str, SignActivation]) -> Figure:
@@ -120,11 +116,10 @@ def draw_weight(quantizer: SignWeight) -> Figure:
 def draw_all(folder: Path) -> None:
     """Writes every plot into a folder, as ``CLASS.svg``."""
     folder.mkdir(parents=True, exist_ok=True)
-    with pyplot.rc_context(STYLE):
+    with rc_context(STYLE):
         for name, drawn in {**SIGNS, **WEIGHTS}.items():
             figure = draw_sign(drawn) if name in SIGNS else draw_weight(drawn)
             figure.savefig(folder / f'{name}.svg', metadata={'Date': None, 'Creator': None})
-            pyplot.close(figure)
 
 
 if __name__ == '__main__':
