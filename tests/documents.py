@@ -20,7 +20,8 @@ PAGES = sorted(
 # What a block may say that it holds. Commands are checked, Python runs; the others are for reading.
 COMMANDS, PYTHON = 'bash', 'python'
 FOR_READING = {'text', 'math', 'cpp', 'yaml', 'diff', '{toctree}', '{eval-rst}'}
-_NOT_RUN = re.compile(r'<!-- not run: (?P<reason>.+?) -->', re.DOTALL)
+_NOT_RUN = re.compile(r'<!-- not run: (.+?) -->', re.DOTALL)
+_FILE = re.compile(r'<!-- file: (\S+) -->')
 
 
 class Block(NamedTuple):
@@ -31,14 +32,16 @@ class Block(NamedTuple):
         line: Where it begins, from 1.
         language: What it says that it holds.
         code: Its text.
-        reason: Why it cannot run, if a comment in front of it says so.
+        reason: Why it cannot run, if a comment in front of it says so: ``<!-- not run: REASON -->``.
+        file: The file of a guide that it is, if a comment in front of it says so: ``<!-- file: PATH -->``.
     """
 
     page: str
     line: int
     language: str
     code: str
-    reason: str | None = None
+    reason: str | None
+    file: str | None
 
 
 @cache
@@ -52,9 +55,9 @@ def blocks(page: str) -> Iterator[Block]:
     before = ''
     for token in tokens(page):
         if token.type in ('fence', 'code_block'):
-            reason = _NOT_RUN.search(before)
+            reason, file = _NOT_RUN.search(before), _FILE.search(before)
             language = (token.info.split() or [''])[0] if token.type == 'fence' else 'text'  # indented
-            yield Block(page, token.map[0] + 1, language, token.content, reason and reason['reason'])
+            yield Block(page, token.map[0] + 1, language, token.content, reason and reason[1], file and file[1])
         before = token.content if token.type == 'html_block' else ''
 
 
