@@ -13,7 +13,10 @@ sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an insta
 
 from docutils import nodes  # noqa: E402
 from docutils.utils.math.latex2mathml import tex2mathml  # noqa: E402
+from sphinx.addnodes import pending_xref  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
+from sphinx.environment import BuildEnvironment  # noqa: E402
+from sphinx.util.nodes import make_refnode  # noqa: E402
 
 from mmgroupnet.version import __version__  # noqa: E402
 
@@ -81,6 +84,20 @@ def drop_signature(
     return (None if signature == '(*args: Any, **kwargs: Any)' else signature), returned
 
 
+def find_by_last_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes.Element
+) -> nodes.reference | None:
+    """Links a name of the package that a docstring gives without its module, if it is the only one."""
+    if node.get('refdomain') != 'py':
+        return None
+    objects = env.get_domain('py').objects
+    found = [name for name, entry in objects.items() if name.endswith(f'.{node["reftarget"]}') and not entry.aliased]
+    if len(found) != 1:
+        return None
+    page, anchor = objects[found[0]].docname, objects[found[0]].node_id
+    return make_refnode(app.builder, node['refdoc'], page, anchor, shown)
+
+
 def list_types(app: Sphinx, docname: str, source: list[str]) -> None:
     """Writes the table of registered types into the page about them."""
     if docname != 'docs/reference/types':
@@ -111,4 +128,5 @@ def setup(app: Sphinx) -> None:
     # After napoleon, which reads sections.
     app.connect('autodoc-process-docstring', mark_paragraphs, priority=900)
     app.connect('autodoc-process-signature', drop_signature)
+    app.connect('missing-reference', find_by_last_name)
     app.connect('source-read', list_types)
