@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from benchmarks.timing import format_table  # noqa: E402
-from benchmarks.trainings import collect, train  # noqa: E402
+from benchmarks.trainings import collect, train, write_config  # noqa: E402
 
 RESULTS = Path('benchmarks/results/digits_detection.jsonl')
 WORK_DIR = Path('work_dirs/digits')
@@ -55,13 +55,10 @@ VARIANTS = {
 }
 
 
-def write_config(name: str) -> Path:
+def config_of(name: str) -> Path:
     """Writes the config of a variant, and returns its path."""
     _, base, changes = VARIANTS[name]
-    path = WORK_DIR / f'{name}.py'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"_base_ = '{ROOT}/configs/demo/{base}.py'\n{changes}")
-    return path
+    return write_config(WORK_DIR / f'{name}.py', ROOT / f'configs/demo/{base}.py', changes)
 
 
 def run(name: str) -> dict:
@@ -70,7 +67,7 @@ def run(name: str) -> dict:
 
     from mmgroupnet.analysis.training_curves import read_history, training_seconds
 
-    config, work_dir = write_config(name), WORK_DIR / name
+    config, work_dir = config_of(name), WORK_DIR / name
     train(str(config), work_dir)
     metrics = read_history(work_dir).metrics
     last_epoch = max(metrics['coco/bbox_mAP'])

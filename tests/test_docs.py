@@ -37,6 +37,12 @@ FOREIGN = {'apt-get', 'cd', 'cmake', 'curl', 'export', 'git', 'ln', 'mkdir', 'mi
 FOREIGN_MODULES = {'pip', 'venv', 'pytest', 'build', 'torch.distributed.run'}
 NUMBER = re.compile(r'(?<![\w#])-?\d+(?:\.\d+)?')
 OTHER_NAMES = {'mmgroupnet.threads'}  # an entry of the configuration of an ONNX Runtime session
+# What the scripts that launch several processes take in front of the options of their tool.
+LAUNCHERS = {
+    'tools/dist_train.sh': ('tools/train.py', ('CONFIG', 'PROCESSES')),
+    'tools/dist_test.sh': ('tools/test.py', ('CONFIG', 'CHECKPOINT', 'PROCESSES')),
+    'tools/slurm_train.sh': ('tools/train.py', ('PARTITION', 'JOB_NAME', 'CONFIG', 'WORK_DIR')),
+}
 FOLDERS = ('benchmarks', 'configs', 'csrc', 'demo', 'docs', 'mmgroupnet', 'requirements', 'runtime', 'tests', 'tools')
 
 
@@ -96,7 +102,8 @@ def read_config_block(block: Block, folder: Path) -> None:
         for path in (ROOT / 'configs').iterdir():
             (configs / path.name).symlink_to(path)
         (configs / 'mine').mkdir()
-    path = configs / 'mine' / f'line_{block.line}.py'
+    # In a folder of its own beside ours, or, where it inherits `configs/...`, in the root of the checkout.
+    path = (folder if "'configs/" in block.code else configs / 'mine') / f'line_{block.line}.py'
     path.write_text(block.code)
     cfg = load_config(str(path))
     check_arguments(cfg)
@@ -149,7 +156,11 @@ def test_commands_in_the_text_are_understood(page):
     for _, token in documents.inline(page, 'code_inline'):
         if re.match(r'(python|make|mmgroupnet|tools/\w+\.sh|mmgroupnet-run) \S', token.content):
             for words in documents.commands(token.content):
-                check_command(*words)
+                # A program that is named without its options is a name, no command line.
+                if re.fullmatch(r'python tools/\S+', token.content):
+                    assert (ROOT / words[1]).is_file(), f'{page}: {words[1]} does not exist'
+                else:
+                    check_command(*words)
 
 
 @cache  # Many are on several pages.
@@ -163,8 +174,11 @@ def check_command(*words: str) -> None:
     name = Path(program).name
     if program.startswith('tools/'):
         assert os.access(ROOT / program, os.X_OK), program
-        config, _, *options = arguments
-        check_script('tools/train.py', [config, *options])
+        tool, places = LAUNCHERS[program]
+        values = dict(zip(places, arguments, strict=False))
+        assert len(values) == len(places), f'{words}: give {places}'
+        kept = [values[place] for place in places if place in ('CONFIG', 'CHECKPOINT')]
+        check_script(tool, kept + arguments[len(places) :])
     elif name in ('python', 'python3'):
         check_python(arguments)
     elif name == 'make':
@@ -191,11 +205,20 @@ def check_python(arguments: list[str]) -> None:
     elif first == '-m' and rest[0] == 'pip':
         check_pip(rest[1:])
     elif first == '-m' and rest[0] == 'mmgroupnet':
-        check_arguments_of('mmgroupnet', importlib.import_module('mmgroupnet.__main__').main, rest[1:])
+        check_console(rest[1:])
     elif first == '-m':
         assert rest[0] in FOREIGN_MODULES, f'{arguments}: what is {rest[0]}?'
     else:
         check_script(first, rest)
+
+
+def check_console(arguments: list[str]) -> None:
+    console = importlib.import_module('mmgroupnet.__main__')
+    if arguments[0] in ('--help', '--version'):
+        return
+    assert arguments[0] in console.COMMANDS, arguments
+    if arguments[1:]:
+        check_arguments_of('mmgroupnet', console.main, arguments)
 
 
 def check_pip(arguments: list[str]) -> None:
@@ -249,7 +272,7 @@ def load(config: str) -> Config:
 def check_values(args: argparse.Namespace) -> None:
     """Configs and policies that a command line names exist, and have the settings that it overrides."""
     config = getattr(args, 'config', None)
-    if config and config.startswith(('configs/', 'mmdet::', 'mmseg::', 'mmpretrain::')):
+    if config and (config.startswith('configs/') or '::' in config):
         check_overrides(load(config), args.cfg_options)
     policy = getattr(args, 'binarize', None)
     assert not policy or not policy.startswith('configs/') or (ROOT / policy).is_file(), policy

@@ -19,7 +19,7 @@ def test_every_variant_has_its_line():
 @pytest.mark.parametrize('name', [name for name in digits_detection.VARIANTS if name not in ('twin', 'binary')])
 def test_a_variant_changes_its_own_part_alone(name, tmp_path, monkeypatch):
     monkeypatch.setattr(digits_detection, 'WORK_DIR', tmp_path)
-    base, config = (Config.fromfile(digits_detection.write_config(each)) for each in ('binary_laterals', name))
+    base, config = (Config.fromfile(digits_detection.config_of(each)) for each in ('binary_laterals', name))
     assert config.model.neck.binary_laterals
     changed = {
         (key, part)
