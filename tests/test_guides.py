@@ -49,7 +49,8 @@ def test_a_guide_works_and_touches_what_it_says(page, checkout):
         if block.file:
             (checkout / block.file).write_text(block.code)
         elif block.language == 'diff':
-            run(['git', 'apply', '-'], checkout, input=block.code)
+            # Hunks may have no lines behind them that tell where they belong.
+            run(['git', 'apply', '--unidiff-zero', '-'], checkout, input=block.code)
         elif block.language == COMMANDS:
             for words in documents.commands(block.code):
                 run_command(words, checkout)
