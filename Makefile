@@ -9,6 +9,7 @@
 # make test-quick  the tests that fail first when something breaks, in under a minute
 # make lint      check style, types and who imports whom
 # make format    mend what of that a tool can mend
+# make docs      build the documentation into docs/_build/html
 # make env       only prepare the environment that the others need
 #
 # VENV=/some/dir            puts the environment there (over 5 GB); clones may share one
@@ -50,7 +51,7 @@ NOT_QUICK = TestSelection or TestFuzzer or TestThreads or exported
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/onnxruntime/*.cpp csrc/onnxruntime/*.h runtime/examples/*.cpp tests/csrc/*.cpp)
 CLANG_FORMAT = "$(PY)" -c 'from clang_format import clang_format; clang_format()'
 
-.PHONY: help env demo demo-seg test test-quick test-oldest test-arm test-gpu wheels runtime lint format
+.PHONY: help env demo demo-seg test test-quick test-oldest test-arm test-gpu wheels runtime lint format docs
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -117,3 +118,11 @@ format: env
 	"$(PY)" -m ruff check --fix .
 	"$(PY)" -m ruff format .
 	$(CLANG_FORMAT) -i $(CXX_FILES)
+
+# Warnings are errors: a link that leads nowhere, a docstring that is no reStructuredText.
+docs: env
+ifdef STAMP
+	@"$(PY)" -c 'import furo, myst_parser, sphinx' 2>/dev/null || \
+		"$(PY)" -m pip install --disable-pip-version-check --no-deps -r requirements/docs.txt
+endif
+	"$(PY)" -m sphinx -W --keep-going -q -c docs . docs/_build/html $(ARGS)

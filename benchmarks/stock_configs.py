@@ -348,9 +348,11 @@ def read_results(path: Path) -> dict[str, dict]:
 
 
 def markdown(rows: list[dict]) -> str:
-    """The table."""
+    """The page with the table."""
     passed = sum(row['result'] == 'pass' for row in rows)
     lines = [
+        '# Stock configs made binary',
+        '',
         f'{passed} of {len(rows)} stock configs pass (`python benchmarks/stock_configs.py`, policy `groupnet_k4.py`).',
         '',
         '| config | result | operations made binary | in linears | share of +1 | layers packed | '

@@ -12,6 +12,7 @@ that documents say what was measured. Run it after a benchmark; a test compares 
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -134,8 +135,22 @@ def names_in(text: str) -> list[str]:
     return [found['name'] for found in _TABLE.finditer(text)]
 
 
-def fill(text: str) -> str:
+def _linked_from(folder: Path, table: str) -> str:
+    """A table whose links to configs, which are the names of their files, lead there from a folder."""
+
+    def link(found: re.Match) -> str:
+        (config,) = ROOT.glob(f'configs/**/{found[1]}')
+        return f']({os.path.relpath(config, folder)})'
+
+    return re.sub(r'\]\(([\w.-]+\.py)\)', link, table)
+
+
+def fill(text: str, folder: Path = ROOT) -> str:
     """A document with the tables of the results in their places.
+
+    Args:
+        text: The document.
+        folder: Where it lies. Default: the root of the checkout.
 
     Raises:
         ValueError: The document names a table that there is not.
@@ -144,7 +159,7 @@ def fill(text: str) -> str:
     def table(found: re.Match) -> str:
         if found['name'] not in TABLES:
             raise ValueError(f'table: {found["name"]!r} is none of {", ".join(TABLES)}')
-        return f'{found["name"]}{found[2]}{TABLES[found["name"]]()}\n'
+        return f'{found["name"]}{found[2]}{_linked_from(folder, TABLES[found["name"]]())}\n'
 
     return _TABLE.sub(table, text)
 
@@ -154,7 +169,7 @@ def main() -> None:
     parser.parse_args()
     for path in documents():
         text = path.read_text()
-        filled = fill(text)
+        filled = fill(text, path.parent)
         if filled != text:
             path.write_text(filled)
             print(f'{path.relative_to(ROOT)} written')

@@ -18,7 +18,7 @@ from torch import Tensor
 from mmgroupnet.ops.geometry import PARAMETERS, SAME_PADDING, Pair, Rates, UnitGeometry
 
 ABI_VERSION = 5
-# Chooses the instruction set: portable, neon, avx2, avx512bw or avx512. Default: the best that the processor has.
+# Chooses the instruction set, one of `available_kernels()`. Default: the best that the processor has.
 ENVIRONMENT_VARIABLE = 'MMGROUPNET_KERNEL'
 
 

@@ -12,10 +12,11 @@ NAMES = {str(path.relative_to(tables.ROOT)): tables.names_in(path.read_text()) f
 
 @pytest.mark.parametrize('path', [path for path, names in NAMES.items() if names])
 def test_documents_have_the_tables_of_the_results(path):
-    text = (tables.ROOT / path).read_text()
+    document = tables.ROOT / path
+    text = document.read_text()
     if 'triton_kernels' in NAMES[path] and find_spec('triton') is None:
         pytest.skip('its table of Triton kernels needs Triton')
-    assert tables.fill(text) == text, 'run `python benchmarks/tables.py`'
+    assert tables.fill(text, document.parent) == text, 'run `python benchmarks/tables.py`'
 
 
 def test_every_table_has_a_document():
@@ -32,6 +33,13 @@ def test_tables_are_replaced_and_nothing_else(monkeypatch):
         '<!-- table: b -->\n| b |\n<!-- end of table -->\n'
     )
     assert tables.fill(filled) == filled
+
+
+def test_links_lead_to_configs_from_where_the_document_lies(monkeypatch):
+    monkeypatch.setattr(tables, 'TABLES', {'a': lambda: '[x](fcos_r18_bccd.py) [y](https://a.b/c.py)'})
+    text = '<!-- table: a -->\n<!-- end of table -->\n'
+    for folder, link in (('docs', '../configs/detection/fcos_r18_bccd.py'), ('configs/detection', 'fcos_r18_bccd.py')):
+        assert f'[x]({link}) [y](https://a.b/c.py)\n' in tables.fill(text, tables.ROOT / folder)
 
 
 def test_an_unknown_table_is_an_error():

@@ -16,7 +16,7 @@ import torch
 from mmgroupnet import ops
 from mmgroupnet.ops import Connection, Residual
 from tests.test_onnxruntime_ops.models import assert_equal, block_node, connect_node, feeds, nhwc
-from tests.test_ops.oracle import PARAMETERS
+from tests.test_ops.oracle import KERNEL_SETS, PARAMETERS
 from tests.test_ops.test_run_block import BLOCKS, input_of, make_block
 
 SCRIPT = Path(__file__).with_name('run_models.py')
@@ -87,7 +87,7 @@ def run(library: Path, cases: tuple, outputs: Path, threads: int = 1, **environm
     return str(found['version'])
 
 
-@pytest.mark.parametrize('kernels', ['portable', 'avx2', 'avx512bw', 'avx512'])
+@pytest.mark.parametrize('kernels', KERNEL_SETS)
 def test_all_kernels_give_the_same_floats(library, cases, tmp_path, kernels):
     if kernels not in ops.available_kernels():
         pytest.skip(f'no {kernels} kernels here')

@@ -5,6 +5,7 @@ import torch
 
 from mmgroupnet import ops
 from mmgroupnet.ops import kernels
+from tests.test_ops.oracle import KERNEL_SETS
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def compiled() -> list[str]:
     return names
 
 
-@pytest.fixture(params=['portable', 'neon', 'avx2', 'avx512bw', 'avx512', 'simulated'])
+@pytest.fixture(params=[*KERNEL_SETS, 'simulated'])
 def kernel_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Runs the test with each set of kernels, and with what runs where they were not compiled."""
     name = request.param

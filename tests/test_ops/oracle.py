@@ -11,6 +11,8 @@ from mmgroupnet.ops import Connection, Residual, UnitGeometry
 
 # In front of, at and behind the sign's jump; the zeros count as +1.
 SIGN_VALUES = torch.tensor([-2.0, -1.0, -0.125, -0.0, 0.0, 0.125, 1.0, 2.0])
+# The sets of kernels, from the slowest to the fastest; a machine has some of them.
+KERNEL_SETS = ('portable', 'neon', 'avx2', 'avx512bw', 'avx512')
 PARAMETERS = ('scale', 'bias', 'norm_scale', 'norm_shift', 'sign_scale', 'sign_shift')
 
 

@@ -515,9 +515,3 @@ def test_the_recipe_of_the_docs():
     assert_packs(conv, picture(conv))
     run_backward(conv)
     assert conv.activation.threshold.grad.all() and conv.weight_quantizer.factor.grad.all()
-
-
-def test_the_docs_list_all_quantizers():
-    text = (Path(__file__).parents[2] / 'docs' / 'quantizers.md').read_text()
-    for name in SHIPPED_SIGNS + SHIPPED_WEIGHTS:
-        assert re.search(rf'^\| `{name}\b', text, re.MULTILINE), name
