@@ -21,6 +21,7 @@ COMMANDS = {
     'binarize': ('binarize.py', 'make the model of any config binary'),
     'complexity': ('analysis_tools/get_complexity.py', 'parameters, sizes and operations of a model'),
     'digits': ('dataset_converters/digits.py', 'generate the data set of the demo'),
+    'split-coco': ('dataset_converters/split_coco.py', 'split a COCO file in two, for training and for evaluation'),
 }
 
 _HELP = """usage: mmgroupnet COMMAND ...
