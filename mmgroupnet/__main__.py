@@ -21,6 +21,7 @@ COMMANDS = {
     'binarize': ('binarize.py', 'make the model of any config binary'),
     'complexity': ('analysis_tools/get_complexity.py', 'parameters, sizes and operations of a model'),
     'digits': ('dataset_converters/digits.py', 'generate the data set of the demo'),
+    'build-mmcv': ('misc/build_mmcv.py', 'install mmcv, compiled for the torch that is installed'),
 }
 
 _HELP = """usage: mmgroupnet COMMAND ...

@@ -24,7 +24,6 @@ def test_the_help_lists_the_commands(words, monkeypatch, capsys):
     printed = capsys.readouterr().out
     for name, (_, what) in console.COMMANDS.items():
         assert f'  {name:<12}{what}\n' in printed
-    assert max(map(len, printed.splitlines()[:-5])) <= 100
 
 
 def test_the_version(monkeypatch, capsys):
@@ -49,7 +48,6 @@ def test_a_command_prints_the_help_of_its_tool_under_its_own_name(name, monkeypa
     assert end.value.code == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f'usage: mmgroupnet {name} ')
-    assert '--traceback' in printed
 
 
 @pytest.mark.parametrize(('name', 'hint'), [('trian', " (did you mean 'train'?)"), ('zzz', '')])
