@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmgroupnet import __main__ as console
+from mmgroupnet.engine.configs import load_config
 from mmgroupnet.shipped_files import shipped
 from mmgroupnet.version import __version__
 
@@ -73,6 +74,10 @@ def test_a_command_does_what_its_tool_does(tmp_path, monkeypatch, capsys):
     assert 'digits: 2 training and 1 validation images are in data/digits' in capsys.readouterr().out
     run(monkeypatch, 'complexity', 'mmgroupnet::demo/fcos_groupnet_digits.py')
     assert capsys.readouterr().out.splitlines()[-1].split()[:4] == ['total', '23', '10', '9,117,305']
+    run(monkeypatch, 'config', 'mmgroupnet::demo/fcos_groupnet_digits.py')
+    (tmp_path / 'whole.py').write_text(capsys.readouterr().out)
+    whole, named = load_config('whole.py'), load_config('mmgroupnet::demo/fcos_groupnet_digits.py')
+    assert whole.to_dict() == named.to_dict()
 
 
 def test_configs_and_tools_are_those_of_the_checkout():
