@@ -67,7 +67,7 @@ test: env $(KERNELS)
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest --numprocesses "$$(cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))" --dist loadscope $(ARGS)
 
 wheels: env
-	"$(PY)" tools/misc/build_wheels.py
+	"$(PY)" .ci/build_wheels.py
 
 runtime: env
 	"$(PY)" runtime/build_wheels.py
