@@ -1,11 +1,14 @@
 """Decompositions and numbers of bases on a part of CIFAR-10: ``python benchmarks/cifar10_decomposition.py``.
 
-One, three and five bases; layer-wise (LBD), group-wise (GBD v1) and Group-Net, which is GBD v1 with soft gates; with
-one base they are the same. Every network trains from scratch by tools/train.py for 12 epochs of 10,000 images (a run
-that was cut off goes on from its last epoch) and is evaluated on the 10,000 test images after the last epoch. Those
-that come close to each other get a second seed. Every finished run appends one line to
-benchmarks/results/cifar10_decomposition.jsonl and is not run again. At the end the table is printed and drawn. Needs
-data/cifar10, see configs/classification/README.md.
+Layer-wise (LBD), group-wise (GBD v1) and Group-Net, which is GBD v1 with soft gates. Every network trains from scratch
+by tools/train.py for 12 epochs of 10,000 images (a run that was cut off goes on from its last epoch) and is evaluated
+on the 10,000 test images after the last epoch. Every finished run appends one line to
+benchmarks/results/cifar10_decomposition.jsonl, with the gates that it learned, and is not run again. At the end the
+table is printed and drawn. Needs data/cifar10, see configs/classification/README.md.
+
+A ResNet-8 (``--blocks 1``) has one, three and five bases, and those that come close to each other get a second seed;
+with one base all decompositions are the same. A ResNet-20 (``--blocks 3``) has three and five bases, gates per block
+and gates per branch, two seeds, and trains on crops of 24x24 pixels, which takes little more than half the time.
 """
 
 import argparse
@@ -21,17 +24,27 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from benchmarks.timing import describe_machine, format_table  # noqa: E402
-from benchmarks.trainings import collect, test, train  # noqa: E402
+from benchmarks.trainings import collect, test, train, write_config  # noqa: E402
 from mmgroupnet.analysis.training_curves import training_seconds  # noqa: E402
-from mmgroupnet.checkpoints.read import saved_checkpoints  # noqa: E402
+from mmgroupnet.checkpoints.read import read_checkpoint, saved_checkpoints  # noqa: E402
 from mmgroupnet.engine.model_report import count_parameters  # noqa: E402
 
 RESULTS = Path('benchmarks/results/cifar10_decomposition.jsonl')
-CONFIG = Path('configs/classification/groupnet_r20_k3_scratch_cifar10.py')
+WORK_DIR = Path('work_dirs/cifar10_decomposition')
+CONFIG = ROOT / 'configs/classification/groupnet_r20_k3_scratch_cifar10.py'
 NUM_IMAGES = 10_000
 EPOCHS = 12
-DECOMPOSITIONS = {'lbd': 'LBD', 'gbd_v1': 'GBD v1', 'soft_gate': 'Group-Net'}
+PER_BRANCH = 'soft_gate_per_branch'
+DECOMPOSITIONS = {
+    'lbd': 'LBD',
+    'gbd_v1': 'GBD v1',
+    'soft_gate': 'Group-Net',
+    PER_BRANCH: 'Group-Net, a gate per branch',
+}
+# Of a ResNet-8 one number of gates is enough: it has two.
+OF_RESNET_8 = ('lbd', 'gbd_v1', 'soft_gate')
 NUM_BASES = (1, 3, 5)
+SEEDS = (0, 1)
 CLOSE = 1.5  # points of top-1 between two decompositions with the same number of bases
 
 
@@ -39,7 +52,7 @@ class Run(NamedTuple):
     """One training.
 
     Attributes:
-        decomposition: As for ``GroupNetResNet``; of one base 'gbd_v1' stands for all.
+        decomposition: As in DECOMPOSITIONS; of one base 'gbd_v1' stands for all.
         num_bases: Number K of bases.
         blocks: Blocks in each of the three stages, 3 is a ResNet-20.
         seed: Seed of the run.
@@ -52,17 +65,24 @@ class Run(NamedTuple):
 
 
 def first_runs(blocks: int) -> list[Run]:
-    """All networks with the first seed."""
+    """All networks: a ResNet-8 with the first seed, deeper ones with both, seed by seed."""
+    if blocks == 1:
+        return [
+            Run(decomposition, num_bases, blocks)
+            for num_bases in NUM_BASES
+            for decomposition in (OF_RESNET_8 if num_bases > 1 else ['gbd_v1'])
+        ]
     return [
-        Run(decomposition, num_bases, blocks)
-        for num_bases in NUM_BASES
-        for decomposition in (DECOMPOSITIONS if num_bases > 1 else ['gbd_v1'])
+        Run(decomposition, num_bases, blocks, seed)
+        for seed in SEEDS
+        for num_bases in NUM_BASES[1:]
+        for decomposition in DECOMPOSITIONS
     ]
 
 
-def close_runs(lines: list[dict], blocks: int) -> list[Run]:
-    """The second seed of networks that come close to another one with as many bases."""
-    top1 = {run: line['top1'] for run in first_runs(blocks) for line in lines if key(line) == run}
+def close_runs(lines: list[dict]) -> list[Run]:
+    """The second seed of ResNets-8 that come close to another one with as many bases."""
+    top1 = {run: line['top1'] for run in first_runs(1) for line in lines if key(line) == run}
     return [
         run._replace(seed=1)
         for run, value in top1.items()
@@ -78,31 +98,53 @@ def key(line: dict) -> Run:
     return Run(*(line[field] for field in Run._fields))
 
 
-def options(run: Run) -> dict[str, object]:
-    """What the run changes in the config."""
-    return {
-        'model.backbone.decomposition': run.decomposition,
-        'model.backbone.num_bases': run.num_bases,
-        'model.backbone.stage_blocks': ','.join([str(run.blocks)] * 3),
-        'randomness.seed': run.seed,
-        'train_dataloader.dataset.indices': NUM_IMAGES,
-        'train_cfg.max_epochs': EPOCHS,
-        'train_cfg.val_begin': EPOCHS + 1,  # never; finish() evaluates, also what was cut off after its last epoch
-    }
+def config_of(run: Run) -> Path:
+    """Writes the config of a run, and returns its path."""
+    decomposition = 'soft_gate' if run.decomposition == PER_BRANCH else run.decomposition
+    crop = '' if run.blocks == 1 else "train_pipeline[0] = dict(type='RandomCrop', crop_size=24)"
+    changes = f"""
+model = dict(
+    backbone=dict(
+        decomposition='{decomposition}',
+        gate_per_branch={run.decomposition == PER_BRANCH},
+        num_bases={run.num_bases},
+        stage_blocks=({run.blocks}, {run.blocks}, {run.blocks}),
+    )
+)
+train_pipeline = list(_base_.train_pipeline)
+{crop}
+train_dataloader = dict(dataset=dict(indices={NUM_IMAGES}, pipeline=train_pipeline))
+randomness = dict(seed={run.seed})
+# finish() evaluates, also what was cut off after its last epoch.
+train_cfg = dict(max_epochs={EPOCHS}, val_begin={EPOCHS + 1})
+"""
+    return write_config(WORK_DIR / f'{"_".join(map(str, run))}.py', CONFIG, changes)
+
+
+def gates_of(checkpoint: Path) -> list[list[float]]:
+    """The learned gates of a checkpoint, block by block: the share of a branch's own map in its input."""
+    weights = read_checkpoint(checkpoint, 'cpu')['state_dict']
+    return [
+        [round(value, 2) for value in gate.sigmoid().tolist()]
+        for name, gate in weights.items()
+        if name.endswith('.connection.theta')
+    ]
 
 
 def finish(run: Run) -> dict:
     """Trains one network and returns its line of results."""
-    work_dir = Path('work_dirs/cifar10_decomposition') / '_'.join(map(str, run))
-    train(str(CONFIG), work_dir, *(f'{name}={value}' for name, value in options(run).items()))
-    config = str(work_dir / CONFIG.name)  # with the options
-    top1 = test(config, saved_checkpoints(work_dir)[0], work_dir)['accuracy/top1']
-    parameters, binary_parameters = count_parameters(config)
+    config = config_of(run)
+    work_dir = config.with_suffix('')
+    train(str(config), work_dir)
+    checkpoint = saved_checkpoints(work_dir)[0]
+    top1 = test(str(config), checkpoint, work_dir)['accuracy/top1']
+    parameters, binary_parameters = count_parameters(str(config))
     return dict(
         run._asdict(),
         top1=round(top1, 2),
         images=NUM_IMAGES,
         epochs=EPOCHS,
+        gates=gates_of(checkpoint),
         parameters=parameters,
         binary_parameters=binary_parameters,
         seconds=round(training_seconds(work_dir)),
@@ -113,21 +155,25 @@ def finish(run: Run) -> dict:
 
 def cells(lines: list[dict], blocks: int) -> Iterator[tuple[str, int, list[dict]]]:
     """For every decomposition and number of bases the lines of its seeds."""
-    for decomposition in DECOMPOSITIONS:
-        for num_bases in NUM_BASES:
+    for decomposition in OF_RESNET_8 if blocks == 1 else DECOMPOSITIONS:
+        for num_bases in NUM_BASES if blocks == 1 else NUM_BASES[1:]:
             wanted = 'gbd_v1' if num_bases == 1 else decomposition
-            runs = [Run(wanted, num_bases, blocks, seed) for seed in (0, 1)]
+            runs = [Run(wanted, num_bases, blocks, seed) for seed in SEEDS]
             yield decomposition, num_bases, [line for line in lines if key(line) in runs]
 
 
 def results_table(lines: list[dict], blocks: int) -> str:
     """Top-1 as Markdown, the mean where there are two seeds, and these in brackets."""
-    rows = {decomposition: [title] for decomposition, title in DECOMPOSITIONS.items()}
-    for decomposition, _, found in cells(lines, blocks):
+    rows: dict[str, list[str]] = {}
+    numbers = []
+    for decomposition, num_bases, found in cells(lines, blocks):
         values = [line['top1'] for line in found]
         mean = f'{sum(values) / len(values):.1f}' if values else '-'
-        rows[decomposition].append(mean + (f' ({", ".join(f"{v:.1f}" for v in values)})' if len(values) > 1 else ''))
-    return format_table(['decomposition', *(f'K = {number}' for number in NUM_BASES)], list(rows.values()))
+        seeds = f' ({", ".join(f"{v:.1f}" for v in values)})' if len(values) > 1 else ''
+        rows.setdefault(decomposition, [DECOMPOSITIONS[decomposition]]).append(mean + seeds)
+        if num_bases not in numbers:
+            numbers.append(num_bases)
+    return format_table(['decomposition', *(f'K = {number}' for number in numbers)], list(rows.values()))
 
 
 def plot(lines: list[dict], blocks: int, path: Path) -> None:
@@ -144,6 +190,8 @@ def plot(lines: list[dict], blocks: int, path: Path) -> None:
             for name, num_bases, found in cells(lines, blocks)
             if name == decomposition and found
         ]
+        if not points:
+            continue
         axes.plot(*zip(*((x, sum(ys) / len(ys)) for x, ys in points), strict=True), color=f'C{index}', label=title)
         axes.plot(*zip(*((x, y) for x, ys in points for y in ys), strict=True), '.', color=f'C{index}')
     axes.set(xlabel='number of bases K', ylabel='top-1 on the test images, %', xticks=NUM_BASES)
@@ -159,13 +207,15 @@ def main() -> None:
         '--blocks',
         type=int,
         default=1,
-        help='blocks in each of the three stages: 1 (ResNet-8, the default) fits two CPU cores, 3 is ResNet-20',
+        choices=(1, 3),
+        help='blocks in each of the three stages: 1 is a ResNet-8 (default), 3 a ResNet-20',
     )
     parser.add_argument('--jobs', type=int, default=1, help='trainings at a time, for a GPU that one leaves idle')
     args = parser.parse_args()
     os.chdir(ROOT)
     lines = collect(RESULTS, first_runs(args.blocks), key, finish, args.jobs)
-    lines = collect(RESULTS, close_runs(lines, args.blocks), key, finish, args.jobs)
+    if args.blocks == 1:
+        lines = collect(RESULTS, close_runs(lines), key, finish, args.jobs)
     plot(lines, args.blocks, RESULTS.with_name(f'{RESULTS.stem}_r{6 * args.blocks + 2}.png'))
     print(f'\n{results_table(lines, args.blocks)}')
 

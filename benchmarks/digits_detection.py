@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from benchmarks.timing import format_table  # noqa: E402
-from benchmarks.trainings import collect, train  # noqa: E402
+from benchmarks.trainings import collect, train, write_config  # noqa: E402
 
 RESULTS = Path('benchmarks/results/digits_detection.jsonl')
 WORK_DIR = Path('work_dirs/digits')
@@ -41,27 +41,39 @@ model = dict(
 _BINARY_LATERALS = """
 _base_.model.neck.binary_laterals = True
 """
-_HIGHER_RATE = """
-optim_wrapper = dict(optimizer=dict(lr=1e-2))
+
+
+def _rate(value: str) -> str:
+    return f'\noptim_wrapper = dict(optimizer=dict(lr={value}))\n'
+
+
+_LOW_RATE = _BINARY_LATERALS + _rate('5e-3')
+_MORE_BASES = """
+model = dict(bbox_head=dict(num_bases=6))
 """
-# Title, base config, and what is changed, by name. All but the first two have binary laterals, and one more change.
+_MORE_CONVS = """
+model = dict(bbox_head=dict(stacked_convs=4))
+"""
+# Title, base config, and what is changed, by name.
 VARIANTS = {
-    'twin': ('float twin', TWIN, ''),
-    'binary': ('binary backbone, neck and head, K = 3', BINARY, ''),
-    'binary_laterals': ('laterals of the neck binary, too', BINARY, _BINARY_LATERALS),
-    'float_head': ('so, with its head in floats', BINARY, _BINARY_LATERALS + _FLOAT_HEAD),
-    'learned_thresholds': ('so, with `ShiftedSign`', BINARY, _BINARY_LATERALS + _LEARNED_THRESHOLDS),
-    'rate_1e-2': ('so, with a learning rate of 1e-2 in place of 5e-3', BINARY, _BINARY_LATERALS + _HIGHER_RATE),
+    'twin': ('float twin, rate 5e-3', TWIN, ''),
+    'twin_rate_1e-2': ('float twin, rate 1e-2', TWIN, _rate('1e-2')),
+    'binary': ('binary backbone, neck and head, K = 3, rate 1e-2 (the demo)', BINARY, ''),
+    'rate_2e-2': ('so, rate 2e-2', BINARY, _rate('2e-2')),
+    'rate_5e-3': ('so, rate 5e-3', BINARY, _rate('5e-3')),
+    'more_bases': ('so, rate 5e-3, K = 6 in the head', BINARY, _rate('5e-3') + _MORE_BASES),
+    'more_convs': ('so, rate 5e-3, towers of four convs in place of two', BINARY, _rate('5e-3') + _MORE_CONVS),
+    'binary_laterals': ('so, rate 5e-3, laterals of the neck binary, too', BINARY, _LOW_RATE),
+    'binary_laterals_rate_1e-2': ('the last one, rate 1e-2', BINARY, _BINARY_LATERALS),
+    'learned_thresholds': ('the same, rate 5e-3, with `ShiftedSign`', BINARY, _LOW_RATE + _LEARNED_THRESHOLDS),
+    'float_head': ('the same, rate 5e-3, with its head in floats', BINARY, _LOW_RATE + _FLOAT_HEAD),
 }
 
 
-def write_config(name: str) -> Path:
+def config_of(name: str) -> Path:
     """Writes the config of a variant, and returns its path."""
     _, base, changes = VARIANTS[name]
-    path = WORK_DIR / f'{name}.py'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"_base_ = '{ROOT}/configs/demo/{base}.py'\n{changes}")
-    return path
+    return write_config(WORK_DIR / f'{name}.py', ROOT / f'configs/demo/{base}.py', changes)
 
 
 def run(name: str) -> dict:
@@ -70,7 +82,7 @@ def run(name: str) -> dict:
 
     from mmgroupnet.analysis.training_curves import read_history, training_seconds
 
-    config, work_dir = write_config(name), WORK_DIR / name
+    config, work_dir = config_of(name), WORK_DIR / name
     train(str(config), work_dir)
     metrics = read_history(work_dir).metrics
     last_epoch = max(metrics['coco/bbox_mAP'])

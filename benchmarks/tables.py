@@ -58,6 +58,54 @@ def _flagship_bytes() -> str:
     return format_table(['', 'GiB'], cells)
 
 
+def _mean(benchmark, metric: str, name: str) -> float:
+    """The mean of a metric over the lines of a config or variant."""
+    lines = read_lines(ROOT / benchmark.RESULTS)
+    found = [line[metric] for line in lines if name in (line.get('variant'), Path(line.get('config', '')).stem)]
+    return sum(found) / len(found)
+
+
+def _headline() -> str:
+    """What README shows: accuracy, size and speed of binary networks beside their float twins."""
+    from mmgroupnet.engine.model_report import measure_complexity
+
+    models = _json('deployment')['models']
+
+    def deployed(model: str, engine: str) -> dict:
+        return next(row for row in models[model]['contestants'] if row['name'] == engine)
+
+    def size(config: str) -> str:
+        return f'{measure_complexity(str(ROOT / "configs" / config)).bytes_packed / 1e6:.1f}'
+
+    bpac = 'fcn-32s_groupnet_r18_bpac_camvid-240x180'
+    float_fcn = 'fcn-32s_r18_camvid-240x180'
+    trained = [
+        ('digits (the demo), FCOS, K = 3', 'AP', 3, digits_detection, 'twin', 'binary',
+         'demo/fcos_float_digits.py', 'demo/fcos_groupnet_digits.py', 'demo FCOS'),
+        ('blood cells (BCCD), FCOS, K = 4', 'AP', 3, bccd_detection, 'fcos_r18_bccd', 'fcos_groupnet_r18_bccd',
+         'detection/fcos_r18_bccd.py', 'detection/fcos_groupnet_r18_bccd.py', 'BCCD FCOS'),
+        ('streets (CamVid), FCN-32s with BPAC, K = 4', 'mIoU', 1, camvid_segmentation, float_fcn, bpac,
+         f'segmentation/{float_fcn}.py', f'segmentation/{bpac}.py', None),
+    ]  # fmt: skip
+    rows = [
+        [
+            title,
+            metric,
+            f'{_mean(benchmark, metric, twin):.{digits}f}',
+            f'{_mean(benchmark, metric, binary):.{digits}f}',
+            size(twin_config),
+            size(binary_config),
+            f'{deployed(model, deployment.ON_BITS)["over_twin"][0]:.1f}x' if model else '',
+        ]
+        for title, metric, digits, benchmark, twin, binary, twin_config, binary_config, model in trained
+    ]
+    for model in ('ResNet-18, K = 1', 'ResNet-18, K = 4'):
+        bits, twin = (deployed(model, engine) for engine in (deployment.ON_BITS, deployment.TWIN))
+        sizes = [f'{row["bytes"] / 1e6:.1f}' for row in (twin, bits)]
+        rows.append([f'{model}, at 224x224', '', '', '', *sizes, f'{bits["over_twin"][0]:.1f}x'])
+    return format_table(['network', 'metric', 'float', 'binary', 'MB float', 'MB binary', 'speed'], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     'bccd_detection': lambda: _of_lines(bccd_detection),
     'camvid_segmentation': lambda: _of_lines(camvid_segmentation),
@@ -67,6 +115,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'deployment': lambda: deployment.results_table(_json('deployment')['models']),
     'digits_detection': lambda: _of_lines(digits_detection),
     'flagship_bytes': _flagship_bytes,
+    'headline': _headline,
     'packed_conv': lambda: packed_conv.results_table(_json('packed_conv')),
     'packed_model': lambda: packed_model.summary_table([_json('packed_model'), _json('packed_model_2_threads')]),
     'reproduction': lambda: reproduction.results_table(_json('reproduction')['rows']),

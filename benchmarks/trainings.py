@@ -12,21 +12,29 @@ from typing import TypeVar
 Run = TypeVar('Run', bound=Hashable)
 
 
+def write_config(path: Path, base: Path, changes: str) -> Path:
+    """Writes a config that inherits another one and changes something of it, and returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"_base_ = '{base}'\n{changes}")
+    return path
+
+
 def train(config: str, work_dir: Path, *cfg_options: str) -> None:
     """Trains a config by tools/train.py; a run that was cut off goes on from its last epoch."""
-    _run('tools/train.py', config, '--work-dir', work_dir, '--resume', cfg_options=cfg_options)
+    run_tool('tools/train.py', config, '--work-dir', work_dir, '--resume', cfg_options=cfg_options)
 
 
 def test(config: str, checkpoint: Path, work_dir: Path, *cfg_options: str) -> dict[str, float]:
     """Evaluates a checkpoint by tools/test.py, and returns the metrics by name."""
     folder = work_dir / 'evaluation'
     shutil.rmtree(folder, ignore_errors=True)  # so that the metrics found there are of this evaluation
-    _run('tools/test.py', config, checkpoint, '--work-dir', folder, cfg_options=cfg_options)
+    run_tool('tools/test.py', config, checkpoint, '--work-dir', folder, cfg_options=cfg_options)
     (metrics,) = folder.glob('*/*.json')
     return json.loads(metrics.read_text())
 
 
-def _run(*command: object, cfg_options: tuple[str, ...]) -> None:
+def run_tool(*command: object, cfg_options: tuple[str, ...] = ()) -> None:
+    """Runs a tool of the repository, with overrides of its config."""
     options = ['--cfg-options', *cfg_options] if cfg_options else []
     subprocess.run([sys.executable, *map(str, command), *options], check=True)
 

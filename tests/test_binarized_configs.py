@@ -13,7 +13,7 @@ from mmgroupnet.converters.policy import parse_policy
 from mmgroupnet.engine.binarize_option import binarize_config, load_policy
 from mmgroupnet.engine.configs import check_arguments, load_config
 from mmgroupnet.engine.model_report import build_model
-from mmgroupnet.layers import BinaryConv2d, GroupwiseChain
+from mmgroupnet.layers import BinaryConv2d, GroupwiseChain, RealValuedSkip
 
 FOLDER = Path(__file__).parents[1] / 'configs'
 POLICIES = sorted((FOLDER / '_base_/policies').glob('*.py'))
@@ -76,6 +76,11 @@ def test_parts_of_a_policy(policy, binary_parts):
     downsample = chains[1].blocks[0].branches[0].downsample[0]
     assert isinstance(downsample, BinaryConv2d) == (policy != 'groupnet_k4_float-downsample')
     assert isinstance(model.backbone.conv1, torch.nn.Conv2d)
+    assert all(type(lateral.conv) is torch.nn.Conv2d for lateral in model.neck.lateral_convs)
+    for part in ('neck', 'bbox_head'):
+        skips = [module for module in model.get_submodule(part).modules() if isinstance(module, RealValuedSkip)]
+        # Three output convs of the pyramid (the fourth halves the size), two towers of two convs.
+        assert len(skips) == (dict(neck=3, bbox_head=4)[part] if part in binary_parts else 0)
 
 
 def test_every_kind_of_detector_and_segmentor_is_there():

@@ -16,6 +16,7 @@ from mmgroupnet.layers import (
     GroupwiseChain,
     LayerwiseBinaryConv2d,
     LayerwiseBinaryLinear,
+    RealValuedSkip,
     guard_foreign_code,
 )
 
@@ -79,7 +80,7 @@ def binarize(model: nn.Module, policy: Sequence[Mapping]) -> nn.Module:
     guard_foreign_code(model)
 
     names = set(model.state_dict())
-    targets = {name: _targets(name, renamed) for name in float_names}
+    targets = {name: [_inside_skip(model, each) for each in _targets(name, renamed)] for name in float_names}
     report.dropped_tensors = [name for name, found in targets.items() if not names.issuperset(found)]
     report.new_tensors = sorted(names.difference(*targets.values()))
     note_binarization(model, report)
@@ -118,6 +119,13 @@ def _targets(name: str, renamed: Mapping[str, list[str]]) -> list[str]:
     return [name]
 
 
+def _inside_skip(model: nn.Module, name: str) -> str:
+    """The name of a layer's tensor, where there may be a skip around the layer."""
+    layer, _, tensor = name.rpartition('.')
+    is_around = layer and isinstance(model.get_submodule(layer), RealValuedSkip)
+    return f'{layer}.module.{tensor}' if is_around else name
+
+
 def _swap(model: nn.Module, decision: Decision, rule: Rule, renamed: Mapping[str, list[str]]) -> None:
     """Puts the binary layers of a decision in the place of its layer, or of the layer's copies in the branches."""
     twins: dict[int, nn.Module] = {}
@@ -126,11 +134,21 @@ def _swap(model: nn.Module, decision: Decision, rule: Rule, renamed: Mapping[str
             parent_name, _, child = target.rpartition('.')
             parent = model.get_submodule(parent_name)
             layer = getattr(parent, child)
-            if isinstance(layer, BinaryConv2d):
+            if isinstance(layer, BinaryConv2d | RealValuedSkip):
                 continue  # The parent itself has two names.
             if id(layer) not in twins:
-                twins[id(layer)] = _binary_twin(layer, rule, is_first=branch == 0)
+                twin = _binary_twin(layer, rule, is_first=branch == 0)
+                twins[id(layer)] = RealValuedSkip(twin) if rule.skip and _keeps_shape(twin) else twin
             setattr(parent, child, twins[id(layer)])
+
+
+def _keeps_shape(conv: BinaryConv2d) -> bool:
+    """Whether the output has the shape of the input, whatever that is."""
+    if isinstance(conv, BinaryLinear) or conv.in_channels != conv.out_channels or conv.stride != (1, 1):
+        return False
+    return conv.padding == 'same' or all(
+        2 * padding == conv.dilation * (size - 1) for padding, size in zip(conv.padding, conv.kernel_size, strict=True)
+    )
 
 
 def _input_norm(cfg: Mapping | None, channels: int, group_size: int = 1) -> dict | None:
@@ -220,6 +238,7 @@ def _bad_starts(model: nn.Module, decisions: Decisions, renamed: Mapping[str, li
     notes, rules = [], decisions.rules
     for decision in decisions.layers:
         twins = [model.get_submodule(name) for name in _targets(decision.names[0], renamed)]
+        twins = [twin.module if isinstance(twin, RealValuedSkip) else twin for twin in twins]
         if isinstance(twins[0], BinaryConv2d) and _is_zero(decision.layer):
             with torch.no_grad():
                 largest = max(twin.effective_weight().abs().max().item() for twin in twins)

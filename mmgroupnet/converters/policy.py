@@ -47,6 +47,9 @@ class Rule:
         input_norm: Norm in front of every sign, which must not see what comes out of a ReLU; None leaves it out.
             Of ``dict(type='GN')``, ``num_groups`` is lowered to a divisor of the channels. Default:
             ``dict(type='BN')``.
+        skip: Adds the input of a binary conv to its output, in real values, where both have the same shape:
+            :class:`RealValuedSkip`. A float model's function changes by it, so that it suits parts which start from
+            random weights. Default: False.
         binary_cfg: Options of the binary layers: ``activation``, ``weight``, ``padding_value``, see
             :class:`BinaryConv2d`. Default: none.
         optional: The rule may select nothing, which is an error otherwise; for policies that serve many models.
@@ -62,6 +65,7 @@ class Rule:
     num_bases: int | None = None
     gates: bool = True
     input_norm: Mapping | None = field(default_factory=lambda: dict(type='BN'))
+    skip: bool = False
     binary_cfg: Mapping = field(default_factory=dict)
     optional: bool = False
 
@@ -105,7 +109,9 @@ def _parse_rule(entry: Mapping, where: str) -> Rule:
             hint = f' (did you mean {near[0]!r}?)' if near else ''
             raise UserError(f'{where}: a rule has no key {key!r}{hint}. Its keys: {", ".join(keys)}')
     idle = dict(
-        keep=('num_bases', 'gates', 'input_norm', 'binary_cfg'), binary=('num_bases', 'gates'), layerwise=('gates',)
+        keep=('num_bases', 'gates', 'input_norm', 'skip', 'binary_cfg'),
+        binary=('num_bases', 'gates'),
+        layerwise=('gates',),
     ).get(become, ())
     for key in idle:
         if key in entry:

@@ -134,9 +134,12 @@ def _pack_conv_module(module: ConvModule, packing: Packing, residual: Residual =
 
 
 def _pack_skip(skip: RealValuedSkip, packing: Packing) -> PackedUnit:
-    if not (is_as_written(skip, RealValuedSkip) and isinstance(skip.module, ConvModule)):
-        raise NotPackable(f'it goes around a {type(skip.module).__name__}')
-    return _pack_conv_module(skip.module, packing, Residual.INPUT)
+    if is_as_written(skip, RealValuedSkip):
+        if isinstance(skip.module, ConvModule):
+            return _pack_conv_module(skip.module, packing, Residual.INPUT)
+        if isinstance(skip.module, BinaryConv2d):
+            return pack_unit(packing, skip.module, residual=Residual.INPUT)
+    raise NotPackable(f'it goes around a {type(skip.module).__name__}')
 
 
 # mmcv's module and the skip around it have twins only here, where a model is walked as a whole.

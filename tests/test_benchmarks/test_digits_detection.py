@@ -16,23 +16,27 @@ def test_every_variant_has_its_line():
     assert sorted(line['variant'] for line in lines) == sorted(digits_detection.VARIANTS)
 
 
-@pytest.mark.parametrize('name', [name for name in digits_detection.VARIANTS if name not in ('twin', 'binary')])
+@pytest.mark.parametrize(
+    'name', [name for name in digits_detection.VARIANTS if name not in ('twin', 'twin_rate_1e-2', 'binary')]
+)
 def test_a_variant_changes_its_own_part_alone(name, tmp_path, monkeypatch):
     monkeypatch.setattr(digits_detection, 'WORK_DIR', tmp_path)
-    base, config = (Config.fromfile(digits_detection.write_config(each)) for each in ('binary_laterals', name))
-    assert config.model.neck.binary_laterals
+    base, config = (Config.fromfile(digits_detection.config_of(each)) for each in ('binary', name))
     changed = {
         (key, part)
         for key in ('model', 'optim_wrapper', 'train_cfg', 'train_dataloader')
         for part in config[key]
         if config[key][part] != base[key].get(part)
     }
-    assert (
-        changed
-        == {
-            'binary_laterals': set(),
-            'float_head': {('model', 'bbox_head')},
-            'learned_thresholds': {('model', part) for part in ('backbone', 'neck', 'bbox_head')},
-            'rate_1e-2': {('optim_wrapper', 'optimizer')},
-        }[name]
-    )
+    rate, neck, head = ('optim_wrapper', 'optimizer'), ('model', 'neck'), ('model', 'bbox_head')
+    expected = {
+        'rate_2e-2': {rate},
+        'rate_5e-3': {rate},
+        'more_bases': {rate, head},
+        'more_convs': {rate, head},
+        'binary_laterals': {rate, neck},
+        'binary_laterals_rate_1e-2': {neck},
+        'learned_thresholds': {rate, neck, head, ('model', 'backbone')},
+        'float_head': {rate, neck, head},
+    }
+    assert changed == expected[name]

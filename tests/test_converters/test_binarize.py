@@ -15,6 +15,7 @@ from mmgroupnet.layers import (
     BinaryLinear,
     GroupwiseChain,
     LayerwiseBinaryLinear,
+    RealValuedSkip,
 )
 from tests.batteries import assert_finite_gradients, detection_samples
 from tests.liveness import assert_alive, binary_layer_calls, estimate_statistics, real_pictures
@@ -121,6 +122,29 @@ class TestLayers:
         rule = dict(become='binary', types='Linear', input_norm=dict(type='GN', num_groups=32))
         (linear,) = mmgroupnet.binarize(nn.Sequential(nn.Linear(channels, 4)), [rule])
         assert linear.input_norm.num_groups == groups
+
+    @pytest.mark.parametrize(
+        ('conv', 'has_skip'),
+        [
+            (nn.Conv2d(4, 4, 3, padding=1), True),
+            (nn.Conv2d(4, 4, (5, 1), padding='same'), True),
+            (nn.Conv2d(4, 4, 3, padding=2, dilation=2), True),
+            (nn.Conv2d(4, 4, 1), True),
+            (nn.Conv2d(4, 8, 1), False),
+            (nn.Conv2d(4, 4, 1, stride=2), False),
+            (nn.Conv2d(4, 4, 3), False),
+        ],
+    )
+    def test_skips_go_around_convs_that_keep_the_shape(self, conv, has_skip):
+        rule = dict(become='layerwise', num_bases=2)
+        without = mmgroupnet.binarize(nn.Sequential(copy.deepcopy(conv)), [rule])
+        model = mmgroupnet.binarize(nn.Sequential(conv), [dict(rule, skip=True)])
+        assert isinstance(model[0], RealValuedSkip) is has_skip
+        x = torch.randn(2, 4, 7, 6)
+        assert torch.equal(model(x), without(x) + x if has_skip else without(x))
+        report = binarization_of(model)
+        assert report.dropped_tensors == []
+        assert {name.split('.')[-2] for name in report.new_tensors} == {'input_norm'}
 
     @pytest.mark.parametrize('rule', [dict(become='binary'), dict(become='layerwise', num_bases=2)])
     def test_linears(self, rule):
@@ -238,9 +262,10 @@ class TestWeights:
 
 
 class TestTraining:
-    @pytest.mark.parametrize('depth', [18, 50])
-    def test_a_detector_trains_is_alive_and_runs_packed(self, depth):
-        model = mmgroupnet.binarize(retinanet(depth), POLICY)
+    @pytest.mark.parametrize(('depth', 'skip'), [(18, False), (18, True), (50, False)])
+    def test_a_detector_trains_is_alive_and_runs_packed(self, depth, skip):
+        policy = [dict(rule, skip=skip) if rule['become'] in ('layerwise', 'binary') else rule for rule in POLICY]
+        model = mmgroupnet.binarize(retinanet(depth), policy)
         assert all(parameter.requires_grad for parameter in model.backbone.parameters())
         images = model.data_preprocessor(dict(inputs=list(real_pictures(96, 160)), data_samples=None))['inputs']
         samples = detection_samples([[[8, 10, 60, 50], [60, 20, 150, 90]]] * 2, (96, 160))

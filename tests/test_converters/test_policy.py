@@ -38,6 +38,7 @@ class TestRules:
             (dict(become='ternary'), r'policy\[0\].*become is one of binary, layerwise, groupwise, keep'),
             (dict(become='keep', name='stem'), r"policy\[0\]: a rule has no key 'name' \(did you mean 'names'\?\)"),
             (dict(become='keep', num_bases=2), 'num_bases=2 has no meaning for become=.keep.'),
+            (dict(become='keep', skip=True), 'skip=True has no meaning for become=.keep.'),
             (dict(become='binary', gates=True), 'gates=True has no meaning for become=.binary.'),
             (dict(become='layerwise'), 'num_bases=None: layerwise takes a number of bases'),
             (dict(become='layerwise', num_bases=0), 'num_bases=0'),

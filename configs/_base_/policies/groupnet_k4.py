@@ -68,6 +68,9 @@ residual_blocks = [
     'ResBlock',
 ]
 
+# The 1x1 convs through which a pyramid sees the backbone, 0.3 % of its weights; binary ones pass nothing but signs.
+laterals = ['neck.lateral_convs']
+
 # Gates of channels read one pixel an image, and are next to nothing to compute; TOOD's multiplies with the weights of a
 # conv itself.
 channel_gates = ['SELayer', 'TaskDecomposition']
@@ -84,13 +87,17 @@ policy = [
         binary_cfg=binary_cfg,
         optional=True,
     ),
-    dict(become='layerwise', names=['backbone', 'neck'], num_bases=num_bases, binary_cfg=binary_cfg, optional=True),
+    dict(become='layerwise', names='backbone', num_bases=num_bases, binary_cfg=binary_cfg, optional=True),
+    # Necks and heads start from random weights: skips cost them nothing, and let real values through.
+    dict(become='keep', names=laterals, optional=True),
+    dict(become='layerwise', names='neck', num_bases=num_bases, binary_cfg=binary_cfg, skip=True, optional=True),
     # Heads share their convs between pyramid levels, whose statistics differ: no batch norm here.
     dict(
         become='layerwise',
         num_bases=num_bases,
         binary_cfg=binary_cfg,
         input_norm=dict(type='GN', num_groups=32),
+        skip=True,
         optional=True,
     ),
 ]

@@ -3,5 +3,6 @@ _base_ = 'groupnet_k4_backbone.py'
 
 policy = [
     *_base_.policy,
-    dict(become='layerwise', names='neck', num_bases=_base_.num_bases, binary_cfg=_base_.binary_cfg),
+    dict(become='keep', names=_base_.laterals, optional=True),
+    dict(become='layerwise', names='neck', num_bases=_base_.num_bases, binary_cfg=_base_.binary_cfg, skip=True),
 ]
