@@ -92,7 +92,7 @@ test-oldest:
 	OMP_NUM_THREADS=1 "$(VENV)-oldest/bin/python" -m pytest tests/test_quantizers tests/test_ops tests/test_layers $(ARGS)
 
 wheels: env
-	"$(PY)" tools/misc/build_wheels.py
+	"$(PY)" .ci/build_wheels.py
 
 runtime: env
 	"$(PY)" runtime/build_wheels.py

@@ -20,8 +20,13 @@ COMMANDS = {
     'export': ('deploy/export_onnx.py', 'write a checkpoint as an .onnx file'),
     'binarize': ('binarize.py', 'make the model of any config binary'),
     'complexity': ('analysis_tools/get_complexity.py', 'parameters, sizes and operations of a model'),
+    'config': ('misc/print_config.py', 'print a config with everything that it inherits'),
+    'split-coco': (
+        'dataset_converters/split_coco.py',
+        'split a COCO file into one for training and one for validation',
+    ),
     'digits': ('dataset_converters/digits.py', 'generate the data set of the demo'),
-    'split-coco': ('dataset_converters/split_coco.py', 'split a COCO file in two, for training and for evaluation'),
+    'build-mmcv': ('misc/build_mmcv.py', 'install mmcv, compiled for the torch that is installed'),
 }
 
 _HELP = """usage: mmgroupnet COMMAND ...

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmgroupnet import __main__ as console
+from mmgroupnet.engine.configs import load_config
 from mmgroupnet.shipped_files import shipped
 from mmgroupnet.version import __version__
 
@@ -24,7 +25,6 @@ def test_the_help_lists_the_commands(words, monkeypatch, capsys):
     printed = capsys.readouterr().out
     for name, (_, what) in console.COMMANDS.items():
         assert f'  {name:<12}{what}\n' in printed
-    assert max(map(len, printed.splitlines()[:-5])) <= 100
 
 
 def test_the_version(monkeypatch, capsys):
@@ -49,7 +49,6 @@ def test_a_command_prints_the_help_of_its_tool_under_its_own_name(name, monkeypa
     assert end.value.code == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f'usage: mmgroupnet {name} ')
-    assert '--traceback' in printed
 
 
 @pytest.mark.parametrize(('name', 'hint'), [('trian', " (did you mean 'train'?)"), ('zzz', '')])
@@ -75,6 +74,10 @@ def test_a_command_does_what_its_tool_does(tmp_path, monkeypatch, capsys):
     assert 'digits: 2 training and 1 validation images are in data/digits' in capsys.readouterr().out
     run(monkeypatch, 'complexity', 'mmgroupnet::demo/fcos_groupnet_digits.py')
     assert capsys.readouterr().out.splitlines()[-1].split()[:4] == ['total', '23', '10', '9,117,305']
+    run(monkeypatch, 'config', 'mmgroupnet::demo/fcos_groupnet_digits.py')
+    (tmp_path / 'whole.py').write_text(capsys.readouterr().out)
+    whole, named = load_config('whole.py'), load_config('mmgroupnet::demo/fcos_groupnet_digits.py')
+    assert whole.to_dict() == named.to_dict()
 
 
 def test_configs_and_tools_are_those_of_the_checkout():

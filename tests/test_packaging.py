@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (
+    '.ci',
     'mmgroupnet',
     'csrc',
     'configs',
@@ -169,7 +170,7 @@ def test_an_installed_wheel_has_the_command_and_configs_by_name(wheel, tmp_path)
 @pytest.mark.skipif(not shutil.which('g++'), reason='needs g++')
 def test_the_digits_demo_without_a_checkout(checkout, tmp_path):
     """`make wheels`, and from data to an .onnx file with what it has built."""
-    subprocess.run([sys.executable, 'tools/misc/build_wheels.py'], cwd=checkout, check=True)
+    subprocess.run([sys.executable, '.ci/build_wheels.py'], cwd=checkout, check=True)
     (wheel,) = (checkout / 'dist').glob('*.whl')
     assert re.fullmatch(r'mmgroupnet-.*-py3-none-manylinux_2_(1[789]|2[0-8])_\w+\.whl', wheel.name)
     run = install(wheel, tmp_path / 'site')

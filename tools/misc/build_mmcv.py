@@ -2,8 +2,8 @@
 
 mmcv publishes no wheel for current torch, so its source is compiled once (about 4 minutes on 2 cores) and the wheel
 kept in ``${XDG_CACHE_HOME:-~/.cache}/mmgroupnet``, in a folder named after all that the compiled code depends on.
-Nothing happens where ``mmcv.ops`` can be imported already. Only the standard library is needed to run this; torch,
-setuptools < 81 and wheel to compile.
+Nothing happens where ``mmcv.ops`` can be imported already. It needs torch, and what mmcv imports (mmengine, OpenCV,
+setuptools < 81); to compile, wheel, a C++ compiler and Python's headers.
 
 Environment variables:
     FORCE_CUDA=1: Compiles the CUDA ops without a GPU, too (nvcc is needed), and replaces installed ops that lack them.
@@ -12,6 +12,7 @@ Environment variables:
 
 Usage:
     python tools/misc/build_mmcv.py [--preflight]
+    mmgroupnet build-mmcv
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def install_mmcv(cache: Path) -> None:
         print('mmcv.ops is installed already.')
         return
     torch = describe_torch()
+    check_imports()
     cuda = wants_cuda(torch, forced)
     folder = cache / cache_name(MMCV_VERSION, torch, cuda)
     wheel = cached_wheel(folder)
@@ -203,6 +205,16 @@ def preflight(cache: Path) -> None:
         )
     some_wheel = next(cache.glob(f'mmcv{MMCV_VERSION}-{python_tag()}-*/mmcv-*.whl'), None)
     report_missing(missing_packages(compiles=some_wheel is None, makes_environment=True))
+
+
+def check_imports() -> None:
+    """Exits with one line about what mmcv imports and is missing, before it is compiled for nothing."""
+    missing = [name for name in ('cv2', 'mmengine', 'pkg_resources') if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(
+            f'mmcv imports {", ".join(missing)}, which is missing: '
+            f"{sys.executable} -m pip install mmengine 'opencv-python<5' 'setuptools<81'"
+        )
 
 
 def check_build_tools() -> None:

@@ -5,6 +5,7 @@ libstdc++ is linked into the kernels. libgomp is not: its name is that of the on
 two would have two crews of threads that wait for work on the same cores.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 KERNELS = 'mmgroupnet/ops/_kernels.so'
 # What of libstdc++ is not needed is left out, and nothing of it is seen from outside.
 LINKER_FLAGS = '-static-libstdc++ -Wl,--exclude-libs,ALL -Wl,--gc-sections -Wl,--strip-all'
@@ -67,6 +68,8 @@ def build(dist: Path) -> tuple[Path, Path]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     for path in build(ROOT / 'dist'):
         print(path)
 
