@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 from pycocotools.coco import COCO
 
 from mmgroupnet.datasets import DIGIT_CLASSES, DigitCrops, generate_digits
+from mmgroupnet.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -63,3 +64,11 @@ def test_the_set_is_made_on_first_use(tmp_path, monkeypatch):
 def test_another_split_is_refused(source):
     with pytest.raises(ValueError, match="split='test': the digits have 'train' and 'val'"):
         DigitCrops('test', source)
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    generate_digits(tmp_path / 'digits', num_train=1, num_val=1)
+    (picture,) = (tmp_path / 'digits' / 'val').glob('*.jpg')
+    picture.write_bytes(b'no picture')
+    with pytest.raises(UserError, match=f'{picture} cannot be read: delete {tmp_path}/digits, and it is made anew'):
+        DigitCrops('val', tmp_path / 'digits')[0]

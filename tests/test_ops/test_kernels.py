@@ -251,6 +251,10 @@ class TestDescribedUnits:
         kernels.describe_unit(unit.geometry, [bits, *[None] * 6])
         assert used.weights and not freed
 
+    def test_a_unit_without_weights_is_refused(self):
+        with pytest.raises(ValueError, match='bits is None: a unit has weights, give them packed'):
+            kernels.describe_unit(geometry(), [None] * 7)
+
 
 class Outputs(Dataset):
     """Runs the op in a worker process, with two threads."""
