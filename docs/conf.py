@@ -25,7 +25,14 @@ version = release = __version__
 root_doc = 'docs/index'
 language = 'en'
 
-PAGES = ['README.md', 'docs/**.md', 'configs/*/README.md', 'benchmarks/results/stock_configs.md']
+PAGES = [
+    'README.md',
+    'CONTRIBUTING.md',
+    'CHANGELOG.md',
+    'docs/**.md',
+    'configs/*/README.md',
+    'benchmarks/results/stock_configs.md',
+]
 include_patterns = PAGES
 # Data sets and environments in the checkout are not walked through.
 exclude_patterns = [
