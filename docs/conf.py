@@ -25,7 +25,14 @@ version = release = __version__
 root_doc = 'docs/index'
 language = 'en'
 
-PAGES = ['README.md', 'docs/**.md', 'configs/*/README.md', 'benchmarks/results/stock_configs.md']
+PAGES = [
+    'README.md',
+    'CONTRIBUTING.md',
+    'CHANGELOG.md',
+    'docs/**.md',
+    'configs/*/README.md',
+    'benchmarks/results/stock_configs.md',
+]
 include_patterns = PAGES
 # Data sets and environments in the checkout are not walked through.
 exclude_patterns = [
@@ -55,6 +62,8 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 html_math_renderer = 'mathml'
+
+TYPES = 'docs/reference/types'  # the page that is made from the registries
 
 
 def write_math(translator: object, node: nodes.Element) -> None:
@@ -100,7 +109,7 @@ def find_by_last_name(
 
 def list_types(app: Sphinx, docname: str, source: list[str]) -> None:
     """Writes the table of registered types into the page about them."""
-    if docname != 'docs/reference/types':
+    if docname != TYPES:
         return
     from mmgroupnet import register_all_modules, registry
 
@@ -108,17 +117,15 @@ def list_types(app: Sphinx, docname: str, source: list[str]) -> None:
     tables = []
     for name in registry.__all__:
         types = sorted(getattr(registry, name).module_dict.items())
-        rows = [
-            f'| `mmgroupnet.{key}` | {{py:obj}}`{kind.__module__}.{kind.__qualname__}` | {first_line(kind)} |'
-            for key, kind in types
-        ]
-        tables += [f'## {name}\n\n| type in a config | class or function | |\n| --- | --- | --- |', *rows, '']
+        rows = [f'| {{py:obj}}`mmgroupnet.{key} <{kind.__name__}>` | {first_line(kind)} |' for key, kind in types]
+        tables += [f'## {name}\n\n| type in a config | |\n| --- | --- |', *rows, '']
     source[0] += '\n'.join(tables)
 
 
 def first_line(kind: type) -> str:
     """The first sentence of a docstring, for Markdown."""
     text = ' '.join((kind.__doc__ or '').split('\n\n')[0].split())
+    text = re.sub(r':math:`([^`]+)`', r'$\1$', text)
     text = re.sub(r':\w+:`~?([^`]+)`', r'`\1`', text).replace('``', '`').replace('|', r'\|')
     return re.split(r'(?<=[a-z)`])\. ', text)[0].rstrip('.')
 
@@ -130,3 +137,4 @@ def setup(app: Sphinx) -> None:
     app.connect('autodoc-process-signature', drop_signature)
     app.connect('missing-reference', find_by_last_name)
     app.connect('source-read', list_types)
+    app.connect('env-get-outdated', lambda *_: [TYPES])  # whatever was registered since the last build

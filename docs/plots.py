@@ -81,7 +81,8 @@ def curves_of_weight(quantizer: SignWeight) -> list[tuple[Tensor, Tensor, Tensor
 
 
 def two_panels() -> tuple[Figure, Axes, Axes]:
-    figure = Figure(figsize=(6.4, 2.2), layout='constrained')
+    figure = Figure(figsize=(6.4, 2.2))
+    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.2, top=0.87)
     return figure, *figure.subplots(1, 2)
 
 

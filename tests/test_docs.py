@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import copy
 import importlib
 import inspect
 import io
@@ -273,7 +274,11 @@ def check_values(args: argparse.Namespace) -> None:
     """Configs and policies that a command line names exist, and have the settings that it overrides."""
     config = getattr(args, 'config', None)
     if config and (config.startswith('configs/') or '::' in config):
-        check_overrides(load(config), args.cfg_options)
+        cfg = load(config)
+        if args.cfg_options:
+            cfg = copy.deepcopy(cfg)
+            cfg.merge_from_dict(check_overrides(cfg, args.cfg_options))
+            check_arguments(cfg)
     policy = getattr(args, 'binarize', None)
     assert not policy or not policy.startswith('configs/') or (ROOT / policy).is_file(), policy
 
