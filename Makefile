@@ -47,6 +47,11 @@ QUICK_TESTS = tests/test_quantizers/test_activations.py tests/test_quantizers/te
 	tests/test_models/test_necks/test_binary_fpn.py::TestBinaryFPN
 NOT_QUICK = TestSelection or TestFuzzer or TestThreads or exported
 
+# What needs neither mmdet, mmsegmentation nor mmpretrain.
+OLDEST_TESTS = tests/test_quantizers/test_activations.py tests/test_quantizers/test_weights.py \
+	tests/test_layers/test_branches.py tests/test_layers/test_groupwise.py tests/test_layers/test_binary_linear.py \
+	tests/test_layers/test_lean/test_sign_conv.py tests/test_ops/test_geometry.py tests/test_ops/test_convolve.py
+
 # What clang-format formats; the header of ONNX Runtime beside them is not ours.
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/onnxruntime/*.cpp csrc/onnxruntime/*.h runtime/examples/*.cpp tests/csrc/*.cpp)
 CLANG_FORMAT = "$(PY)" -c 'from clang_format import clang_format; clang_format()'
@@ -89,7 +94,7 @@ test-oldest:
 	$(BASE_PYTHON) -m venv "$(VENV)-oldest"
 	"$(VENV)-oldest/bin/python" -m pip install --disable-pip-version-check -r requirements/oldest.txt
 	"$(VENV)-oldest/bin/python" -W ignore setup.py --quiet build_ext --inplace
-	OMP_NUM_THREADS=1 "$(VENV)-oldest/bin/python" -m pytest tests/test_quantizers tests/test_ops tests/test_layers $(ARGS)
+	OMP_NUM_THREADS=1 "$(VENV)-oldest/bin/python" -m pytest $(OLDEST_TESTS) $(ARGS)
 
 wheels: env
 	"$(PY)" .ci/build_wheels.py

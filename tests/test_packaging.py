@@ -95,7 +95,7 @@ def test_a_wheel_carries_the_package_and_what_mim_looks_for(checkout, wheel):
 def test_the_wheel_declares_ranges_and_extras(wheel):
     name = next(name for name in names_in(wheel) if name.endswith('/METADATA'))
     metadata = zipfile.ZipFile(wheel).read(name).decode().splitlines()
-    assert 'Requires-Dist: torch>=2.7' in metadata
+    assert 'Requires-Dist: torch>=2.7.1' in metadata
     assert 'Requires-Dist: mmdet<4.0.0,>=3.2.0; extra == "mmdet"' in metadata
     assert 'Requires-Dist: mmcv<2.2.0,>=2.0.0rc4; extra == "mim"' in metadata
     extras = {line.removeprefix('Provides-Extra: ') for line in metadata if line.startswith('Provides-Extra')}

@@ -27,3 +27,10 @@ def test_pinned_versions_lie_in_the_declared_ranges(name):
             continue
         pinned = LOCKED[canonicalize_name(STANDS_FOR.get(declared.name, declared.name))]
         assert declared.specifier.contains(pinned), f'{declared} is declared, {pinned} is pinned'
+
+
+def test_the_oldest_versions_that_are_tested_are_the_floors_that_are_declared():
+    tested = {pin.name: str(pin.specifier) for pin in read('oldest')}
+    declared = {requirement.name: requirement.specifier for name in ('runtime', 'mim') for requirement in read(name)}
+    for name in ('torch', 'mmengine'):
+        assert tested[name].replace('==', '>=') in map(str, declared[name])
