@@ -68,6 +68,7 @@ def main() -> None:
     path = shipped('tools') / COMMANDS[name][0]
     sys.argv = [f'mmgroupnet {name}', *options]  # The tool's help and errors begin with its name.
     spec = spec_from_file_location(f'mmgroupnet_{name}', path)
+    assert spec is not None and spec.loader is not None  # as of every file that ends in .py
     tool = module_from_spec(spec)
     spec.loader.exec_module(tool)
     tool.main()
