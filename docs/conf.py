@@ -31,6 +31,7 @@ PAGES = [
     'CHANGELOG.md',
     'docs/**.md',
     'configs/*/README.md',
+    'examples/*/README.md',
     'benchmarks/results/stock_configs.md',
 ]
 include_patterns = PAGES

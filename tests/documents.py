@@ -13,7 +13,7 @@ from markdown_it.token import Token
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ('*.md', 'docs/**/*.md', 'configs/*/README.md', 'benchmarks/results/*.md')
+    for pattern in ('*.md', 'docs/**/*.md', 'configs/*/README.md', 'examples/*/README.md', 'benchmarks/results/*.md')
     for path in ROOT.glob(pattern)
     if '_build' not in path.parts
 )

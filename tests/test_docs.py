@@ -187,6 +187,8 @@ def check_command(*words: str) -> None:
         assert {word for word in arguments if '=' not in word} <= targets, words
     elif name == 'mmgroupnet-run':
         check_arguments_of('mmgroupnet-run', importlib.import_module('mmgroupnet_runtime.cli').main, arguments)
+    elif name == 'torchrun':
+        check_python(arguments[arguments.index('-m') :])
     elif name == 'mmgroupnet':
         check_python(['-m', 'mmgroupnet', *arguments])
     elif name == 'pip':
@@ -215,10 +217,10 @@ def check_python(arguments: list[str]) -> None:
 
 def check_console(arguments: list[str]) -> None:
     console = importlib.import_module('mmgroupnet.__main__')
-    if arguments[0] in ('--help', '--version'):
+    if not arguments or arguments[0] in ('--help', '--version'):
         return
     assert arguments[0] in console.COMMANDS, arguments
-    if arguments[1:]:
+    if arguments[1:] and arguments[1:] != ['--help']:
         check_arguments_of('mmgroupnet', console.main, arguments)
 
 
