@@ -40,7 +40,7 @@ class GroupwiseBlock(nn.Module):
         """
         num_bases = len(self.branches)
         if last_merge is not None and self.gate is not None:
-            inputs = list(split(self.gate(x, last_merge), num_bases))
+            inputs: Sequence[Tensor] = split(self.gate(x, last_merge), num_bases)
         else:
             inputs = [x if last_merge is None else last_merge(x)] * num_bases
         # By index: torch.fx cannot iterate over what it traces.
