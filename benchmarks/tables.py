@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an insta
 
 from benchmarks import (  # noqa: E402
     bccd_detection,
+    bccd_policies,
     camvid_segmentation,
     cifar10_decomposition,
     deployment,
@@ -109,6 +110,7 @@ def _headline() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     'bccd_detection': lambda: _of_lines(bccd_detection),
+    'bccd_policies': lambda: _of_lines(bccd_policies),
     'camvid_segmentation': lambda: _of_lines(camvid_segmentation),
     'cifar10_decomposition_r8': lambda: cifar10_decomposition.results_table(
         read_lines(ROOT / cifar10_decomposition.RESULTS), blocks=1
