@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from benchmarks.timing import format_table  # noqa: E402
-from benchmarks.trainings import collect, train  # noqa: E402
+from benchmarks.trainings import box_results, collect, train  # noqa: E402
 
 RESULTS = Path('benchmarks/results/bccd_detection.jsonl')
 CONFIGS = {
@@ -29,22 +29,16 @@ def run(name: str) -> dict:
     """Trains one config and returns its line of results."""
     import torch
 
-    from mmgroupnet.analysis.training_curves import read_history, training_seconds
     from mmgroupnet.engine.model_report import count_parameters
 
     config, work_dir = f'configs/detection/{name}.py', Path('work_dirs/bccd') / name
     train(config, work_dir)
-    metrics = read_history(work_dir).metrics
-    last_epoch = max(metrics['coco/bbox_mAP'])
     parameters, binary_parameters = count_parameters(config)
     return dict(
         config=config,
-        epochs=last_epoch,
-        AP=metrics['coco/bbox_mAP'][last_epoch],
-        AP50=metrics['coco/bbox_mAP_50'][last_epoch],
+        **box_results(work_dir),
         parameters=parameters,
         binary_parameters=binary_parameters,
-        seconds=round(training_seconds(work_dir)),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
     )

@@ -17,8 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from benchmarks.timing import describe_machine, format_table  # noqa: E402
-from benchmarks.trainings import collect, run_tool  # noqa: E402
-from mmgroupnet.analysis.training_curves import read_history, training_seconds  # noqa: E402
+from benchmarks.trainings import box_results, collect, run_tool  # noqa: E402
 from mmgroupnet.engine.model_report import count_parameters  # noqa: E402
 
 RESULTS = Path('benchmarks/results/bccd_policies.jsonl')
@@ -44,17 +43,12 @@ def finish(policy: str) -> dict:
     work_dir = Path('work_dirs/bccd_policies') / policy
     options = [] if policy == FLOAT else ['--binarize', f'configs/_base_/policies/{policy}.py']
     run_tool('tools/train.py', CONFIG, '--work-dir', work_dir, '--resume', *options)
-    metrics = read_history(work_dir).metrics
-    last_epoch = max(metrics['coco/bbox_mAP'])
     parameters, binary_parameters = count_parameters(str(work_dir / CONFIG.name))
     return dict(
         policy=policy,
-        epochs=last_epoch,
-        AP=metrics['coco/bbox_mAP'][last_epoch],
-        AP50=metrics['coco/bbox_mAP_50'][last_epoch],
+        **box_results(work_dir),
         parameters=parameters,
         binary_parameters=binary_parameters,
-        seconds=round(training_seconds(work_dir)),
         machine=describe_machine(torch.get_num_threads()),
     )
 

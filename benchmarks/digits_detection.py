@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from benchmarks.timing import format_table  # noqa: E402
-from benchmarks.trainings import collect, train, write_config  # noqa: E402
+from benchmarks.trainings import box_results, collect, train, write_config  # noqa: E402
 
 RESULTS = Path('benchmarks/results/digits_detection.jsonl')
 WORK_DIR = Path('work_dirs/digits')
@@ -80,18 +80,11 @@ def run(name: str) -> dict:
     """Trains a variant and returns its line of results."""
     import torch
 
-    from mmgroupnet.analysis.training_curves import read_history, training_seconds
-
     config, work_dir = config_of(name), WORK_DIR / name
     train(str(config), work_dir)
-    metrics = read_history(work_dir).metrics
-    last_epoch = max(metrics['coco/bbox_mAP'])
     return dict(
         variant=name,
-        epochs=last_epoch,
-        AP=metrics['coco/bbox_mAP'][last_epoch],
-        AP50=metrics['coco/bbox_mAP_50'][last_epoch],
-        seconds=round(training_seconds(work_dir)),
+        **box_results(work_dir),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
     )

@@ -1,11 +1,11 @@
 """Binary detectors on further data: ``python benchmarks/more_detection.py``.
 
-Two sets beside BCCD's three classes and the digits of the demo: boxes around the objects in CamVid's masks, as somebody
-makes them who has masks, and BCCD's red blood cells alone, one class, dense. Each detector has the schedule of
-configs/detection/fcos_groupnet_r18_bccd.py, is trained by tools/train.py (a run that was cut off goes on from its last
-epoch), and evaluated after its last epoch; the all-binary one is packed and evaluated once more. Every finished run
-appends one line to benchmarks/results/more_detection.jsonl and is not run again. At the end the table is printed.
-Needs data/camvid and data/bccd, see configs/segmentation/README.md and configs/detection/README.md.
+Two sets beside BCCD's three classes and the digits of the demo: boxes around the objects in CamVid's masks, and BCCD's
+red blood cells alone, one class, dense. Each detector has the schedule of configs/detection/fcos_groupnet_r18_bccd.py,
+is trained by tools/train.py (a run that was cut off goes on from its last epoch), and evaluated after its last epoch;
+the all-binary one is packed and evaluated once more. Every finished run appends one line to
+benchmarks/results/more_detection.jsonl and is not run again. At the end the table is printed. Needs data/camvid and
+data/bccd, see configs/segmentation/README.md and configs/detection/README.md.
 """
 
 import argparse
@@ -24,8 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
 from benchmarks.timing import describe_machine, format_table  # noqa: E402
-from benchmarks.trainings import collect, run_tool, test, train, write_config  # noqa: E402
-from mmgroupnet.analysis.training_curves import read_history, training_seconds  # noqa: E402
+from benchmarks.trainings import box_results, collect, run_tool, test, train, write_config  # noqa: E402
 from mmgroupnet.checkpoints.read import saved_checkpoints  # noqa: E402
 
 RESULTS = Path('benchmarks/results/more_detection.jsonl')
@@ -124,14 +123,9 @@ def finish(run: Run) -> dict:
     config = config_of(run)
     work_dir = config.with_suffix('')
     train(str(config), work_dir)
-    metrics = read_history(work_dir).metrics
-    last_epoch = max(metrics['coco/bbox_mAP'])
     line = dict(
         run._asdict(),
-        epochs=last_epoch,
-        AP=metrics['coco/bbox_mAP'][last_epoch],
-        AP50=metrics['coco/bbox_mAP_50'][last_epoch],
-        seconds=round(training_seconds(work_dir)),
+        **box_results(work_dir),
         machine=describe_machine(torch.get_num_threads()),
     )
     if run.detector == 'binary':

@@ -33,6 +33,20 @@ def test(config: str, checkpoint: Path, work_dir: Path, *cfg_options: str) -> di
     return json.loads(metrics.read_text())
 
 
+def box_results(work_dir: Path) -> dict[str, float]:
+    """Epochs, AP, AP50 and seconds of a detector's training, of the evaluation after its last epoch."""
+    from mmgroupnet.analysis.training_curves import read_history, training_seconds
+
+    metrics = read_history(work_dir).metrics
+    last_epoch = max(metrics['coco/bbox_mAP'])
+    return dict(
+        epochs=last_epoch,
+        AP=metrics['coco/bbox_mAP'][last_epoch],
+        AP50=metrics['coco/bbox_mAP_50'][last_epoch],
+        seconds=round(training_seconds(work_dir)),
+    )
+
+
 def run_tool(*command: object, cfg_options: tuple[str, ...] = ()) -> None:
     """Runs a tool of the repository, with overrides of its config."""
     options = ['--cfg-options', *cfg_options] if cfg_options else []

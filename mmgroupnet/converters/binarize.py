@@ -145,7 +145,7 @@ def _swap(model: nn.Module, decision: Decision, rule: Rule, renamed: Mapping[str
 
 def _keeps_shape(conv: BinaryConv2d) -> bool:
     """Whether the output has the shape of the input, whatever that is."""
-    if isinstance(conv, BinaryLinear) or conv.in_channels != conv.out_channels or conv.stride != (1, 1):
+    if conv.in_channels != conv.out_channels or conv.stride != (1, 1):
         return False
     return isinstance(conv.padding, str) or all(  # the only text is 'same'
         2 * padding == conv.dilation * (size - 1) for padding, size in zip(conv.padding, conv.kernel_size, strict=True)

@@ -49,9 +49,8 @@ def build_binarized(
     """
     check_outer_backbone(backbone)
     cfg = with_data_preprocessor(model, data_preprocessor)
-    built: Any = binarize(
-        MMENGINE_MODELS.build(copy.deepcopy(cfg)), policy
-    )  # Detectors write into their parts' configs.
+    # A copy, since detectors write into their parts' configs.
+    built: Any = binarize(MMENGINE_MODELS.build(copy.deepcopy(cfg)), policy)
     stock: Any = type(built)
     built.__class__ = _binarized_class(stock)
     built.binarized_from = policy, cfg

@@ -47,7 +47,7 @@ class Rule:
         input_norm: Norm in front of every sign, which must not see what comes out of a ReLU; None leaves it out.
             Of ``dict(type='GN')``, ``num_groups`` is lowered to a divisor of the channels. Default:
             ``dict(type='BN')``.
-        skip: Adds the input of a binary conv to its output, in real values, where both have the same shape:
+        skip: Adds the input of a binary layer to its output, in real values, where both have the same shape:
             :class:`RealValuedSkip`. A float model's function changes by it, so that it suits parts which start from
             random weights. Default: False.
         binary_cfg: Options of the binary layers: ``activation``, ``weight``, ``padding_value``, see

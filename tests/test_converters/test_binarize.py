@@ -146,6 +146,15 @@ class TestLayers:
         assert report.dropped_tensors == []
         assert {name.split('.')[-2] for name in report.new_tensors} == {'input_norm'}
 
+    @pytest.mark.parametrize(('features', 'has_skip'), [(4, True), (3, False)])
+    def test_skips_go_around_linears_that_keep_the_shape(self, features, has_skip):
+        rule = dict(become='binary', types='Linear', skip=True)
+        (layer,) = mmgroupnet.binarize(nn.Sequential(nn.Linear(4, features)), [rule])
+        assert isinstance(layer, RealValuedSkip) is has_skip
+        x = torch.randn(5, 4)
+        if has_skip:
+            assert torch.equal(layer(x), layer.module(x) + x)
+
     @pytest.mark.parametrize('rule', [dict(become='binary'), dict(become='layerwise', num_bases=2)])
     def test_linears(self, rule):
         model = nn.Sequential(nn.Linear(4, 3), nn.Conv2d(3, 3, 1))
