@@ -4,6 +4,7 @@
 # make wheels    build the package with its kernels for other machines, and its source archive, into dist
 # make runtime   build the wheels of mmgroupnet-runtime, which runs .onnx files without torch, into runtime/dist
 # make test-oldest  the tests of layers and kernels with the oldest torch and mmengine that are declared
+# make test-onedl  the tests with OpenMMLab's maintained forks (onedl-*), in an environment of its own
 # make test-arm  run the kernels and the runtime as on ARM, by qemu (skips what is missing, and says what)
 # make test-gpu  train on a GPU (skips everything where torch sees none)
 # make test-quick  the tests that fail first when something breaks, in under a minute
@@ -56,7 +57,7 @@ OLDEST_TESTS = tests/test_quantizers/test_activations.py tests/test_quantizers/t
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/onnxruntime/*.cpp csrc/onnxruntime/*.h runtime/examples/*.cpp tests/csrc/*.cpp)
 CLANG_FORMAT = "$(PY)" -c 'from clang_format import clang_format; clang_format()'
 
-.PHONY: help env demo demo-seg test test-quick test-oldest test-arm test-gpu wheels runtime lint format docs
+.PHONY: help env demo demo-seg test test-quick test-oldest test-onedl test-arm test-gpu wheels runtime lint format docs
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -95,6 +96,15 @@ test-oldest:
 	"$(VENV)-oldest/bin/python" -m pip install --disable-pip-version-check -r requirements/oldest.txt
 	"$(VENV)-oldest/bin/python" -W ignore setup.py --quiet build_ext --inplace
 	OMP_NUM_THREADS=1 "$(VENV)-oldest/bin/python" -m pytest $(OLDEST_TESTS) $(ARGS)
+
+# The same versions of all but OpenMMLab's packages.
+test-onedl: ONEDL_PY := $(VENV)-onedl/bin/python
+test-onedl:
+	$(BASE_PYTHON) -m venv "$(VENV)-onedl"
+	grep -vE '^mm(det|engine|pretrain|segmentation)=' requirements/lock.txt | "$(ONEDL_PY)" -m pip install \
+		--disable-pip-version-check --no-deps -r /dev/stdin -r requirements/onedl-lock.txt
+	"$(ONEDL_PY)" tools/misc/build_mmcv.py --onedl
+	$(MAKE) test PYTHON="$(ONEDL_PY)" ARGS='$(ARGS)'
 
 wheels: env
 	"$(PY)" .ci/build_wheels.py

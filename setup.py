@@ -146,6 +146,8 @@ def read_requirements(name: str) -> list[str]:
 
 extras = {name: read_requirements(name) for name in EXTRAS}
 extras['all'] = sorted({requirement for requirements in extras.values() for requirement in requirements})
+# Not among all: the forks have the same modules as what those ask for.
+extras['onedl'] = read_requirements('onedl')
 
 setup(
     name='mmgroupnet',

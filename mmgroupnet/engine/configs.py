@@ -11,6 +11,7 @@ from typing import Any
 
 import mmengine.registry
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hooks import Hook
 from mmengine.hub import get_config
 from mmengine.logging import print_log
@@ -57,8 +58,11 @@ def _names_in_bases() -> Iterator[None]:
     mmengine takes names of the libraries in a fixed table. An entry of ours would serve neither editable installs,
     whose files it looks for in site-packages, nor configs that are in no folder; and what a config reads of its base,
     such as ``_base_.model``, it would build in the scope of mmgroupnet, which mmdet's and mmseg's parts are not in.
+
+    The table has mmseg by the name of its distribution, which the maintained fork does not bear; by that of the module
+    mmengine finds either.
     """
-    find = Config._get_cfg_path
+    find, mmseg = Config._get_cfg_path, MODULE2PACKAGE['mmseg']
 
     def find_base(base: str, file: str) -> tuple[str, str | None]:
         try:
@@ -66,11 +70,11 @@ def _names_in_bases() -> Iterator[None]:
         except (UserError, ValueError, AssertionError, FileNotFoundError, ModuleNotFoundError) as error:
             raise UserError(f'{file}: _base_ {base!r} cannot be found: {error}') from error
 
-    Config._get_cfg_path = staticmethod(find_base)
+    Config._get_cfg_path, MODULE2PACKAGE['mmseg'] = staticmethod(find_base), 'mmseg'
     try:
         yield
     finally:
-        Config._get_cfg_path = staticmethod(find)
+        Config._get_cfg_path, MODULE2PACKAGE['mmseg'] = staticmethod(find), mmseg
 
 
 def read_config_file(path: str | Path) -> Config:
@@ -101,7 +105,8 @@ def load_config(name: str) -> Config:
         if find_spec(library) is None:  # mmengine would install it.
             raise UserError(f'config {name}: {library} is not installed')
         try:
-            cfg = get_config(name)
+            with _names_in_bases():
+                cfg = get_config(name)
         except (AssertionError, KeyError, ValueError, FileNotFoundError) as error:
             raise UserError(f'config {name}: no installed OpenMMLab library has it ({error})') from error
     else:

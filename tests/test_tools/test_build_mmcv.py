@@ -41,7 +41,8 @@ def test_the_cache_name_carries_what_the_ops_depend_on(script, monkeypatch, vers
     monkeypatch.setattr(script.platform, 'machine', lambda: 'x86_64')
     monkeypatch.setattr(script.sys, 'version_info', (3, 12, 1))
     torch = script.Torch(version, cuda, has_gpu=False)
-    assert script.cache_name('2.1.0', torch, cuda_ops) == f'mmcv2.1.0-cp312-x86_64-{expected}'
+    assert script.cache_name(script.UPSTREAM, torch, cuda_ops) == f'mmcv2.1.0-cp312-x86_64-{expected}'
+    assert script.cache_name(script.ONEDL, torch, cuda_ops) == f'onedl-mmcv2.3.6-cp312-x86_64-{expected}'
 
 
 def test_the_cache_follows_xdg(script, monkeypatch):
@@ -67,7 +68,7 @@ def test_nothing_happens_where_the_ops_can_be_imported(script, monkeypatch, tmp_
     monkeypatch.setattr(script, 'import_error', lambda needs_cuda: None)
     monkeypatch.setattr(script, 'build', fail)
     monkeypatch.setattr(script.subprocess, 'run', fail)
-    script.install_mmcv(tmp_path)
+    script.install_mmcv(script.UPSTREAM, tmp_path)
     assert 'already' in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
@@ -87,7 +88,7 @@ def test_the_import_error_is_one_line(script, monkeypatch, tmp_path):
 
 def test_a_cached_wheel_is_installed_without_compiling(script, monkeypatch, tmp_path):
     torch = script.Torch('2.14.1+cu130', '13.0', has_gpu=False)
-    wheel = tmp_path / script.cache_name(script.MMCV_VERSION, torch, False) / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
+    wheel = tmp_path / script.cache_name(script.UPSTREAM, torch, False) / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
     wheel.parent.mkdir()
     wheel.touch()
     commands = []
@@ -97,7 +98,7 @@ def test_a_cached_wheel_is_installed_without_compiling(script, monkeypatch, tmp_
     monkeypatch.setattr(script, 'describe_torch', lambda: torch)
     monkeypatch.setattr(script, 'build', fail)
     monkeypatch.setattr(script.subprocess, 'run', lambda command, check: commands.append(command))
-    script.install_mmcv(tmp_path)
+    script.install_mmcv(script.UPSTREAM, tmp_path)
     assert len(commands) == 1
     assert commands[0][:4] == [sys.executable, '-m', 'pip', 'install']
     assert '--no-deps' in commands[0] and commands[0][-1] == str(wheel)
@@ -112,7 +113,7 @@ def test_what_mmcv_imports_is_asked_for_before_it_is_compiled(script, monkeypatc
     with pytest.raises(
         SystemExit, match="^mmcv imports cv2, mmengine, which is missing: .* -m pip install mmengine 'op"
     ):
-        script.install_mmcv(tmp_path)
+        script.install_mmcv(script.UPSTREAM, tmp_path)
 
 
 def test_a_cached_wheel_that_does_not_work_is_named(script, monkeypatch, tmp_path):
@@ -120,10 +121,10 @@ def test_a_cached_wheel_that_does_not_work_is_named(script, monkeypatch, tmp_pat
     monkeypatch.delenv('FORCE_CUDA', raising=False)
     monkeypatch.setattr(script, 'import_error', lambda needs_cuda: 'ImportError: undefined symbol')
     monkeypatch.setattr(script, 'describe_torch', lambda: script.Torch('2.14.1', None, False))
-    monkeypatch.setattr(script, 'cached_wheel', lambda folder: wheel)
+    monkeypatch.setattr(script, 'cached_wheel', lambda release, folder: wheel)
     monkeypatch.setattr(script.subprocess, 'run', lambda command, check: None)
     with pytest.raises(SystemExit, match=rf'{wheel} cannot be imported \(ImportError: undefined symbol\): delete'):
-        script.install_mmcv(tmp_path)
+        script.install_mmcv(script.UPSTREAM, tmp_path)
 
 
 class TestMissingTools:
@@ -149,13 +150,13 @@ class TestMissingTools:
         monkeypatch.setattr(script.importlib.util, 'find_spec', lambda name: None)
         monkeypatch.setattr(script.sysconfig, 'get_path', lambda name: str(tmp_path))
         with pytest.raises(SystemExit, match=r'apt-get install python3.12-venv g\+\+ python3.12-dev$'):
-            script.preflight(tmp_path)
+            script.preflight(script.UPSTREAM, tmp_path)
 
     def test_another_python_is_refused_with_its_version(self, script, monkeypatch, tmp_path):
         monkeypatch.setattr(script.sys, 'version_info', (3, 13, 0))
         monkeypatch.setattr(script.platform, 'python_version', lambda: '3.13.0')
         with pytest.raises(SystemExit, match=r'is Python 3\.13\.0, .* for 3\.11 or 3\.12'):
-            script.preflight(tmp_path)
+            script.preflight(script.UPSTREAM, tmp_path)
 
     @pytest.mark.parametrize(
         'present, cxx, expected',
@@ -226,28 +227,35 @@ class TestBuild:
 
         def run_logged(command, log, cwd, env=None, progress=None):
             commands.append(command)
-            source = cwd / 'mmcv-2.1.0'
             if 'download' in command:
-                source.mkdir()
-                (source / 'setup.py').write_text("cxx = '-std=c++17'")
-                subprocess.run(['tar', '-czf', 'mmcv-2.1.0.tar.gz', 'mmcv-2.1.0'], cwd=cwd, check=True)
+                name = command[-1].replace('==', '-').replace('onedl-', 'onedl_')
+                (cwd / name).mkdir()
+                (cwd / name / 'setup.py').write_text("cxx = '-std=c++17'")
+                subprocess.run(['tar', '-czf', f'{name}.tar.gz', name], cwd=cwd, check=True)
             else:
                 assert (cwd / 'setup.py').read_text() == "cxx = '-std=c++20'"
                 assert env['FORCE_CUDA'] == '0' and env['CUDA_VISIBLE_DEVICES'] == ''
                 (cwd / 'dist').mkdir()
-                (cwd / 'dist' / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl').write_text('a wheel')
+                (cwd / 'dist' / f'{cwd.name}-cp311-cp311-linux_x86_64.whl').write_text('a wheel')
 
         monkeypatch.setattr(script, 'run_logged', run_logged)
         monkeypatch.setattr(script, 'precompile_header', lambda folder, log, environ: None)
         return commands
 
-    def test_it_keeps_the_wheel_and_nothing_else(self, script, commands, tmp_path):
-        folder = tmp_path / 'cache' / 'name'
-        wheel = script.build(folder, cuda=False)
-        assert wheel == script.cached_wheel(folder) == folder / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
+    @pytest.mark.parametrize(
+        'name, wheel_name, requirement',
+        [
+            ('UPSTREAM', 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl', 'mmcv==2.1.0'),
+            ('ONEDL', 'onedl_mmcv-2.3.6-cp311-cp311-linux_x86_64.whl', 'onedl-mmcv==2.3.6'),
+        ],
+    )
+    def test_it_keeps_the_wheel_and_nothing_else(self, script, commands, tmp_path, name, wheel_name, requirement):
+        release, folder = getattr(script, name), tmp_path / 'cache' / 'name'
+        wheel = script.build(release, folder, cuda=False)
+        assert wheel == script.cached_wheel(release, folder) == folder / wheel_name
         assert wheel.read_text() == 'a wheel'
         assert list(folder.iterdir()) == [wheel]
-        assert [command[-1] for command in commands] == ['mmcv==2.1.0', 'bdist_wheel']
+        assert [command[-1] for command in commands] == [requirement, 'bdist_wheel']
 
     @pytest.mark.slow  # parses torch's header, which takes half a minute
     @pytest.mark.skipif(not shutil.which('g++'), reason='needs g++')

@@ -11,7 +11,7 @@ Environment variables:
     CXX: The C++ compiler. Default: c++, then g++.
 
 Usage:
-    python tools/misc/build_mmcv.py [--preflight]
+    python tools/misc/build_mmcv.py [--preflight] [--onedl]
     mmgroupnet build-mmcv
 """
 
@@ -33,10 +33,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-MMCV_VERSION = '2.1.0'
 CXX_STANDARD = 20  # torch's headers ask for it; mmcv's setup.py says 14 or 17
 PYTHON_VERSIONS = ((3, 11), (3, 12))
 GIB_PER_JOB = 2  # one compilation with torch's headers takes about 1.5 GiB
+
+
+class Release(NamedTuple):
+    """A release of mmcv; every distribution has the package ``mmcv``."""
+
+    distribution: str
+    version: str
+
+    @property
+    def stem(self) -> str:
+        """How the names of its files begin."""
+        return self.distribution.replace('-', '_')
+
+    def __str__(self) -> str:
+        return f'{self.distribution} {self.version}'
+
+
+UPSTREAM = Release('mmcv', '2.1.0')
+ONEDL = Release('onedl-mmcv', '2.3.6')  # the maintained fork
 
 
 class Torch(NamedTuple):
@@ -54,15 +72,17 @@ def main() -> None:
         action='store_true',
         help='only check that this interpreter can make an environment and compile mmcv for it',
     )
+    parser.add_argument('--onedl', action='store_true', help=f'{ONEDL}, the maintained fork, in place of {UPSTREAM}')
     args = parser.parse_args()
     cache = cache_folder(os.environ)
+    release = ONEDL if args.onedl else UPSTREAM
     if args.preflight:
-        preflight(cache)
+        preflight(release, cache)
     else:
-        install_mmcv(cache)
+        install_mmcv(release, cache)
 
 
-def install_mmcv(cache: Path) -> None:
+def install_mmcv(release: Release, cache: Path) -> None:
     """Makes ``mmcv.ops`` importable: as it is, from a wheel in ``cache``, or by compiling that wheel."""
     forced = os.environ.get('FORCE_CUDA') == '1'
     if import_error(needs_cuda=forced) is None:
@@ -71,13 +91,13 @@ def install_mmcv(cache: Path) -> None:
     torch = describe_torch()
     check_imports()
     cuda = wants_cuda(torch, forced)
-    folder = cache / cache_name(MMCV_VERSION, torch, cuda)
-    wheel = cached_wheel(folder)
+    folder = cache / cache_name(release, torch, cuda)
+    wheel = cached_wheel(release, folder)
     if wheel is None:
         check_build_tools()
-        wheel = build(folder, cuda)
+        wheel = build(release, folder, cuda)
     else:
-        print(f'mmcv {MMCV_VERSION}: taking {wheel}')
+        print(f'{release}: taking {wheel}')
     subprocess.run(
         [
             sys.executable,
@@ -176,7 +196,7 @@ def python_tag() -> str:
     return f'cp{sys.version_info[0]}{sys.version_info[1]}'
 
 
-def cache_name(mmcv: str, torch: Torch, cuda_ops: bool) -> str:
+def cache_name(release: Release, torch: Torch, cuda_ops: bool) -> str:
     """Name of the folder that keeps a wheel: the wheel's own name says nothing of torch and CUDA.
 
     As in ``mmcv2.1.0-cp311-x86_64-torch2.14.1-cu130-cpu_ops``.
@@ -184,18 +204,18 @@ def cache_name(mmcv: str, torch: Torch, cuda_ops: bool) -> str:
     version = torch.version.partition('+')[0]
     build_of_torch = f'cu{torch.cuda.replace(".", "")}' if torch.cuda else 'cpu'
     ops = 'cuda_ops' if cuda_ops else 'cpu_ops'
-    return f'mmcv{mmcv}-{python_tag()}-{platform.machine()}-torch{version}-{build_of_torch}-{ops}'
+    return f'{release.distribution}{release.version}-{python_tag()}-{platform.machine()}-torch{version}-{build_of_torch}-{ops}'
 
 
-def cached_wheel(folder: Path) -> Path | None:
+def cached_wheel(release: Release, folder: Path) -> Path | None:
     """The wheel in ``folder``, None where there is none yet."""
-    return next(iter(sorted(folder.glob('mmcv-*.whl'))), None)
+    return next(iter(sorted(folder.glob(f'{release.stem}-*.whl'))), None)
 
 
 # ---- what compiling needs ----
 
 
-def preflight(cache: Path) -> None:
+def preflight(release: Release, cache: Path) -> None:
     """Exits with one line about what is missing, before torch is downloaded for nothing."""
     if sys.version_info[:2] not in PYTHON_VERSIONS:
         allowed = ' or '.join(f'{major}.{minor}' for major, minor in PYTHON_VERSIONS)
@@ -203,7 +223,8 @@ def preflight(cache: Path) -> None:
             f'{sys.executable} is Python {platform.python_version()}, but the pinned requirements are for '
             f'{allowed}: name such an interpreter with BASE_PYTHON=...'
         )
-    some_wheel = next(cache.glob(f'mmcv{MMCV_VERSION}-{python_tag()}-*/mmcv-*.whl'), None)
+    pattern = f'{release.distribution}{release.version}-{python_tag()}-*/{release.stem}-*.whl'
+    some_wheel = next(cache.glob(pattern), None)
     report_missing(missing_packages(compiles=some_wheel is None, makes_environment=True))
 
 
@@ -263,13 +284,14 @@ def find_compiler(environ: Mapping[str, str]) -> str | None:
 # ---- compiling ----
 
 
-def build(folder: Path, cuda: bool) -> Path:
+def build(release: Release, folder: Path, cuda: bool) -> Path:
     """Compiles mmcv and keeps the wheel in ``folder``.
 
     Other processes may do the same at the same time: each compiles in a folder of its own, and the finished wheel is
     moved to its place in one step.
 
     Args:
+        release: What to compile.
         folder: Where the wheel goes, made if absent.
         cuda: Compile the CUDA ops, too.
 
@@ -280,7 +302,7 @@ def build(folder: Path, cuda: bool) -> Path:
     log = folder / f'build-{os.getpid()}.log'
     began = time.monotonic()
     kind = 'CPU and CUDA' if cuda else 'CPU'
-    print(f'mmcv {MMCV_VERSION}: compiling its {kind} ops, once for {folder.name}', flush=True)
+    print(f'{release}: compiling its {kind} ops, once for {folder.name}', flush=True)
     with tempfile.TemporaryDirectory(prefix='build-', dir=folder) as temporary, open(log, 'w') as output:
         work = Path(temporary)
         run_logged(
@@ -292,17 +314,17 @@ def build(folder: Path, cuda: bool) -> Path:
                 '--disable-pip-version-check',
                 '--no-deps',
                 '--no-binary',
-                'mmcv',
+                release.distribution,
                 '--no-build-isolation',
                 '--dest',
                 str(work),
-                f'mmcv=={MMCV_VERSION}',
+                f'{release.distribution}=={release.version}',
             ],
             output,
             cwd=work,
         )
-        shutil.unpack_archive(next(work.glob('mmcv-*.tar.gz')), work)
-        source = work / f'mmcv-{MMCV_VERSION}'
+        shutil.unpack_archive(next(work.glob(f'{release.stem}-*.tar.gz')), work)
+        source = work / f'{release.stem}-{release.version}'
         setup = source / 'setup.py'
         setup.write_text(raise_standard(setup.read_text(encoding='utf-8')), encoding='utf-8')
         environ = build_environment(cuda)
@@ -318,7 +340,7 @@ def build(folder: Path, cuda: bool) -> Path:
         wheel = folder / built.name
         os.replace(built, wheel)
     log.unlink()
-    print(f'mmcv {MMCV_VERSION}: compiled in {minutes(time.monotonic() - began)}, kept in {wheel}')
+    print(f'{release}: compiled in {minutes(time.monotonic() - began)}, kept in {wheel}')
     return wheel
 
 
@@ -466,8 +488,8 @@ def run_logged(
         log.flush()
         tail = '\n'.join(line[:300] for line in Path(log.name).read_text(errors='replace').splitlines()[-20:])
         sys.exit(
-            f'{tail}\nmmcv {MMCV_VERSION} could not be built (exit status {process.returncode}): above is the end '
-            f'of its log, {log.name}'
+            f'{tail}\nmmcv could not be built (exit status {process.returncode}): above is the end of its log, '
+            f'{log.name}'
         )
 
 
