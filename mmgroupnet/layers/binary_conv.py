@@ -29,7 +29,7 @@ def _pair(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int
 
 
 def raise_packed(prefix: str) -> NoReturn:
-    """Raises the error of float layers that are given packed weights, under the names that begin with ``prefix``."""
+    """Raises the error for packed weights in a float layer whose tensors have names that begin with ``prefix``."""
     raise UserError(
         f'{prefix.removesuffix(".") or "the conv"} is packed: build the model as '
         "dict(type='mmgroupnet.Packed', backbone={}, model=...)"
@@ -40,9 +40,9 @@ def raise_packed(prefix: str) -> NoReturn:
 class BinaryConv2d(Packable, BinaryConv):
     """Binary 2D convolution of K folded branches: (norm,) sign, pad, convolve with binarised weights.
 
-    Every branch has its own weights and its own input channels; with ``num_bases=1`` it takes the place of an
-    ``nn.Conv2d`` in any OpenMMLab module, ``conv_cfg=dict(type='mmgroupnet.BinaryConv2d')``. There the input may come
-    out of a ReLU, where a sign is constant: give ``input_norm``.
+    Every branch has its own weights and its own input channels. With ``num_bases=1`` the layer replaces an
+    ``nn.Conv2d`` in any OpenMMLab module: ``conv_cfg=dict(type='mmgroupnet.BinaryConv2d')``. If its input may come from
+    a ReLU, whose sign is constant, give ``input_norm``.
 
     Args:
         in_channels: Input channels *of one branch*.
@@ -51,24 +51,24 @@ class BinaryConv2d(Packable, BinaryConv):
         stride: An int or a (height, width) pair. Default: 1.
         padding: An int, a (height, width) pair, or 'same' for ``dilation * (kernel_size - 1) / 2``, which keeps the
             size at stride 1 (odd kernels only). Default: 0.
-        dilation: One int for all branches, or a list of ``num_bases`` ints, one rate per branch (BPAC); rates that
-            differ need ``padding='same'`` (or a 1x1 kernel), else the branches would differ in size. Default: 1.
+        dilation: One int for all branches, or a list of ``num_bases`` ints, one rate per branch (BPAC). Different rates
+            need ``padding='same'`` (or a 1x1 kernel), otherwise the branches would differ in size. Default: 1.
         groups: Ordinary groups *inside every branch*. Default: 1.
         bias: Adds a learned real-valued bias. Default: False.
         num_bases: Number K of folded branches. Default: 1.
-        padding_value: What is padded, after the sign: +1 (as Group-Net's released code does), -1, or 0, which makes the
-            border ternary. Default: 1.
+        padding_value: Value of the padding after the sign: +1 (as in Group-Net's released code), -1, or 0, which makes
+            the border ternary. Default: 1.
         activation: Config of the activation quantizer. Default: ``PolynomialSign``.
         weight: Config of the weight quantizer. Default: ``TensorScaleWeight``, one scale per branch.
         input_norm: Config of a norm in front of the sign, over all ``K*C_in`` channels (the order of XNOR-Net).
             Default: None.
-        memory_efficient: Keeps nothing but its input for the backward pass, and derives signs and binarised weights
-            anew; blocks and towers of such convs keep still less, see :mod:`mmgroupnet.layers.lean`. False leaves
-            all of it to autograd, for debugging, with the same gradients. Default: True.
+        memory_efficient: Keeps only its input for the backward pass, and recomputes signs and binarised weights. Blocks
+            and towers of such convs keep even less, see :mod:`mmgroupnet.layers.lean`. False uses plain autograd, for
+            debugging, with the same gradients. Default: True.
 
     Attributes:
-        sign_observer: Called with a boolean map ``(N, K*in_channels, H, W)``, True where a sign of the input is +1, in
-            every forward pass; it changes nothing of how the conv runs. Default: None.
+        sign_observer: Called in every forward pass with a boolean map ``(N, K*in_channels, H, W)``, True where a sign
+            of the input is +1. It does not change how the conv runs. Default: None.
 
     Shape: ``(N, K*in_channels, H, W)`` to ``(N, K*out_channels, H', W')``. The latent ``weight`` is ``(K*out_channels,
     in_channels/groups, kh, kw)``.
@@ -142,7 +142,7 @@ class BinaryConv2d(Packable, BinaryConv):
 
     @property
     def is_binary(self) -> bool:
-        """Whether signs meet signs in it; in the first of two training stages they do not."""
+        """Whether both activations and weights are signs; in the first of two training stages they are not."""
         return isinstance(self.activation, SignActivation) and isinstance(self.weight_quantizer, SignWeight)
 
     @property
@@ -167,20 +167,20 @@ class BinaryConv2d(Packable, BinaryConv):
             nn.init.zeros_(self.bias)
 
     def start_quantizer(self) -> None:
-        """Gives learned scales their first values, for the latent weights as they are now."""
+        """Sets the first values of learned scales, given the current latent weights."""
         if isinstance(self.weight_quantizer, SignWeight):
             start_quantizer(self.weight_quantizer, self.weight, self.num_bases)
 
     def init_weights(self) -> None:
-        """As :meth:`reset_parameters`; without it mmcv's ConvModule would initialise the K branches as if they were one
+        """Calls :meth:`reset_parameters`; without this method mmcv's ConvModule would initialise the K branches as one
         wide conv."""
         self.reset_parameters()
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Mapping, *args: object
     ) -> None:
-        # Without this mmengine would log that the weights are missing, and go on with random ones. A packed checkpoint
-        # notes by the name of the float conv that it was packed, wherever its bits are now.
+        # Without this, mmengine would log that the weights are missing and go on with random ones. A packed checkpoint
+        # has an entry under the name of each float conv that was packed, wherever its bits are stored now.
         if local_metadata.get('packed') or f'{prefix}bits' in state_dict:
             raise_packed(prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
@@ -198,11 +198,11 @@ class BinaryConv2d(Packable, BinaryConv):
         return rates
 
     def geometry(self, is_shared: bool = False, relu: bool = False, residual: Residual = Residual.NONE) -> UnitGeometry:
-        """Shape parameters of the conv and of what follows it.
+        """Shape parameters of the conv and of the operations behind it.
 
         Args:
-            is_shared: The branches of the input share this conv.
-            relu, residual: What follows it, see :class:`UnitGeometry`.
+            is_shared: Whether the branches of the input share this conv.
+            relu, residual: The operations behind it, see :class:`UnitGeometry`.
         """
         return UnitGeometry(
             num_bases=self.num_bases,
@@ -221,16 +221,16 @@ class BinaryConv2d(Packable, BinaryConv):
         )
 
     def operands(self) -> ConvOperands:
-        """The tensors that lean training differentiates by."""
+        """The tensors for which lean training computes gradients."""
         latent, scale = self.weight_quantizer.binarise(self.weight, self.num_bases)
         return ConvOperands(latent, scale, self.activation.shift_of_channels(), self.merge_scales())
 
     def merge_scales(self) -> Tensor | None:
-        """Learned scales of merged bases, ``(K,)``; None for their mean, and where bases are not merged."""
+        """Learned scales of merged bases, ``(K,)``; None for their mean, or if bases are not merged."""
         return None
 
     def bypassed_parts(self) -> list[nn.Module]:
-        """The modules whose work lean training does in their place."""
+        """The modules that lean training bypasses, because it computes their results itself."""
         return [self.activation, self.weight_quantizer]
 
     def packed_twin(self, packing: Packing) -> nn.Module:
@@ -238,12 +238,12 @@ class BinaryConv2d(Packable, BinaryConv):
         return unit if norm is None else nn.Sequential(norm, unit)
 
     def effective_weight(self) -> Tensor:
-        """Weights as signs are convolved with them, ``(K*C_out, C_in/groups, kh, kw)``."""
+        """The weights for the convolution with signs, ``(K*C_out, C_in/groups, kh, kw)``."""
         return self.weight_quantizer(self.weight, self.num_bases)
 
     def _signs_and_scale(self) -> tuple[Tensor, Tensor | None]:
-        """Weights that signs are convolved with, and the scale of the result, ``(K*C_out,)``: the signs and their
-        scale, or, where the quantizer has a forward of its own, its weights and None."""
+        """The weights for the convolution with signs, and the scale of the result, ``(K*C_out,)``: the signs and their
+        scale or, if the quantizer has its own forward, its weights and None."""
         quantizer = self.weight_quantizer
         if not isinstance(quantizer, SignWeight) or type(quantizer).forward is not SignWeight.forward:
             return self.effective_weight(), None
@@ -264,7 +264,7 @@ class BinaryConv2d(Packable, BinaryConv):
         return self._forward_normed(x if self.input_norm is None else self.input_norm(x))
 
     def _forward_normed(self, x: Tensor) -> Tensor:
-        """Everything behind ``input_norm``."""
+        """The forward pass behind ``input_norm``."""
         if can_run_conv(self, x):
             out = run_conv(self, x)
         else:
@@ -292,7 +292,7 @@ class LayerwiseBinaryConv2d(BinaryConv2d):
         F(x) = \sum_i \lambda_i \alpha_i \operatorname{conv}(\operatorname{sign}(x), b_i)
              = \operatorname{conv}\Bigl(\operatorname{sign}(x), \sum_i \lambda_i \alpha_i b_i\Bigr)
 
-    It is linear in the weights, so that training merges them and runs one convolution.
+    It is linear in the weights, so training merges the weights and runs one convolution.
 
     Args:
         learned_scales: Learned scales :math:`\lambda_i` (``U(0, 1)`` at the start) in place of the mean, 1/K. Default:
@@ -328,5 +328,5 @@ class LayerwiseBinaryConv2d(BinaryConv2d):
 
     def effective_weight(self) -> Tensor:
         """The merged weights, ``(C_out, C_in/groups, kh, kw)``."""
-        # The leading axis stands where merging expects the batch.
+        # Merging expects the batch in the leading axis.
         return self.merge(super().effective_weight().unsqueeze(0)).squeeze(0)

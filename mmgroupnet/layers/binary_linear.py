@@ -1,4 +1,4 @@
-"""Binary linear layers: to the kernels a 1x1 convolution, whose pixels are the vectors."""
+"""Binary linear layers; the kernels compute them as 1x1 convolutions whose pixels are the vectors."""
 
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ class BinaryLinear(BinaryConv2d):
         out_features: Length of the output vectors.
         bias: Adds a learned real-valued bias. Default: False.
         kwargs: ``activation``, ``weight``, ``input_norm``, ``memory_efficient`` as for :class:`BinaryConv2d`. A batch
-            norm takes its statistics over all vectors, a group norm those of each vector alone.
+            norm takes its statistics over all vectors, a group norm over each vector separately.
 
     Shape: ``(..., in_features)`` to ``(..., out_features)``. The latent ``weight`` is ``(K*out_features, in_features,
     1, 1)``.
@@ -30,7 +30,7 @@ class BinaryLinear(BinaryConv2d):
         super().__init__(in_features, out_features, 1, bias=bias, **kwargs)
         if self.num_folded > 1:
             raise UserError(
-                f'num_bases={self.num_bases}: vectors have no folded branches, LayerwiseBinaryLinear has bases'
+                f'num_bases={self.num_bases}: vectors have no folded branches, use LayerwiseBinaryLinear for more bases'
             )
         self.in_features, self.out_features = in_features, out_features
 
@@ -51,7 +51,7 @@ class BinaryLinear(BinaryConv2d):
         return as_vectors(self._forward_normed(as_map(self.norm_vectors(x))), like=x)
 
     def norm_vectors(self, x: Tensor) -> Tensor:
-        """The norm in front of the sign; every vector is an image of one pixel to it."""
+        """The norm in front of the sign, which sees every vector as an image of one pixel."""
         if self.input_norm is None:
             return x
         return self.input_norm(x.reshape(-1, self.in_features, 1, 1)).reshape(x.shape)

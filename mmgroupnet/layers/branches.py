@@ -1,8 +1,8 @@
 """The folded branch axis: K homogeneous branches are one tensor ``(N, K*C, H, W)``, branch by branch along the
 channels.
 
-Only this file and :mod:`mmgroupnet.layers.merges` know the layout. Everything else broadcasts, splits, merges, gates
-and shares through them.
+Only this file and :mod:`mmgroupnet.layers.merges` know the layout. All other code uses them to broadcast, split, merge,
+gate and share branches.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ def split(branches: Tensor, num_bases: int) -> tuple[Tensor, ...]:
 def add_up(branches: Tensor, num_bases: int, mean: bool = False) -> Tensor:
     """The sum of the branches, or their mean, ``(N, K*C, ...)`` to ``(N, C, ...)``."""
     if branches.device.type == 'cpu' and branches.dtype in (torch.float32, torch.float64):
-        # The same floats; over an axis in front of the channels of a channels_last map torch (2.14) sums eight times
-        # slower.
+        # The result has the same floats. Torch (2.14) is eight times slower at summing over an axis in front of the
+        # channels of a channels_last map.
         first, *rest = split(branches, num_bases)
         total = sum(rest, first)
         return total / num_bases if mean else total
@@ -40,7 +40,7 @@ def add_up(branches: Tensor, num_bases: int, mean: bool = False) -> Tensor:
 def share(module: Callable[[Tensor], Tensor], branches: Tensor, num_bases: int) -> Tensor:
     """Applies one module to every branch, ``(N, K*C, H, W)`` to ``(N, K*C', H', W')``.
 
-    The module sees the branches as batch, ``(N*K, C, H, W)``: what it learns is shared, and a batch norm takes joint
+    The module sees the branches as batch, ``(N*K, C, H, W)``: they share its parameters, and a batch norm takes joint
     statistics of all branches.
     """
     if num_bases == 1:
@@ -53,7 +53,8 @@ def share(module: Callable[[Tensor], Tensor], branches: Tensor, num_bases: int) 
 class RealValuedSkip(nn.Module):
     """A module plus its input, ``(N, C, H, W)`` to the same.
 
-    Public attributes of the module are those of the skip, too: mmdet and mmseg read ``fpn_convs[i].conv`` and the like.
+    Public attributes of the module can be read from the skip, too: mmdet and mmseg read ``fpn_convs[i].conv`` and the
+    like.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -64,7 +65,7 @@ class RealValuedSkip(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            # Copies, pickles and tracers ask for private names, and mean the skip itself.
+            # Copies, pickles and tracers read private names, and mean those of the skip itself.
             if name.startswith('_') or name == 'module':
                 raise
             return getattr(self.module, name)

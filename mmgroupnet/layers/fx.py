@@ -1,4 +1,4 @@
-"""How torch.fx sees binary layers: as one node each, which runs as ever when the traced graph runs."""
+"""Makes each binary layer one node for torch.fx; the node runs the layer as usual when the traced graph runs."""
 
 import functools
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def trace_as_leaf(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if not (others or kwargs):
             return tracer.create_proxy('call_module', tracer.path_of_module(self), (x,), {})
 
-        # Modules cannot be arguments of a node: a function holds them.
+        # Modules cannot be arguments of a node, so a function holds them.
         def call(x: Tensor) -> Tensor:
             return self(x, *others, **kwargs)
 

@@ -1,7 +1,7 @@
 """Groups of K branches whose blocks are of a foreign class.
 
-Such a block cannot be folded: it runs as K copies. Their outputs are folded as everywhere, and merged and gated by the
-same functions.
+Such blocks cannot be folded: they run as K copies. Their outputs are folded as usual, and merged and gated by the same
+functions.
 """
 
 import copy
@@ -20,7 +20,7 @@ class GroupwiseBlock(nn.Module):
 
     Args:
         branches: The K copies; each maps ``(N, C, H, W)`` to ``(N, C', H', W')``.
-        gate: Connection with the block in front; None: each branch reads the merged map.
+        gate: Gate of the connection to the block in front; None if each branch reads the merged map.
     """
 
     def __init__(self, branches: Sequence[nn.Module], gate: SoftGate | None) -> None:
@@ -33,8 +33,8 @@ class GroupwiseBlock(nn.Module):
         """Connects and runs the branches.
 
         Args:
-            x: Outputs of the last block's branches, ``(N, K*C, H, W)``; in front of the first block one map.
-            last_merge: Merges them. None: ``x`` is one map, which all branches read.
+            x: Outputs of the last block's branches, ``(N, K*C, H, W)``; for the first block one map.
+            last_merge: Merges them; None if ``x`` is one map, which all branches read.
 
         Returns: Outputs of the branches, ``(N, K*C', H', W')``, unmerged.
         """
@@ -49,14 +49,14 @@ class GroupwiseBlock(nn.Module):
 
 
 class GroupwiseChain(nn.Module):
-    """Chain of blocks as groups of K branches: all branches of the first read one map, those of the others are
-    connected, the last ones are merged.
+    """Chain of blocks as groups of K branches. All branches of the first block read one map, those of the others are
+    connected to the block in front, and the output of the last block is merged.
 
     Args:
-        blocks: The blocks, one behind the other, of any class that maps ``(N, C, H, W)`` to ``(N, C', H', W')``; the
-            chain has them as the first of the K branches, copies of them as the others.
+        blocks: Consecutive blocks of any class that maps ``(N, C, H, W)`` to ``(N, C', H', W')``. The chain uses them
+            as the first of the K branches, and copies of them as the others.
         num_bases: Number K of branches.
-        gates: Soft gates between the blocks (Group-Net); False: each branch reads the merged map (GBD v1).
+        gates: True for soft gates between the blocks (Group-Net), False if each branch reads the merged map (GBD v1).
 
     Shape: As the blocks.
 
@@ -68,13 +68,13 @@ class GroupwiseChain(nn.Module):
         self.blocks = nn.ModuleList(
             GroupwiseBlock(
                 [block, *(copy.deepcopy(block) for _ in range(num_bases - 1))],
-                SoftGate(1) if gates and index > 0 else None,  # In front of the first there is nothing to gate.
+                SoftGate(1) if gates and index > 0 else None,  # the first block has nothing to gate
             )
             for index, block in enumerate(blocks)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        merge: Any = None  # in front of the first block there is nothing to merge
+        merge: Any = None  # the first block has nothing to merge
         for block in self.blocks:
             x = block(x, merge)
             merge = block.merge

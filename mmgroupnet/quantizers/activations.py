@@ -22,12 +22,13 @@ def binary_sign(x: Tensor) -> Tensor:
 
 
 def apply_function(function: type[torch.autograd.Function], *inputs: object) -> Tensor:
-    """Applies an autograd function; without autograd where ``torch.jit`` traces, which could not save the trace."""
+    """Applies an autograd function, but without autograd while ``torch.jit`` traces: such a trace could not be
+    saved."""
     return function.forward(*inputs) if torch.jit.is_tracing() else function.apply(*inputs)
 
 
 class _SignFunction(torch.autograd.Function):
-    """``binary_sign`` forwards, multiplication by the surrogate gradient backwards."""
+    """``binary_sign`` in the forward pass, multiplication by the surrogate gradient in the backward pass."""
 
     @staticmethod
     def forward(x: Tensor, surrogate_gradient: Callable[[Tensor], Tensor]) -> Tensor:
@@ -51,24 +52,24 @@ class SignActivation(nn.Module, ABC):
         q(x) = \operatorname{sign}(x + \beta), \qquad
         \frac{\partial q}{\partial x} = \frac{\partial q}{\partial \beta} \approx \operatorname{surrogate}(x + \beta)
 
-    A subclass defines :meth:`surrogate_gradient`, and :meth:`shift_of_channels` where it has a :math:`\beta`: lean
-    training and packing honour both. A subclass with a ``forward`` of its own trains plain and is not packed.
+    A subclass defines :meth:`surrogate_gradient`, and :meth:`shift_of_channels` if it has a :math:`\beta`; lean
+    training and packing support both. A subclass with its own ``forward`` trains plain and is not packed.
 
     Shape: any; the output has the input's shape and dtype and holds only -1 and +1 (zero and negative zero give +1).
     """
 
     @abstractmethod
     def surrogate_gradient(self, x: Tensor) -> Tensor:
-        """Stand-in for dq/dx at ``x``, element by element, in its shape.
+        """Surrogate for dq/dx at ``x``, elementwise, in the shape of ``x``.
 
-        It may read the module's state, which must not change between forward and backward pass. Parameters that only
-        this method reads would get no gradient, and are refused: make them buffers. A module without buffers and
-        parameters may be asked for one branch of the channels at a time.
+        The method may read the module's state, which must not change between forward and backward pass. Parameters that
+        only this method reads would get no gradient and are refused: make them buffers. If the module has no buffers
+        and parameters, the method may be called with one branch of the channels at a time.
         """
 
     def shift_of_channels(self) -> Tensor | None:
-        """What is added to the input in front of the sign, ``(C,)``, differentiable in the module's parameters; None
-        for nothing."""
+        """The shift that is added to the input in front of the sign, ``(C,)``, differentiable by the module's
+        parameters; None for no shift."""
         return None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,15 +185,15 @@ class ErrorDecaySign(ErrorDecay, SignActivation):
 
 
 def is_standard_sign(activation: nn.Module) -> bool:
-    """Whether an activation quantizer computes what :class:`SignActivation` says, with any surrogate gradient and
-    shift, so that lean training and packing may do it in its place."""
+    """Whether an activation quantizer computes the same as :class:`SignActivation`, with any surrogate gradient and
+    shift, so that lean training and packing may replace it."""
     has_own_forward = 'forward' in activation.__dict__ or type(activation).forward is not SignActivation.forward
     return isinstance(activation, SignActivation) and not has_own_forward
 
 
 @MODELS.register_module()
 class Tanh(nn.Tanh):
-    r"""Real-valued stand-in for the sign, :math:`\tanh(x)`, in the first stage of training (Group-Net's released
+    r"""Real-valued substitute for the sign, :math:`\tanh(x)`, in the first stage of training (Group-Net's released
     recipe).
 
     Shape: any, kept.
@@ -200,16 +201,16 @@ class Tanh(nn.Tanh):
 
 
 def build_quantizer(cfg: dict, num_channels: int) -> nn.Module:
-    """Builds a quantizer of a layer, of activations or of weights.
+    """Builds a quantizer for the activations or weights of a layer.
 
     Args:
         cfg: Config with its ``type``, for example ``dict(type='mmgroupnet.PolynomialSign')``.
-        num_channels: Folded channels of what it binarises (of weights: of the output); only a quantizer with an
-            argument of that name gets it, to learn something per channel.
+        num_channels: Folded channels of its input (for weights: of the layer's output). It is passed only to a
+            quantizer with an argument of that name, which learns something per channel.
 
     Raises:
         TypeError: If the class leaves out a method that it has to define.
-        UserError: If parameters of an estimator could never get a gradient.
+        UserError: If a parameter of an estimator can never get a gradient.
     """
     kind: Any = cfg['type'] if inspect.isclass(cfg['type']) else MODELS.get(cfg['type'])
     if inspect.isabstract(kind):
@@ -229,10 +230,10 @@ def refuse_idle_parameters(quantizer: nn.Module, out: Tensor | None) -> None:
 
     Args:
         quantizer: The quantizer.
-        out: All that is differentiated by its parameters; None for nothing.
+        out: The outputs that depend on its parameters by autograd; None for none.
 
     Raises:
-        UserError: If there is no way from ``out`` to a parameter that wants a gradient.
+        UserError: If a parameter that requires a gradient does not influence ``out``.
     """
     wanted = {name: parameter for name, parameter in quantizer.named_parameters() if parameter.requires_grad}
     if not wanted or torch.is_inference_mode_enabled():
@@ -244,6 +245,6 @@ def refuse_idle_parameters(quantizer: nn.Module, out: Tensor | None) -> None:
     if idle:
         raise UserError(
             f'{type(quantizer).__name__} has the parameters {", ".join(idle)}, which can get no gradient: a surrogate '
-            'gradient only shapes the backward pass. Make them buffers, or use them in shift_of_channels (of weights: '
+            'gradient only shapes the backward pass. Make them buffers, or use them in shift_of_channels (for weights: '
             'scale or latent) or in a forward of its own'
         )

@@ -6,14 +6,14 @@ from mmgroupnet.errors import UserError
 
 
 class ErrorDecay(nn.Module):
-    r"""Surrogate gradient that goes from the identity's to the sign's while training proceeds.
+    r"""Surrogate gradient that changes from the identity's to the sign's as training proceeds.
 
     .. math::
         \frac{\partial q}{\partial x} \approx k t \bigl(1 - \tanh^2(t x)\bigr), \qquad
         t = t_{min} \Bigl(\frac{t_{max}}{t_{min}}\Bigr)^{progress}, \qquad k = \max(1/t, 1)
 
-    ``progress`` goes from 0 to 1; ``ErrorDecayHook`` sets it at the start of every epoch, so that resumed training has
-    the right one. Without the hook it stays 0.
+    ``progress`` goes from 0 to 1. ``ErrorDecayHook`` sets it at the start of every epoch, so resumed training has the
+    right value. Without the hook it stays 0.
 
     Args:
         t_min: Sharpness at the start, above 0. Default: 0.1.
@@ -35,7 +35,7 @@ class ErrorDecay(nn.Module):
 
     @property
     def sharpness(self) -> float:
-        """t, as training has proceeded so far."""
+        """The sharpness t at the current progress."""
         return self.t_min * (self.t_max / self.t_min) ** self.progress
 
     def surrogate_gradient(self, x: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ Surrogate = Callable[[Tensor], Tensor]
 
 
 class BinaryWeight(NamedTuple):
-    """Weights ``scale * sign(latent)`` of K folded branches, whose gradient passes to ``latent`` as it is.
+    """Weights ``scale * sign(latent)`` of K folded branches; their gradient passes to ``latent`` unchanged.
 
     Attributes:
-        latent: What the sign sees, ``(K*C_out, C_in/groups, kh, kw)``.
+        latent: Input of the sign, ``(K*C_out, C_in/groups, kh, kw)``.
         scale: ``(K*C_out,)``, not negative.
     """
 
@@ -29,12 +29,12 @@ class BinaryWeight(NamedTuple):
 
 
 class _InFrontOfSign(torch.autograd.Function):
-    """The identity, but for channels of negative scale: they get the opposite signs. Backwards the gradient times the
-    surrogate gradient, and turned in the same channels."""
+    """Flips the signs of channels with negative scale. The backward pass multiplies by the surrogate gradient and flips
+    the same channels."""
 
     @staticmethod
     def forward(latent: Tensor, negative: Tensor | None, surrogate: Surrogate | None) -> Tensor:
-        # The sign of -0 is that of 0: it is the sign that is turned.
+        # sign(-0) = sign(0), so the sign is flipped, not its input.
         return latent.view_as(latent) if negative is None else torch.where(negative, -binary_sign(latent), latent)
 
     @staticmethod
@@ -51,7 +51,8 @@ class _InFrontOfSign(torch.autograd.Function):
 
 
 class _Signs(torch.autograd.Function):
-    """Signs of the weights forwards; backwards the gradient divided by the scale, see :meth:`SignWeight.signs`."""
+    """Signs of the weights in the forward pass; divides the gradient by the scale in the backward pass, see
+    :meth:`SignWeight.signs`."""
 
     @staticmethod
     def forward(latent: Tensor, scale: Tensor) -> Tensor:
@@ -68,12 +69,13 @@ class _Signs(torch.autograd.Function):
 
 
 def inverse_scale(scale: Tensor) -> Tensor:
-    """Factor from the gradient of signs, which is 0 where the scale is 0, to that of ``scale * signs``; finite."""
+    """Factor from the gradient of the signs to that of ``scale * signs``; finite, because the former is 0 where the
+    scale is 0."""
     return scale.clamp(min=torch.finfo(scale.dtype).tiny).reciprocal()
 
 
 class _ScaledSigns(torch.autograd.Function):
-    """``scale * sign(latent)``; the gradient passes to ``latent`` as it is."""
+    """``scale * sign(latent)``; the gradient passes to ``latent`` unchanged."""
 
     @staticmethod
     def forward(latent: Tensor, scale: Tensor) -> Tensor:
@@ -90,36 +92,35 @@ class _ScaledSigns(torch.autograd.Function):
 
 
 class SignWeight(nn.Module, ABC):
-    r"""Binarised weights :math:`\alpha \operatorname{sign}(u(w))`; the gradient passes to :math:`u` as it is (straight
+    r"""Binarised weights :math:`\alpha \operatorname{sign}(u(w))`. The gradient passes to :math:`u` unchanged (straight
     through), and latent weights are not clipped.
 
-    A subclass defines :meth:`scale`, and, where it differs, :meth:`latent` (:math:`u`, by default :math:`w`) and
-    :meth:`surrogate_gradient`. Lean training and packing honour all three. The scale takes gradients to the parameters
-    of the quantizer, not to the weights. A subclass with a ``forward`` or ``signs`` of its own trains plain; it is
-    packed where its weights have one magnitude per output channel.
+    A subclass defines :meth:`scale` and, if they differ from the default, :meth:`latent` (:math:`u`, by default
+    :math:`w`) and :meth:`surrogate_gradient`. Lean training and packing support all three. Gradients pass through the
+    scale to the parameters of the quantizer, not to the weights. A subclass with its own ``forward`` or ``signs``
+    trains plain; it is packed if its weights have one magnitude per output channel.
 
     Shape: latent weights of ``num_bases`` folded branches, ``(K*C_out, C_in/groups, kh, kw)``, kept.
     """
 
     @abstractmethod
     def scale(self, latent: Tensor) -> Tensor:
-        r"""The scale :math:`\alpha` of what the sign sees, ``(K, C_out, C_in/groups, kh, kw)`` without gradient, in a
-        shape that broadcasts to ``(K, C_out, 1, 1, 1)``. Only a quantizer with parameters or buffers may give negative
-        ones: they turn the signs of their channels."""
+        r"""The scale :math:`\alpha` for the input of the sign, which is ``(K, C_out, C_in/groups, kh, kw)``, detached.
+        The result broadcasts to ``(K, C_out, 1, 1, 1)``. Only a quantizer with parameters or buffers may return
+        negative scales, which flip the signs of their channels."""
 
     def latent(self, weight: Tensor) -> Tensor:
-        """What the sign sees of latent weights ``(K, C_out, C_in/groups, kh, kw)``, differentiable; by default the
-        weights."""
+        """The input of the sign for latent weights ``(K, C_out, C_in/groups, kh, kw)``, differentiable; by default the
+        weights themselves."""
         return weight
 
     def surrogate_gradient(self, latent: Tensor) -> Tensor:
-        """Stand-in for the gradient of ``|scale| * sign(latent)`` at ``latent`` ``(K, C_out, C_in/groups, kh, kw)``; by
-        default 1. It may read the module's state, as :meth:`SignActivation.surrogate_gradient` may."""
+        """Surrogate for the gradient of ``|scale| * sign(latent)`` at ``latent``, ``(K, C_out, C_in/groups, kh, kw)``;
+        by default 1. Like :meth:`SignActivation.surrogate_gradient`, it may read the module's state."""
         return torch.ones_like(latent)
 
     def start(self, weight: Tensor, num_bases: int = 1) -> None:
-        """Gives learned parameters their first values, for the latent weights that training begins with; by default
-        nothing."""
+        """Sets the first values of learned parameters, given the initial latent weights; by default does nothing."""
 
     def binarise(self, weight: Tensor, num_bases: int = 1) -> BinaryWeight:
         """Latent weights and scales of ``num_bases`` branches."""
@@ -129,21 +130,21 @@ class SignWeight(nn.Module, ABC):
         negative = surrogate = None
         if has_state(self):
             negative = scale.detach() < 0
-            scale = torch.where(negative, -scale, scale)  # abs() has no gradient at 0, and would stay there
+            scale = torch.where(negative, -scale, scale)  # abs() has gradient 0 at 0, so the scale would stay there
         if type(self).surrogate_gradient is not SignWeight.surrogate_gradient:
             surrogate = self.surrogate_gradient
         if negative is not None or surrogate is not None:
             latent = apply_function(_InFrontOfSign, latent, negative, surrogate)
-        # The view of a weight is the weight: nothing more is kept for the backward pass.
+        # A view of the weight shares its memory: nothing more is kept for the backward pass.
         latent = weight if latent is branches else latent.flatten(0, 1)
         return BinaryWeight(latent, scale.flatten().to(weight.dtype))
 
     def signs(self, weight: Tensor, num_bases: int = 1) -> tuple[Tensor, Tensor]:
         r"""Signs of the weights of ``num_bases`` branches, and their scales, ``(K*C_out,)``.
 
-        A convolution with :math:`\alpha b` whose products cancel gives what is left of rounding, which a ReLU behind it
-        takes for a sign. :math:`\alpha \operatorname{conv}(s, b)` is exactly zero there. Its gradient in b is
-        :math:`\alpha` times that in :math:`\alpha b`, which the latent weights get: it is divided.
+        If the products of a convolution with :math:`\alpha b` cancel, a rounding error remains, which may pass a ReLU.
+        :math:`\alpha \operatorname{conv}(s, b)` is exactly zero there. Its gradient by b is :math:`\alpha` times the
+        gradient by :math:`\alpha b`. The latent weights get the latter, so the gradient is divided by :math:`\alpha`.
         """
         latent, scale = self.binarise(weight, num_bases)
         return apply_function(_Signs, latent, scale.detach()), scale
@@ -162,8 +163,8 @@ def has_state(quantizer: nn.Module) -> bool:
 
 
 def is_standard_weight(quantizer: nn.Module) -> bool:
-    """Whether a weight quantizer computes what :class:`SignWeight` says, with any scale, latent weights and surrogate
-    gradient, so that lean training may do it in its place."""
+    """Whether a weight quantizer computes the same as :class:`SignWeight`, with any scale, latent weights and surrogate
+    gradient, so that lean training may replace it."""
     return isinstance(quantizer, SignWeight) and all(
         name not in quantizer.__dict__ and getattr(type(quantizer), name) is getattr(SignWeight, name)
         for name in ('forward', 'signs', 'binarise')
@@ -174,7 +175,7 @@ def checked_signs(quantizer: SignWeight, weight: Tensor, num_bases: int) -> tupl
     """:meth:`SignWeight.signs` of a quantizer.
 
     Raises:
-        UserError: If it has signs of its own, and they are not all -1 or +1.
+        UserError: If its own ``signs`` returns values other than -1 and +1.
     """
     signs, scale = quantizer.signs(weight, num_bases)
     is_own = type(quantizer).signs is not SignWeight.signs
@@ -187,15 +188,15 @@ def checked_signs(quantizer: SignWeight, weight: Tensor, num_bases: int) -> tupl
 
 
 def start_quantizer(quantizer: SignWeight, weight: Tensor, num_bases: int) -> None:
-    """Gives a quantizer its first values, and refuses one that could not train as it is written.
+    """Sets the first values of a quantizer, and refuses one that could not train.
 
     Args:
         quantizer: The quantizer.
-        weight: The latent weights that training begins with, ``(K*C_out, C_in/groups, kh, kw)``.
+        weight: The initial latent weights, ``(K*C_out, C_in/groups, kh, kw)``.
         num_bases: Number K of branches.
 
     Raises:
-        UserError: If it has parameters that can get no gradient, or is without state and gives a negative scale.
+        UserError: If it has parameters that can get no gradient, or has no state and returns a negative scale.
     """
     weight = weight.detach()
     quantizer.start(weight, num_bases)
@@ -208,7 +209,7 @@ def start_quantizer(quantizer: SignWeight, weight: Tensor, num_bases: int) -> No
     if has_values and bool((scale < 0).any()):
         raise UserError(
             f'scale of {type(quantizer).__name__} is negative: return magnitudes (only a scale that is learned, or '
-            'kept in a buffer, may turn signs)'
+            'kept in a buffer, may flip signs)'
         )
 
 
@@ -231,7 +232,7 @@ class ChannelScaleWeight(SignWeight):
 
 @MODELS.register_module()
 class UnscaledWeight(SignWeight):
-    r"""No scale, :math:`\alpha = 1`; the batch norm behind the conv takes its part."""
+    r"""No scale, :math:`\alpha = 1`; the batch norm behind the conv scales instead."""
 
     def scale(self, latent: Tensor) -> Tensor:
         return latent.new_ones(())
@@ -239,8 +240,7 @@ class UnscaledWeight(SignWeight):
 
 @MODELS.register_module()
 class LearnedScaleWeight(SignWeight):
-    r"""One learned scale per output channel, which gradients move: :math:`\alpha_c` starts at
-    :math:`\operatorname{mean}|w_c|`.
+    r"""One learned scale per output channel: :math:`\alpha_c` starts at :math:`\operatorname{mean}|w_c|`.
 
     .. math::
         \frac{\partial L}{\partial \alpha_c} = \sum_{i} \frac{\partial L}{\partial (\alpha_c b_{c,i})} b_{c,i}
@@ -293,10 +293,11 @@ class BalancedWeight(ErrorDecay, SignWeight):
         \frac{\partial L}{\partial u} \approx \frac{\partial L}{\partial (\alpha_c b)} \, \alpha_c \, k t
         \bigl(1 - \tanh^2(t u)\bigr)
 
-    The deviation counts as at least 1e-5. Equal weights, the only one of a channel as well, have scale 0.
+    The deviation is clamped to at least 1e-5. If all weights of a channel are equal, or it has only one, its scale is
+    0.
 
     Args:
-        t_min, t_max: Of the estimator, see :class:`ErrorDecay`.
+        t_min, t_max: Arguments of the estimator, see :class:`ErrorDecay`.
 
     Source: Qin et al., IR-Net, CVPR 2020, sections 3.2 and 3.3.
     """
