@@ -1,8 +1,8 @@
-"""Memory layouts: third-party modules are kept on contiguous NCHW tensors, where binary layers write channels_last.
+"""Keeps third-party modules on contiguous NCHW tensors, although binary layers write channels_last.
 
-It is the readers that are guarded, not the writers: binary layers stand in the midst of other people's modules, without
-a border where maps could be turned around once. Turning them around behind every binary layer would cost a pass over
-each map, and keep nothing contiguous: the float convs of a packed model write channels_last, too.
+The readers are guarded, not the writers: binary layers are mixed with other people's modules, so there is no border
+where maps could be converted once. Converting them behind every binary layer would cost a pass over each map, and maps
+would still not be contiguous: the float convs of a packed model write channels_last, too.
 """
 
 from torch import Tensor, nn
@@ -23,25 +23,25 @@ def is_guard(hook: object) -> bool:
 
 
 def guard_foreign_code(model: nn.Module) -> None:
-    """Hands maps to code of others in the order that it expects, ``(N, C, H, W)``.
+    """Gives foreign code maps in the memory order that it expects, ``(N, C, H, W)``.
 
-    - mmcv's kernels (RoIAlign, deformable convolutions and others) read the memory in that order without a look at the
-      strides: of a channels_last map they would take the wrong pixels, silently. Modules of ``mmcv.ops`` get contiguous
-      inputs and weights, those inside them too.
-    - What is behind a head, losses and post-processing, looks at its outputs with ``view``, which refuses a
-      channels_last map, and so does what is behind the ``features`` of a VGG or an AlexNet. Modules that are called
-      something with ``head``, and the last of ``features``, give contiguous outputs.
+    - mmcv's kernels (RoIAlign, deformable convolutions and others) assume that order and ignore strides: from a
+      channels_last map they would silently read the wrong pixels. Modules of ``mmcv.ops``, and modules inside them, get
+      contiguous inputs and weights.
+    - Losses and post-processing call ``view`` on the outputs of a head, which fails for a channels_last map; so does
+      the code behind the ``features`` of a VGG or an AlexNet. Modules whose names end in ``head``, and the last module
+      of ``features``, return contiguous outputs.
 
     Args:
         model: A model with binary layers; its modules get a hook, once.
     """
     for name, module in model.named_modules():
         if type(module).__module__.startswith('mmcv.ops.'):
-            for parameter in module.parameters():  # of the conv that makes its offsets, too
+            for parameter in module.parameters():  # including those of the conv that computes its offsets
                 parameter.data = parameter.data.contiguous()
             if _contiguous_inputs not in module._forward_pre_hooks.values():
                 module.register_forward_pre_hook(_contiguous_inputs)
-        # Of a list of heads each entry is one.
+        # Each entry of a list of heads is a head.
         words = [word for word in name.split('.') if not word.isdigit()]
         writer = module if words and words[-1].endswith('head') else None
         if isinstance(module, nn.Sequential) and len(module) and words[-1:] == ['features']:

@@ -36,7 +36,7 @@ class Merge(Packable):
 
     @abstractmethod
     def weights(self, like: Tensor) -> Tensor:
-        """What each branch is multiplied with, ``(K,)``, with dtype and device of ``like``."""
+        """The factor of each branch, ``(K,)``, with dtype and device of ``like``."""
 
     def packed_twin(self, packing: Packing) -> PackedMerge:
         kind = next((kind for kind in (MeanMerge, InPlaceMerge, ScaledMerge) if isinstance(self, kind)), Merge)
@@ -63,18 +63,18 @@ class MeanMerge(Merge):
 
 
 class InPlaceMerge(Merge):
-    """Plain average of the branches, whose sum takes the place of branch 0's output, see :class:`Merge`.
+    """Plain average of the branches; their sum replaces the output of branch 0, see :class:`Merge`.
 
-    Where it merges without learned scales, Group-Net's released code adds the branches up in place. The merged map is
-    the mean, but branch 0 hands the sum of all K outputs to the next block, and what was trained so needs it so.
+    If it merges without learned scales, Group-Net's released code adds the branches up in place. The merged map is the
+    mean, but branch 0 passes the sum of all K outputs to the next block. Weights that were trained this way need it.
 
-    Shape: :meth:`outputs_for_next` puts the sum in place; the others take the branches as it left them.
+    Shape: :meth:`outputs_for_next` puts the sum in place; the other methods take its result.
     """
 
     def __init__(self, num_bases: int) -> None:
         super().__init__(num_bases)
-        # Makes checkpoints say that they are wired so: no other merge takes them, and this one takes no others. An
-        # integer, as a norm's counter of batches, is left alone by half() and double().
+        # Records this wiring in checkpoints: no other merge loads them, and this one loads no others. half() and
+        # double() do not convert an integer, such as a norm's counter of batches.
         self.register_buffer('sums_in_place', torch.tensor(1))
 
     def outputs_for_next(self, branches: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def soft_connect(branches: Tensor, gate: Tensor, merge: Merge) -> Tensor:
     """Input of the next block's branches, ``c * branch + (1 - c) * merged`` with ``c = sigmoid(gate)`` (Group-Net, soft
     connections).
 
-    ``c = 0`` hands the merged map to every branch (GBD v1), ``c = 1`` leaves the branches apart (GBD v3).
+    With ``c = 0`` every branch reads the merged map (GBD v1), with ``c = 1`` each branch reads its own (GBD v3).
 
     Args:
         branches: Outputs of the K branches, ``(N, K*C, H, W)``.
@@ -148,7 +148,7 @@ class SoftGate(nn.Module):
         return soft_connect(branches, self.theta, merge)
 
     def gate_and_scales(self, branches: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
-        """The gates of all branches and the scales of the merge, ``(K,)`` both, see :func:`run_chain`; in the dtype of
-        the gate, so that half precision does not overflow in their gradients."""
+        """The gates of all branches and the scales of the merge, both ``(K,)``, see :func:`run_chain`. They have the
+        dtype of the gate, so that their gradients do not overflow in half precision."""
         gate = self.theta.sigmoid()
         return gate.expand(merge.num_bases), merge.weights(gate)

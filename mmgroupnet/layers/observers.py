@@ -9,7 +9,7 @@ SignObserver = Callable[[Tensor], None]
 
 
 class Observed(nn.Module):
-    """A layer with a ``sign_observer``; copies and files of it are not observed."""
+    """A layer with a ``sign_observer``; copies and files of the layer have no observer."""
 
     sign_observer: SignObserver | None = None
 
@@ -18,7 +18,7 @@ class Observed(nn.Module):
 
 
 def notify(layer: Observed, positive: Tensor) -> None:
-    """Shows the signs of a layer to its ``sign_observer``.
+    """Calls the ``sign_observer`` of a layer with its signs.
 
     Args:
         layer: The layer; without an observer nothing happens.

@@ -29,8 +29,8 @@ class BinaryWeight(NamedTuple):
 
 
 class _InFrontOfSign(torch.autograd.Function):
-    """Flips the signs of channels with negative scale. The backward pass multiplies by the surrogate gradient and flips
-    the same channels."""
+    """The identity, except that it flips the signs of channels with negative scale. The backward pass multiplies by the
+    surrogate gradient and flips the same channels."""
 
     @staticmethod
     def forward(latent: Tensor, negative: Tensor | None, surrogate: Surrogate | None) -> Tensor:

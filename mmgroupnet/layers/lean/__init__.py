@@ -1,8 +1,8 @@
 """Lean training: binary convolutions and chains of them with the gradients of plain autograd, in a fraction of its
 memory.
 
-Everything that decides how a layer runs is decided once, in the forward pass, by what all processes know alike; the
-backward pass asks no module.
+The forward pass decides once how a layer runs, using only facts that are equal in all processes; the backward pass
+reads no module.
 """
 
 from mmgroupnet.layers.lean.chain import Chain, can_run_chain, run_chain

@@ -6,7 +6,7 @@ With the integers y, the scale :math:`\alpha`, :math:`r = \max(y, 0)` (or y), an
 .. math::
     \hat{x} = \rho (\alpha r - \mu), \qquad \mathrm{out} = \gamma \hat{x} + \beta
 
-and, with the gradient g of its output and sums over the n pixels of all processes, it has in training
+and, with the gradient g of its output and sums over the n pixels of all processes, its gradients in training are
 
 .. math::
     \nabla\beta = \sum g, \qquad \nabla\gamma = \sum g \hat{x} = \rho \Bigl(\alpha \sum g r - \mu \sum g\Bigr), \qquad
@@ -25,13 +25,13 @@ from mmgroupnet.ops.passes import NormPasses, Running
 
 
 def is_batch_norm(norm: nn.Module) -> bool:
-    """Whether a norm computes what torch's batch norm, or its synchronised one, does; mmengine's has the forward of
-    torch's."""
+    """Whether a norm computes the same as torch's batch norm or synchronised batch norm; mmengine's class inherits
+    torch's forward."""
     return is_as_written(norm, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def is_synchronised(norm: nn.Module) -> bool:
-    """Whether a norm takes statistics over several processes now."""
+    """Whether a norm currently takes statistics over several processes."""
     return (
         type(norm).forward is nn.SyncBatchNorm.forward
         and norm.training
@@ -48,9 +48,9 @@ class Statistics(NamedTuple):
         mean: :math:`\mu`, ``(C,)``, float64.
         inverse_deviation: :math:`\rho`, ``(C,)``, float64.
         num_values: n, the values per channel behind them, ``()``, float64.
-        vectors: Scale and shift of r that give the output, per folded channel, ``(2, K*C)``, where the backend makes
-            them; then mean and inverse deviation have a dtype of its choice, and ``num_values`` is None, that of its
-            own pixels.
+        vectors: Scale and shift of r that give the output, per folded channel, ``(2, K*C)``, if the backend computes
+            them. Mean and inverse deviation then have a dtype of the backend's choice, and ``num_values`` is None: the
+            count of the pixels of this process.
     """
 
     mean: Tensor
@@ -60,7 +60,7 @@ class Statistics(NamedTuple):
 
 
 class AffineOfNorm(NamedTuple):
-    r"""Weight and bias of a norm, ``(C,)`` each; None where it has none."""
+    r"""Weight and bias of a norm, ``(C,)`` each; None if it has none."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -71,7 +71,7 @@ class BatchNorm:
 
     Args:
         norm: The norm.
-        branches: Branches that share it; 1 where each has channels of its own.
+        branches: Branches that share it; 1 if each has its own channels.
         passes: The backend's arithmetic, for norms that do not synchronise over processes. Default: None, torch's in
             double precision.
     """
@@ -95,7 +95,7 @@ class BatchNorm:
         return values
 
     def statistics(self, norm: nn.Module, moments: Tensor | None, pixels: int, scale: Tensor) -> Statistics:
-        """Statistics of ``scale * r``; moves the running ones.
+        """Statistics of ``scale * r``; updates the running ones.
 
         Args:
             norm: The norm.
@@ -104,7 +104,7 @@ class BatchNorm:
             scale: ``(C,)``.
 
         Raises:
-            ValueError: If there is one value per channel in all processes together.
+            ValueError: If all processes together have only one value per channel.
         """
         scale = scale.double()
         if moments is None:
@@ -116,9 +116,9 @@ class BatchNorm:
         sums, count = values[:-1].view(2, -1), values[-1].clone()  # a view would keep all of them
         if local <= 1 and count == 1:  # in this order: reading count would wait for a GPU
             self._refuse_one_value(norm)
-        # Without any value the statistics are those of zeros, and nothing moves.
+        # Without any value the statistics are those of zeros, and running statistics stay.
         divisor = count.clamp(min=1)
-        # Around an integer near the mean: sums of integers are exact, so that nothing cancels in the variance.
+        # Around an integer near the mean: sums of integers are exact, so the variance loses no digits by cancellation.
         centre = (sums[0] / divisor).round()
         rest = sums[0] / divisor - centre
         moment = (sums[1] - 2 * centre * sums[0] + count * centre.square()) / divisor
@@ -154,7 +154,7 @@ class BatchNorm:
 
     @staticmethod
     def _move(norm: nn.Module, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Moves the running statistics of a norm in training."""
+        """Updates the running statistics of a norm in training."""
         if not (norm.training and norm.track_running_stats and norm.running_mean is not None):
             return
         momentum = norm.momentum
@@ -185,13 +185,13 @@ class BatchNorm:
     def backward(
         self, affine: AffineOfNorm, sums: Tensor, statistics: Statistics, scale: Tensor
     ) -> tuple[AffineOfNorm, tuple[Tensor, Tensor, Tensor]]:
-        """Gradients of weight and bias, and p, q, s of the gradient ``p * g + q * r + s`` of ``scale * y``, per folded
-        channel.
+        """Gradients of weight and bias, and the coefficients p, q, s of the gradient ``p * g + q * r + s`` of ``scale *
+        y``, per folded channel.
 
         Args:
             affine: Weight and bias.
-            sums: Of g and of g * r, ``(2, K*C)``.
-            statistics: As :meth:`statistics` gave them.
+            sums: Sums of g and of g * r, ``(2, K*C)``.
+            statistics: The result of :meth:`statistics`.
             scale: ``(C,)``.
         """
         mean, inverse_deviation, num_values, _ = statistics

@@ -1,7 +1,7 @@
 """Memory-lean autograd of chains of binary units: the same gradients as plain autograd's, a fraction of its memory.
 
-A chain of units ``sign, conv, ReLU, norm, add`` keeps its input and the integers of its convolutions, 16 bits each, and
-computes the rest again in the backward pass, elementwise; :mod:`mmgroupnet.layers.lean.batch_norm` has the derivation.
+A chain of units ``sign, conv, ReLU, norm, add`` keeps its input and the int16 sums of its convolutions, and recomputes
+the rest elementwise in the backward pass; :mod:`mmgroupnet.layers.lean.batch_norm` has the derivation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,13 +22,14 @@ from mmgroupnet.ops.precision import without_autocast
 
 
 class Chain(NamedTuple):
-    """Units one behind the other.
+    """Consecutive units.
 
     Attributes:
         units: The units.
         num_bases: Number K of branches of the input.
-        shortcut: A unit that makes the shortcut of the chain's input, and that all branches share; None: that input.
-        recompute: Keeps not even the integers, and convolves again in the backward pass.
+        shortcut: A unit, shared by all branches, that computes the shortcut from the chain's input; None if the input
+            is the shortcut.
+        recompute: Does not keep the integers either, and convolves again in the backward pass.
     """
 
     units: tuple[ChainUnit, ...]
@@ -38,24 +39,24 @@ class Chain(NamedTuple):
 
     @property
     def all_units(self) -> tuple[ChainUnit, ...]:
-        """The units and the shortcut, in the order in which their tensors are listed."""
+        """The units and the shortcut, in the order of their tensors."""
         return self.units if self.shortcut is None else (*self.units, self.shortcut)
 
 
 def can_run_chain(
     chain: Chain, x: Tensor, owner: nn.Module, bypassed: Sequence[nn.Module | None] | None = None
 ) -> bool:
-    """Whether a chain runs lean on an input: it consists of convs that can, without norms of their own or biases, and
-    of batch norms; see :mod:`mmgroupnet.layers.lean.path`.
+    """Whether a chain runs lean on an input: it consists of batch norms and of convs that can run lean, without input
+    norms and biases; see :mod:`mmgroupnet.layers.lean.path`.
 
     Args:
         chain: The chain.
         x: The input.
-        owner: The module that it stands for.
-        bypassed: The modules whose work the chain does. Default: None, all children of the owner.
+        owner: The module that the chain replaces.
+        bypassed: The modules that the chain bypasses. Default: None, all children of the owner.
 
     Raises:
-        RuntimeError: If a bypassed part has hooks and the norms synchronise over processes.
+        RuntimeError: If a bypassed module has hooks and the norms synchronise over processes.
     """
     if not wants_gradient([x, *owner.parameters()]):
         return False
@@ -69,7 +70,7 @@ def can_run_chain(
             if conv.bias is not None or conv.input_norm is not None:
                 return False
         elif unit is not chain.shortcut or not is_float_shortcut(conv):
-            return False  # such as a packed conv, in a block that was packed in part
+            return False  # such as a packed conv in a partly packed block
     parts = owner.children() if bypassed is None else bypassed
     hooked = next((found for part in parts if part is not None and (found := find_hooks(part, owner))), None)
     if hooked is not None:
@@ -112,7 +113,7 @@ class _Plan:
     def connect(
         self, x: Tensor, gate: Tensor | None, scales: Tensor | None, following: UnitGeometry | None = None
     ) -> Tensor:
-        """The input of the units: gated branches, or, without a gate, branches as they come or copies of one;
+        """The input of the units: gated branches, or, without a gate, unchanged branches or copies of one map;
         ``following`` as for :meth:`LeanUnit.output`."""
         x = self.passes.prepare(x)
         if gate is not None and scales is not None:
@@ -177,7 +178,7 @@ class _ChainFunction(torch.autograd.Function):
         gradients: dict[LeanUnit, list[Tensor | None]] = {}
         gradient = plan.passes.prepare(gradient)  # once for all passes
 
-        # The inputs of all units once more.
+        # Recompute the inputs of all units.
         connected = shortcut_map = plan.connect(x, gate, scales)
         shortcut = plan.shortcut
         if shortcut is not None and any(unit.residual == Residual.SHORTCUT for unit in units[:-1]):
@@ -221,9 +222,9 @@ def run_chain(chain: Chain, x: Tensor, gate: Tensor | None = None, scales: Tenso
         chain: The chain.
         x: Outputs of the last chain's branches, ``(N, K*C, H, W)``; without a gate also one map ``(N, C, H, W)``, which
             all branches read.
-        gate: ``(K,)``; each branch reads ``m + gate[i] * (x_i - m)``, with the merged map m. Default: None, it reads
-            its own map.
-        scales: ``(K,)``, of the merged map ``m = sum_j scales[j] * x_j``. Default: None, without a gate.
+        gate: ``(K,)``; each branch reads ``m + gate[i] * (x_i - m)``, with the merged map m. Default: None, each branch
+            reads its own map.
+        scales: Weights of the merged map ``m = sum_j scales[j] * x_j``, ``(K,)``. Default: None, without a gate.
 
     Returns: ``(N, K*C', H', W')``.
     """

@@ -1,4 +1,4 @@
-"""A binary conv by itself as one autograd function, which keeps nothing but its input."""
+"""A single binary conv as one autograd function, which keeps only its input."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def can_run_conv(conv: BinaryConv, x: Tensor) -> bool:
 
 
 class _ConvFunction(torch.autograd.Function):
-    """One binary conv, which keeps nothing but its input."""
+    """One binary conv, which keeps only its input."""
 
     @staticmethod
     def forward(ctx: Any, conv: BinaryConv, x: Tensor, *tensors: Any) -> Tensor:
@@ -66,7 +66,7 @@ class _ConvFunction(torch.autograd.Function):
         return None, x_gradient.to(x.dtype) if needs_x else None, *of_operands
 
 
-# torch.compile does not trace it: its kernels take addresses, which traced tensors do not have.
+# torch.compile does not trace this function: its kernels take addresses, which traced tensors do not have.
 @torch.compiler.disable
 def run_conv(conv: BinaryConv, x: Tensor) -> Tensor:
     """A binary conv without its bias, lean; see :func:`can_run_conv`."""

@@ -56,7 +56,7 @@ class FloatShortcut:
 
     def forward(self, x: Tensor, operands: Sequence[Tensor], observed: nn.Module | None = None) -> Tensor:
         """``(N, K*C_in, H, W)`` to ``(N, K*C_out, H', W')``."""
-        # Without the cache of casts: one that was made without autograd would have no gradient.
+        # Without autocast's cache: a cast that was cached without autograd would have no gradient.
         is_half = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(x.device.type, self.dtype, cache_enabled=False) if is_half else nullcontext():
             values = iter(operands)
@@ -67,10 +67,10 @@ class FloatShortcut:
 
     def _run(self, layer: nn.Module, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         if weight is None:
-            return layer(x)  # channel by channel, of whichever branch
+            return layer(x)  # it works on each channel separately, so branches do not matter
         is_linear = layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
         if is_linear and x.is_contiguous(memory_format=torch.channels_last):
-            # The channels of a pixel lie side by side, branch by branch: a matrix product, without a copy.
+            # The channels of a pixel are contiguous, branch by branch, so this is a matrix product without a copy.
             pixels = x.permute(0, 2, 3, 1).unflatten(3, (self.branches, -1))
             return F.linear(pixels, weight.flatten(1), bias).flatten(3).permute(0, 3, 1, 2)
         # Contiguous, since it may be a strided 1x1 convolution, see mmgroupnet.ops.float_convolution.

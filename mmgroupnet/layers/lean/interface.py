@@ -1,4 +1,4 @@
-"""What a binary conv offers to lean training and to packing."""
+"""The interface of binary convs for lean training and packing."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,13 +12,14 @@ from mmgroupnet.quantizers import is_standard_sign, is_standard_weight
 
 
 class ConvOperands(NamedTuple):
-    """Tensors besides the input that a binary conv has gradients for.
+    """The tensors besides the input for which a binary conv computes gradients.
 
     Attributes:
-        weight: Latent weights, whose signs are convolved, ``(K*C_out, C_in/groups, kh, kw)``; straight through.
+        weight: Latent weights, ``(K*C_out, C_in/groups, kh, kw)``; the conv uses their signs, with a straight-through
+            gradient.
         scale: Magnitudes of the weights, ``(K*C_out,)``, not negative.
-        shift: Added to the input in front of its sign, ``(K*C_in,)``; None for nothing.
-        merge_scales: Learned scales of merged bases, ``(K,)``; None for their mean, and where bases are not merged.
+        shift: Shift of the input in front of its sign, ``(K*C_in,)``; None for no shift.
+        merge_scales: Learned scales of merged bases, ``(K,)``; None for their mean, or if bases are not merged.
     """
 
     weight: Tensor
@@ -28,7 +29,8 @@ class ConvOperands(NamedTuple):
 
 
 class BinaryConv(Observed, ABC):
-    """What a binary conv offers to lean training and to packing; :class:`mmgroupnet.layers.BinaryConv2d` does.
+    """The interface of a binary conv for lean training and packing; :class:`mmgroupnet.layers.BinaryConv2d` implements
+    it.
 
     Attributes:
         activation: Its activation quantizer.
@@ -37,8 +39,8 @@ class BinaryConv(Observed, ABC):
         num_bases: Number K of bases.
         in_channels: Channels of one branch of its input.
         weight: Its latent weights.
-        bias: Its bias; None without.
-        input_norm: A norm in front of its sign; None without.
+        bias: Its bias, or None.
+        input_norm: The norm in front of its sign, or None.
     """
 
     activation: nn.Module
@@ -53,33 +55,33 @@ class BinaryConv(Observed, ABC):
     @property
     @abstractmethod
     def num_folded(self) -> int:
-        """Branches that are folded into its channels."""
+        """Number of branches that are folded into its channels."""
 
     @property
     @abstractmethod
     def has_own_weight(self) -> bool:
-        """Whether a subclass or the instance makes its weights otherwise than its class says."""
+        """Whether a subclass or the instance overrides how its class makes the weights."""
 
     @property
     @abstractmethod
     def is_as_written(self) -> bool:
-        """Whether it computes what its class says: neither a subclass nor the instance has a forward of its own."""
+        """Whether it uses the forward of its class: neither a subclass nor the instance overrides it."""
 
     @abstractmethod
     def geometry(self, is_shared: bool = False, relu: bool = False, residual: Residual = Residual.NONE) -> UnitGeometry:
-        """Its shape parameters; ``is_shared`` where K branches share a conv of one."""
+        """Its shape parameters; ``is_shared`` if K branches share a conv of one branch."""
 
     @abstractmethod
     def operands(self) -> ConvOperands:
-        """Its tensors, made of its parameters by autograd."""
+        """Its tensors, computed from its parameters under autograd."""
 
     @abstractmethod
     def bypassed_parts(self) -> Sequence[nn.Module]:
-        """The modules whose work lean training does in their place."""
+        """The modules that lean training bypasses, because it computes their results itself."""
 
 
 def has_standard_quantizers(conv: BinaryConv) -> bool:
-    """Whether a conv may run lean: it wants to, and its quantizers compute what their base classes say."""
+    """Whether a conv may run lean: it allows it, and its quantizers compute the same as their base classes."""
     return (
         conv.memory_efficient
         and not conv.has_own_weight

@@ -1,4 +1,4 @@
-"""Decides whether layers run lean or plain, by facts that are equal in all processes; observers do not count."""
+"""Decides whether layers run lean or plain, by facts that are equal in all processes; observers have no influence."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -13,27 +13,28 @@ _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_
 
 
 def is_traced() -> bool:
-    """Whether a tracer, an exporter or a functorch transform is active, which wants to see operations."""
+    """Whether a tracer, an exporter or a functorch transform is active, which has to see the operations."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return True
     return torch._C._are_functorch_transforms_active()
 
 
 def wants_gradient(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether autograd will run over tensors, and no tracer, exporter or functorch transform is active."""
+    """Whether autograd records operations on tensors, and no tracer, exporter or functorch transform is active."""
     if not torch.is_grad_enabled() or is_traced():
         return False
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def first_derivatives(backward: Callable) -> Callable:
-    """As torch's ``once_differentiable``, but the error comes at ``create_graph=True`` and names the way out."""
+    """Like torch's ``once_differentiable``, but raises at ``create_graph=True``, with an error that names the option to
+    set."""
 
     @wraps(backward)
     def wrapper(*args: object) -> object:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                'create_graph=True: lean training has first derivatives alone, give '
+                'create_graph=True: lean training has only first derivatives, give '
                 'binary_cfg=dict(memory_efficient=False) for second ones'
             )
         return backward(*args)
@@ -42,30 +43,29 @@ def first_derivatives(backward: Callable) -> Callable:
 
 
 def is_as_written(module: nn.Module, *classes: type[nn.Module]) -> bool:
-    """Whether a module computes what one of some classes says: neither its class nor the instance has a
-    ``forward`` of its own."""
+    """Whether a module uses the ``forward`` of one of some classes: neither its class nor the instance overrides it."""
     return 'forward' not in module.__dict__ and any(type(module).forward is each.forward for each in classes)
 
 
 def has_global_hooks() -> bool:
-    """Whether there are hooks of all modules."""
+    """Whether global module hooks are registered."""
     return any(getattr(torch_module, f'_global{kind}') for kind in _HOOKS)
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a module, not counting its parts, has hooks of any kind."""
+    """Whether a module itself, without its submodules, has hooks of any kind."""
     return any(getattr(module, kind) for kind in _HOOKS)
 
 
 def find_hooks(module: nn.Module, owner: nn.Module | None = None) -> str | None:
-    """Where a module or a part of it has hooks of any kind, which want the part to be called.
+    """Finds a hook of any kind in a module or a submodule; the submodule has to be called for its hook to run.
 
     Args:
         module: The module.
-        owner: Names the parts. Default: None, the module.
+        owner: The module whose names are used. Default: None, the module.
 
     Returns:
-        The name of the part, or of its class where the owner does not contain it; 'all modules' for global hooks; None
+        The name of the submodule, or its class if the owner does not contain it; 'all modules' for global hooks; None
         without hooks.
     """
     if has_global_hooks():
@@ -78,7 +78,7 @@ def find_hooks(module: nn.Module, owner: nn.Module | None = None) -> str | None:
 
 
 def report_hooks(owner: nn.Module, hooked: str, is_synchronised: bool) -> None:
-    """Says once that a module runs plain because its parts have hooks.
+    """Warns once that a module runs plain because its submodules have hooks.
 
     Args:
         owner: The module.
@@ -86,8 +86,8 @@ def report_hooks(owner: nn.Module, hooked: str, is_synchronised: bool) -> None:
         is_synchronised: Whether the module has batch norms that reduce over processes.
 
     Raises:
-        RuntimeError: If it has: plain and lean norms issue other collectives, and this process cannot know whether the
-            others have the same hooks.
+        RuntimeError: If ``is_synchronised``: plain and lean norms issue different collectives, and this process cannot
+            know whether the others have the same hooks.
     """
     if is_synchronised:
         raise RuntimeError(

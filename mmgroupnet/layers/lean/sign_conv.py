@@ -1,7 +1,7 @@
 """Memory-lean autograd of a binary convolution: the same gradients as plain autograd's, a fraction of its memory.
 
-Plain autograd keeps the signs as padded floats and copies of the binarised weights. Both can be derived from the input
-and the latent weights, which are there anyway.
+Plain autograd keeps the signs as padded floats and copies of the binarised weights. Both can be recomputed from the
+input and the latent weights, which are in memory anyway.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +19,13 @@ from mmgroupnet.quantizers import binary_sign, has_state
 
 
 class SignConv:
-    """Forward and backward pass of a binary conv without autograd: numbers and functions, taken of the conv once.
+    """Forward and backward pass of a binary conv without autograd; its numbers and functions are read from the conv
+    once.
 
     Args:
         conv: The conv.
-        branches: Folded branches of its input; for a conv that K branches share K, else the conv's own.
+        branches: Number of folded branches of its input: K for a conv that K branches share, otherwise the conv's own
+            number.
         passes: The backend.
     """
 
@@ -32,9 +34,9 @@ class SignConv:
         self.geometry = conv.geometry(is_shared=self.is_shared)
         self.branches = branches
         self.surrogate = surrogate_of(conv.activation)
-        # Per channel, perhaps: its input has the channels of all branches.
+        # It may work per channel: its input has the channels of all branches.
         self.surrogate_has_state = has_state(conv.activation)
-        # Merged bases, whose scales differ, and long sums give floats.
+        # Merged bases with different scales and long sums give floats.
         self.gives_integers = not self.geometry.merges and self.geometry.sums_fit_int16
         self.passes = passes
 
@@ -45,7 +47,7 @@ class SignConv:
 
     def output_scale(self, operands: ConvOperands) -> Tensor:
         """Scale of the output of :meth:`forward`, one value per row of the weights; 1 for merged bases, which are
-        scaled already."""
+        already scaled."""
         return torch.ones_like(operands.scale[: self.geometry.out_channels]) if self.geometry.merges else operands.scale
 
     def _shifted(self, x: Tensor, operands: ConvOperands) -> Tensor:
@@ -62,7 +64,8 @@ class SignConv:
         return signs, operands.scale.detach().view(num_bases, -1, 1, 1, 1)
 
     def _merged(self, operands: ConvOperands) -> Tensor:
-        """The merged weights, rounded as those of plain training: a sum that cancels passes a ReLU or does not."""
+        """The merged weights, rounded as in plain training: rounding decides whether a sum that cancels passes a
+        ReLU."""
         signs, scale = self._bases(operands)
         bases = signs * scale
         if operands.merge_scales is None:
@@ -70,16 +73,16 @@ class SignConv:
         return (bases * operands.merge_scales.detach().view(-1, 1, 1, 1, 1)).sum(0)
 
     def forward(self, x: Tensor, operands: ConvOperands, observed: Observed | None = None) -> Tensor:
-        """``(N, K*C_in, H, W)`` to the integers ``(N, K*C_out, H', W')``; of merged bases to floats.
+        """``(N, K*C_in, H, W)`` to the integers ``(N, K*C_out, H', W')``, or to floats for merged bases.
 
         Args:
             x: The input, as the passes prepared it.
             operands: The conv's tensors.
-            observed: The conv, where its observer is to see the signs. Default: None.
+            observed: The conv whose observer gets the signs. Default: None, no observer is called.
         """
         z = self._shifted(x, operands)
         if observed is not None and observed.sign_observer is not None:
-            # A conv that branches share sees them as batch.
+            # A conv that branches share gets them as batch.
             positive = z >= 0
             notify(observed, share(lambda part: part, positive, self.branches) if self.is_shared else positive)
         if self.geometry.merges:
@@ -95,22 +98,22 @@ class SignConv:
         needs_x: bool,
         needed: Sequence[bool],
     ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """Gradients of the input, plus ``residual``, and of the operands. The scale of unmerged weights gets None: the
-        caller multiplies with it.
+        """Gradients of the input, plus ``residual``, and of the operands. The gradient of the scale of unmerged weights
+        is None: the caller multiplies with the scale.
 
         Args:
-            gradient_of: Gives the gradient of what :meth:`forward` gave.
+            gradient_of: Returns the gradient of the output of :meth:`forward`.
             x: The input.
             operands: The conv's tensors.
             residual: Added to the gradient of the input.
-            needs_x: Whether the input needs one.
-            needed: Which of the operands do.
+            needs_x: Whether the input needs a gradient.
+            needed: Which operands need a gradient.
         """
         geometry, z = self.geometry, self._shifted(x, operands)
         needs_weight, needs_scale, needs_shift, needs_merge = needed
         needs_x = needs_x or needs_shift
         residual = None if residual is None else self.passes.prepare(residual)
-        # A shift wants the gradient without the residual.
+        # The gradient of a shift excludes the residual.
         added = residual if operands.shift is None else None
         z_gradient, weight_gradient = self.passes.unit_gradients(
             UnitGradients(
@@ -120,7 +123,8 @@ class SignConv:
                 gradient_of=gradient_of,
                 x=z,
                 weight=self._merged(operands) if geometry.merges else operands.weight.detach(),
-                # The gradient of the signs is the scale times that of the scaled signs, which the latent weights get.
+                # The gradient of the signs is the scale times the gradient of the scaled signs; the latent weights get
+                # the latter.
                 scale=None if geometry.merges else operands.scale.detach(),
                 residual=added,
                 surrogate=self._surrogates(z) if needs_x else lambda k: None,
@@ -148,8 +152,8 @@ class SignConv:
     def _operand_gradients(
         self, operands: ConvOperands, gradient: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of weight, scale and merge scales from that of the signs of the weights, or of the merged
-        weights ``sum_k merge_scales[k] * scale[k] * sign(weight[k])``."""
+        """Gradients of weight, scale and merge scales from the gradient of the weights' signs, or of the merged weights
+        ``sum_k merge_scales[k] * scale[k] * sign(weight[k])``."""
         if gradient is None:
             return None, None, None
         if not self.geometry.merges:
@@ -160,7 +164,7 @@ class SignConv:
         else:
             merge_scales = operands.merge_scales.detach().to(gradient.dtype)
         of_weight = torch.cat([gradient * merge_scale for merge_scale in merge_scales])
-        # Of each base and channel the sum of gradient times signs.
+        # The sum of gradient times signs for each base and channel.
         sums = torch.stack([(gradient * base).sum((1, 2, 3)) for base in signs])
         of_scale = (sums * merge_scales.view(-1, 1)).flatten()
         of_merge = (sums * scale.view_as(sums)).sum(1)

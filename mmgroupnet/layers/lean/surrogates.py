@@ -1,4 +1,4 @@
-"""Surrogate gradients as backends take them: the shipped ones by their formulas."""
+"""Surrogate gradients in the form that backends take: formulas for the shipped ones."""
 
 from torch import nn
 
@@ -9,10 +9,10 @@ from mmgroupnet.quantizers import ClippedIdentitySign, ErrorDecaySign, Polynomia
 def surrogate_of(activation: nn.Module) -> Surrogate | None:
     """The surrogate gradient of an activation quantizer; None for that of ``PolynomialSign``.
 
-    A formula counts where neither the class nor the instance has a surrogate gradient of its own.
+    A formula is used only if neither the class nor the instance overrides the surrogate gradient.
     """
     function = activation.surrogate_gradient
-    defined = getattr(function, '__func__', function)  # of a method what its class defines
+    defined = getattr(function, '__func__', function)  # for a method, the function of its class
     if defined is PolynomialSign.surrogate_gradient:
         return None
     if defined is ClippedIdentitySign.surrogate_gradient:

@@ -19,13 +19,13 @@ Vectors = tuple[Tensor, Tensor, Tensor]
 
 
 class ChainUnit(NamedTuple):
-    """A conv of a chain and what follows it.
+    """A conv of a chain and the operations behind it.
 
     Attributes:
-        conv: A binary conv, see :class:`mmgroupnet.layers.lean.BinaryConv`; of a shortcut also full-precision layers.
+        conv: A binary conv, see :class:`mmgroupnet.layers.lean.BinaryConv`; in a shortcut also full-precision layers.
         norm: The norm behind it.
-        relu: Whether a ReLU stands between them.
-        residual: What is added at the end: the unit's input, or the chain's shortcut.
+        relu: Whether a ReLU is between them.
+        residual: The map that is added at the end: the unit's input, or the chain's shortcut.
     """
 
     conv: nn.Module
@@ -46,18 +46,18 @@ class ChainUnit(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a unit keeps for its backward pass.
+    """The tensors that a unit keeps for its backward pass.
 
     Attributes:
-        y: The integers (floats of other convs); None where they are computed again.
-        statistics: Those of the norm.
+        y: The integers (floats for other convs); None if they are recomputed.
+        statistics: Statistics of the norm.
     """
 
     y: Tensor | None
     statistics: Statistics
 
     def tensors(self) -> list[Tensor | None]:
-        """The tensors one by one, as autograd saves them."""
+        """A list of the tensors, for autograd to save."""
         return [self.y, *self.statistics]
 
     @classmethod
@@ -69,10 +69,10 @@ class Kept(NamedTuple):
 
 
 class LeanUnit:
-    """Forward and backward pass of a unit of a chain without autograd; its tensors are handed to it.
+    """Forward and backward pass of a unit of a chain without autograd; its tensors are passed in.
 
     Args:
-        unit: The unit, from which all that decides how it runs is taken.
+        unit: The unit; its options are read here, once.
         branches: Folded branches of its input.
         is_shared: Whether the branches share the unit.
         passes: The backend.
@@ -90,12 +90,12 @@ class LeanUnit:
         self.prepare = passes.prepare
 
     def split(self, values: Sequence) -> tuple[Any, AffineOfNorm]:
-        """Values of the tensors of the conv, and of those of the norm."""
+        """Values of the tensors of the conv and of the norm."""
         *of_conv, weight, bias = values
         return self.conv.operands(of_conv), AffineOfNorm(weight, bias)
 
     def convolves(self, tensors: Sequence[Tensor | None]) -> UnitGeometry | None:
-        """The geometry in which its input's own signs are convolved; None where there is a shift in front of them, and
+        """The geometry of the convolution if it reads the signs of the unshifted input; None with a shift in front, or
         for other convolutions."""
         if not isinstance(self.conv, SignConv) or self.conv.geometry.merges:
             return None
@@ -104,7 +104,7 @@ class LeanUnit:
         return self.conv.geometry
 
     def forward(self, unit: ChainUnit, x: Tensor, tensors: Sequence[Tensor | None]) -> Kept:
-        """Convolves, shows the signs to the conv's observer, and moves the norm's statistics."""
+        """Convolves, calls the conv's observer with the signs, and updates the norm's statistics."""
         operands, affine = self.split(tensors)
         observed = unit.conv if isinstance(unit.conv, BinaryConv) else None
         y = self.conv.forward(x, operands, observed=observed)
@@ -123,13 +123,13 @@ class LeanUnit:
         tensors: Sequence[Tensor | None],
         following: UnitGeometry | None = None,
     ) -> Tensor:
-        """The output for an input and, where the unit adds it, the chain's shortcut; ``following`` as
-        :meth:`convolves` of the next unit gives it."""
+        """The output for an input and, if the unit adds it, the chain's shortcut; ``following`` is :meth:`convolves` of
+        the next unit."""
         operands, affine = self.split(tensors)
         y = self.conv.forward(x, operands) if kept.y is None else kept.y
         residual = self.residual.of(x, shortcut)
         scale, shift = self.norm.scale_and_shift(affine, kept.statistics, self.conv.output_scale(operands))
-        # Of a unit in floats, too, as the next unit takes it.
+        # Also for a unit in floats, because the next unit needs it.
         return self.prepare(self.passes.affine(y, scale, shift, residual, self.relu, x.dtype, following))
 
     def backward(
@@ -142,8 +142,8 @@ class LeanUnit:
         needs_x: bool,
         needed: Sequence[bool],
     ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """Gradients of the input, plus ``residual``, and of the tensors. The residual that the unit adds gets
-        ``gradient`` itself; the chain passes it on."""
+        """Gradients of the input, plus ``residual``, and of the tensors. The gradient of the residual that the unit
+        adds is ``gradient`` itself; the chain passes it on."""
         operands, affine = self.split(tensors)
         needs, _ = self.split(needed)
         y = self.conv.forward(x, operands) if kept.y is None else kept.y
@@ -166,8 +166,8 @@ class LeanUnit:
         scale: Tensor,
         needs_scale: bool,
     ) -> tuple[AffineOfNorm, Vectors, Tensor | None]:
-        """Gradients of the norm, p, q and s of the gradient ``p * g + q * r + s`` of y, and, where it is asked for, the
-        gradient of the scale."""
+        """Gradients of the norm, the coefficients p, q and s of the gradient ``p * g + q * r + s`` of y, and, if
+        requested, the gradient of the scale."""
         norm = self.norm
         if norm.passes is not None and not needs_scale:
             of_weight, of_bias, vectors = norm.passes.gradients(
@@ -193,7 +193,7 @@ class LeanUnit:
 def only_needed(
     gradients: Sequence[Tensor | None], needed: Sequence[bool], like: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """The gradients that are asked for, in the dtypes of their tensors."""
+    """The requested gradients, in the dtypes of their tensors."""
     found: list[Tensor | None] = []
     for gradient, is_needed, tensor in zip(gradients, needed, like, strict=True):
         if is_needed:

@@ -1,4 +1,4 @@
-"""Packed twins of the binary layers, and how a layer runs on bits by itself where no gradient is asked for."""
+"""Packed twins of the binary layers, and how a layer runs on bits automatically when no gradient is needed."""
 
 from mmgroupnet.layers.packed.fold import NotPackable, can_fold, fold_norm
 from mmgroupnet.layers.packed.modules import (

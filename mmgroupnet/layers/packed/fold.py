@@ -1,4 +1,4 @@
-"""Batch norms in evaluation mode as a factor and a summand per channel."""
+"""Batch norms in evaluation mode as a scale and a shift per channel."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ class NotPackable(Exception):
 
 
 def can_fold(norm: nn.Module) -> bool:
-    """Whether a norm is a factor and a summand per channel: a batch norm with running statistics."""
+    """Whether a norm is a scale and a shift per channel: a batch norm with running statistics."""
     return is_as_written(norm, nn.BatchNorm2d, nn.SyncBatchNorm) and norm.running_mean is not None
 
 
@@ -18,7 +18,7 @@ def fold_norm(norm: nn.Module) -> dict[str, Tensor]:
     """Scale and shift of a batch norm in evaluation mode, ``scale * x + shift``.
 
     Raises:
-        NotPackable: If it is none.
+        NotPackable: If it is not such a norm.
     """
     if not can_fold(norm):
         raise NotPackable(f'{type(norm).__name__} is no batch norm with running statistics')

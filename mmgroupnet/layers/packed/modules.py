@@ -1,7 +1,7 @@
-"""Packed twins of the binary layers: bits in place of latent weights, and the layers around them fused in; and of the
-full-precision stem in front of them.
+"""Packed twins of the binary layers, with bits instead of latent weights and the neighbouring layers fused in; and a
+twin of the full-precision stem in front of them.
 
-They hold what :func:`mmgroupnet.ops.run_block` takes and call it; nothing here can be trained or moved to a GPU.
+They hold the arguments of :func:`mmgroupnet.ops.run_block` and call it. They cannot be trained or moved to a GPU.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,7 +31,7 @@ class PackedModule(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'PackedModule':
         probe = fn(torch.empty(0))
         if probe.device.type not in ('cpu', 'meta'):
-            raise RuntimeError(f'a packed model cannot be moved to {probe.device}: its kernels run on the CPU alone')
+            raise RuntimeError(f'a packed model cannot be moved to {probe.device}: its kernels run only on the CPU')
         if probe.dtype != torch.float32:
             raise RuntimeError(f'a packed model cannot be converted to {probe.dtype}: its kernels compute in float32')
         return super()._apply(fn, recurse)
@@ -51,19 +51,19 @@ class PackedModule(nn.Module):
 
 
 class PackedUnit(Observed, PackedModule):
-    """One binary conv with what is fused to it, ``norm(relu(scale * conv(sign(x)) + bias)) + residual``.
+    """One binary conv with the operations fused to it, ``norm(relu(scale * conv(sign(x)) + bias)) + residual``.
 
     Args:
-        geometry: Its numbers.
+        geometry: Its shape parameters.
         parameters: The tensors by name, see :func:`mmgroupnet.ops.run_block`; missing ones are None. Units that
             are given the same tensor share it.
-        shared_by: Number of branches that share its weights, where they do. Default: 1.
+        shared_by: Number of branches that share its weights. Default: 1.
 
     Attributes:
-        sign_observer: Called in every forward pass with the signs of the input, True where one is +1, as
-            :class:`mmgroupnet.layers.BinaryConv2d` calls its own. Default: None.
+        sign_observer: Called in every forward pass with the signs of the input, True where one is +1, in the same way
+            as the observer of :class:`mmgroupnet.layers.BinaryConv2d`. Default: None.
 
-    Shape: as the layers that it stands for; the output is channels_last.
+    Shape: as the layers that it replaces; the output is channels_last.
     """
 
     def __init__(self, geometry: UnitGeometry, parameters: dict[str, Tensor | None], shared_by: int = 1) -> None:
@@ -77,7 +77,7 @@ class PackedUnit(Observed, PackedModule):
 
     @property
     def parameters_of_op(self) -> list[Tensor | None]:
-        """The tensors in the order of the op, None where one is not there."""
+        """The tensors in the order of the op; None for missing ones."""
         return list(self._buffers.values())  # in the order in which they were registered
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ class PackedUnit(Observed, PackedModule):
         return PackedChain.run(x, Connection.SEPARATE, branches, [self])
 
     def observe(self, x: Tensor) -> None:
-        """Gives the signs of an input to the observer, if there is one, as the layer that it stands for sees them: one
-        map for each branch, and those that share weights as its batch."""
+        """Calls the observer, if there is one, with the signs of an input in the layout of the original layer: one map
+        for each branch, with branches that share weights as its batch."""
         if self.sign_observer is None:
             return
         g = self.geometry
@@ -114,7 +114,7 @@ class PackedLinear(PackedModule):
 
     Args:
         norm: Norm in front of it that is not folded into it, or None.
-        unit: A 1x1 conv, to which the vectors are pixels.
+            unit: A 1x1 conv, whose pixels are the vectors.
 
     Shape: ``(..., in_features)`` to ``(..., out_features)``.
     """
@@ -137,8 +137,8 @@ class PackedMerge(PackedModule):
     Args:
         num_bases: Number K of branches.
         scales: ``(K,)``; None: the mean.
-        sums_in_place: The sum of all branches takes the place of the first one, see
-            :class:`mmgroupnet.layers.InPlaceMerge`; ``scales`` are those behind that. Default: False.
+        sums_in_place: The sum of all branches replaces the first one, see :class:`mmgroupnet.layers.InPlaceMerge`;
+            ``scales`` then apply to the result. Default: False.
     """
 
     def __init__(self, num_bases: int, scales: Tensor | None, sums_in_place: bool = False) -> None:
@@ -148,7 +148,7 @@ class PackedMerge(PackedModule):
         self.register_buffer('sums_in_place', torch.tensor(1) if sums_in_place else None)
 
     def outputs_for_next(self, branches: Tensor) -> Tensor:
-        """As :meth:`mmgroupnet.layers.Merge.outputs_for_next`; may overwrite ``branches``."""
+        """Like :meth:`mmgroupnet.layers.Merge.outputs_for_next`; may overwrite ``branches``."""
         if self.sums_in_place is not None:
             first, *others = branches.chunk(self.num_bases, dim=1)
             for other in others:
@@ -163,11 +163,11 @@ class PackedMerge(PackedModule):
 
 
 class PackedFloatShortcut(PackedModule):
-    """Full-precision 1x1 conv with its norm, which all branches share, as one matrix product: in channels_last the
-    branches of all pixels are its rows, as they lie.
+    """Full-precision 1x1 conv with its norm, shared by all branches, as one matrix product: in channels_last, the
+    branches of all pixels already are its rows.
 
     Args:
-        weight: ``(out_channels, in_channels)``, with the norm's scale in it.
+        weight: ``(out_channels, in_channels)``, including the norm's scale.
         bias: ``(out_channels,)``, the norm's shift.
         stride: (height, width).
 
@@ -182,16 +182,16 @@ class PackedFloatShortcut(PackedModule):
 
     def forward(self, branches: Tensor) -> Tensor:
         pixels = branches[:, :, :: self.stride[0], :: self.stride[1]].permute(0, 2, 3, 1)
-        # Exported programs would keep a context, also where it changes nothing.
+        # Exported programs would keep a context even if it changes nothing.
         with torch.autocast('cpu', enabled=False) if torch.is_autocast_enabled('cpu') else nullcontext():
             out = F.linear(pixels.reshape(-1, self.weight.shape[1]), self.weight, self.bias)
         return out.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 class PackedStem(nn.Sequential):
-    """Full-precision layers that read the picture, in channels_last, as the packed layers behind them.
+    """Full-precision layers that read the picture, in channels_last like the packed layers behind them.
 
-    A max pooling and the batch norm behind it are one pass.
+    A max pooling and the batch norm behind it run in one pass.
     """
 
     def __init__(self, *layers: nn.Module) -> None:
@@ -218,14 +218,14 @@ class PackedStem(nn.Sequential):
 
 
 class PackedChain(PackedModule):
-    """Units one behind the other behind a connection, in one call.
+    """A connection and consecutive units behind it, in one call.
 
     Args:
-        connection: How the inputs of the branches are made.
+        connection: How the inputs of the branches are computed.
         num_bases: Number K of branches.
         units: The units.
         gate: ``(K,)``, in (0, 1), of a gated connection. Default: None.
-        shortcut: A unit that makes the shortcut, or a module that takes all branches at once. Default: None.
+        shortcut: A unit that computes the shortcut, or a module that takes all branches at once. Default: None.
     """
 
     def __init__(
@@ -283,13 +283,13 @@ class PackedChain(PackedModule):
         scales = None if last_merge is None else last_merge.scales
         connection, gate = self.connection, self.gate
         if self.num_bases == 1 and scales is None:
-            # The map of one branch is its own mean: x + gate * (x - x) = x.
+            # With one branch the merged map is the branch itself: x + gate * (x - x) = x.
             connection, gate = Connection.SEPARATE, None
         if self.shortcut is None or isinstance(self.shortcut, PackedUnit):
             out = self.run(branches, connection, self.num_bases, self.units, scales, gate, self.shortcut)
             self._observe(branches, connection, scales, gate, None)
             return out
-        # Torch has its part in this shortcut: it needs the connected map.
+        # Torch computes this shortcut and needs the connected map.
         if connection in (Connection.GATED, Connection.MERGED):
             branches = ops.connect(branches, self.num_bases, scales, gate)
             connection = Connection.SEPARATE if connection == Connection.GATED else Connection.BROADCAST
@@ -308,8 +308,8 @@ class PackedChain(PackedModule):
         gate: Tensor | None,
         shortcut_map: Tensor | None,
     ) -> None:
-        """Gives the units' signs to their observers, if there are any: it runs the units one by one, since the op keeps
-        what lies between them to itself. The arguments are those of :meth:`run`."""
+        """Calls the units' observers, if there are any, with their signs. It runs the units one by one, since the op
+        does not return the maps between them. The arguments are those of :meth:`run`."""
         shortcut = self.shortcut if isinstance(self.shortcut, PackedUnit) else None
         if all(unit is None or unit.sign_observer is None for unit in (*self.units, shortcut)):
             return
@@ -329,7 +329,7 @@ class PackedChain(PackedModule):
 
 
 class PackedBlock(PackedChain):
-    """A Group-Net block with its merge, which hands the branches on, and which the next block asks for.
+    """A Group-Net block with its merge, which passes the branches on and which the next block uses.
 
     Args:
         merge: Merges the branches of this block.
@@ -345,11 +345,11 @@ class PackedBlock(PackedChain):
 
 
 class PackedTower(PackedModule):
-    """Tower of binary branches whose convs all pyramid levels share, with norms of each level.
+    """Tower of binary branches; all pyramid levels share its convs, but each has its own norms.
 
     Args:
-        input_norms: Norms of the input, one a level; they stay full precision.
-        levels: The chain of each level; their weights are one and the same.
+        input_norms: Norms of the input, one per level; they stay in full precision.
+        levels: The chain of each level; the chains share their weights.
         merge: Merges the branches at the end.
     """
 

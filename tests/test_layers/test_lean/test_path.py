@@ -83,7 +83,7 @@ class TestWhatRunsLean:
         conv, x = BinaryConv2d(3, 4, 3), torch.randn(1, 3, 5, 5, requires_grad=True)
         for part in (conv, small_network()):
             out = part(x if part is conv else torch.randn(IMAGES, requires_grad=True))
-            with pytest.raises(RuntimeError, match='create_graph=True: lean training has first derivatives alone'):
+            with pytest.raises(RuntimeError, match='create_graph=True: lean training has only first derivatives'):
                 torch.autograd.grad(sum(each.sum() for each in out), list(part.parameters()), create_graph=True)
 
     def test_double_backward_of_plain_training(self):
