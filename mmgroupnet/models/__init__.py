@@ -1,6 +1,6 @@
 """Backbones, necks and heads, and models under test-time augmentation.
 
-Those that subclass a library's own are not there without it; backbones always are.
+Parts that subclass a library's class exist only if that library is installed; backbones always exist.
 """
 
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""Arguments that several binary parts have."""
+"""Arguments that several binary parts share."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,13 +15,13 @@ def require_norm(part: nn.Module, norm_cfg: dict | None) -> None:
     """
     if norm_cfg is None:
         raise UserError(
-            f'norm_cfg=None: the signs of {type(part).__name__} need a norm in front of them, since a sign of what '
-            "comes out of a ReLU is constant; give a norm such as dict(type='BN')"
+            f'norm_cfg=None: the signs of {type(part).__name__} need a norm in front of them, since the sign of the '
+            "output of a ReLU is constant; give a norm such as dict(type='BN')"
         )
 
 
 def refuse_options(part: nn.Module, names: Sequence[str], given: Mapping[str, object]) -> None:
-    """Refuses options of a stock part that its binary form has no use for.
+    """Refuses options of a stock part that have no effect on its binary form.
 
     Raises:
         UserError: If one of ``names`` is ``given``.
@@ -37,8 +37,8 @@ def refuse_options(part: nn.Module, names: Sequence[str], given: Mapping[str, ob
 def layerwise_conv_cfg(num_bases: int, learned_scales: bool, norm_cfg: dict, binary_cfg: dict | None) -> dict:
     """The ``conv_cfg`` that makes a stock neck or head binary.
 
-    With it mmcv's ``ConvModule`` is norm, sign, layer-wise binary conv, followed by its own norm and activation: the
-    norm in front of the sign makes it safe behind whatever ends in a ReLU.
+    With it, mmcv's ``ConvModule`` is norm, sign, layer-wise binary conv, followed by its own norm and activation.
+    Because of the norm in front of the sign, its input may come from a ReLU.
 
     Args:
         num_bases, learned_scales: As for :class:`LayerwiseBinaryConv2d`.

@@ -1,4 +1,4 @@
-"""The packed kernels as torch ops, see :mod:`mmgroupnet.ops.library`, and how weights and shapes are told to them."""
+"""The packed kernels as torch ops, see :mod:`mmgroupnet.ops.library`, and how weights and shapes are passed to them."""
 
 from mmgroupnet.ops import kernels, simulation
 from mmgroupnet.ops.geometry import Connection, Residual, UnitGeometry

@@ -1,5 +1,4 @@
-"""Binary convolutions as torch computes them, in floats: how networks are simulated, and the reference of the
-kernels."""
+"""Binary convolutions in torch, with floats: they simulate networks and are the reference for the kernels."""
 
 from collections.abc import Callable
 
@@ -19,20 +18,20 @@ def signs_of(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def needs_contiguous(geometry: UnitGeometry, x: Tensor) -> bool:
-    """Whether a convolution has to stay away from channels_last: for strided 1x1 weights of few channels oneDNN (3.12)
-    then writes beyond its scratch memory, https://github.com/uxlfoundation/oneDNN/issues/6035."""
+    """Whether a convolution must not use channels_last: for strided 1x1 weights of few channels oneDNN (3.12) then
+    writes beyond its scratch memory, https://github.com/uxlfoundation/oneDNN/issues/6035."""
     return geometry.is_strided_pointwise and x.device.type == 'cpu'
 
 
 def convolve_signs(geometry: UnitGeometry, signs: Tensor, weight: Tensor) -> Tensor:
     """Pads signs and convolves them with weights, branch by branch.
 
-    On the CPU a convolution per branch trains faster than one with K times the groups, and branches may differ in
+    On the CPU one convolution per branch trains faster than one with K times the groups, and branches may differ in
     dilation.
 
     Args:
-        geometry: The unit; of merged bases the weights are merged, too.
-        signs: ``(N, B * C_in, H, W)`` of B branches; one branch serves all.
+        geometry: The unit; if it merges bases, the weights are merged, too.
+        signs: ``(N, B * C_in, H, W)`` of B branches; with B = 1, all branches read the same map.
         weight: ``(rows, C_in/groups, kh, kw)``, signs or signs times their scales.
 
     Returns: ``(N, B' * C_out, H', W')``.
@@ -58,12 +57,12 @@ def convolve_signs(geometry: UnitGeometry, signs: Tensor, weight: Tensor) -> Ten
 
 
 def sums_over_padding(geometry: UnitGeometry, base: int, gradient: Tensor, size: tuple[int, int]) -> Tensor:
-    """Sums of an output's gradient over the pixels at which a tap lies in the padding of an input of this size.
+    """For each tap, the sum of the output's gradient over the pixels where the tap lies in the padding.
 
     Args:
         geometry: The unit.
-        base: Which of its bases convolves.
-        gradient: Of the output, ``(N, C_out, H', W')``.
+        base: The base that convolves.
+        gradient: Gradient of the output, ``(N, C_out, H', W')``.
         size: Height and width of the input.
 
     Returns: ``(C_out, 1, kh, kw)``, float32 or better.
@@ -103,26 +102,26 @@ def convolution_gradients(
     needs_weight: bool,
     sums_over_padding: SumsOverPadding = sums_over_padding,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the convolution of a base in its input and in its weight; that of the weight is float32 or better.
+    """Gradients of the convolution of a base by its input and its weight; that of the weight is float32 or better.
 
-    A convolution of signs that are padded with v is one that is padded with zeros, plus v times the weights of the taps
-    that lie in the padding: no padded copy of a large map is made.
+    A convolution with padding v equals one with zero padding plus v times the weights of the taps in the padding. So no
+    padded copy of a large map is made.
 
     Args:
         geometry: The unit.
-        base: Which of its bases convolves.
-        gradient: Of the output, ``(N, C_out, H', W')``.
+        base: The base that convolves.
+        gradient: Gradient of the output, ``(N, C_out, H', W')``.
         signs: The input, ``(N, C_in, H, W)``.
         weight: ``(C_out, C_in/groups, kh, kw)``.
-        needs_signs, needs_weight: Which gradients are asked for.
-        sums_over_padding: Computes what the function of this name does. Default: that one.
+        needs_signs, needs_weight: Which gradients are requested.
+        sums_over_padding: Replacement for the function of this name. Default: that function.
     """
     g, value = geometry, geometry.padding_value
     padding, rate = g.pad_of(base), g.dilations[base]
     pixels = gradient.shape[0] * gradient.shape[2] * gradient.shape[3]
     if pixels == 0:
         return torch.zeros_like(signs), torch.zeros_like(weight)
-    # Where there are fewer pixels than channels, channels_last takes up to three times as long on the CPU.
+    # With fewer pixels than channels, channels_last takes up to three times as long on the CPU.
     is_small = gradient.device.type == 'cpu' and pixels < signs.shape[1] and g.groups == 1
     if is_small or needs_contiguous(g, gradient):
         gradient, signs = gradient.contiguous(), signs.contiguous()

@@ -1,4 +1,4 @@
-"""Shapes of a packed unit, and how an op is told of them."""
+"""Shape parameters of a packed unit, and their encoding for ops."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -7,31 +7,31 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-# Types of fields; the kernels and encoded units have one number for all others.
+# Types of fields with two numbers or a list; kernels and encoded units have one number for every other field.
 Pair = tuple[int, int]
 Rates = tuple[int, ...]
-# Stands for padding=None in numbers.
+# Encodes padding=None.
 SAME_PADDING = (-1, -1)
-# The tensors of a unit, in the order of all lists of them.
+# The tensors of a unit, in the order used everywhere.
 PARAMETERS = ('bits', 'scale', 'bias', 'norm_scale', 'norm_shift', 'sign_scale', 'sign_shift')
 
 
 class Residual(IntEnum):
-    """What is added to the output of a unit; numbers as in csrc/mmgroupnet.h."""
+    """The residual that is added to the output of a unit; numbers as in csrc/mmgroupnet.h."""
 
     NONE = 0
     INPUT = 1
     SHORTCUT = 2
 
     def of(self, x: Any, shortcut: Any) -> Any:
-        """What is added: nothing, the unit's input or the block's shortcut."""
+        """The residual: nothing, the unit's input or the block's shortcut."""
         return (None, x, shortcut)[self]
 
 
 class Connection(IntEnum):
-    """How a block makes the inputs of its K branches; numbers as in csrc/mmgroupnet.h."""
+    """How a block computes the inputs of its K branches; numbers as in csrc/mmgroupnet.h."""
 
-    SEPARATE = 0  # As they come.
+    SEPARATE = 0  # Each branch reads its own map.
     BROADCAST = 1  # The input is one map, which all branches read.
     MERGED = 2  # All branches read the merged map.
     GATED = 3  # gate * branch + (1 - gate) * merged.
@@ -46,13 +46,13 @@ class UnitGeometry:
         in_channels, out_channels: Channels of one branch.
         groups: Groups inside every branch.
         kernel_size, stride: (height, width) pairs.
-        padding: A (height, width) pair; None: ``dilation * (kernel_size - 1) / 2``, for each branch its own.
+        padding: A (height, width) pair; None for ``dilation * (kernel_size - 1) / 2``, computed for each branch.
         padding_value: +1, -1 or 0.
         dilations: K rates.
         shares_weights: All branches have the weights, scales and norms of one.
-        merges: The K outputs, of one input branch, are added up (layer-wise decomposition).
-        relu: Whether a ReLU stands in front of the norm.
-        residual: What is added at the end.
+        merges: The K outputs, all computed from one input branch, are added up (layer-wise decomposition).
+        relu: Whether a ReLU is in front of the norm.
+        residual: The map that is added at the end.
     """
 
     num_bases: int
@@ -90,19 +90,19 @@ class UnitGeometry:
         return self.kernel_size == (1, 1) and self.stride != (1, 1)
 
     def pad_of(self, branch: int) -> tuple[int, int]:
-        """Rows and columns that are padded on each side for a branch."""
+        """Rows and columns of padding on each side for a branch."""
         if self.padding is not None:
             return self.padding
         (height, width), rate = self.kernel_size, self.dilations[branch]
         return rate * (height - 1) // 2, rate * (width - 1) // 2
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the output for those of the input.
+        """Height and width of the output for an input of this height and width.
 
         Raises:
             ValueError: If the map is smaller than the kernel, or the branches would differ in size.
         """
-        # What the size of the input does not enter: it may be a symbol.
+        # This check does not use the size of the input, which may be symbolic.
         margins = {
             tuple(2 * pad - rate * (kernel - 1) for pad, kernel in zip(self.pad_of(k), self.kernel_size, strict=True))
             for k, rate in enumerate(self.dilations)
@@ -119,11 +119,11 @@ class UnitGeometry:
         return rows, columns
 
     def branches(self, given: int) -> int:
-        """Branches of the output for an input of ``given`` branches (1: all read the same map)."""
+        """Branches of the output for an input of ``given`` branches (with 1, all read the same map)."""
         return 1 if self.merges else given if self.shares_weights else self.num_bases
 
     def encode(self) -> list[int]:
-        """The numbers as one flat list, which ops take."""
+        """The parameters as one flat list of ints for the ops."""
         flat: list[int] = []
         for field in fields(self):
             value = getattr(self, field.name)
@@ -134,7 +134,7 @@ class UnitGeometry:
     @staticmethod
     @lru_cache(maxsize=4096)
     def decode(numbers: tuple[int, ...]) -> 'tuple[UnitGeometry, ...]':
-        """Reads back the units of a tuple that holds several, one behind the other."""
+        """Decodes the units in a sequence that concatenates several."""
         kinds = [field.type for field in fields(UnitGeometry)][1:]
         rest = iter(numbers)
         # A unit's first number is its number of branches; the others are read inside the loop.

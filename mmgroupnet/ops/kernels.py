@@ -1,4 +1,4 @@
-"""Loads the compiled kernels (csrc/) and speaks to them: the only place that knows their C interface."""
+"""Loads the compiled kernels (csrc/) and calls them; no other file knows their C interface."""
 
 import ctypes
 import logging
@@ -22,12 +22,12 @@ ABI_VERSION = 5
 ENVIRONMENT_VARIABLE = 'MMGROUPNET_KERNEL'
 
 
-# Fields of ``mmg_unit`` that are no plain number.
+# Fields of ``mmg_unit`` that are not single numbers.
 _C_TYPES: dict[Any, Any] = {Pair: c_int32 * 2, Pair | None: c_int32 * 2, Rates: POINTER(c_int32)}
 
 
 class Unit(Structure):
-    """``mmg_unit`` of csrc/mmgroupnet.h: a geometry, and addresses of what it computes with."""
+    """``mmg_unit`` of csrc/mmgroupnet.h: a geometry, and addresses of the parameters."""
 
     arranged: Tensor | None = None  # keeps the memory of `weights`
 
@@ -104,8 +104,8 @@ _SIGNATURES = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The kernels with the instruction set that :data:`ENVIRONMENT_VARIABLE` names; None, said once, where they were
-    not compiled or cannot be loaded.
+    """The kernels with the instruction set that :data:`ENVIRONMENT_VARIABLE` names. If they were not compiled or cannot
+    be loaded, None and one warning.
 
     Raises:
         RuntimeError: If the variable names kernels that are not available, or the file is of another version.
@@ -129,7 +129,7 @@ def library() -> ctypes.CDLL | None:
             level=logging.WARNING,
         )
         return None
-    # Before anything else is looked up in it, which another version may not have.
+    # Checked first, because another version may lack the functions that are looked up below.
     if loaded.mmg_abi_version() != ABI_VERSION:
         raise RuntimeError(
             f'{found[0]} is of version {loaded.mmg_abi_version()}, this code of {ABI_VERSION}: compile it again, '
@@ -150,10 +150,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def loaded() -> ctypes.CDLL:
-    """The kernels, for what runs only where they were compiled.
+    """The kernels, for code that needs them.
 
     Raises:
-        RuntimeError: If they were not.
+        RuntimeError: If they were not compiled.
     """
     found = library()
     if found is None:
@@ -162,25 +162,25 @@ def loaded() -> ctypes.CDLL:
 
 
 def _raise_failure(status: int, name: str, describe: Callable[[], bytes]) -> None:
-    """Raises the error of a status. ctypes calls this behind each function of the library."""
+    """Raises the error of a status. ctypes calls this after each function of the library."""
     if status != _OK:
         error = MemoryError if status == _OUT_OF_MEMORY else RuntimeError
         raise error(f'{name}: {describe().decode()}')
 
 
 def available_kernels() -> list[str]:
-    """Names of the instruction sets that can be chosen here, none where the kernels were not compiled."""
+    """Names of the instruction sets that can be chosen here; empty if the kernels were not compiled."""
     return loaded().mmg_available_kernels().decode().split() if library() else []
 
 
 @cache
 def selected_kernels() -> str:
-    """Name of the instruction set in use; ``simulated`` where the kernels were not compiled."""
+    """Name of the instruction set in use; ``simulated`` if the kernels were not compiled."""
     return loaded().mmg_selected_kernels().decode() if library() else 'simulated'
 
 
 def select_kernels(name: str) -> None:
-    """Chooses the instruction set, for comparisons of one with another in one process.
+    """Chooses the instruction set, to compare several in one process.
 
     Raises:
         ValueError: If it is not available.
@@ -199,7 +199,7 @@ def ceiling(seconds: float) -> float:
 
 
 def nhwc(x: Tensor) -> Tensor:
-    """A map as kernels read it, channels_last; itself where it is so already."""
+    """A map in channels_last, as kernels read it; the map itself if it already is."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -214,10 +214,10 @@ def pointer(tensor: Tensor | None) -> int | None:
 
 
 def check_parameters(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -> None:
-    """Checks the tensors of a unit, of which the kernels see nothing but addresses.
+    """Checks the tensors of a unit, because the kernels see only their addresses.
 
     Raises:
-        ValueError: If one is missing, of another size or dtype than the geometry asks for, or not contiguous.
+        ValueError: If one is missing, not contiguous, or has another size or dtype than the geometry requires.
     """
     g = geometry
     outputs = g.out_channels if g.merges else g.weight_rows
@@ -236,7 +236,7 @@ def check_parameters(geometry: UnitGeometry, parameters: Sequence[Tensor | None]
         dtype = torch.uint8 if name == 'bits' else torch.float32
         check_tensor(name, given[name], shape, dtype)
     if given['bits'] is None:
-        raise ValueError('bits=None: a unit has weights')
+        raise ValueError('bits=None: a unit needs weights')
     if (given['norm_scale'] is None) != (given['norm_shift'] is None):
         raise ValueError('norm_scale and norm_shift: give both or neither')
 
@@ -256,15 +256,15 @@ def check_tensor(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype
         )
 
 
-# Arranged weights by the ids of the bits that they were made of.
+# Arranged weights, by the id of the bits that they were made from.
 _ARRANGED: dict[int, '_Arranged'] = {}
 
 
 class _Arranged:
-    """Weights in the order that the kernels want, with the structs that point to them.
+    """Weights in the order that the kernels need, with the structs that point to them.
 
     Args:
-        bits: The weights as they are stored. When they die, this leaves :data:`_ARRANGED`.
+        bits: The stored weights. When they are freed, this entry leaves :data:`_ARRANGED`.
         state: Kernels, version of the bits and geometry, for which the weights were arranged.
         weights: The arranged weights.
     """
@@ -278,23 +278,23 @@ class _Arranged:
 
 
 def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -> Unit:
-    """The struct of a unit, with its weights in the order that the kernels in use want.
+    """The struct of a unit, with its weights in the order that the kernels in use need.
 
-    Both are kept until the weights change or die: filling them in takes as long as a small convolution. Pyramid
-    levels share weights but not norms: each has its struct.
+    Both are cached until the weights change or are freed: filling them in takes as long as a small convolution. Pyramid
+    levels share weights but not norms, so each has its own struct.
 
     Args:
-        geometry: Its numbers.
-        parameters: Those of :data:`PARAMETERS`, contiguous; all but ``bits`` float32 or None. They must outlive the
-            struct.
+        geometry: Its shape parameters.
+        parameters: The tensors of :data:`PARAMETERS`, contiguous; all but ``bits`` are float32 or None. They must
+            outlive the struct.
 
     Raises:
-        ValueError: If a tensor is not what the geometry asks for, or a sum of the unit does not fit.
+        ValueError: If a tensor does not fit the geometry, or a sum of the unit does not fit its integer type.
     """
     bits, *rest = parameters
     if bits is None:
-        raise ValueError('bits is None: a unit has weights, give them packed')
-    # Changes of tensors of inference mode are not counted.
+        raise ValueError('bits is None: a unit needs weights, give them packed')
+    # Torch does not count changes of tensors in inference mode.
     version = bits.numpy().tobytes() if bits.is_inference() else bits._version
     state = (selected_kernels(), bits.data_ptr(), version, geometry)
     key = tuple(map(pointer, rest))
@@ -309,7 +309,7 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
         setattr(unit, name, address)
     if kept is None:
         kept = _ARRANGED[id(bits)] = _Arranged(bits, state, _arrange_weights(geometry, unit, bits))
-    # The struct holds what it points to: another thread may replace what is kept while this one still uses it.
+    # The struct keeps its tensors alive: another thread may replace the cache entry while this one still uses it.
     unit.arranged = kept.weights
     unit.weights = kept.weights.data_ptr()
     kept.units[key] = unit

@@ -1,8 +1,8 @@
 """The packed kernels as torch ops: :func:`sign_pack`, :func:`convolve`, :func:`connect` and :func:`run_block`.
 
-They are registered with ``torch.library`` and have shape functions, so that ``torch.compile`` and ``torch.export`` see
-them. They have no gradients and run on CPU; both are refused with one sentence. Where the kernels were not compiled,
-they run simulated.
+They are registered with ``torch.library`` and have shape functions, so ``torch.compile`` and ``torch.export`` can
+handle them. They run only on the CPU and have no gradients: other devices, and inputs that need a gradient, are refused
+with a one-line error. If the kernels were not compiled, the ops run simulated.
 """
 
 import ctypes
@@ -26,11 +26,11 @@ def _check(x: Tensor, *parameters: Tensor | None) -> None:
         raise ValueError(f'input of {x.dtype}: packed ops compute in float32')
     for tensor in (x, *parameters):
         if tensor is not None and tensor.device.type not in ('cpu', 'meta'):
-            raise RuntimeError(f'a tensor is on {tensor.device}: packed ops run on the CPU alone')
+            raise RuntimeError(f'a tensor is on {tensor.device}: packed ops run only on the CPU')
 
 
 def _folded_channels(x: Tensor, channels: int, branches: Sequence[int]) -> int:
-    """Branches of a map, which must be one of ``branches``."""
+    """Number of branches of a map; it must be one of ``branches``."""
     given, rest = divmod(x.shape[1], channels)
     if rest or given not in branches:
         allowed = ' or '.join(f'{count} * {channels}' for count in sorted(set(branches)))
@@ -50,7 +50,7 @@ def sign_pack(x: Tensor, branches: int) -> Tensor:
 
     Args:
         x: ``(N, branches * C, H, W)``, float32, contiguous or channels_last.
-        branches: Branches that are folded into the channels.
+        branches: Number of branches that are folded into the channels.
 
     Returns:
         ``(N, H, W, branches, ceil(C / 64))``, int64: channel c is bit c % 64 of word c // 64; unused bits are 0.
@@ -82,12 +82,12 @@ def _(x: Tensor, branches: int) -> Tensor:
 
 @torch.library.custom_op('mmgroupnet::convolve', mutates_args=())
 def convolve(x: Tensor, bits: Tensor, geometry: Sequence[int]) -> Tensor:
-    """Convolves the signs of a map with packed weights: the exact integers, nothing fused.
+    """Convolves the signs of a map with packed weights and returns the exact integers; nothing is fused.
 
     Args:
-        x: ``(N, B * in_channels, H, W)``, float32; B is K, or 1 where all branches read the same map.
+        x: ``(N, B * in_channels, H, W)``, float32; B is K, or 1 if all branches read the same map.
         bits: Packed weights, see :func:`pack_weight`.
-        geometry: :meth:`UnitGeometry.encode` of one unit; merging, ReLU and residual are left out.
+        geometry: :meth:`UnitGeometry.encode` of one unit; merging, ReLU and residual are ignored.
 
     Returns:
         ``(N, K * out_channels, H', W')``, int32, channels_last.
@@ -126,8 +126,8 @@ def connect(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor
     Args:
         x: ``(N, K*C, H, W)``, float32.
         num_bases: Number K of branches.
-        merge_scales: ``(K,)``, a scale per branch; None: the mean.
-        gate: ``(K,)``, in (0, 1); None: the merged map alone.
+        merge_scales: ``(K,)``, a scale per branch; None for the mean.
+        gate: ``(K,)``, in (0, 1); None to return only the merged map.
 
     Returns:
         ``(N, K*C, H, W)``, or ``(N, C, H, W)`` without a gate; channels_last.
@@ -164,7 +164,7 @@ def _(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor | Non
 
 @torch.library.custom_op('mmgroupnet::max_pool', mutates_args=())
 def max_pool(x: Tensor, window: Sequence[int], scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """Max pooling and what a batch norm behind it does, ``scale * max_pool(x) + shift``.
+    """Max pooling with the scale and shift of a batch norm behind it, ``scale * max_pool(x) + shift``.
 
     Args:
         x: ``(N, C, H, W)``, float32.
@@ -172,8 +172,8 @@ def max_pool(x: Tensor, window: Sequence[int], scale: Tensor | None, shift: Tens
         scale, shift: ``(C,)``; None for neither.
 
     Returns:
-        ``(N, C, H', W')``, sizes rounded down; channels_last. Of not-a-number and numbers in one window, a number may
-        be returned.
+        ``(N, C, H', W')``, sizes rounded down; channels_last. If a window holds NaN and numbers, the result may be a
+        number.
     """
     _check(x, scale, shift)
     batch, channels, height, width = x.shape
@@ -224,7 +224,7 @@ def _(x: Tensor, window: Sequence[int], scale: Tensor | None, shift: Tensor | No
 def _units(
     geometry: Sequence[int], parameters: Sequence[Tensor], places: Sequence[int]
 ) -> list[tuple[UnitGeometry, list[Tensor | None]]]:
-    """Each unit with its seven parameters, None where one is not given."""
+    """Each unit with its seven parameters; None for missing ones."""
     units, per_unit = UnitGeometry.decode(tuple(geometry)), len(PARAMETERS)
     slots: list[Tensor | None] = [None] * (per_unit * len(units))
     if len(set(places)) != len(parameters) or not all(0 <= place < len(slots) for place in places):
@@ -258,15 +258,16 @@ def run_block(
         connection: A :class:`Connection`.
         num_bases: Number K of branches.
         merge_scales, gate: As for :func:`connect`.
-        geometry: :meth:`UnitGeometry.encode` of the units, one behind the other; that of the shortcut unit, if there is
-            one, comes first.
-        parameters: ``bits, scale, bias, norm_scale, norm_shift, sign_scale, sign_shift`` of each unit, without what a
-            unit does not have (``torch.jit`` cannot trace a list with None in it). The last two are per folded channel
-            of the input, the others per folded channel of the output; a scale of merged bases is per base and channel.
-        places: The place of each of them, ``7 * i + j`` for the j-th name of unit i.
-        has_shortcut: Whether the first unit makes the shortcut of the connected input.
-        shortcut_map: The shortcut, where others make it, ``(N, K*C', H', W')``, float32; not together with a unit that
-            makes it. With neither, the shortcut is the connected input.
+        geometry: :meth:`UnitGeometry.encode` of the units, concatenated; the shortcut unit, if there is one, comes
+            first.
+        parameters: ``bits, scale, bias, norm_scale, norm_shift, sign_scale, sign_shift`` of each unit, without those
+            that a unit does not have (``torch.jit`` cannot trace a list that contains None). The last two have one
+            value per folded channel of the input, the others per folded channel of the output; a scale of merged bases
+            has one value per base and channel.
+        places: The place of each parameter, ``7 * i + j`` for the j-th name of unit i.
+        has_shortcut: Whether the first unit computes the shortcut from the connected input.
+        shortcut_map: The shortcut if another module computes it, ``(N, K*C', H', W')``, float32; not together with a
+            shortcut unit. With neither, the shortcut is the connected input.
 
     Returns:
         ``(N, K*C', H', W')``, float32, channels_last.
@@ -276,7 +277,7 @@ def run_block(
     kernels.check_tensor('merge_scales', merge_scales, (num_bases,))
     kernels.check_tensor('gate', gate, (num_bases,))
     if (gate is None) == (connection == Connection.GATED):
-        raise ValueError(f'gate={gate}: a gated connection has one, others have none')
+        raise ValueError(f'gate={gate}: give a gate for a gated connection, and None for others')
     if shortcut_map is not None and shortcut_map.dtype != torch.float32:
         raise ValueError(f'shortcut_map of {shortcut_map.dtype}: packed ops compute in float32')
     shape = _block_shape(
@@ -347,7 +348,7 @@ def _block_shape(
         """Branches, channels, height and width of a unit's output."""
         branches, channels, height, width = given
         read = unit.branches(branches)
-        # The first unit may give each of its branches the same map; those behind it read what the one before wrote.
+        # The branches of the first unit may read the same map; each later unit reads the output of the unit before it.
         if channels != unit.in_channels or not (read == branches or (is_first and branches == 1)):
             raise ValueError(
                 f'{branches} branches of {channels} channels for a unit that reads {read} of {unit.in_channels}'

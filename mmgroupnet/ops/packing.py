@@ -1,4 +1,4 @@
-"""Bits of signs: how weights are stored."""
+"""Packs signs into bits, the storage format of weights."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def pack_bits(negative: Tensor) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int) -> Tensor:
-    """The booleans of :func:`pack_bits`, ``(R, ceil(bits / 8))`` to ``(R, bits)``."""
+    """The inverse of :func:`pack_bits`, ``(R, ceil(bits / 8))`` to booleans ``(R, bits)``."""
     values = torch.tensor(_BIT_VALUES, dtype=torch.uint8, device=packed.device)
     return (packed.unsqueeze(2) & values).ne(0).flatten(1)[:, :bits]
 
@@ -40,7 +40,7 @@ def pack_weight(weight: Tensor) -> Tensor:
 
 
 def unpack_weight(packed: Tensor, channels: int, kernel_size: tuple[int, int]) -> Tensor:
-    """Weights of -1 and +1, float ``(rows, channels, kh, kw)``, of :func:`pack_weight`."""
+    """The inverse of :func:`pack_weight`: weights of -1 and +1, float ``(rows, channels, kh, kw)``."""
     height, width = kernel_size
     negative = unpack_bits(packed, channels * height * width)
     return (1 - 2 * negative.float()).view(-1, height, width, channels).permute(0, 3, 1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""Dtypes of lean training: what autocast asks for, and what products and sums are computed in."""
+"""Dtypes of lean training: the dtype that autocast requests, and the dtype of products and sums."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which products and sums of a dtype are computed: float32, or float64 where it is that."""
+    """The dtype for products and sums of a dtype: float64 for float64, otherwise float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast would convolve in; None where it is off, and for float64, which it leaves alone."""
+    """The dtype in which autocast would convolve; None if it is off, and for float64, which it does not change."""
     device = x.device.type
     if x.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -20,7 +20,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
-    """Switches autocast off: passes have chosen their dtypes."""
+    """Switches autocast off, because passes have chosen their dtypes."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -1,5 +1,5 @@
-"""The packed units in plain torch: what runs where the kernels were not compiled, and what the kernels are tested
-against."""
+"""The packed units in plain torch, used if the kernels were not compiled, and as the reference in the kernels'
+tests."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from mmgroupnet.ops.packing import unpack_weight
 
 
 def channelwise(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """``scale * x + shift`` on ``(N, channels, H, W)``, either may be None. Parameters of one branch serve all."""
+    """``scale * x + shift`` on ``(N, channels, H, W)``; either may be None. Parameters of one branch apply to all."""
     given = shift if scale is None else scale
     if given is None:
         return x
@@ -24,8 +24,8 @@ def channelwise(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor
 
 
 def convolve(geometry: UnitGeometry, s: Tensor, bits: Tensor) -> Tensor:
-    """Convolves signs ``(N, B * C_in, H, W)`` of B branches with packed weights: exact integers ``(N, K * C_out, H',
-    W')``, as floats, unmerged."""
+    """Convolves signs ``(N, B * C_in, H, W)`` of B branches with packed weights. Returns exact integers, ``(N, K *
+    C_out, H', W')``, as floats, unmerged."""
     weight = unpack_weight(bits, geometry.in_channels // geometry.groups, geometry.kernel_size)
     return convolve_signs(replace(geometry, merges=False), s, weight.to(s.dtype))
 
@@ -35,11 +35,11 @@ def run_unit(geometry: UnitGeometry, x: Tensor, parameters: list[Tensor | None],
     sign_scale, sign_shift``."""
     g = geometry
     bits, scale, bias, norm_scale, norm_shift, sign_scale, sign_shift = parameters
-    assert bits is not None  # of the parameters of a unit, only its weights have to be there
+    assert bits is not None  # the only required parameter of a unit
     has_sign_parameters = sign_scale is not None or sign_shift is not None
     s = x
     if has_sign_parameters and x.shape[1] == g.in_channels and not g.shares_weights and not g.merges:
-        s = x.repeat(1, g.num_bases, 1, 1)  # Every branch has a threshold of its own.
+        s = x.repeat(1, g.num_bases, 1, 1)  # Every branch has its own threshold.
     out = channelwise(convolve(g, signs_of(channelwise(s, sign_scale, sign_shift)), bits), scale, None)
     if g.merges:
         out = out.unflatten(1, (g.num_bases, -1)).sum(dim=1)
@@ -52,7 +52,7 @@ def run_unit(geometry: UnitGeometry, x: Tensor, parameters: list[Tensor | None],
 
 
 def connect(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor | None) -> Tensor:
-    """Merges K branches, and gates them where there is a gate."""
+    """Merges K branches, and gates them if there is a gate."""
     branches = x.unflatten(1, (num_bases, -1))
     if merge_scales is None:
         merged = branches.mean(dim=1, keepdim=True)
@@ -64,7 +64,7 @@ def connect(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor
 
 
 def max_pool(x: Tensor, window: Sequence[int], scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """Max pooling and what a batch norm behind it does, see :func:`mmgroupnet.ops.max_pool`."""
+    """Max pooling with the scale and shift of a batch norm, see :func:`mmgroupnet.ops.max_pool`."""
     size, stride, padding = (tuple(window[i : i + 2]) for i in (0, 2, 4))
     return channelwise(F.max_pool2d(x, size, stride, padding), scale, shift)
 

@@ -58,7 +58,7 @@ def test_scores_of_several_channels_are_averaged_after_softmax():
 def test_segmentors_without_scores_are_refused():
     sample = SegDataSample()
     sample.set_data(dict(pred_depth_map=PixelData(data=torch.zeros(1, 1, 1))))
-    with pytest.raises(UserError, match='--tta: scores of classes alone can be merged, and Module predicts pred_depth'):
+    with pytest.raises(UserError, match='--tta: only scores of classes can be merged, and Module predicts pred_depth'):
         AugmentedSegmentor(Module()).merge_preds([[sample, sample]])
 
 
@@ -84,7 +84,7 @@ def test_boxes_are_mirrored_back_and_merged():
 
 def test_masks_and_panoptic_maps_are_refused():
     sample = det_sample([[0.0, 0.0, 1.0, 1.0]], [0.5], masks=torch.zeros(1, 20, 100))
-    with pytest.raises(UserError, match='--tta: boxes alone can be merged, and Module predicts masks'):
+    with pytest.raises(UserError, match='--tta: only boxes can be merged, and Module predicts masks'):
         AugmentedDetector(module=Module()).merge_preds([[sample, sample]])
     sample = DetDataSample()
     sample.pred_panoptic_seg = PixelData(sem_seg=torch.zeros(1, 2, 2))
@@ -114,5 +114,5 @@ def test_labels_are_those_of_the_mean_scores(head, labels):
 
 
 def test_models_without_scores_are_refused():
-    with pytest.raises(UserError, match='--tta: scores of classes alone can be merged, and Module predicts none'):
+    with pytest.raises(UserError, match='--tta: only scores of classes can be merged, and Module predicts none'):
         AugmentedClassifier(Module()).merge_preds([[DataSample(), DataSample()]])

@@ -1,6 +1,6 @@
-"""Test-time augmentation: what the libraries' own classes get wrong or leave out is right here, or refused.
+"""Test-time augmentation. These classes fix or refuse cases that the libraries' own classes get wrong or leave out.
 
-Each is there with its library alone.
+Each exists only if its library is installed.
 """
 
 from importlib.util import find_spec

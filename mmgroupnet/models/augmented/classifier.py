@@ -12,15 +12,15 @@ from mmgroupnet.registry import MODELS
 
 @MODELS.register_module()
 class AugmentedClassifier(AverageClsScoreTTA):
-    """mmpretrain's ``AverageClsScoreTTA``, whose samples keep the label of the first augmentation.
+    """mmpretrain's ``AverageClsScoreTTA`` with labels of the mean scores.
 
-    Here the labels are those of the mean scores.
+    The samples of mmpretrain's class keep the label of the first augmentation.
     """
 
     def _merge_single_sample(self, data_samples: Sequence[DataSample]) -> DataSample:
         if any('pred_score' not in sample for sample in data_samples):
             raise UserError(
-                f'--tta: scores of classes alone can be merged, and {type(self.module).__name__} predicts none: test '
+                f'--tta: only scores of classes can be merged, and {type(self.module).__name__} predicts none: test '
                 'it without --tta'
             )
         merged = super()._merge_single_sample(data_samples)

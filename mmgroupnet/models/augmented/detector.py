@@ -10,10 +10,10 @@ from mmgroupnet.registry import MODELS
 
 @MODELS.register_module()
 class AugmentedDetector(DetTTAModel):
-    """mmdet's ``DetTTAModel``, which merges boxes alone, and says so of models that predict something else.
+    """mmdet's ``DetTTAModel``, which merges only boxes, with an error for models that predict something else.
 
     Args:
-        tta_cfg: ``nms`` and ``max_per_img`` of the merged boxes. Default: those of most of mmdet's models.
+        tta_cfg: ``nms`` and ``max_per_img`` of the merged boxes. Default: the values of most models of mmdet.
         kwargs: As for ``DetTTAModel``.
     """
 
@@ -27,7 +27,7 @@ class AugmentedDetector(DetTTAModel):
             if found != ['pred_instances'] or 'masks' in sample.pred_instances:
                 parts = [key for key in found if key != 'pred_instances'] or ['masks']
                 raise UserError(
-                    f'--tta: boxes alone can be merged, and {type(self.module).__name__} predicts '
+                    f'--tta: only boxes can be merged, and {type(self.module).__name__} predicts '
                     f'{" and ".join(parts)}: test it without --tta'
                 )
         return super()._merge_single_sample(data_samples)

@@ -16,7 +16,7 @@ from mmgroupnet.registry import MODELS
 class AugmentedSegmentor(BaseTTAModel):
     """Averages the scores of the augmented pictures, for heads of any number of channels.
 
-    mmseg's ``SegTTAModel`` takes the sigmoid of one-channel scores, which are a sigmoid already: all of them would be
+    mmseg's ``SegTTAModel`` takes the sigmoid of one-channel scores, which already are sigmoids: all of them would be
     0.5 or more.
 
     Args:
@@ -28,11 +28,11 @@ class AugmentedSegmentor(BaseTTAModel):
         """Merges the predictions for each picture.
 
         Args:
-            data_samples_list: By pictures; each list has a sample per augmentation, with ``seg_logits`` of
-                ``(C, H, W)``, mirrored back.
+            data_samples_list: One list per picture, with a sample per augmentation whose ``seg_logits``, ``(C, H, W)``,
+                are flipped back.
 
         Returns:
-            A sample per picture: the first one, with the mean scores (C > 1: of softmax) as ``seg_logits`` and the
+            A sample per picture: the first one, with the mean scores (of softmax if C > 1) as ``seg_logits`` and the
             classes as ``pred_sem_seg``, ``(1, H, W)``.
 
         Raises:
@@ -44,7 +44,7 @@ class AugmentedSegmentor(BaseTTAModel):
         merged = samples[0]
         if 'seg_logits' not in merged:
             raise UserError(
-                f'--tta: scores of classes alone can be merged, and {type(self.module).__name__} predicts '
+                f'--tta: only scores of classes can be merged, and {type(self.module).__name__} predicts '
                 f'{" and ".join(sorted(merged.keys()))}: test it without --tta'
             )
         is_binary = len(merged.seg_logits.data) == 1
@@ -55,7 +55,7 @@ class AugmentedSegmentor(BaseTTAModel):
         mean /= len(samples)
         if is_binary:
             head = self.module.decode_head
-            head = head[-1] if isinstance(head, nn.ModuleList) else head  # The last one of a cascade answers.
+            head = head[-1] if isinstance(head, nn.ModuleList) else head  # The last head of a cascade predicts.
             classes = (mean > head.threshold).to(mean)
         else:
             classes = mean.argmax(dim=0, keepdim=True)

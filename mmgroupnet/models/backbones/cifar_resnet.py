@@ -35,7 +35,7 @@ class CIFARResNet(BaseModule):
     Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2.
 
     Raises:
-        UserError: If there is no such depth.
+        UserError: If ``depth`` is another number.
     """
 
     depths = (20, 32, 44, 56)

@@ -43,13 +43,13 @@ class MergedConnection(nn.Module):
         return broadcast(merge(branches), merge.num_bases)
 
     def gate_and_scales(self, branches: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
-        """A gate that is shut, and the scales of the merge, ``(K,)`` both, see :func:`run_chain`."""
+        """A closed gate (zeros) and the scales of the merge, both ``(K,)``, see :func:`run_chain`."""
         scales = merge.weights(branches.new_empty(0, dtype=wide(branches.dtype)))
         return torch.zeros_like(scales), scales
 
 
 class BroadcastConnection(nn.Module):
-    """Connection behind the stem: each branch reads its map."""
+    """Connection behind the stem: each branch reads the stem's map."""
 
     def __init__(self, num_bases: int) -> None:
         super().__init__()
@@ -93,8 +93,8 @@ class BinaryUnit(nn.Module):
         norm_cfg: Config of the norm.
         stride: Stride of the conv. Default: 1.
         dilation: Dilation of the conv, for all or for each of the branches. Default: 1.
-        residual: What is added: the input, where the shapes allow a real-valued skip, or the shortcut of the block.
-            Default: nothing.
+        residual: The map that is added: the input, if the shapes allow a real-valued skip, or the shortcut of the
+            block. Default: none.
     """
 
     def __init__(
@@ -118,28 +118,28 @@ class BinaryUnit(nn.Module):
         self.residual = residual
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
-        # A packed unit is one layer: its bits have no conv of their own, which would refuse them.
+        # A packed unit is one layer, so its state dict names no conv that would refuse the bits.
         if f'{prefix}bits' in state_dict:
             raise_packed(prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """Runs the unit; ``shortcut`` is that of the block, where it is the residual."""
+        """Runs the unit; ``shortcut`` is the block's shortcut, needed if it is the residual."""
         out = self.norm(self.relu(self.conv(x)))
         residual = self.residual.of(x, shortcut)
         return out if residual is None else out + residual
 
 
 class GroupNetBlock(Packable):
-    """K residual blocks side by side: connect, then (sign, conv, ReLU, norm, add) conv by conv.
+    """K parallel residual blocks: connect, then (sign, conv, ReLU, norm, add) for each conv.
 
-    Unless its convs say otherwise, it trains lean, see :func:`run_chain`.
+    It trains lean unless its convs do not allow it, see :func:`run_chain`.
 
     Args:
-        connection: Makes the inputs of this block's branches from the outputs of the last one's.
+        connection: Computes the inputs of this block's branches from the outputs of the last block's branches.
         units: The convs of the branches.
         shortcut: Module that all branches share, for the skip around the block; None for the identity.
-        merge: Merges the branches of this block, wherever a merged map is asked for.
+        merge: Merges the branches of this block, where a merged map is needed.
         with_cp: Recomputes the block in the backward pass to save memory; a lean block then recomputes its convs, too.
     """
 
@@ -173,7 +173,7 @@ class GroupNetBlock(Packable):
         Args:
             in_channels: Input channels of one branch.
             channels: Channels of the 3x3 convs of one branch.
-            stride, dilation: Of the block's strided conv and of its 3x3 convs.
+            stride, dilation: Stride of the block's strided conv, and dilation of its 3x3 convs.
             kwargs: As for :class:`BinaryUnit`.
         """
 
@@ -192,7 +192,7 @@ class GroupNetBlock(Packable):
 
     @property
     def is_as_written(self) -> bool:
-        """Whether the parts that a chain stands for compute what their classes here say."""
+        """Whether the parts that a chain replaces compute the same as the classes in this file."""
         connections = (SoftGate, MergedConnection, BroadcastConnection, SeparateConnection)
         return is_as_written(self.connection, *connections) and all(
             is_as_written(unit, BinaryUnit) and is_as_written(unit.relu, nn.ReLU) for unit in self.units
@@ -217,7 +217,8 @@ class GroupNetBlock(Packable):
         """Connects and runs the branches.
 
         Args:
-            branches: Outputs of the last block's branches, ``(N, K*C, H, W)``; of the stem in front of the first.
+            branches: Outputs of the last block's branches, ``(N, K*C, H, W)``; for the first block the output of the
+                stem.
             last_merge: Merges them.
 
         Returns: Outputs of this block's branches, ``(N, K*C', H', W')``, unmerged.
@@ -242,7 +243,7 @@ class GroupNetBlock(Packable):
                 x = unit(x, shortcut)
             return x
 
-        if self.with_cp and wants_gradient([branches]):  # a program has no backward pass to recompute for
+        if self.with_cp and wants_gradient([branches]):  # an exported program has no backward pass
             return checkpoint(run, branches, use_reentrant=False)
         return run(branches)
 

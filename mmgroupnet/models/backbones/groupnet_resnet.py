@@ -1,4 +1,4 @@
-"""Group-Net ResNets: LBD, GBD v1, v2, v3 and soft-gated, one code path that differs only in where branches merge."""
+"""Group-Net ResNets: LBD, GBD v1, v2, v3 and soft-gated share one code path and differ only in where branches merge."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ from mmgroupnet.registry import MODELS
 
 @MODELS.register_module()
 class GroupNetResNet(BaseModule):
-    """ResNet of which every residual block is a group of K homogeneous binary branches (Group-Net).
+    """ResNet in which every residual block is a group of K homogeneous binary branches (Group-Net).
 
     The stem is full precision, everything else binary.
 
@@ -43,38 +43,39 @@ class GroupNetResNet(BaseModule):
         gate_per_branch: One soft gate per block and branch (the paper) in place of one per block (the released code).
             Default: False.
         learned_scales: Merges with a learned scale per branch in place of the mean. Default: False.
-        in_place_sum: Branch 0 of every block hands the sum of all K outputs to the next block,
-            ``x_0 = c * sum_j G_j + (1 - c) * mean``, see :class:`mmgroupnet.layers.InPlaceMerge`: so the released code
-            is wired with soft gates and without learned scales, and the checkpoint that it was published with. For
-            that checkpoint alone. Default: False.
+        in_place_sum: Branch 0 of every block passes the sum of all K outputs to the next block, ``x_0 = c * sum_j G_j +
+            (1 - c) * mean``, see :class:`mmgroupnet.layers.InPlaceMerge`. The released code does so with soft gates and
+            without learned scales, and so does the checkpoint that was published with it. Use it only for that
+            checkpoint. Default: False.
         in_channels: Channels of the image. Default: 3.
-        stem: What leads to the first stage. Default: 'imagenet'.
+        stem: The layers in front of the first stage. Default: 'imagenet'.
 
             - 'imagenet': 7x7 conv of stride 2, max pooling of stride 2, norm;
             - 'cifar': 3x3 conv, norm, for images of about 32x32 pixels.
         stem_bias: Whether the conv of the stem has a bias. Default: False.
         base_channels: Channels of the stem and of the first stage. Default: 64.
-        stage_blocks: Blocks of each stage in place of those of ``depth``. Default: None.
+        stage_blocks: Number of blocks of each stage. Default: None, the numbers of ``depth``.
         strides: Stride of the first block of each stage; ``(1, 2, 1, 1)`` has output stride 8, ``(1, 2, 2, 1)`` 16.
             Default: None, 1 for the first stage and 2 for the others.
-        dilations: Dilation of the 3x3 convs of each stage: an int; or K ints, one rate per branch; or 'bpac', the rates
-            of binary parallel atrous convolution for any K, 2 to K+1 in the third stage and 6 to K+5 in the fourth.
-            Default: None, 1 each.
+        dilations: Dilation of the 3x3 convs of each stage: an int; K ints, one rate per branch; or 'bpac', the rates of
+            binary parallel atrous convolution for any K (2 to K+1 in the third stage, 6 to K+5 in the fourth). Default:
+            None, 1 each.
         out_indices: Stages whose merged maps are returned. Default: None, all.
         binary_downsample: Binary 1x1 convs in the shortcuts that change the shape; False is Group-Net**. Default: True.
-        avg_down: Average pooling in front of these convs in place of their stride. Default: False.
+        avg_down: Average pooling in front of these convs instead of their stride. Default: False.
         frozen_stages: Stages to freeze: -1 none, 0 the stem, i the stem and the first i stages. Default: -1.
         norm_eval: Keeps batch norms in eval mode. Default: False.
         norm_cfg: Config of the norms. Default: ``dict(type='BN')``.
         binary_cfg: Options of every binary conv: ``activation``, ``weight``, ``padding_value``, see
             :class:`BinaryConv2d`. Default: None.
-        real_valued: First training stage: tanh and real weights in place of signs, under the same parameter names.
+        real_valued: First training stage: tanh and real weights instead of signs, with the same parameter names.
             Default: False.
         with_cp: Recomputes blocks in the backward pass to save memory. Default: False.
-        init_cfg: Initialisation. Default: Kaiming for full-precision convs; binary convs draw their own latent weights
-            so. A checkpoint, ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``, has to hold exactly the
-            weights of this backbone under its prefix. Strides, dilations and ``out_indices`` may be others than those
-            of its training, but for 'gbd_v3' with learned scales: there the stages of ``out_indices`` alone own scales.
+        init_cfg: Initialisation. Default: Kaiming for full-precision convs; binary convs initialise their latent
+            weights themselves, with Kaiming as well. A checkpoint, ``dict(type='Pretrained', checkpoint=...,
+            prefix='backbone.')``, has to hold exactly the weights of this backbone under its prefix. Strides, dilations
+            and ``out_indices`` may differ from those of its training. The exception is 'gbd_v3' with learned scales,
+            where only the stages of ``out_indices`` have scales.
 
     Shape: ``(N, in_channels, H, W)`` to a tuple of merged maps ``(N, C, H_i, W_i)``, real-valued and signed (there is
     no final ReLU).
@@ -142,7 +143,7 @@ class GroupNetResNet(BaseModule):
         self._check_stages(stage_blocks, strides, dilations)
         dilations = [self._branch_rates(stage, rates, num_bases) for stage, rates in enumerate(dilations)]
 
-        # LBD decomposes inside the convs, so that its blocks have one branch; everything else is one and the same path.
+        # LBD decomposes inside the convs, so its blocks have one branch; the rest of the path is the same.
         self.num_branches = 1 if decomposition == 'lbd' else num_bases
         conv_cfg, shared_cfg = self._conv_cfgs(num_bases, binary_cfg or {}, real_valued)
         self.stem = self._build_stem(stem, in_channels, base_channels, stem_bias, norm_cfg)
@@ -170,7 +171,7 @@ class GroupNetResNet(BaseModule):
         self._freeze_stages()
 
     def _check_choices(self, depth: int, num_bases: int, stem: str) -> None:
-        """Checks what the network is to be."""
+        """Checks the arguments that define the network."""
         if depth not in self.arch_settings:
             raise UserError(f'depth={depth}: GroupNetResNet has the depths {", ".join(map(str, self.arch_settings))}')
         if num_bases < 1:
@@ -191,7 +192,7 @@ class GroupNetResNet(BaseModule):
             raise UserError(f'stem={stem!r}: choose one of {", ".join(map(repr, self.stems))}')
 
     def _check_stages(self, stage_blocks: Sequence[int], strides: Sequence[int], dilations: Sequence) -> None:
-        """Checks what is given stage by stage."""
+        """Checks the arguments with one entry per stage."""
         num_stages = len(stage_blocks)
         if not all(num_blocks >= 1 for num_blocks in stage_blocks):
             raise UserError(f'stage_blocks={tuple(stage_blocks)}: every stage has at least one block')
@@ -204,7 +205,7 @@ class GroupNetResNet(BaseModule):
             raise UserError(f'frozen_stages={self.frozen_stages}: choose -1 (none), 0 (the stem) up to {num_stages}')
 
     def _conv_cfgs(self, num_bases: int, binary_cfg: dict, real_valued: bool) -> tuple[dict, dict]:
-        """Configs of the convs of the branches, and of those that the branches share."""
+        """Configs of the convs of the branches, and of the convs that the branches share."""
         if real_valued:
             if {'activation', 'weight'} & binary_cfg.keys():
                 raise UserError(
@@ -226,7 +227,7 @@ class GroupNetResNet(BaseModule):
 
     @classmethod
     def _branch_rates(cls, stage: int, rates: int | str | Sequence[int], num_bases: int) -> int | tuple[int, ...]:
-        """The dilation of a stage, for all branches or one by one."""
+        """The dilation of a stage: one for all branches, or one per branch."""
         if isinstance(rates, int):
             return rates
         if isinstance(rates, str):
@@ -292,7 +293,7 @@ class GroupNetResNet(BaseModule):
         return build_merge(self.num_branches, self.learned_scales and is_merged and self.decomposition != 'lbd')
 
     def _build_connection(self, stage: int, index: int) -> nn.Module:
-        """The connection in front of a block: all that tells the decompositions apart."""
+        """The connection in front of a block, in which alone the decompositions differ."""
         if stage == 0 and index == 0:
             return BroadcastConnection(self.num_branches)
         if self.decomposition in ('lbd', 'gbd_v3') or (self.decomposition == 'gbd_v2' and index > 0):
@@ -307,8 +308,8 @@ class GroupNetResNet(BaseModule):
     ) -> nn.Sequential:
         layers: list[nn.Module] = []
         if avg_down:
-            # Odd sizes round up, as those of a padded 3x3 conv with this stride do. Where there is no stride, as at
-            # output stride 8, the conv keeps its name, under which a classifier has trained it.
+            # Odd sizes round up, as in a padded 3x3 conv with this stride. Without a stride, as at output stride 8, the
+            # conv keeps its name, because a classifier has trained it under that name.
             pooling = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
             layers.append(nn.Identity() if stride == 1 else pooling)
             stride = 1
@@ -328,8 +329,8 @@ class GroupNetResNet(BaseModule):
             if self.decomposition != 'gbd_v3' or 'merge.scales' not in str(error):
                 raise
             raise UserError(
-                f"{error}. decomposition='gbd_v3' has learned scales for the stages of out_indices={self.out_indices} "
-                'alone: train the backbone with the same ones, or without learned scales'
+                f"{error}. decomposition='gbd_v3' has learned scales only for the stages of "
+                f'out_indices={self.out_indices}: train the backbone with the same ones, or without learned scales'
             ) from error
         super().init_weights()
 
@@ -341,7 +342,7 @@ class GroupNetResNet(BaseModule):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'GroupNetResNet':
-        """Sets training mode, but for frozen stages and, with ``norm_eval``, batch norms."""
+        """Sets training mode, except for frozen stages and, with ``norm_eval``, batch norms."""
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
@@ -353,7 +354,7 @@ class GroupNetResNet(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Returns the merged maps of the stages in ``out_indices``."""
         branches = self.stem(x)
-        merge: Any = None  # Nothing to merge in front of the first block.
+        merge: Any = None  # The first block has nothing to merge.
         outs = []
         stages: Iterable[Any] = self.stages  # lists of blocks
         for stage, blocks in enumerate(stages):

@@ -9,8 +9,7 @@ from mmgroupnet.layers.packed import NotPackable, Packable, PackedStem, Packing,
 
 
 class Stem(Packable, nn.Sequential):
-    """Layers one behind the other, which read the picture. They stay full precision when they are packed, in
-    channels_last."""
+    """Consecutive layers that read the picture. Packing keeps them in full precision, in channels_last."""
 
     def packed_twin(self, packing: Packing) -> PackedStem:
         if not is_as_written(self, Stem):

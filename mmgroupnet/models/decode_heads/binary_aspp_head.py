@@ -1,4 +1,4 @@
-"""DeepLabV3's head of binary atrous convolutions."""
+"""DeepLabV3's head with binary atrous convolutions."""
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmseg.models.decode_heads import ASPPHead
@@ -10,11 +10,11 @@ from mmgroupnet.registry import MODELS
 
 @MODELS.register_module()
 class BinaryASPPHead(ASPPHead):
-    """Atrous spatial pyramid pooling of layer-wise decomposed binary convs; the classifier is full precision.
+    """Atrous spatial pyramid pooling with layer-wise decomposed binary convs; the classifier is in full precision.
 
     The atrous branches and the conv behind them are norm, sign, layer-wise binary conv, norm. The branch of the image's
-    mean is norm, pooling, sign, conv: its norm comes before the pooling, where a channel has a value per pixel, and the
-    norm in front of the next sign follows. So it trains on a single image, too.
+    mean is norm, pooling, sign, conv: its norm is in front of the pooling, where a channel still has one value per
+    pixel, and the conv behind all branches brings the norm for its output. So the head also trains on a single image.
 
     Args:
         num_bases: Number K of bases of every conv.
@@ -22,8 +22,8 @@ class BinaryASPPHead(ASPPHead):
         norm_cfg: Config of all norms. Default: ``dict(type='BN')``.
         binary_cfg: Options of every binary conv: ``activation``, ``weight``, ``padding_value``, see
             :class:`BinaryConv2d`. Default: None.
-        args, kwargs: As for mmseg's ASPPHead (``dilations`` by default 1, 6, 12, 18), but for ``conv_cfg`` and
-            ``act_cfg``, which have no meaning here.
+        args, kwargs: As for mmseg's ASPPHead (``dilations`` by default 1, 6, 12, 18), except ``conv_cfg`` and
+            ``act_cfg``, which are refused.
 
     Source: Chen et al., Rethinking Atrous Convolution for Semantic Image Segmentation (DeepLabV3), 2017; Group-Net,
     section 3.2 (layer-wise binary decomposition).

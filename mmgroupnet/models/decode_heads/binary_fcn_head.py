@@ -1,4 +1,4 @@
-"""FCN head of binary convolutions, as decode head and as auxiliary head."""
+"""FCN head with binary convolutions, for use as decode head and as auxiliary head."""
 
 from mmseg.models.decode_heads import FCNHead
 
@@ -10,9 +10,9 @@ from mmgroupnet.registry import MODELS
 
 @MODELS.register_module()
 class BinaryFCNHead(FCNHead):
-    """FCN head of layer-wise decomposed binary convs; the classifier is full precision.
+    """FCN head with layer-wise decomposed binary convs; the classifier is in full precision.
 
-    Every conv is norm, sign, layer-wise binary conv, norm. A real-valued skip goes around each conv but the first and
+    Every conv is norm, sign, layer-wise binary conv, norm. Each conv has a real-valued skip, except the first one and
     that of ``concat_input``, which change the number of channels.
 
     Args:
@@ -21,10 +21,10 @@ class BinaryFCNHead(FCNHead):
         norm_cfg: Config of all norms. Default: ``dict(type='BN')``.
         binary_cfg: Options of every binary conv: ``activation``, ``weight``, ``padding_value``, see
             :class:`BinaryConv2d`. Default: None.
-        args, kwargs: As for mmseg's FCNHead, but for ``conv_cfg`` and ``act_cfg``, which have no meaning here, and
+        args, kwargs: As for mmseg's FCNHead, except ``conv_cfg`` and ``act_cfg``, which are refused, and
             ``num_convs``, which is at least 1 (without convs nothing is binary: see :class:`FCNScoreHead`).
 
-    Source: Group-Net, section 3.2 (layer-wise binary decomposition), in the place of DeepLab's auxiliary head.
+    Source: Group-Net, section 3.2 (layer-wise binary decomposition), used as DeepLab's auxiliary head.
 
     Raises:
         UserError: If ``conv_cfg`` or ``act_cfg`` is given, ``norm_cfg`` is None, or ``num_convs`` is below 1.

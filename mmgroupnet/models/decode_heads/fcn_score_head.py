@@ -12,10 +12,11 @@ from mmgroupnet.registry import MODELS
 
 @MODELS.register_module()
 class FCNScoreHead(BaseDecodeHead):
-    """Full-precision predictions of one or several stages; coarser ones are upsampled bilinearly and added to finer.
+    """Full-precision predictions from one or several stages; coarser ones are upsampled bilinearly and added to finer
+    ones.
 
-    FCN-32s reads the last stage alone (``in_index=3``), FCN-16s the third as well (``in_index=[2, 3]``). The names are
-    of the strides of a plain ResNet; whatever the output stride, mmseg upsamples the result to the image.
+    FCN-32s reads only the last stage (``in_index=3``), FCN-16s the third as well (``in_index=[2, 3]``). The names refer
+    to the strides of a plain ResNet; mmseg upsamples the result to the image for any output stride.
 
     Args:
         in_channels: Channels of each stage, finest first; an int for one stage.
@@ -57,7 +58,7 @@ class FCNScoreHead(BaseDecodeHead):
             init_cfg=init_cfg,
             **kwargs,
         )
-        # conv_seg of the base class predicts from the coarsest stage.
+        # The base class's conv_seg predicts from the coarsest stage.
         self.finer_scores = nn.ModuleList(nn.Conv2d(width, self.out_channels, 1) for width in channels[:-1])
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -24,11 +24,11 @@ from mmgroupnet.registry import MODELS
 
 
 class BinaryTower(Packable):
-    """Tower of K binary branches, merged once at its end; pyramid levels share its convs, each has norms of its own.
+    """Tower of K binary branches, merged once at its end; pyramid levels share its convs, but each has its own norms.
 
-    Norm of the input, broadcast to the branches, then ``num_convs`` times sign, 3x3 conv, ReLU, norm, plus the input of
-    the conv; merge. Each level has its own batch norms, since the statistics of the levels differ and a sign sees them
-    without any correction.
+    The tower is a norm of the input, broadcast to the branches, then ``num_convs`` times (sign, 3x3 conv, ReLU, norm,
+    plus the input of the conv), then the merge. Each level has its own batch norms, since the statistics of the levels
+    differ and a sign cannot correct them.
 
     Args:
         in_channels: Channels of the pyramid.
@@ -98,7 +98,7 @@ class BinaryTower(Packable):
 
     @property
     def is_as_written(self) -> bool:
-        """Whether the parts that a chain stands for compute what this class says."""
+        """Whether the parts that a chain replaces compute the same as this class."""
         return is_as_written(self.relu, nn.ReLU)
 
     def chain(self, level: int) -> Chain:
@@ -113,7 +113,7 @@ class BinaryTower(Packable):
 
 @MODELS.register_module()
 class BinaryFCOSHead(FCOSHead):
-    """FCOS head of which both towers are K binary branches, see :class:`BinaryTower`; predictions are full precision.
+    """FCOS head whose two towers are K binary branches, see :class:`BinaryTower`; predictions are in full precision.
 
     Args:
         num_bases: Number K of branches.
@@ -121,8 +121,8 @@ class BinaryFCOSHead(FCOSHead):
         norm_cfg: Config of the towers' norms. Default: ``dict(type='BN')``.
         binary_cfg: Options of every binary conv: ``activation``, ``weight``, ``padding_value``, see
             :class:`BinaryConv2d`. Default: None.
-        args, kwargs: As for mmdet's FCOSHead, but for ``conv_cfg``, ``conv_bias`` and ``dcn_on_last_conv``, which have
-            no meaning here.
+        args, kwargs: As for mmdet's FCOSHead, except ``conv_cfg``, ``conv_bias`` and ``dcn_on_last_conv``, which are
+            refused.
 
     Source: Group-Net for detection (arXiv 1909.09934); convs shared by the levels and norms per level as in its
     co-author's detectors.
@@ -172,7 +172,7 @@ class BinaryFCOSHead(FCOSHead):
     def forward(self, x: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """As for mmdet's FCOSHead.
 
-        The inherited ``forward_single`` hands its feature only to the towers, which want to know the level as well.
+        The inherited ``forward_single`` passes its feature only to the towers, which also need to know the level.
         """
         features_and_levels = [(feature, level) for level, feature in enumerate(x)]
         return multi_apply(self.forward_single, features_and_levels, self.scales, self.strides)

@@ -1,4 +1,4 @@
-"""Feature pyramid network of binary convolutions."""
+"""Feature pyramid network with binary convolutions."""
 
 from mmcv.cnn import ConvModule
 from mmdet.models.necks import FPN
@@ -11,11 +11,11 @@ from mmgroupnet.registry import MODELS
 
 @MODELS.register_module()
 class BinaryFPN(FPN):
-    """FPN of layer-wise decomposed binary convs.
+    """FPN with layer-wise decomposed binary convs.
 
-    Every lateral, output and extra conv is norm, sign, layer-wise binary conv, norm: the norm in front of the sign
-    makes it safe behind a stock backbone, which ends in a ReLU. A real-valued skip goes around each output conv. What
-    the pyramid knows of the backbone passes through the laterals: binary ones take its signs alone.
+    Every lateral, output and extra conv is norm, sign, layer-wise binary conv, norm. Because of the norm in front of
+    the sign, it works behind a stock backbone, which ends in a ReLU. Each output conv has a real-valued skip. All
+    features of the backbone reach the pyramid through the laterals; binary laterals see only their signs.
 
     Args:
         in_channels: Channels of each input map.
@@ -26,10 +26,10 @@ class BinaryFPN(FPN):
         norm_cfg: Config of all norms. Default: ``dict(type='BN')``.
         binary_cfg: Options of every binary conv: ``activation``, ``weight``, ``padding_value``, see
             :class:`BinaryConv2d`. Default: None.
-        binary_laterals: Binary 1x1 laterals; False: a full-precision conv and a norm each, as in the shortcuts of
-            Group-Net**. Default: True.
+        binary_laterals: Whether the 1x1 laterals are binary; False gives each a full-precision conv and a norm, as in
+            the shortcuts of Group-Net**. Default: True.
         start_level, end_level, add_extra_convs, relu_before_extra_convs, upsample_cfg, init_cfg: As for mmdet's FPN.
-        kwargs: None: ``conv_cfg``, ``act_cfg`` and ``no_norm_on_lateral`` of mmdet's FPN have no meaning here.
+        kwargs: None are allowed: ``conv_cfg``, ``act_cfg`` and ``no_norm_on_lateral`` of mmdet's FPN are refused.
 
     Source: Group-Net for detection (arXiv 1909.09934); the norms are those of its co-author's detectors.
 
@@ -77,6 +77,6 @@ class BinaryFPN(FPN):
                 ConvModule(in_channels[level], out_channels, 1, norm_cfg=norm_cfg, act_cfg=None)
                 for level in range(self.start_level, self.backbone_end_level)
             )
-        # Extra convs halve the size: no skip fits around them.
+        # Extra convs halve the size, so they cannot have a skip.
         for level in range(len(self.lateral_convs)):
             self.fpn_convs[level] = RealValuedSkip(self.fpn_convs[level])

@@ -1,11 +1,11 @@
 """Passes of lean training over the integers of binary convolutions, behind one protocol.
 
-A backend is chosen once per chain, by what all processes know alike: the device and the dtypes. ``KernelPasses`` are
-compiled kernels of the CPU, ``TorchPasses`` run on any device in any floating dtype, and ``TritonPasses`` are kernels
-for GPUs, which :data:`mmgroupnet.ops.passes.choice.ENVIRONMENT_VARIABLE` asks for.
+A backend is chosen once per chain, by facts that are equal in all processes: the device and the dtypes.
+``KernelPasses`` are compiled kernels for the CPU, ``TorchPasses`` run on any device in any floating dtype, and
+``TritonPasses`` are kernels for GPUs, selected by :data:`mmgroupnet.ops.passes.choice.ENVIRONMENT_VARIABLE`.
 
 Integers ``y`` are ``(N, K*C, H, W)``. With ``relu``, r = max(y, 0), else r = y; scales and shifts are per folded
-channel. Autograd records none of it.
+channel. Autograd does not record the passes.
 """
 
 from mmgroupnet.ops.passes.choice import choose_passes

@@ -1,5 +1,5 @@
-"""The gradients of a convolution of signs, branch by branch, so that recomputed tensors never exist for all branches at
-once."""
+"""The gradients of a convolution of signs, one branch at a time, so that recomputed tensors never exist for all
+branches at once."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from mmgroupnet.ops.passes.protocol import NormPasses, Surrogate, UnitGradients
 
 
 class BranchwisePasses:
-    """Base of backends that go branch by branch.
+    """Base of backends that process one branch at a time.
 
     A subclass has ``dtype``, ``prepare`` and the three passes below, and may have a faster ``sums_over_padding``.
     """
@@ -48,8 +48,8 @@ class BranchwisePasses:
         """Writes ``surrogate(x) * gradient + residual`` of branch k into ``out``.
 
         Args:
-            gradient: Of the signs of the branch, ``(N, C, H, W)``.
-            x, residual, out: Of all branches, ``(N, K*C, H, W)``, as prepared.
+            gradient: Gradient of the signs of the branch, ``(N, C, H, W)``.
+            x, residual, out: Prepared maps of all branches, ``(N, K*C, H, W)``.
             k: The branch.
             branches: Number K.
             surrogate: The surrogate gradient; None for ``max(0, 2 - 2|x|)``.
@@ -100,5 +100,5 @@ class BranchwisePasses:
 
 
 def _cat(maps: Sequence[Tensor]) -> Tensor:
-    """Maps as one batch, without a copy of a single one."""
+    """Maps as one batch; a single map is not copied."""
     return maps[0] if len(maps) == 1 else torch.cat(tuple(maps))

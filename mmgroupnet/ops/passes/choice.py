@@ -15,23 +15,23 @@ from mmgroupnet.ops.passes.protocol import Passes
 from mmgroupnet.ops.passes.torch_passes import TorchPasses
 from mmgroupnet.ops.precision import autocast_dtype, without_autocast
 
-# Names the backend of devices other than the CPU: torch (the default) or triton. Triton's kernels have not run on a GPU
-# yet: they are tested by Triton's interpreter and compiled for four kinds of GPUs.
+# Names the backend for devices other than the CPU: torch (the default) or triton. The Triton kernels have not run on a
+# GPU yet: tests run them in Triton's interpreter and compile them for four kinds of GPUs.
 ENVIRONMENT_VARIABLE = 'MMGROUPNET_PASSES'
 _BACKENDS = ('torch', 'triton')
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Compute capability from which on a GPU has bfloat16 and TF32.
+# The lowest compute capability with bfloat16 and TF32.
 _CAPABILITY = (8, 0)
 
 
 def choose_passes(x: Tensor, weight: Tensor, part: object) -> Passes:
-    """The backend for an input and latent weights; ``part``, their layer, is named in an error.
+    """The backend for an input and latent weights; errors name ``part``, their layer.
 
-    Half precision saves nothing on the CPU: there the kernels compute in float32, under autocast as well.
+    Half precision saves nothing on the CPU, so the kernels compute in float32 there, even under autocast.
 
     Raises:
         ValueError: If no backend computes in the dtype of the input or of autocast.
-        UserError: If :data:`ENVIRONMENT_VARIABLE` names no backend.
+        UserError: If :data:`ENVIRONMENT_VARIABLE` does not name a backend.
     """
     dtype = autocast_dtype(x) or x.dtype
     if dtype not in _DTYPES or x.dtype not in _DTYPES:
@@ -46,7 +46,7 @@ def choose_passes(x: Tensor, weight: Tensor, part: object) -> Passes:
 
 
 def _wants_triton(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether Triton's kernels run on a device: they were asked for and work there."""
+    """Whether Triton's kernels run on a device: they were requested and work there."""
     name = os.environ.get(ENVIRONMENT_VARIABLE) or _BACKENDS[0]
     if name not in _BACKENDS:
         raise UserError(f'{ENVIRONMENT_VARIABLE}={name}: give {" or ".join(_BACKENDS)}')
@@ -57,7 +57,7 @@ def _wants_triton(device: torch.device, dtype: torch.dtype) -> bool:
 def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why Triton's kernels do not run on a device, for convolutions in a dtype; None if they do.
 
-    On a GPU it is found out before the first step, by running them, and a warning says why they do not run.
+    On a GPU they are tested before the first step by running them; if they fail, a warning says why.
     """
     if device.type not in ('cuda', 'cpu'):
         return f'Triton has no backend for {device.type}'
@@ -89,7 +89,7 @@ def _failure_on_gpu(device: torch.device, dtype: torch.dtype) -> str | None:
     try:
         with torch.no_grad(), without_autocast(device):
             compare_with_torch(device, dtype)
-    except Exception as error:  # a compiler fails in ways of its own
+    except Exception as error:  # a compiler may raise anything
         first_line = (str(error).splitlines() or [''])[0]
         return f'its kernels fail on {torch.cuda.get_device_name(device)} ({type(error).__name__}: {first_line})'
     return None

@@ -13,7 +13,7 @@ _NO_RELU = -32768
 
 
 def lowest(relu: bool) -> int:
-    """What a kernel takes for a ReLU: the least value that r can have."""
+    """A kernel's argument for the ReLU: the least value that r can have."""
     return 0 if relu else _NO_RELU
 
 
@@ -23,7 +23,7 @@ def _floats(vector: Tensor) -> Tensor:
 
 class KernelNormPasses:
     """Arithmetic of batch norms by the compiled kernels, see :class:`mmgroupnet.ops.passes.NormPasses`; in double
-    precision but for what they take and give."""
+    precision, except for inputs and outputs."""
 
     def statistics(
         self,

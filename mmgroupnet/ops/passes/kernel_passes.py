@@ -22,7 +22,7 @@ def _empty_branch(like: Tensor, channels: int) -> Tensor:
 
 
 class KernelPasses(BranchwisePasses):
-    """Passes by the compiled kernels; sums beyond 16 bits and floats are left to torch, in float32."""
+    """Passes by the compiled kernels; torch handles floats and sums beyond 16 bits, in float32."""
 
     dtype = torch.float32
     for_floats = TorchPasses(torch.float32)
@@ -141,7 +141,7 @@ class KernelPasses(BranchwisePasses):
             return self.for_floats.weight_signs(weight)
         weight = weight.contiguous()
         out = torch.empty_like(weight)
-        # The kernel takes the weights as pixels of 64 channels, which threads share.
+        # The kernel treats the weights as pixels of 64 channels, which it divides among threads.
         size = _SIGNS_AT_ONCE
         kernels.loaded().mmg_branch_signs(
             weight.data_ptr(), weight.numel() // size, size, 0, size, out.data_ptr(), torch.get_num_threads()

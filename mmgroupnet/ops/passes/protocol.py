@@ -1,4 +1,4 @@
-"""What lean training asks of a backend of passes."""
+"""The interface between lean training and a backend of passes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ from torch import Tensor
 
 from mmgroupnet.ops.geometry import UnitGeometry
 
-# Gives the gradient of a branch, (N, C, H, W). With reuse=True the buffer of the previous branch may be overwritten.
+# Returns the gradient of a branch, (N, C, H, W). With reuse=True the buffer of the previous branch may be overwritten.
 BranchGradient = Callable[[int, bool], Tensor]
-# Elementwise stand-in for the gradient of a sign at a map.
+# Elementwise surrogate for the gradient of a sign at a map.
 Surrogate = Callable[[Tensor], Tensor]
 
 
 class Formula(IntEnum):
-    """Surrogate gradients of which backends may have the formula in their kernels."""
+    """Surrogate gradients whose formula backends may have in their kernels."""
 
     POLYNOMIAL = 0  # max(0, 2 - 2 |x|)
     CLIPPED_IDENTITY = 1  # 1 where |x| <= 1
-    SWISH = 2  # SS'(x) of SwishSign, of sharpness beta
-    TANH = 3  # max(1, t) (1 - tanh(t x)^2), of sharpness t
+    SWISH = 2  # SS'(x) of SwishSign, with sharpness beta
+    TANH = 3  # max(1, t) (1 - tanh(t x)^2), with sharpness t
 
 
 @dataclass(frozen=True)
 class KnownSurrogate:
-    """A surrogate gradient of a known formula.
+    """A surrogate gradient with a known formula.
 
     Attributes:
         formula: The formula.
         function: The same in torch.
-        sharpness: Its parameter; 1 where it has none.
+        sharpness: Its parameter; 1 if it has none.
     """
 
     formula: Formula
@@ -44,19 +44,19 @@ class KnownSurrogate:
 
 
 class UnitGradients(NamedTuple):
-    """What a convolution of signs is differentiated at.
+    """The tensors and options for the gradients of a convolution of signs.
 
     Attributes:
         geometry: The unit.
         branches: Folded branches of the input.
         is_shared: Whether they share the weights.
-        gradient_of: Gives the gradient of the output.
-        x: The input, as prepared, ``(N, K*C, H, W)``.
-        weight: Latent weights, of which the signs count; of merged bases the merged weights.
-        scale: What the gradients of latent weights are divided by, ``(rows,)``, where it is not 0; None for nothing.
+        gradient_of: Returns the gradient of the output.
+        x: The prepared input, ``(N, K*C, H, W)``.
+        weight: Latent weights, of which only the signs count; for merged bases the merged weights.
+        scale: Divisor of the gradients of latent weights, ``(rows,)``, where it is not 0; None for no division.
         residual: Added to the gradient of the input; None for nothing.
         surrogate: The surrogate gradient of each branch; None for ``max(0, 2 - 2|x|)``.
-        needs_x, needs_weight: Which gradients are asked for.
+        needs_x, needs_weight: Which gradients are requested.
     """
 
     geometry: UnitGeometry
@@ -73,13 +73,13 @@ class UnitGradients(NamedTuple):
 
 
 class Running(NamedTuple):
-    """Running statistics of a batch norm, in place.
+    """Running statistics of a batch norm, which are updated in place.
 
     Attributes:
         mean, var: ``(C,)``.
-        tracked: Number of batches seen, ``()``; None where it is not counted.
-        momentum: Weight of the new ones; None for the mean of all.
-        moves: Whether they move now.
+        tracked: Number of batches seen, ``()``; None if it is not counted.
+        momentum: Weight of the new statistics; None for the mean over all batches.
+        moves: Whether they are updated now.
     """
 
     mean: Tensor
@@ -92,8 +92,8 @@ class Running(NamedTuple):
 class NormPasses(Protocol):
     """The arithmetic of batch norms over channels, in few launches or calls.
 
-    ``branches`` are those that share the norm of C channels: y has ``branches * C``. ``scale`` (C,) times r is what is
-    normed; ``weight`` and ``bias`` are the norm's, ``(C,)`` or None.
+    ``branches`` is the number of branches that share a norm of C channels: y has ``branches * C`` channels. The norm is
+    applied to ``scale`` (C,) times r; ``weight`` and ``bias`` are the norm's, ``(C,)`` or None.
     """
 
     def statistics(
@@ -108,8 +108,8 @@ class NormPasses(Protocol):
         eps: float,
         uses_batch: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and inverse deviation of this batch or the running ones, ``(C,)`` each and of a dtype that
-        :meth:`gradients` takes, and the scale and shift of r that give the output, ``(2, branches * C)``. Moves the
+        """Mean and inverse deviation of this batch or the running ones, ``(C,)`` each, in a dtype that
+        :meth:`gradients` takes, and the scale and shift of r that give the output, ``(2, branches * C)``. Updates the
         running statistics."""
 
     def gradients(
@@ -128,14 +128,14 @@ class NormPasses(Protocol):
 
 
 class Passes(Protocol):
-    """What lean training asks of a backend.
+    """The passes that lean training needs from a backend.
 
-    Products and sums over pixels are float32 or better, whatever the maps are.
+    Products and sums over pixels are float32 or better, whatever the dtype of the maps.
 
     Attributes:
-        dtype: Of the convolutions of signs, and of their gradients.
-        for_floats: The passes for units whose convolutions give floats.
-        norms: The arithmetic of batch norms; None where it is torch's, in double precision.
+        dtype: Dtype of the convolutions of signs and of their gradients.
+        for_floats: The passes for units whose convolutions return floats.
+        norms: The arithmetic of batch norms; None for torch's, in double precision.
     """
 
     dtype: torch.dtype
@@ -147,7 +147,7 @@ class Passes(Protocol):
     def norms(self) -> NormPasses | None: ...
 
     def prepare(self, x: Tensor) -> Tensor:
-        """A map as the other passes take it."""
+        """Prepares a map for the other passes."""
 
     def convolve(self, x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
         """Convolves the signs of a map with the signs of weights.
@@ -158,14 +158,14 @@ class Passes(Protocol):
             geometry: The unit; it does not merge.
 
         Returns:
-            The sums, ``(N, B' * out_channels, H', W')``: int16 where they fit and are exact, else floats.
+            The sums, ``(N, B' * out_channels, H', W')``: int16 if they fit and are exact, otherwise floats.
         """
 
     def convolve_merged(self, x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
         """Convolves the signs of a map with merged weights ``(C_out, C_in/groups, kh, kw)``, in :attr:`dtype`."""
 
     def moments(self, y: Tensor, relu: bool) -> Tensor:
-        """Sums of r and of r * r over all pixels, ``(2, K*C)`` float64; of integers they are exact."""
+        """Sums of r and of r * r over all pixels, ``(2, K*C)`` float64; exact for integers."""
 
     def affine(
         self,
@@ -179,8 +179,8 @@ class Passes(Protocol):
     ) -> Tensor:
         """``scale * r + shift + residual``, computed in float32 or better, as a prepared map of a dtype.
 
-        ``following`` is a unit that will convolve the signs of the result with :meth:`convolve`: a backend may make
-        them on the way. Default: None, there is none.
+        ``following`` is a unit that will convolve the signs of the result with :meth:`convolve`; a backend may compute
+        the signs in the same pass. Default: None, no such unit.
         """
 
     def gradient_sums(self, gradient: Tensor, y: Tensor, relu: bool) -> Tensor:
@@ -192,7 +192,7 @@ class Passes(Protocol):
         """``p * gradient + q * r + s`` where y > 0 (everywhere without ReLU), one branch at a time."""
 
     def unit_gradients(self, at: UnitGradients) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of a convolution of signs in its input, as prepared, and in its weights."""
+        """Gradients of a convolution of signs by its prepared input and by its weights."""
 
     def connect(self, x: Tensor, gate: Tensor, scales: Tensor, following: UnitGeometry | None = None) -> Tensor:
         """``m + gate[i] * (x_i - m)`` of all branches, with ``m = sum_j scales[j] * x_j``; ``following`` as for
@@ -201,4 +201,4 @@ class Passes(Protocol):
     def connect_gradient(
         self, gradient: Tensor, x: Tensor, gate: Tensor, scales: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of :meth:`connect` in ``x``, ``gate`` and ``scales``."""
+        """Gradients of :meth:`connect` by ``x``, ``gate`` and ``scales``."""

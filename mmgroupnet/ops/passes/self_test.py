@@ -1,4 +1,4 @@
-"""A unit by Triton's kernels and by torch, on a device that has not run the kernels before."""
+"""Compares a unit in Triton's kernels with torch, on a device that has not run the kernels before."""
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ def compare_with_torch(device: torch.device, dtype: torch.dtype) -> None:
 
     Raises:
         AssertionError: If they give other numbers than torch.
-        Exception: As Triton raises them, if they do not compile or run.
+        Exception: Any exception of Triton, if they do not compile or run.
     """
-    generator = torch.Generator().manual_seed(0)  # the numbers of training stay as they are
+    generator = torch.Generator().manual_seed(0)  # does not change the random numbers of training
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device)
@@ -46,7 +46,7 @@ def _unit(
     weight: Tensor,
     vectors: list[Tensor],
 ) -> list[Tensor]:
-    """What the passes of a unit give, one behind the other."""
+    """A list of the results of all passes of a unit."""
     x, gradient, residual = (passes.prepare(value) for value in maps)
     scale, shift, term = vectors
     gate = scale[:_BRANCHES]

@@ -15,7 +15,7 @@ _PIXELS = (0, 2, 3)
 
 
 def _channels(vector: Tensor, dtype: torch.dtype) -> Tensor:
-    """A vector over the channels, as it broadcasts to maps of a dtype."""
+    """A vector over the channels in the shape and dtype to broadcast to maps."""
     return vector.to(dtype).view(-1, 1, 1)
 
 
@@ -32,7 +32,7 @@ class TorchPasses(BranchwisePasses):
     """Passes in plain torch.
 
     Args:
-        dtype: Of the convolutions.
+        dtype: Dtype of the convolutions.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -44,8 +44,8 @@ class TorchPasses(BranchwisePasses):
 
     def convolve(self, x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
         y = convolve_signs(geometry, signs_of(x, self.dtype), signs_of(weight, self.dtype))
-        # Half precision rounds sums, and int16 would save nothing: they stay floats. In float32 Winograd's convolutions
-        # are within rounding of the integers.
+        # Half precision rounds sums, and int16 would save nothing, so they stay floats. In float32, Winograd
+        # convolutions differ from the integers only by rounding.
         is_exact = self.dtype in (torch.float32, torch.float64) and geometry.sums_fit_int16
         return y.round_().to(torch.int16) if is_exact else y
 
@@ -57,7 +57,7 @@ class TorchPasses(BranchwisePasses):
         pixels = r.numel() // r.shape[1]
         if pixels == 0:
             return r.new_zeros(2, r.shape[1], dtype=torch.float64)
-        # The squares of floats would cancel where the mean is large; torch takes them around it.
+        # Squares of floats would cancel if the mean is large; torch takes them around the mean.
         variance, mean = (value.double() for value in torch.var_mean(r, _PIXELS, correction=0))
         return torch.stack([mean, variance + mean.square()]) * pixels
 
