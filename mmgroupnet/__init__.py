@@ -35,7 +35,7 @@ def __getattr__(name: str) -> Any:
 def register_all_modules(init_default_scope: bool = True) -> None:
     """Registers every part of mmgroupnet.
 
-    Configs do not need it, since their types are written ``mmgroupnet.X``, which imports what it names; it serves
+    Configs do not need it: their types are written ``mmgroupnet.X``, which imports the named part. It is for
     interactive code.
 
     Args:

@@ -1,6 +1,6 @@
 """The tools as one command: ``mmgroupnet COMMAND ...`` or ``python -m mmgroupnet COMMAND ...``.
 
-A command runs the file in ``tools/`` that MIM and a checkout run, too. Nothing heavy is imported before a command is
+A command runs the same file in ``tools/`` as MIM and a checkout. No heavy module is imported before the command is
 known.
 """
 
@@ -11,7 +11,7 @@ from mmgroupnet.errors import nearest
 from mmgroupnet.shipped_files import shipped
 from mmgroupnet.version import __version__
 
-# Name of a command: its file, what it does.
+# Name of a command: its file and description.
 COMMANDS = {
     'train': ('train.py', 'train a model'),
     'test': ('test.py', 'evaluate a checkpoint, an exported model, or predictions'),
@@ -44,14 +44,13 @@ Several processes: torchrun --nproc_per_node N -m mmgroupnet train CONFIG --laun
 
 
 def help_text() -> str:
-    """What ``mmgroupnet --help`` prints."""
+    """The text of ``mmgroupnet --help``."""
     commands = '\n'.join(f'  {name:<12}{what}' for name, (_, what) in COMMANDS.items())
     return _HELP.format(commands=commands, configs=shipped('configs'))
 
 
 def main() -> None:
-    """Runs the command that the command line names; ends the process with status 2 where there is none of that
-    name."""
+    """Runs the command that the command line names; ends the process with status 2 for an unknown name."""
     name, *options = sys.argv[1:] or ['--help']
     if name in ('-h', '--help'):
         print(help_text(), end='')
@@ -68,7 +67,7 @@ def main() -> None:
     path = shipped('tools') / COMMANDS[name][0]
     sys.argv = [f'mmgroupnet {name}', *options]  # The tool's help and errors begin with its name.
     spec = spec_from_file_location(f'mmgroupnet_{name}', path)
-    assert spec is not None and spec.loader is not None  # as of every file that ends in .py
+    assert spec is not None and spec.loader is not None  # true for every file that ends in .py
     tool = module_from_spec(spec)
     spec.loader.exec_module(tool)
     tool.main()

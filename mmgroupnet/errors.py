@@ -4,7 +4,7 @@ import difflib
 import traceback
 from collections.abc import Iterable
 
-# Characters of another exception's text in an error of ours.
+# Number of characters that our error quotes of another exception.
 _LONGEST_TEXT = 400
 
 
@@ -15,25 +15,25 @@ class UserError(ValueError):
     """
 
 
-# A likeness at which a name is more probably misspelt than another one, as 'num_base' of 'num_bases'.
+# From this similarity on, a name is more probably misspelt than a different one, like 'num_base' for 'num_bases'.
 ONE_SLIP = 0.85
 
 
 def nearest(name: str, allowed: Iterable[str], likeness: float = 0.6) -> str:
-    """Returns a hint for a misspelt name, ``" (did you mean 'depth'?)"``, or '' where nothing comes near.
+    """Returns a hint for a misspelt name, ``" (did you mean 'depth'?)"``, or '' if no allowed name is similar.
 
     Args:
         name: The name.
-        allowed: What it may have meant.
-        likeness: How near that must come, between 0 and 1. Default: 0.6.
+        allowed: The allowed names.
+        likeness: The least similarity, between 0 and 1. Default: 0.6.
     """
     matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=likeness)
     return f' (did you mean {matches[0]!r}?)' if matches else ''
 
 
 def summary(error: BaseException) -> str:
-    """Returns any exception as one line: that of a :class:`UserError` is its message; others get their type, and where
-    they have no text, such as an ``assert``, the line that raised them."""
+    """Returns any exception as one line: the message of a :class:`UserError`; for others the type and the text, or, if
+    they have no text (such as an ``assert``), the line that raised them."""
     if isinstance(error, UserError):
         return str(error)
     text = ' '.join(str(error).split())

@@ -1,4 +1,4 @@
-"""Configs: how wrapped models are written, the data preprocessor beside them, and names of types."""
+"""Helpers for model configs: wrapped models, the data preprocessor beside them, and names of types."""
 
 import copy
 from collections.abc import Mapping
@@ -46,8 +46,8 @@ def binarized_model(model: Mapping, policy: list[dict]) -> ConfigDict:
 
 
 def check_outer_backbone(backbone: Mapping | None) -> None:
-    """Checks the ``backbone`` beside a wrapped model, which is there for mmdet's ``init_detector`` alone: that takes
-    its ``init_cfg`` away.
+    """Checks the ``backbone`` beside a wrapped model, which exists only because mmdet's ``init_detector`` removes the
+    ``init_cfg`` of this key.
 
     Raises:
         UserError: If it holds options, which would be lost.
@@ -57,8 +57,8 @@ def check_outer_backbone(backbone: Mapping | None) -> None:
 
 
 def with_data_preprocessor(model: Mapping, data_preprocessor: Mapping | None) -> dict:
-    """The config of a model with the data preprocessor that stands beside it, as mmengine's Runner puts it in, where it
-    has none of its own."""
+    """The config of a model, with the data preprocessor from beside it if the model has none, as mmengine's Runner
+    inserts it."""
     whole = copy.deepcopy(dict(model))  # Detectors write into the configs of their parts.
     if data_preprocessor is not None:
         whole.setdefault('data_preprocessor', data_preprocessor)
@@ -66,7 +66,7 @@ def with_data_preprocessor(model: Mapping, data_preprocessor: Mapping | None) ->
 
 
 def data_preprocessor_of(cfg: Config, key: str) -> Mapping:
-    """The data preprocessor of a config that has a key: beside the model, in it, or in the model that it wraps."""
+    """The data preprocessor with a certain key: beside the model, in it, or in the model that it wraps."""
     model = cfg.get('model') or {}
     for place in (cfg, model, model.get('model')):
         preprocessor = (place.get('data_preprocessor') if isinstance(place, Mapping | Config) else None) or {}
@@ -76,7 +76,7 @@ def data_preprocessor_of(cfg: Config, key: str) -> Mapping:
 
 
 def type_name(entry: object) -> str:
-    """The name of the class of what a config holds, without its scope or module.
+    """The class name of an entry of a config, without scope or module.
 
     Args:
         entry: A dict with a ``type``, which is a name or a class, or a built object.

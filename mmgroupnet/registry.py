@@ -1,7 +1,7 @@
 """Registries of mmgroupnet, each a child of mmengine's.
 
 Types are written ``mmgroupnet.X`` in configs of any OpenMMLab library: mmengine then imports this module, and the first
-look-up imports the locations below. No part of a model is imported here.
+look-up imports the locations below. This module itself imports no part of a model.
 """
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
@@ -34,6 +34,6 @@ WEIGHT_INITIALIZERS = Registry(
     'weight initializer', parent=MMENGINE_WEIGHT_INITIALIZERS, scope='mmgroupnet', locations=['mmgroupnet.converters']
 )
 
-# Configs that name one part of ours import this module, whichever tool or inferencer builds them, and all of them may
-# load a checkpoint next, which mmengine alone cannot read in torch's safe mode if its own Runner has written it.
+# Every tool or inferencer that builds a config with one of our parts imports this module, and may load a checkpoint
+# next. If mmengine's own Runner has written it, mmengine alone cannot read it in torch's safe mode.
 register_loaders()

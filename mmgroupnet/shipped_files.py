@@ -1,4 +1,4 @@
-"""Where the configs and the tools are; imports neither torch nor any OpenMMLab library."""
+"""Finds the configs and the tools; imports neither torch nor any OpenMMLab library."""
 
 from pathlib import Path
 
@@ -8,8 +8,7 @@ _PACKAGE = Path(__file__).resolve().parent
 def shipped(name: str) -> Path:
     """The folder of the configs or of the tools.
 
-    An installed package has them in ``.mim``, where setup.py puts them; a checkout that is only on Python's path has
-    them beside the package.
+    An installed package has them in ``.mim``, where setup.py puts them; in a checkout they are beside the package.
 
     Args:
         name: ``'configs'`` or ``'tools'``.

@@ -1,7 +1,7 @@
-"""Types of a config by their registered names, as every reader of a config expects them.
+"""Replaces the types in a config by their registered names, which every reader of a config expects.
 
-A config of pure Python holds classes, and what is written of it (in a work directory, in a checkpoint) the dotted names
-of these. mmengine builds either, but the inferencers of mmdet, mmseg and mmpretrain look for a transform that is called
+A config in pure Python holds classes; its dump (in a work directory or checkpoint) holds their dotted names. mmengine
+builds both, but the inferencers of mmdet, mmseg and mmpretrain look for a transform with the name
 ``LoadImageFromFile``.
 """
 
@@ -16,17 +16,17 @@ _ROOTS = [value for value in vars(mmengine.registry).values() if isinstance(valu
 
 
 def name_types(cfg: Config) -> None:
-    """Replaces classes, and their dotted names, by the names that they are registered by.
+    """Replaces classes and their dotted names by their registered names.
 
     Args:
-        cfg: The config, changed in place. What is not registered, or what another class hides in the config's
-            ``default_scope``, stays.
+        cfg: The config, changed in place. A class stays if it is not registered, or if another class hides its name in
+            the config's ``default_scope``.
     """
     names: dict[int, str | None] = {}
     for node in _typed_dicts(cfg._cfg_dict):
         try:
             found = _object(node['type'])
-        except ImportError:  # Whoever builds it will see; not every part of a config is.
+        except ImportError:  # The error will come if the part is built; not every part is.
             continue
         if found is None:
             continue
@@ -37,11 +37,11 @@ def name_types(cfg: Config) -> None:
 
 
 def _object(kind: object) -> object | None:
-    """The class that a type is or names by its module; None for a registered name."""
+    """The class of a type that is a class or a dotted name; None for a registered name."""
     if not isinstance(kind, str):
         return kind
     parts = kind.split('.')
-    # Two parts are a scope and a name.
+    # A name of two parts is a scope and a registered name.
     return get_object_from_string(kind) if len(parts) > 2 and all(map(str.isidentifier, parts)) else None
 
 
@@ -49,7 +49,7 @@ def _typed_dicts(node: object) -> Iterator[dict]:
     if isinstance(node, dict):
         if 'type' in node:
             yield node
-        for child in dict.values(node):  # ConfigDict's own would import what is not used
+        for child in dict.values(node):  # ConfigDict's own values() would import unused classes
             yield from _typed_dicts(child)
     elif isinstance(node, list | tuple):
         for child in node:
@@ -57,7 +57,7 @@ def _typed_dicts(node: object) -> Iterator[dict]:
 
 
 def _registered_name(found: object, scope: str | None) -> str | None:
-    """The shortest name by which mmengine finds a class in a default scope; None where it is not registered."""
+    """The shortest name by which mmengine finds a class in a default scope; None if it is not registered."""
     for root in _ROOTS:
         reader = root.children.get(scope, root)
         for registry in (reader, root, *root.children.values()):
@@ -72,7 +72,7 @@ def _registered_name(found: object, scope: str | None) -> str | None:
 
 
 def _look_up(registry: Registry, name: str) -> Callable | None:
-    """What a name without a scope means in a registry: its own entry, or that of the next one above it."""
+    """The class of a name without scope in a registry: the registry's own entry, or that of the nearest parent."""
     registry.import_from_location()
     while registry is not None:
         if name in registry.module_dict:

@@ -1,1 +1,2 @@
-"""Files of weights: read in torch's safe mode, compared with models, written whole, packed, and pretrained."""
+"""Reads checkpoints in torch's safe mode, compares them with models, writes them atomically; packed and pretrained
+ones."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from mmgroupnet.checkpoints.read import weights_of
 from mmgroupnet.errors import UserError
 
-# Of batch norms: torch counts from zero where an old checkpoint lacks it.
+# A buffer of batch norms; torch counts from zero if an old checkpoint lacks it.
 _COUNTER = 'num_batches_tracked'
-# How many keys an error lists before it only counts them.
+# Number of keys that an error lists; it only counts further ones.
 _LISTED_KEYS = 8
 
 
@@ -23,8 +23,8 @@ def listing(keys: list[str]) -> str:
 
 
 def describe_mismatch(module: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
-    """What keeps a state dict from being that of a module: names that are missing (other than
-    ``num_batches_tracked``), unexpected, or of another shape; '' where nothing does."""
+    """The differences between a state dict and that of a module: names that are missing (other than
+    ``num_batches_tracked``), unexpected, or of another shape; '' if there are none."""
     wanted = module.state_dict()
     missing = [key for key in wanted if key not in state_dict and not key.endswith(_COUNTER)]
     unexpected = [key for key in state_dict if key not in wanted]
@@ -40,11 +40,11 @@ def describe_mismatch(module: nn.Module, state_dict: Mapping[str, Tensor]) -> st
 
 
 def check_state_dict(model: nn.Module, checkpoint: Mapping, source: str) -> None:
-    """Checks that a checkpoint holds the weights of this very architecture.
+    """Checks that a checkpoint holds the weights of exactly this architecture.
 
     Args:
         model: The model, neither wrapped for distribution nor for test-time augmentation.
-        checkpoint: What the file holds: a dict with a ``state_dict``, or the state dict itself.
+        checkpoint: Content of the file: a dict with a ``state_dict``, or the state dict itself.
         source: The file's name, for the error.
 
     Raises:
@@ -57,13 +57,13 @@ def check_state_dict(model: nn.Module, checkpoint: Mapping, source: str) -> None
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a model takes of a checkpoint.
+    """The tensors that a model takes from a checkpoint, and the others.
 
     Args:
-        taken: Names of the model's tensors that the checkpoint gives (without ``num_batches_tracked``).
-        misshaped: Names that both have, in other shapes, and these shapes; dropped.
-        unknown: Names that the model has no place for; dropped.
-        new: Names that the checkpoint lacks; the model's stay as they are.
+        taken: Names of the model's tensors that come from the checkpoint (without ``num_batches_tracked``).
+        misshaped: Names that both have, but with different shapes, and these shapes; the tensors are dropped.
+        unknown: Names that the model has no place for; the tensors are dropped.
+        new: Names that the checkpoint lacks; the model keeps its own tensors.
     """
 
     taken: list[str]
@@ -72,11 +72,11 @@ class Transfer:
     new: list[str]
 
     def is_whole(self) -> bool:
-        """Whether the checkpoint is that of the model."""
+        """Whether the checkpoint fits the model exactly."""
         return not (self.misshaped or self.unknown or self.new)
 
     def table(self) -> str:
-        """Counts by part of the model, and the names of what is dropped and new."""
+        """Counts by part of the model, and the names of dropped and new tensors."""
         columns = [self.taken, [*self.misshaped, *self.unknown], [*self.misshaped, *self.new]]
         counts = [Counter(name.split('.')[0] for name in names) for names in columns]
         lines = ['| part | taken | dropped | new |', '| --- | --- | --- | --- |']
@@ -91,13 +91,13 @@ class Transfer:
 
 
 def load_what_fits(model: nn.Module, checkpoint: Mapping) -> Transfer:
-    """Loads into a model what fits of a checkpoint, as mmengine does, and says what that was.
+    """Loads the tensors of a checkpoint that fit a model, as mmengine does, and reports which.
 
-    The model is asked, since stock models rename and reshape weights of older files while they load them.
+    It loads them to find out, since stock models rename and reshape weights of older files while they load them.
 
     Args:
         model: The model, neither wrapped for distribution nor for test-time augmentation.
-        checkpoint: What the file holds: a dict with a ``state_dict``, or the state dict itself.
+        checkpoint: Content of the file: a dict with a ``state_dict``, or the state dict itself.
     """
     own, given = model.state_dict(), weights_of(checkpoint)
     missing: list[str] = []
@@ -111,7 +111,7 @@ def load_what_fits(model: nn.Module, checkpoint: Mapping) -> Transfer:
     refused = ''
     try:
         model.load_state_dict(given, strict=False)
-    except RuntimeError as error:  # All that fits has been loaded, and the hook called.
+    except RuntimeError as error:  # All fitting tensors are loaded by now, and the hook was called.
         refused = str(error)
     finally:
         handle.remove()

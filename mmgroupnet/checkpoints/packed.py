@@ -1,4 +1,4 @@
-"""Files of packed models: written, read and checked; the format is in docs/packed_checkpoint.md."""
+"""Writes, reads and checks files of packed models; docs/packed_checkpoint.md describes the format."""
 
 import hashlib
 import logging
@@ -23,19 +23,19 @@ VERSION = 1
 
 
 def packed_config(cfg: Config) -> Config:
-    """A copy of a config whose model is packed, as every inferencer reads it."""
+    """A copy of a config with a packed model, in the form that every inferencer reads."""
     cfg = Config(cfg.to_dict())
     name_types(cfg)
     inner, beside = cfg.get('model'), cfg.get('data_preprocessor')
     if is_packed_config(cfg):
         inner, beside = cfg.model.model, cfg.model.get('data_preprocessor') or beside
-    # Inferencers of mmdet and mmseg do not look beside the model.
+    # Inferencers of mmdet and mmseg read the data preprocessor only inside the model.
     cfg.model = packed_model(with_data_preprocessor(inner, beside))
     return cfg
 
 
 def _checksum(meta: Mapping, state_dict: Any) -> str:
-    """sha256 of all that a packed checkpoint holds, see docs/packed_checkpoint.md."""
+    """sha256 of the whole content of a packed checkpoint, see docs/packed_checkpoint.md."""
     versions = sorted((name, sorted(entry.items())) for name, entry in state_dict._metadata.items())
     digest = hashlib.sha256(repr((meta['packed']['version'], meta['cfg'], meta.get('dataset_meta'))).encode())
     digest.update(repr(versions).encode())
@@ -53,13 +53,13 @@ def save_packed(
     path: str | Path,
     dataset_meta: Mapping | None = None,
 ) -> None:
-    """Writes a packed checkpoint, whole or not at all.
+    """Writes a packed checkpoint atomically.
 
     Args:
         model: A packed model.
         layers: Names of its packed layers.
-        cfg: Its config, with the model as it was before it was packed or as ``mmgroupnet.Packed``.
-        path: The file; its folder is made.
+        cfg: Its config, with the model before packing or as ``mmgroupnet.Packed``.
+        path: The file; its folder is created.
         dataset_meta: Classes and palette, as in the checkpoint of the trained model. Default: None.
 
     Raises:
@@ -67,7 +67,7 @@ def save_packed(
     """
     state_dict: Any = model.state_dict()  # an ordered dict with the versions of its modules
     for name in layers:
-        # The float conv of this name reads it, wherever its bits are now: see BinaryConv2d.
+        # The float conv of this name reads this entry, wherever its bits are stored: see BinaryConv2d.
         state_dict._metadata[name] = dict(version=1, packed=True)
     meta = dict(cfg=packed_config(cfg).pretty_text, packed=dict(version=VERSION))
     if dataset_meta is not None:
@@ -77,11 +77,11 @@ def save_packed(
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a zip file's own checksums are right: torch ignores them, and trusts the sizes that it reads."""
+    """Whether a zip file's own checksums are right; torch ignores them and trusts the sizes in the file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except Exception:  # Garbage makes the reader fail in any way.
+    except Exception:  # Garbage makes the reader raise any type.
         return False
 
 
@@ -96,7 +96,7 @@ def read_packed(path: str | Path) -> dict:
         ``dataset_meta`` may be missing.
 
     Raises:
-        UserError: If the file is missing, damaged, of another version, or no packed checkpoint.
+        UserError: If the file is missing, damaged, of another version, or not a packed checkpoint.
     """
     path = Path(path).expanduser()
     damaged = UserError(f'packed checkpoint {path} is damaged: copy it anew, or pack the float checkpoint again')
@@ -104,7 +104,7 @@ def read_packed(path: str | Path) -> dict:
         raise damaged
     found = read_checkpoint(path)
     if not is_packed(found):
-        raise UserError(f'checkpoint {path} is no packed one: mmgroupnet pack makes it one')
+        raise UserError(f'checkpoint {path} is not packed: mmgroupnet pack packs it')
     version = found['meta']['packed'].get('version') if isinstance(found['meta']['packed'], dict) else None
     if type(version) is int and version != VERSION:
         raise UserError(
@@ -121,7 +121,7 @@ def read_packed(path: str | Path) -> dict:
             and set(vars(state_dict)) == {'_metadata'}
             and meta['packed']['sha256'] == _checksum(meta, state_dict)
         )
-    except Exception as error:  # As above, in what torch reads.
+    except Exception as error:  # As above, for garbage that torch reads.
         raise damaged from error
     if not is_sound:
         raise damaged
@@ -133,13 +133,13 @@ def adopt_packed(cfg: Config, path: str | Path) -> bool:
 
     Args:
         cfg: The config, changed in place.
-        path: The checkpoint, a file of the disk.
+        path: The checkpoint, a local file.
 
     Returns:
         Whether the checkpoint is packed.
 
     Raises:
-        UserError: If the checkpoint is missing, damaged or no checkpoint, or the config's model is packed and the
+        UserError: If the checkpoint is missing, damaged or not a checkpoint, or if the config's model is packed and the
             checkpoint is not.
     """
     if not is_packed(read_checkpoint(path)) and not is_packed_config(cfg):
@@ -157,19 +157,19 @@ def adopt_packed(cfg: Config, path: str | Path) -> bool:
 
 
 def check_device(path: str | Path, device: str | None = None) -> None:
-    """Checks that a packed checkpoint is to run on the CPU.
+    """Checks that a packed checkpoint will run on the CPU.
 
     Args:
         path: The packed checkpoint, for the error.
-        device: Where to compute, such as 'cuda:0'. Default: where mmengine's Runner would.
+        device: The device, such as 'cuda:0'. Default: the device that mmengine's Runner would use.
 
     Raises:
-        UserError: If it is not the CPU.
+        UserError: If the device is not the CPU.
     """
     if device is None and get_device() != 'cpu':
         raise UserError(
-            f'packed checkpoint {path} runs on the CPU alone, and this run would take the {get_device()} device: hide '
+            f'packed checkpoint {path} runs only on the CPU, and this run would take the {get_device()} device: hide '
             'it (CUDA_VISIBLE_DEVICES= in front of the command)'
         )
     if device is not None and torch.device(device).type != 'cpu':
-        raise UserError(f'--device {device}: packed checkpoint {path} runs on the CPU alone, give --device cpu')
+        raise UserError(f'--device {device}: packed checkpoint {path} runs only on the CPU, give --device cpu')

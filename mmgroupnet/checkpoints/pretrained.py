@@ -1,6 +1,6 @@
-"""Weights that a model starts from: found in its config, fetched, and refused where they do not fit exactly.
+"""Finds the pretrained weights in a model's config, fetches them, and refuses weights that do not fit exactly.
 
-mmengine alone loads what fits, logs the rest as a warning and goes on with random weights.
+mmengine alone loads the tensors that fit, logs the rest as a warning and goes on with random weights.
 """
 
 import os
@@ -25,7 +25,7 @@ from mmgroupnet.errors import UserError
 
 
 def find_pretrained(node: object, path: str = 'model') -> Iterator[tuple[ConfigDict, str, str, str]]:
-    """Finds what a model's config is initialised from.
+    """Finds the weights that a model's config starts from.
 
     Args:
         node: The model's config, or a part of it.
@@ -52,33 +52,34 @@ def find_pretrained(node: object, path: str = 'model') -> Iterator[tuple[ConfigD
 
 
 def leave_out_pretrained(cfg: Config) -> None:
-    """Takes all pretrained weights out of a config, in place: its model starts from random ones."""
+    """Removes all pretrained weights from a config, in place: its model starts from random weights."""
     for owner, key, *_ in list(find_pretrained(cfg.model)):
         owner[key] = None
 
 
 def _is_first_of_node() -> bool:
-    """Whether this is the first process of its machine, as its launcher says: there may be no process group yet."""
+    """Whether this is the first process of its machine. The launcher's variables say so: there may be no process group
+    yet."""
     return not any(
         int(os.environ.get(name) or 0) for name in ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
     )
 
 
 def fetch_pretrained(cfg: Config) -> None:
-    """Fetches the pretrained weights that lie elsewhere than on the disk, into torch's folder of downloads, where
-    mmengine finds them later; once for each machine.
+    """Downloads the pretrained weights that are not local files, once per machine, into torch's download folder, where
+    mmengine finds them later.
 
     Args:
         cfg: The config, as the user gave it.
 
     Raises:
-        UserError: If weights cannot be had or read, with the option that leaves them out.
+        UserError: If weights cannot be downloaded or read, with the option that leaves them out.
     """
     if not _is_first_of_node():
         return
     for _, _, path, checkpoint in find_pretrained(cfg.model):
         if checkpoint.partition('://')[0] not in _SCHEMES:
-            continue  # On the disk, or in a store that mmengine reads anew every time.
+            continue  # A local file, or in a store that mmengine reads anew every time.
         try:
             fetch_checkpoint(checkpoint, map_location='meta')
         except UserError as error:
@@ -86,15 +87,14 @@ def fetch_pretrained(cfg: Config) -> None:
 
 
 def fetch_checkpoint(source: str, map_location: str = 'cpu') -> dict:
-    """Reads a checkpoint, from the disk or the network, in torch's safe mode, which mmengine's own loader does not ask
-    for.
+    """Reads a checkpoint from a file or the network, in torch's safe mode; mmengine's own loader does not use it.
 
     Args:
         source: A file, an ``https://`` address, or ``torchvision://`` or ``open-mmlab://`` and the name of a model.
-        map_location: Where its tensors go; 'meta' reads their shapes alone. Default: 'cpu'.
+        map_location: Device of its tensors; 'meta' reads only their shapes. Default: 'cpu'.
 
     Raises:
-        UserError: If it does not exist, cannot be read (a file that carries code is not), or is no dict.
+        UserError: If it does not exist, cannot be read (files that carry code are not read), or is not a dict.
     """
     if is_local(source):
         return read_checkpoint(source, map_location)
@@ -102,9 +102,9 @@ def fetch_checkpoint(source: str, map_location: str = 'cpu') -> dict:
     try:
         with mmengine_globals():
             checkpoint = torch.hub.load_state_dict_from_url(address, map_location=map_location, weights_only=True)
-    except (OSError, HTTPException) as error:  # No network, above all.
+    except (OSError, HTTPException) as error:  # Most often there is no network.
         raise UserError(f'checkpoint {source} cannot be fetched: {error}') from error
-    except Exception as error:  # Garbage, such as a page that asks for a login, makes the unpickler fail in any way.
+    except Exception as error:  # Garbage, such as a login page, makes the unpickler raise any type.
         raise UserError(f"checkpoint {source} cannot be read in torch's safe mode: {error}") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f'checkpoint {source} holds a {type(checkpoint).__name__}, not a dict of weights')
@@ -119,7 +119,7 @@ def _address(source: str) -> str:
     return address
 
 
-# The address of what is named behind each scheme; None where there is no model of that name.
+# The address of a name behind each scheme; None if there is no model of that name.
 _SCHEMES: dict[str, Callable[[str], str | None]] = {
     'https': lambda name: f'https://{name}',
     'torchvision': lambda name: get_torchvision_models().get(name),
@@ -136,11 +136,11 @@ def _pretrained_cfgs(module: BaseModule) -> Iterator[Mapping]:
 
 
 def check_pretrained(module: BaseModule) -> None:
-    """Checks the checkpoints that a part asks for, before it loads them.
+    """Checks the checkpoints in the ``init_cfg`` of a part, before it loads them.
 
     Args:
-        module: The part, with its ``init_cfg``: a ``Pretrained`` with ``prefix`` takes what the checkpoint holds under
-            this prefix, one without it all that the checkpoint holds.
+        module: The part, with its ``init_cfg``: a ``Pretrained`` with ``prefix`` takes the tensors under this prefix,
+            without it all tensors of the checkpoint.
 
     Raises:
         UserError: If a checkpoint cannot be read, is packed, or does not hold exactly the weights of this part.
@@ -149,7 +149,7 @@ def check_pretrained(module: BaseModule) -> None:
         source, prefix = cfg['checkpoint'], cfg.get('prefix') or ''
         where = f'init_cfg of {type(module).__name__}: checkpoint {source}'
         try:
-            # Names and shapes are all that is kept of it.
+            # Only its names and shapes are kept.
             if is_local(source):
                 checkpoint = read_checkpoint(source)
             else:

@@ -1,4 +1,4 @@
-"""Reading checkpoints in torch's safe mode, and finding those of a run."""
+"""Reads checkpoints in torch's safe mode, and finds the checkpoints of a run."""
 
 import logging
 import pickle
@@ -17,23 +17,23 @@ from mmgroupnet.errors import UserError
 
 
 def is_local(path: str) -> bool:
-    """Whether mmengine reads this checkpoint from the disk, not by a scheme such as ``https://``."""
+    """Whether this checkpoint is a local file for mmengine, without a scheme such as ``https://``."""
     return '://' not in path
 
 
 def read_checkpoint(path: str | Path, map_location: str = 'meta') -> dict:
-    """Reads a checkpoint of the disk in torch's safe mode.
+    """Reads a local checkpoint in torch's safe mode.
 
     Args:
         path: The file.
-        map_location: Where its tensors go. Default: 'meta', shapes and dtypes alone, which is quick for a file of any
+        map_location: Device of its tensors. Default: 'meta', only shapes and dtypes, which is quick for files of any
             size.
 
     Returns:
         The checkpoint.
 
     Raises:
-        UserError: If the file is missing, unreadable, truncated, no checkpoint, or carries code.
+        UserError: If the file is missing, unreadable, truncated, not a checkpoint, or carries code.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -44,7 +44,7 @@ def read_checkpoint(path: str | Path, map_location: str = 'meta') -> dict:
             checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except PermissionError as error:
         raise UserError(f'checkpoint {path} cannot be read: {error.strerror}') from error
-    except Exception as error:  # Garbage makes the unpickler fail in any way.
+    except Exception as error:  # Garbage makes the unpickler raise any type.
         refused = isinstance(error, pickle.UnpicklingError) and re.search(r'GLOBAL (\S+)', str(error))
         if refused:
             raise UserError(
@@ -61,23 +61,23 @@ def read_checkpoint(path: str | Path, map_location: str = 'meta') -> dict:
 
 
 def is_packed(checkpoint: Mapping) -> bool:
-    """Whether what a file holds is a packed checkpoint (docs/packed_checkpoint.md), as far as it says so itself."""
+    """Whether the content of a file claims to be a packed checkpoint (docs/packed_checkpoint.md)."""
     meta = checkpoint.get('meta')
     return isinstance(meta, dict) and 'packed' in meta
 
 
 def weights_of(checkpoint: Mapping) -> dict:
-    """The weights in what a file holds, a dict with a ``state_dict`` or the state dict itself, without the leading
-    ``module.`` that training in several processes has left."""
+    """The weights in the content of a file, which is a dict with a ``state_dict`` or the state dict itself, without the
+    leading ``module.`` that training in several processes adds."""
     given = checkpoint.get('state_dict', checkpoint)
     weights: Any = OrderedDict((key.removeprefix('module.'), value) for key, value in given.items())
-    if hasattr(given, '_metadata'):  # Modules read in it which version of them wrote the file.
+    if hasattr(given, '_metadata'):  # Modules read there which version of them wrote the file.
         weights._metadata = given._metadata
     return weights
 
 
 def saved_checkpoints(work_dir: str | Path) -> list[Path]:
-    """Returns the checkpoints that training saved regularly in a work directory, the newest first."""
+    """Returns the regularly saved checkpoints in a work directory, the newest first."""
     found = [
         (int(match[1]), path)
         for path in Path(work_dir).glob('*.pth')
@@ -89,10 +89,10 @@ def saved_checkpoints(work_dir: str | Path) -> list[Path]:
 def last_finite(newest: str | Path | None) -> Path | None:
     """Finds the last checkpoint of a run whose weights are all finite.
 
-    The newest one may not be: a last step of an epoch can spoil the weights before any loss shows it.
+    The weights of the newest one may not be finite: the last step of an epoch can spoil them before any loss shows it.
 
     Args:
-        newest: The run's newest checkpoint; older ones lie beside it. None: the run has saved none.
+        newest: The run's newest checkpoint, with older ones in the same folder; None if the run has saved none.
 
     Returns:
         The checkpoint, or None.
@@ -112,13 +112,13 @@ def last_finite(newest: str | Path | None) -> Path | None:
 def find_resumable(work_dir: str | Path) -> str | None:
     """Finds the checkpoint to resume from.
 
-    It is the one that mmengine noted last, or, where a killed run left that one unreadable, the newest good one.
+    It is the one that mmengine recorded last or, if a killed run left that one unreadable, the newest good one.
 
     Args:
         work_dir: The work directory of the run.
 
     Returns:
-        The checkpoint, or None where the directory holds none, as at the first start.
+        The checkpoint, or None if the directory holds none, as at the first start.
 
     Raises:
         UserError: If there are checkpoints and none of them is readable.
@@ -126,7 +126,7 @@ def find_resumable(work_dir: str | Path) -> str | None:
     work_dir = Path(work_dir)
     note = work_dir / 'last_checkpoint'
     noted = note.read_text().strip() if note.exists() else ''
-    # The folder may have been moved since: the note's file name counts, its folder only if the file is not here.
+    # The folder may have been moved since: use the recorded file name, and its folder only if the file is not here.
     candidates = [path for path in (work_dir / Path(noted).name, Path(noted)) if noted and path.is_file()][:1]
     candidates += [path for path in saved_checkpoints(work_dir) if path not in candidates]
     for path in candidates:

@@ -1,11 +1,11 @@
 """Lets torch's safe mode read the checkpoints that mmengine writes.
 
 Since torch 2.6 ``torch.load`` refuses every class that is not allow-listed, and mmengine stores a few beside the
-weights: the history of the losses and the best score. They are allow-listed while a file is read, and nothing else: a
+weights: the history of the losses and the best score. Only these are allow-listed, and only while a file is read: a
 checkpoint that carries code is still refused.
 
-An entry that is made once, when a module is imported, does not last. A process has one allow-list, and torch's context
-``safe_globals`` removes its entries from it on leaving, even those that were on the list before.
+Adding the classes once, when a module is imported, is not enough. A process has one allow-list, and torch's context
+``safe_globals`` removes its entries on leaving, even those that were on the list before.
 """
 
 import functools
@@ -24,7 +24,7 @@ from mmengine.runner.checkpoint import load_from_http, load_from_local
 
 # The statistics that a HistoryBuffer refers to in its pickle.
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
-# Threads share the allow-list: the first one to leave the context would remove the entries that others still need.
+# Threads share the allow-list: the first thread to leave the context would remove entries that others still need.
 _LOCK = threading.RLock()
 
 
@@ -33,14 +33,14 @@ def _renew_lock() -> None:
     _LOCK = threading.RLock()
 
 
-# If another thread holds the lock at a fork, the child gets a locked copy that no thread of it will release.
+# If another thread holds the lock at a fork, the child gets a locked copy that none of its threads will release.
 if hasattr(os, 'register_at_fork'):  # Not on Windows.
     os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _history_method(owner: type, name: str):
-    """Stands in for ``getattr``, by which a pickle refers to a method: gives the statistics of a ``HistoryBuffer`` and
-    nothing else."""
+    """Replaces ``getattr``, by which a pickle refers to a method; it returns only the statistics of a
+    ``HistoryBuffer``."""
     if owner is not HistoryBuffer or name not in _HISTORY_METHODS:
         raise pickle.UnpicklingError(f'Unsupported global: GLOBAL builtins.getattr of {owner!r} and {name!r}')
     return getattr(HistoryBuffer, name)
@@ -48,8 +48,8 @@ def _history_method(owner: type, name: str):
 
 @functools.cache
 def _mmengine_globals() -> list:
-    """What mmengine's checkpoints hold: ``HistoryBuffer`` and numpy's arrays and scalars of plain numbers."""
-    # numpy 2 moved this module; a checkpoint names it as it was called where the checkpoint was written.
+    """The classes in mmengine's checkpoints: ``HistoryBuffer`` and numpy's arrays and scalars of plain numbers."""
+    # numpy 2 moved this module; a checkpoint has the name from the numpy that wrote it.
     core: Any = np._core if hasattr(np, '_core') else np.core
     multiarray = core.multiarray
     found = [HistoryBuffer, np.ndarray, np.dtype, (_history_method, 'builtins.getattr')]
@@ -63,9 +63,9 @@ def _mmengine_globals() -> list:
 
 @contextmanager
 def mmengine_globals() -> Iterator[None]:
-    """While it lasts, torch's safe mode reads the checkpoints that mmengine writes.
+    """A context in which torch's safe mode reads the checkpoints that mmengine writes.
 
-    It leaves the allow-list as it was: what had been on it before stays.
+    Afterwards the allow-list is as before: entries that were already on it stay.
     """
     with _LOCK:
         before = torch.serialization.get_safe_globals()
@@ -85,7 +85,7 @@ def _in_safe_mode(load: Callable[..., dict]) -> Callable[..., dict]:
 
 
 def register_loaders() -> None:
-    """Lets mmengine read its own checkpoints, from the disk and by http: for ``load_from``, ``resume``, pretrained
-    weights and inferencers alike. mmengine 0.10.7 itself does not."""
+    """Lets mmengine read its own checkpoints, from files and by http, for ``load_from``, ``resume``, pretrained weights
+    and inferencers. mmengine 0.10.7 itself cannot."""
     CheckpointLoader.register_scheme('', loader=_in_safe_mode(load_from_local), force=True)
     CheckpointLoader.register_scheme(('http://', 'https://'), loader=_in_safe_mode(load_from_http), force=True)

@@ -1,4 +1,4 @@
-"""Checkpoints written whole or not at all, of what torch's safe mode reads by itself."""
+"""Writes checkpoints atomically, with content that torch's safe mode reads without an allow-list."""
 
 import contextlib
 import copy
@@ -14,15 +14,15 @@ from mmengine.logging import HistoryBuffer
 
 from mmgroupnet.errors import UserError
 
-# The name by which a CheckpointHook's ``backend_args`` ask for AtomicLocalBackend.
+# The name that selects AtomicLocalBackend in the ``backend_args`` of a CheckpointHook.
 ATOMIC_BACKEND = 'mmgroupnet.atomic'
 
 
 def as_plain(value: object) -> object:
-    """A copy of what stands beside the weights, of what torch's safe mode reads without an allow-list.
+    """A copy of the entries beside the weights, with only types that torch's safe mode reads without an allow-list.
 
-    Arrays and scalars of numpy become lists and numbers, configs dicts, and a ``HistoryBuffer`` a dict of its tensors,
-    see :func:`as_history`.
+    Arrays and scalars of numpy become lists and numbers, configs become dicts, and a ``HistoryBuffer`` becomes a dict
+    of its tensors, see :func:`as_history`.
     """
     if isinstance(value, HistoryBuffer):
         values, counts = (torch.from_numpy(array.copy()) for array in value.data)
@@ -30,19 +30,19 @@ def as_plain(value: object) -> object:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, dict):
-        # A copy: schedulers keep a Counter, which torch knows as well as ordered dicts.
+        # A copy of the same type: schedulers keep a Counter, which torch allows, as it does ordered dicts.
         plain = dict(value) if isinstance(value, ConfigDict) else copy.copy(value)
         for key, entry in value.items():
             plain[key] = as_plain(entry)
         return plain
     if isinstance(value, list | tuple):
         entries = [as_plain(entry) for entry in value]
-        return entries if isinstance(value, list) else tuple(entries)  # Named tuples are classes of their own.
+        return entries if isinstance(value, list) else tuple(entries)  # Named tuples are separate classes.
     return value
 
 
 def as_history(value: object) -> object:
-    """The ``HistoryBuffer`` that :func:`as_plain` made a dict of; anything else is returned as it is."""
+    """The ``HistoryBuffer`` that :func:`as_plain` turned into a dict; other values are returned unchanged."""
     if not isinstance(value, Mapping) or set(value) != {'log_history', 'count_history', 'max_length'}:
         return value
     return HistoryBuffer(value['log_history'].numpy(), value['count_history'].numpy(), value['max_length'])
@@ -52,8 +52,8 @@ def write_checkpoint(content: Mapping, path: str | Path) -> None:
     """Writes a checkpoint; a killed process leaves the old file or the new one, never half of one.
 
     Args:
-        content: What the file is to hold.
-        path: The file; its folder is made.
+        content: Content of the file.
+        path: The file; its folder is created.
 
     Raises:
         UserError: If the file cannot be written.
@@ -62,7 +62,7 @@ def write_checkpoint(content: Mapping, path: str | Path) -> None:
     partial = path.with_name(f'{path.name}.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # By the file object, not by its name, which torch would write into the file.
+        # With a file object: given a name, torch would write the name into the file.
         with open(partial, 'wb') as file:
             torch.save(content, file)
         os.replace(partial, path)

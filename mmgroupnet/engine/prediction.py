@@ -78,7 +78,7 @@ def _build(cfg: Config, checkpoint: str | Path, device: str | None) -> tuple[nn.
         if Path(checkpoint).suffix != '.onnx':
             raise UserError(f'{checkpoint} holds predictions, no model: mmgroupnet test --show-dir DIR draws them')
         if device not in (None, 'cpu'):
-            raise UserError(f'--device {device}: {checkpoint} runs on the CPU alone, give --device cpu')
+            raise UserError(f'--device {device}: {checkpoint} runs only on the CPU, give --device cpu')
         adopt_exported(cfg, checkpoint)
         model = MODELS.build(cfg.model)
         model.check_task(cfg.default_scope)

@@ -220,10 +220,10 @@ class TestTools:
         assert cfg.model.type == 'FCOS'
 
     def test_another_device_than_the_cpu(self, tiny, tmp_path, monkeypatch):
-        with pytest.raises(UserError, match=r'--device cuda:0: packed checkpoint .*packed\.pth runs on the CPU alone'):
+        with pytest.raises(UserError, match=r'--device cuda:0: packed checkpoint .*packed\.pth runs only on the CPU'):
             draw_on_pictures(tiny_config(tiny), tiny / 'packed.pth', [], tmp_path, device='cuda:0')
         monkeypatch.setattr(packed_checkpoint, 'get_device', lambda: 'cuda')
-        with pytest.raises(UserError, match=r'runs on the CPU alone, and this run would take the cuda device'):
+        with pytest.raises(UserError, match=r'runs only on the CPU, and this run would take the cuda device'):
             run_test(tiny_config(tiny), str(tiny / 'packed.pth'))
 
     def test_another_architecture(self, tiny):
@@ -245,7 +245,7 @@ class TestTools:
             run_training(packed_config(tiny))
 
     def test_a_float_checkpoint_for_a_packed_config(self, tiny):
-        with pytest.raises(UserError, match=r'float\.pth is no packed one: mmgroupnet pack makes it one'):
+        with pytest.raises(UserError, match=r'float\.pth is not packed: mmgroupnet pack packs it'):
             run_test(packed_config(tiny), str(tiny / 'float.pth'))
 
 
@@ -497,11 +497,11 @@ class TestDamage:
         with zipfile.ZipFile(tmp_path / 'zip.pth', 'w') as archive:
             archive.writestr('hello.txt', 'hello')
         for path, message in [
-            (tiny / 'float.pth', 'float.pth is no packed one'),
+            (tiny / 'float.pth', 'float.pth is not packed'),
             (tmp_path / 'tensor.pth', 'tensor.pth holds a Tensor'),
-            (tmp_path / 'dict.pth', 'dict.pth is no packed one'),
+            (tmp_path / 'dict.pth', 'dict.pth is not packed'),
             (tmp_path / 'model.pth', 'model.pth carries code'),
-            (tmp_path / 'old.pth', 'old.pth is no packed one'),
+            (tmp_path / 'old.pth', 'old.pth is not packed'),
             (tmp_path / 'text.pth', 'text.pth is truncated or no checkpoint of torch'),
             (tmp_path / 'zip.pth', 'zip.pth is truncated or no checkpoint of torch'),
             (tmp_path / 'nowhere.pth', 'nowhere.pth does not exist'),

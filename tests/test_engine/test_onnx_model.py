@@ -225,7 +225,7 @@ class TestRefused:
             check_model_options('model.onnx', ['test_dataloader.batch_size', 'model.test_cfg.score_thr'])
 
     def test_another_device(self, tiny, tmp_path):
-        with pytest.raises(UserError, match=r'--device cuda:0: .*detection\.onnx runs on the CPU alone'):
+        with pytest.raises(UserError, match=r'--device cuda:0: .*detection\.onnx runs only on the CPU'):
             draw_on_pictures(load_tiny_run(tiny), tiny / 'detection.onnx', [], tmp_path, device='cuda:0')
 
     def test_without_the_runtime(self, tiny, monkeypatch):
