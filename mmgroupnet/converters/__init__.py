@@ -1,4 +1,4 @@
-"""Makes models of other libraries binary, and reads weights of other networks."""
+"""Makes models of other libraries binary, and converts weights of other networks."""
 
 from mmgroupnet.converters.binarize import binarize
 from mmgroupnet.converters.binarized_model import build_binarized

@@ -1,4 +1,4 @@
-"""Latent weights that binary layers start from: those of a float layer, of which no two bases are alike.
+"""Computes the initial latent weights of binary layers from those of a float layer; no two bases start equal.
 
 Bases with equal latent weights get equal gradients, and stay equal for ever.
 """
@@ -6,20 +6,20 @@ Bases with equal latent weights get equal gradients, and stay equal for ever.
 import torch
 from torch import Tensor, nn
 
-# A base that adds less than this part of what the first one adds has only rounding errors left to fit.
+# If a base adds less than this fraction of the first one, only rounding errors are left to fit.
 _NEGLIGIBLE = 1e-5
-# Latent weights in the place of zeros. A scale of exactly zero gets no gradient; this one does, and no output shows it.
+# Replaces latent weights of zero. A scale of exactly zero gets no gradient; this one does, but does not change outputs.
 _TINY = 1e-7
 
 
 def fit_bases(weight: Tensor, drawn: Tensor, quantizer: nn.Module) -> Tensor:
-    """Latent weights of K bases whose mean, once they are binarised, is close to given weights.
+    """Latent weights of K bases whose binarised mean is close to given weights.
 
     Args:
         weight: ``(C_out, C_in/groups, kh, kw)``.
-        drawn: Latent weights of K bases as they are drawn without a float layer, ``(K*C_out, C_in/groups, kh, kw)``:
-            bases differ by these where the weights do not tell them apart.
-        quantizer: The quantizer of the weights, to whose scale they are fitted.
+        drawn: Random latent weights of K bases, as initialised without a float layer, ``(K*C_out, C_in/groups, kh,
+            kw)``; they make bases differ if the weights do not.
+        quantizer: The quantizer of the weights; its scale is used for the fit.
 
     Returns: ``(K*C_out, C_in/groups, kh, kw)``.
     """
@@ -35,11 +35,11 @@ def _quantized(bases: Tensor, quantizer: nn.Module) -> Tensor:
 
 
 def _residual_bases(weight: Tensor, drawn: Tensor, quantizer: nn.Module) -> Tensor:
-    r"""Bases whose scale follows the weights, such as :math:`\operatorname{mean} |w|`.
+    r"""Bases for a scale that follows the weights, such as :math:`\operatorname{mean} |w|`.
 
-    Each is fitted to what the ones before it leave, :math:`R_1 = W`, :math:`R_{i+1} = R_i - q(K R_i) / K`; it is
-    :math:`K R_i`, so that the *mean* of the bases is their sum. Where nothing is left, as of weights that are all zero,
-    bases are the drawn ones, in pairs of opposite signs, whose sum is zero; one without a partner stays as it is.
+    Each is fitted to the residual of those before it, :math:`R_1 = W`, :math:`R_{i+1} = R_i - q(K R_i) / K`. Base i is
+    :math:`K R_i`, so that the *mean* of the bases approximates W. If no residual is left, for example for zero weights,
+    the bases are random, in pairs of opposite signs whose sum is zero; one without a partner is not changed.
 
     Source: Guo et al., Network Sketching, CVPR 2017, algorithm 1 (direct approximation), for the scale of one channel.
     """
@@ -59,15 +59,15 @@ def _residual_bases(weight: Tensor, drawn: Tensor, quantizer: nn.Module) -> Tens
 
 
 def _dithered_bases(weight: Tensor, drawn: Tensor, quantizer: nn.Module) -> Tensor:
-    r"""Bases whose scale :math:`\alpha` does not follow the weights: it is 1, or learned.
+    r"""Bases for a scale :math:`\alpha` that does not follow the weights: it is 1, or learned.
 
-    Base i is :math:`W - t_i` with thresholds :math:`t_i` evenly spread over :math:`(-\alpha, \alpha)`, so that the mean
-    of the bases is W rounded to the nearest of K + 1 levels. Where :math:`\alpha` is more than twice the mean of
-    :math:`|W|`, the levels are too coarse for the weights. The thresholds are then spread over twice that mean, and the
-    mean of the bases follows W up to a factor, which the norm behind the layer takes.
+    Base i is :math:`W - t_i` with thresholds :math:`t_i` evenly spread over :math:`(-\alpha, \alpha)`, so the mean of
+    the bases is W rounded to the nearest of K + 1 levels. If :math:`\alpha` is more than twice the mean of :math:`|W|`,
+    the levels are too coarse for the weights. The thresholds are then spread over twice that mean, and the mean of the
+    bases follows W up to a factor, which the norm behind the layer absorbs.
 
-    Every weight has its thresholds in an order of its own: bases that each have one threshold would differ in their
-    mean, and a quantizer that subtracts the mean would make them equal.
+    Every weight has its thresholds in its own order. If each base had one threshold, the bases would differ only in
+    their mean, and a quantizer that subtracts the mean would make them equal.
     """
     num_bases = len(drawn)
     scale = _quantized(weight.expand_as(drawn), quantizer).abs()
@@ -78,14 +78,14 @@ def _dithered_bases(weight: Tensor, drawn: Tensor, quantizer: nn.Module) -> Tens
 
 
 def branch_weight(weight: Tensor, is_first: bool) -> Tensor:
-    """Latent weights of a layer of one base, alone or in a branch.
+    """Latent weights of a layer with one base, alone or in a branch.
 
-    The first branch has the float weights, the others have them with noise of the same size. Zeros become tiny weights,
-    since a scale of zero has no gradient.
+    The first branch gets the float weights, the others the float weights plus noise of the same size. Zeros become tiny
+    weights, since a scale of zero has no gradient.
 
     Args:
         weight: ``(C_out, C_in/groups, kh, kw)``.
-        is_first: Whether the layer stands alone, or in the first branch.
+        is_first: Whether the layer is alone, or in the first branch.
     """
     size = weight.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     if is_first:

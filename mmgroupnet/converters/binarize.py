@@ -1,4 +1,4 @@
-"""Makes the layers of any model binary, as a policy says."""
+"""Makes the layers of any model binary, according to a policy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,39 +20,39 @@ from mmgroupnet.layers import (
     guard_foreign_code,
 )
 
-# Channels of a group of a group norm in front of a linear layer, at least: a vector is one pixel, and one channel
-# alone, or two, would be normalised to the same values whatever they were.
+# Least number of channels per group in a group norm in front of a linear layer. A vector is one pixel, and a group of
+# one or two channels would always be normalised to the same values.
 _LINEAR_GROUP_SIZE = 8
 
-# A conv of zeros has become another function if its binary weights are larger.
+# A conv of zeros has changed its function if its binary weights are larger.
 _SMALL = 1e-3
 
 
 def binarize(model: nn.Module, policy: Sequence[Mapping]) -> nn.Module:
-    """Makes the layers of a model binary that a policy names.
+    """Makes the layers of a model binary that a policy selects.
 
-    Names of untouched parts stay as they are; a layer keeps its name, and ``weight`` and ``bias`` theirs. A chain of
+    Untouched parts keep their names. A binary layer keeps its name and those of its ``weight`` and ``bias``. A chain of
     blocks that becomes a group takes the name of its first block. Depthwise, transposed and deformable convolutions and
-    whatever else has no binary form are kept and reported. The float weights are the starting point of the latent ones:
+    other layers without a binary form are kept and reported. The latent weights start from the float weights:
 
-    - one base has the weights of the layer;
-    - the K bases of a layer-wise one are fitted with the scale of their quantizer, so that their merged weights are
-      close to the float ones, see :func:`mmgroupnet.converters.bases.fit_bases`;
-    - of the K branches of a group the first has the weights of the block, and the others have weights with noise of
-      the same size. The mean of signs with noise follows a weight, where one sign only has its sign.
+    - a single base has the weights of the layer;
+    - the K bases of a layer-wise conv are fitted with the scale of their quantizer, so that their merged weights are
+      close to the float weights, see :func:`mmgroupnet.converters.bases.fit_bases`;
+    - the first of the K branches of a group has the weights of the block, the others these weights plus noise of the
+      same size. The mean of the signs of noisy copies follows the weight; a single sign keeps only its sign.
 
-    No two bases start equal, since they would stay equal for ever. Where the float weights do not tell them apart, as
-    in a layer of zeros, they differ in a way that leaves the function as it is.
+    No two bases start equal, since they would stay equal for ever. If the float weights do not make them differ, as in
+    a layer of zeros, they differ in a way that does not change the function.
 
-    A part that was frozen, or whose batch norms were, trains when it becomes binary: a batch norm whose running
-    statistics match no data would leave its sign constant.
+    Frozen parts, and parts with frozen batch norms, train when they become binary: running statistics that match no
+    data would make a sign constant.
 
     Args:
         model: Any model; it is changed in place.
         policy: The rules, see :class:`mmgroupnet.converters.policy.Rule`.
 
     Returns:
-        The model. :func:`mmgroupnet.converters.binarization_of` says what was done.
+        The model. :func:`mmgroupnet.converters.binarization_of` reports the changes.
 
     Raises:
         UserError: If the policy is malformed, a rule selects nothing, or rules contradict each other, see
@@ -88,16 +88,16 @@ def binarize(model: nn.Module, policy: Sequence[Mapping]) -> nn.Module:
 
 
 def _build_chains(model: nn.Module, blocks: Mapping[str, int], rules: Sequence[Rule]) -> dict[str, list[str]]:
-    """Puts chains in the place of their blocks.
+    """Replaces blocks by chains.
 
     Returns:
-        The names of a block's branches now, by its name before.
+        The new names of a block's branches, by the block's old name.
     """
     renamed: dict[str, list[str]] = {}
     prefixes = {id(module): f'{name}.' if name else '' for name, module in model.named_modules()}
     for parent, names, index in list(iterate_chains(model, blocks)):
         rule = rules[index]
-        assert rule.num_bases is not None  # a groupwise rule has it
+        assert rule.num_bases is not None  # every groupwise rule has it
         chain = GroupwiseChain([getattr(parent, name) for name in names], rule.num_bases, rule.gates)
         first = next(chain.blocks[0].parameters(), None)
         if first is not None:
@@ -113,7 +113,7 @@ def _build_chains(model: nn.Module, blocks: Mapping[str, int], rules: Sequence[R
 
 
 def _targets(name: str, renamed: Mapping[str, list[str]]) -> list[str]:
-    """The names that a module or tensor of the float model has now."""
+    """The names of a module or tensor of the float model in the binary model."""
     for block, branches in renamed.items():
         if name.startswith(f'{block}.'):
             return [branch + name[len(block) :] for branch in branches]
@@ -121,14 +121,14 @@ def _targets(name: str, renamed: Mapping[str, list[str]]) -> list[str]:
 
 
 def _inside_skip(model: nn.Module, name: str) -> str:
-    """The name of a layer's tensor, where there may be a skip around the layer."""
+    """The name of a layer's tensor; the layer may be inside a skip."""
     layer, _, tensor = name.rpartition('.')
     is_around = layer and isinstance(model.get_submodule(layer), RealValuedSkip)
     return f'{layer}.module.{tensor}' if is_around else name
 
 
 def _swap(model: nn.Module, decision: Decision, rule: Rule, renamed: Mapping[str, list[str]]) -> None:
-    """Puts the binary layers of a decision in the place of its layer, or of the layer's copies in the branches."""
+    """Replaces the layer of a decision, or its copies in the branches, by binary layers."""
     twins: dict[int, nn.Module] = {}
     for name in decision.names:
         for branch, target in enumerate(_targets(name, renamed)):
@@ -136,7 +136,7 @@ def _swap(model: nn.Module, decision: Decision, rule: Rule, renamed: Mapping[str
             parent = model.get_submodule(parent_name)
             layer = getattr(parent, child)
             if isinstance(layer, BinaryConv2d | RealValuedSkip):
-                continue  # The parent itself has two names.
+                continue  # The parent itself has two names and is done already.
             if id(layer) not in twins:
                 twin = _binary_twin(layer, rule, is_first=branch == 0)
                 twins[id(layer)] = RealValuedSkip(twin) if rule.skip and _keeps_shape(twin) else twin
@@ -144,17 +144,17 @@ def _swap(model: nn.Module, decision: Decision, rule: Rule, renamed: Mapping[str
 
 
 def _keeps_shape(conv: BinaryConv2d) -> bool:
-    """Whether the output has the shape of the input, whatever that is."""
+    """Whether the output has the shape of the input, for any input."""
     if conv.in_channels != conv.out_channels or conv.stride != (1, 1):
         return False
-    return isinstance(conv.padding, str) or all(  # the only text is 'same'
+    return isinstance(conv.padding, str) or all(  # the only string is 'same'
         2 * padding == conv.dilation * (size - 1) for padding, size in zip(conv.padding, conv.kernel_size, strict=True)
     )
 
 
 def _input_norm(cfg: Mapping | None, channels: int, group_size: int = 1) -> dict | None:
-    """The norm in front of a sign; the groups of a group norm have to divide the channels, and have at least
-    ``group_size`` channels each where there are enough."""
+    """The norm in front of a sign. The number of groups of a group norm divides the channels, and each group has at
+    least ``group_size`` channels if there are enough."""
     if cfg is None or cfg.get('type') != 'GN':
         return None if cfg is None else dict(cfg)
     largest = math.gcd(cfg['num_groups'], channels)
@@ -163,7 +163,7 @@ def _input_norm(cfg: Mapping | None, channels: int, group_size: int = 1) -> dict
 
 
 def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, is_first: bool) -> BinaryConv2d:
-    """The binary layer that takes the place of a float one, with its weights."""
+    """The binary layer that replaces a float one, with its weights."""
     is_merged = rule.become == 'layerwise'
     options = dict(rule.binary_cfg, bias=layer.bias is not None)
     if is_merged:
@@ -202,10 +202,10 @@ def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, is_first: bool) -> Bi
 
 
 def _unfreeze(model: nn.Module) -> list[str]:
-    """Lets parts with binary layers train.
+    """Unfreezes parts with binary layers.
 
     Returns:
-        What was changed.
+        Notes on the changes.
 
     Raises:
         UserError: If a binary layer would still not train.
@@ -213,7 +213,7 @@ def _unfreeze(model: nn.Module) -> list[str]:
     notes = []
     switches = dict(frozen_stages=-1, norm_eval=False)
     for name, module in model.named_modules():
-        owned = [key for key in switches if isinstance(getattr(module, key, None), int)]  # a bool is one
+        owned = [key for key in switches if isinstance(getattr(module, key, None), int)]  # a bool is an int
         if not owned or not any(isinstance(part, BinaryConv2d) for part in module.modules()):
             continue
         for key in owned:
@@ -235,7 +235,7 @@ def _unfreeze(model: nn.Module) -> list[str]:
 
 
 def _bad_starts(model: nn.Module, decisions: Decisions, renamed: Mapping[str, list[str]]) -> list[str]:
-    """Layers and blocks of zeros that cannot have both: the function of the float ones and bases that differ."""
+    """Notes on layers and blocks of zeros that cannot have different bases and keep their function, too."""
     notes, rules = [], decisions.rules
     for decision in decisions.layers:
         twins = [model.get_submodule(name) for name in _targets(decision.names[0], renamed)]

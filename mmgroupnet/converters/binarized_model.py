@@ -1,4 +1,4 @@
-"""Any model of a config made binary, as a config."""
+"""The config type ``mmgroupnet.Binarized``: makes the model of any config binary."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -29,27 +29,27 @@ def build_binarized(
     """Builds a model and makes it binary.
 
     The result is the model itself, with other layers. Its ``init_weights()`` runs the float model's own initialisation,
-    pretrained weights included, on a float copy, and makes that binary in the same way.
+    pretrained weights included, on a float copy, and makes the copy binary in the same way.
 
     Args:
         policy: The rules, see :func:`mmgroupnet.binarize`.
         model: Config of any model, built in the current default scope.
-        data_preprocessor: Config of the model's data preprocessor, where ``model`` has none: mmengine's Runner puts it
+        data_preprocessor: Config of the model's data preprocessor, if ``model`` has none: mmengine's Runner puts it
             into the outermost dict. Default: None.
-        pretrained: Always None, as mmseg's ``init_model`` sets it. Default: None.
-        train_cfg: As ``pretrained``. Default: None.
+        pretrained: Always None; mmseg's ``init_model`` sets it. Default: None.
+        train_cfg: Always None, like ``pretrained``. Default: None.
         backbone: Always empty: mmdet's ``init_detector`` looks for a backbone in the outermost dict. Default: None.
 
     Returns:
-        The model, of a class of its own below that of the stock model; :func:`mmgroupnet.converters.binarization_of`
-        says what was done.
+        The model, whose class is a subclass of the stock model's class. :func:`mmgroupnet.converters.binarization_of`
+        reports the changes.
 
     Raises:
         UserError: As :func:`mmgroupnet.binarize`, or if one of the model's parts refuses its arguments.
     """
     check_outer_backbone(backbone)
     cfg = with_data_preprocessor(model, data_preprocessor)
-    # A copy, since detectors write into their parts' configs.
+    # A copy, since detectors change the configs of their parts.
     built: Any = binarize(MMENGINE_MODELS.build(copy.deepcopy(cfg)), policy)
     stock: Any = type(built)
     built.__class__ = _binarized_class(stock)
@@ -58,12 +58,12 @@ def build_binarized(
 
 
 class _Binarized:
-    """What a binarised model does otherwise than its stock class, which follows in the order of the bases."""
+    """The methods that a binarised model overrides; its stock class follows in the method resolution order."""
 
     binarized_from: tuple[Sequence[Mapping], dict]  # policy and config of the float model
 
     def init_weights(self: Any) -> None:
-        """Makes the float model anew, initialises it, and takes its weights over."""
+        """Builds the float model again, initialises it, and takes over its weights."""
         policy, cfg = self.binarized_from
         source = MMENGINE_MODELS.build(copy.deepcopy(cfg))
         if hasattr(source, 'init_weights'):
@@ -83,14 +83,14 @@ class _Binarized:
         )
 
     def __reduce_ex__(self, protocol: object) -> tuple:
-        # Pickle looks classes up by their name, and this one is made while the program runs.
+        # Pickle looks classes up by name, but this one is created at run time.
         _, stock = type(self).__bases__
         return _new, (stock,), self.__getstate__()
 
 
 @cache
 def _binarized_class(stock: type[nn.Module]) -> type[nn.Module]:
-    """The class of the binarised models of a stock class."""
+    """The class of binarised models for a stock class."""
     return new_class(f'Binarized{stock.__name__}', (_Binarized, stock))
 
 

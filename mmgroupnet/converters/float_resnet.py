@@ -1,4 +1,4 @@
-"""From a full-precision ResNet to the start of a Group-Net of the same topology."""
+"""Initialises a Group-Net from a full-precision ResNet of the same topology."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from mmgroupnet.layers import BinaryConv2d
 from mmgroupnet.models.backbones import GroupNetResNet
 from mmgroupnet.registry import WEIGHT_INITIALIZERS
 
-# Standard deviation of what tells the bases apart, in those of the weights of the conv.
+# Standard deviation of the noise that makes bases differ, as a multiple of that of the conv's weights.
 _NOISE = 0.5
 
 _BLOCK = r'layer\d+\.\d+\.'
@@ -42,7 +42,7 @@ def float_weights(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
         state_dict: As for :func:`to_classifier_names`.
 
     Returns:
-        The weights, and the names of what is no part of such a network. Norms are in neither.
+        The weights, and the names of tensors that are not part of such a network. Norms are in neither.
     """
     weights, unknown = {}, []
     for given, value in state_dict.items():
@@ -73,7 +73,7 @@ def _convs(backbone: GroupNetResNet) -> dict[str, nn.Module]:
 
 
 def _broadcast_to_bases(weight: Tensor, num_bases: int) -> Tensor:
-    """K bases from the weights of one conv, ``(C_out, ...)`` to ``(K*C_out, ...)``."""
+    """Weights of K bases from the weights of one conv, ``(C_out, ...)`` to ``(K*C_out, ...)``."""
     if num_bases == 1:
         return weight
     bases = weight.repeat(num_bases, *[1] * (weight.dim() - 1))
@@ -83,32 +83,32 @@ def _broadcast_to_bases(weight: Tensor, num_bases: int) -> Tensor:
 @WEIGHT_INITIALIZERS.register_module()
 class FromFloatResNet:
     r"""Initialises a :class:`GroupNetResNet` from a full-precision ResNet of the same topology, or a linear classifier
-    from that network's.
+    from the classifier of that network.
 
-    It is an ``init_cfg``, of the backbone and, if wanted, of mmpretrain's ``LinearClsHead``::
+    Use it as ``init_cfg`` of the backbone and, if you like, of mmpretrain's ``LinearClsHead``::
 
         init_cfg = dict(type='mmgroupnet.FromFloatResNet', checkpoint='resnet18.pth')
         model = dict(backbone=dict(..., init_cfg=init_cfg), head=dict(..., init_cfg=init_cfg))
 
-    Only conv weights carry over, those of the stem included. Norms start anew, since they stand in another order here
-    (sign, conv, ReLU, norm), where the statistics of the float network mean nothing.
+    Only conv weights carry over, including those of the stem. Norms start afresh: their order is different here (sign,
+    conv, ReLU, norm), so the statistics of the float network do not apply.
 
-    Every conv of a residual block is handed to all K bases, each with noise of its own, normal with half the standard
+    All K bases get the weights of every conv in a residual block, each with its own normal noise of half the standard
     deviation :math:`\sigma` of the conv's weights. Equal bases would get equal gradients and stay equal. With noise the
     mean of their signs is a dithered quantisation: :math:`E[\operatorname{sign}(w + n)] =
-    \operatorname{erf}(\sqrt{2} w / \sigma)` grows with w where one sign jumps, so that the K bases together keep
-    some of the weight's magnitude. Convs that all branches share have a single base and get no noise.
+    \operatorname{erf}(\sqrt{2} w / \sigma)` grows smoothly with w, while a single sign jumps. So the K bases together
+    keep some of the weight's magnitude. Convs that all branches share have a single base and get no noise.
 
-    Convs of the backbone's shortcuts that the source lacks (the CIFAR ResNets have shortcuts without parameters) stay
-    as they are drawn; the log lists them.
+    Convs of the backbone's shortcuts that the source lacks (the CIFAR ResNets have shortcuts without parameters) keep
+    their random weights; the log lists them.
 
     Args:
         checkpoint: A file, ``https://`` address or ``torchvision://`` name, with torchvision's, mmpretrain's or the
             CIFAR ResNets' names, loaded in torch's safe mode.
 
     Raises:
-        UserError: If the source lacks a conv of the blocks or the stem, has one that the backbone lacks or of
-            another shape, or has names that are no ResNet's; one error lists them.
+        UserError: If the source lacks a conv of the blocks or the stem, has an additional conv or one of another shape,
+            or has names that are not a ResNet's; one error lists them.
     """
 
     def __init__(self, checkpoint: str) -> None:

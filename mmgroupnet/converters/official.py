@@ -1,4 +1,4 @@
-"""The checkpoints that Group-Net's authors published, as classifiers of mmpretrain."""
+"""Converts the checkpoints that Group-Net's authors published into classifiers of mmpretrain."""
 
 import logging
 import re
@@ -14,18 +14,18 @@ from torch import Tensor
 from mmgroupnet.errors import UserError
 from mmgroupnet.models.backbones import GroupNetResNet
 
-# The released code has these, and no bottlenecks.
+# The released code has these depths, and no bottlenecks.
 _STAGE_BLOCKS = {depth: GroupNetResNet.arch_settings[depth][1] for depth in (18, 34)}
 _NORM_VECTORS = ('weight', 'bias', 'running_mean', 'running_var')
 
 
 class _Source(NamedTuple):
-    """Where a tensor of ours comes from.
+    """The source of a tensor of the classifier.
 
     Attributes:
         name: Its name in the classifier.
         official: Names in the authors' checkpoint, one, or one per branch; branches are folded by concatenation.
-        shape: Of each of these.
+        shape: The shape of each source tensor.
     """
 
     name: str
@@ -35,7 +35,7 @@ class _Source(NamedTuple):
 
 @dataclass(frozen=True)
 class _Network:
-    """What tells one checkpoint from another.
+    """The properties in which checkpoints differ.
 
     Attributes:
         depth: 18 or 34.
@@ -44,7 +44,7 @@ class _Network:
         has_gates: Whether blocks but the first have a soft gate.
         stem_bias: Whether the conv of the stem has a bias.
         channels: Channels of the stem and of the first stage.
-        num_classes: Number of classes, by the weight and by the bias of the last layer.
+        num_classes: Number of classes according to the weight and to the bias of the last layer.
     """
 
     depth: int
@@ -61,11 +61,11 @@ class _Network:
 
     @property
     def has_in_place_sum(self) -> bool:
-        """Whether the sum of all branches takes the place of branch 0; without gates no branch is read alone."""
+        """Whether the sum of all branches replaces branch 0; without gates no branch is read separately."""
         return self.has_gates and not self.has_scales
 
     def sources(self) -> Iterator[_Source]:
-        """All tensors of a checkpoint, by those of the classifier."""
+        """The sources of all tensors of the classifier."""
         yield _Source('backbone.stem.0.weight', ['conv1.weight'], (self.channels, 3, 7, 7))
         if self.stem_bias:
             yield _Source('backbone.stem.0.bias', ['conv1.bias'], (self.channels,))
@@ -79,7 +79,7 @@ class _Network:
                 yield _Source(f'{ours}.connection.theta', [f'{theirs}.block_gate'], (1,))
             channels_in = channels
         classes_by_weight, classes_by_bias = self.num_classes
-        # Where they disagree, it is unknown which is right: each is measured by the other.
+        # If they disagree, it is unknown which is right: each is checked against the other.
         yield _Source('head.fc.weight', ['fc.weight'], (classes_by_bias, channels_in))
         yield _Source('head.fc.bias', ['fc.bias'], (classes_by_weight,))
 
@@ -98,11 +98,11 @@ class _Network:
             yield _Source(f'{ours}.merge.scales', [f'{theirs}.scales.{branch}' for branch in branches], (1,))
 
     def model_cfg(self) -> dict[str, Any]:
-        """Config of the classifier; scoped, so that it builds in any default scope."""
+        """Config of the classifier, with scoped types, so that it builds in any default scope."""
         num_classes = self.num_classes[0]
         return dict(
             type='mmpretrain.ImageClassifier',
-            # As torchvision normalises: RGB, here in the range of bytes.
+            # Torchvision's normalisation: RGB, here in the range of bytes.
             data_preprocessor=dict(
                 type='mmpretrain.ClsDataPreprocessor',
                 num_classes=num_classes,
@@ -147,12 +147,13 @@ def _shape(value: object) -> tuple[int, ...] | str:
 
 
 def _majority(values: Iterable[int], default: int) -> int:
-    """What most say, so that a single wrong tensor is the one that gets reported."""
+    """The most frequent value, so that a single wrong tensor is the one that is reported."""
     return next((value for value, _ in Counter(values).most_common(1)), default)
 
 
 def _without_module(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the prefix of data-parallel training; one that is there both ways keeps it, and is unknown."""
+    """Removes the prefix of data-parallel training from names; a name that exists both ways keeps it, and is then
+    unknown."""
     given: dict[str, Tensor] = {}
     for name, value in state_dict.items():
         short = str(name).removeprefix('module.')
@@ -161,7 +162,7 @@ def _without_module(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _recognise(given: Mapping[str, Tensor]) -> _Network:
-    """Reads from names and shapes which network a checkpoint is of.
+    """Infers from names and shapes which network a checkpoint belongs to.
 
     Raises:
         UserError: If there are no branches.
@@ -194,7 +195,7 @@ def _recognise(given: Mapping[str, Tensor]) -> _Network:
         _majority((1 + max(numbers) for numbers in branches.values()), 1),
         has_scales,
         has_gates,
-        # The published ResNet-18 with scales and gates has one; elsewhere the names may tell.
+        # The published ResNet-18 with scales and gates has one; for other networks the names decide.
         'conv1.bias' in given or (depth == 18 and has_scales and has_gates),
         _majority(channels, 0),
         (sizes[0], sizes[-1]),
@@ -202,7 +203,7 @@ def _recognise(given: Mapping[str, Tensor]) -> _Network:
 
 
 def _problems(given: Mapping[str, Tensor], network: _Network) -> list[str]:
-    """All that keeps a checkpoint from being one of this network."""
+    """All differences between a checkpoint and the tensors of this network."""
     expected = {name: source.shape for source in network.sources() for name in source.official}
     missing = [name for name in expected if name not in given]
     unknown = [name for name in given if name not in expected]
@@ -224,7 +225,7 @@ def _warn_of_zeros(network: _Network, converted: Mapping[str, Tensor]) -> None:
     if zeros:
         print_log(
             f'{zeros} binary weights are exactly zero: they count as +1 here and as 0 in the code of the authors, so '
-            'that outputs differ a little',
+            'outputs differ a little',
             logger='current',
             level=logging.WARNING,
         )
@@ -233,17 +234,17 @@ def _warn_of_zeros(network: _Network, converted: Mapping[str, Tensor]) -> None:
 def convert_official(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Converts a checkpoint of Group-Net's authors into a classifier of mmpretrain with the same outputs.
 
-    Names and shapes tell which network it is: ResNet-18 or 34, K, the number of channels and of classes, and the
-    family:
+    The converter infers the network from names and shapes: ResNet-18 or 34, K, the number of channels and of classes,
+    and the family:
 
     - scales and gates: soft gates with learned scales;
-    - gates without scales: soft gates and the mean. The released code adds the branches up in place there, so that
-      branch 0 of every block hands the *sum* of all K to the next block. The network was trained so, and the classifier
-      says it, ``in_place_sum=True`` of :class:`GroupNetResNet`;
+    - gates without scales: soft gates and the mean. Here the released code adds the branches up in place, so branch 0
+      of every block passes the *sum* of all K outputs to the next block. The network was trained this way, so the
+      classifier has ``in_place_sum=True``, see :class:`GroupNetResNet`;
     - scales without gates: GBD v1 with learned scales.
 
-    The outputs are those of the authors' network in evaluation mode. The only difference is sign(0), 0 there and +1
-    here, since one bit cannot hold a third value: a set of measure zero. Latent weights of exactly zero are warned of.
+    The outputs equal those of the authors' network in evaluation mode. The only difference is sign(0), which is 0 there
+    and +1 here, since one bit cannot hold a third value. A warning counts latent weights of exactly zero.
 
     Args:
         state_dict: The authors' ``state_dict``. Names may begin with ``module.``; ``num_batches_tracked``, which old
@@ -251,7 +252,7 @@ def convert_official(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Any], 
 
     Returns:
         Config of the classifier, which ``mmpretrain.registry.MODELS`` builds, and its state dict, which it loads
-        strictly; the tensors have the dtypes that they had.
+        strictly; the tensors keep their dtypes.
 
     Raises:
         UserError: Listing all names that are missing, unknown, or of another shape, in one message.
@@ -269,7 +270,7 @@ def convert_official(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Any], 
     converted = {}
     for source in network.sources():
         tensors = [given[name].detach() for name in source.official]
-        # The branches have seen the same batches.
+        # All branches have seen the same batches.
         converted[source.name] = torch.cat(tensors) if source.shape else torch.stack(tensors).max()
     _warn_of_zeros(network, converted)
     if network.has_in_place_sum:

@@ -1,7 +1,7 @@
 """Policies: ordered rules that say which layers of a model become binary, and how.
 
 A policy is a list of dicts, each a :class:`Rule`. The first rule that selects a layer decides it, as in a routing
-table: exceptions stand on top.
+table, so exceptions go on top.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
 
 OUTCOMES = ('binary', 'layerwise', 'groupwise', 'keep')
-# How many names an error lists before it only counts them.
+# Number of names that an error lists; it only counts further ones.
 _LISTED = 5
 
 
@@ -30,33 +30,33 @@ class Rule:
     Args:
         become: What the selected layers become.
 
-            - 'keep': they stay as they are;
+            - 'keep': they do not change;
             - 'binary': one binary layer, :class:`BinaryConv2d` or :class:`BinaryLinear`;
             - 'layerwise': a sum of ``num_bases`` binary layers, :class:`LayerwiseBinaryConv2d` or
               :class:`LayerwiseBinaryLinear`;
-            - 'groupwise': ``types`` name classes of residual blocks; blocks that stand one behind the other in an
-              ``nn.Sequential`` become one :class:`GroupwiseChain` of ``num_bases`` branches, whose convs are binary.
+            - 'groupwise': ``types`` names classes of residual blocks; consecutive blocks in an ``nn.Sequential`` become
+              one :class:`GroupwiseChain` of ``num_bases`` branches, whose convs are binary.
 
-        names: Patterns of dotted module names such as ``'backbone.layer?'``; ``*`` stands for anything, dots
-            included. What a named module contains is selected with it. Default: everything.
-        types: Names of classes; their subclasses count. A module of such a class is selected with all that it
-            contains. Linear layers become binary only where this names them: ``'Linear'``. Default: any class.
+        names: Patterns of dotted module names such as ``'backbone.layer?'``; ``*`` stands for anything, including dots.
+            A named module is selected with everything inside it. Default: everything.
+        types: Names of classes; subclasses match, too. A module of such a class is selected with everything inside it.
+            Linear layers become binary only if this names them: ``'Linear'``. Default: any class.
         num_bases: Number K of bases or branches, for 'layerwise' and 'groupwise'.
-        gates: For 'groupwise': soft gates between the blocks of a chain (Group-Net); False: every block is merged
-            (GBD v1). Default: True.
-        input_norm: Norm in front of every sign, which must not see what comes out of a ReLU; None leaves it out.
-            Of ``dict(type='GN')``, ``num_groups`` is lowered to a divisor of the channels. Default:
+        gates: For 'groupwise': True for soft gates between the blocks of a chain (Group-Net), False to merge behind
+            every block (GBD v1). Default: True.
+        input_norm: Norm in front of every sign, because a sign must not see the output of a ReLU; None leaves it out.
+            ``num_groups`` of a ``dict(type='GN')`` is lowered to a divisor of the channels. Default:
             ``dict(type='BN')``.
-        skip: Adds the input of a binary layer to its output, in real values, where both have the same shape:
-            :class:`RealValuedSkip`. A float model's function changes by it, so that it suits parts which start from
-            random weights. Default: False.
+        skip: Adds a real-valued skip around binary layers whose input and output have the same shape:
+            :class:`RealValuedSkip`. It changes the function of a float model, so it suits parts that start from random
+            weights. Default: False.
         binary_cfg: Options of the binary layers: ``activation``, ``weight``, ``padding_value``, see
             :class:`BinaryConv2d`. Default: none.
         optional: The rule may select nothing, which is an error otherwise; for policies that serve many models.
             Default: False.
 
     Raises:
-        UserError: If a key is unknown, or one has no meaning for what the layers become.
+        UserError: If a key is unknown, or has no meaning for this ``become``.
     """
 
     become: str
@@ -70,7 +70,7 @@ class Rule:
     optional: bool = False
 
     def picks(self, path: Sequence[tuple[str, nn.Module]]) -> bool:
-        """Whether it selects the last module of a path with all that it contains.
+        """Whether the rule selects the last module of a path with everything inside it.
 
         Args:
             path: Names and modules from the model down to the module.
@@ -136,12 +136,12 @@ def _parse_rule(entry: Mapping, where: str) -> Rule:
 
 @dataclass
 class Decision:
-    """What becomes of a layer.
+    """The decision about a layer.
 
     Args:
         layer: The layer.
         names: Its dotted names; a layer that is used in several places has several.
-        rule: Index of the rule that decides it; None: no rule selects it, so that it is kept.
+        rule: Index of the rule that decides it; None if no rule selects it, so it is kept.
         problem: Why a layer is kept although its rule says otherwise.
     """
 
@@ -153,11 +153,11 @@ class Decision:
 
 @dataclass
 class Decisions:
-    """What becomes of a model.
+    """The decisions about a model.
 
     Args:
         rules: The rules.
-        layers: All layers with weights that could be called so: convolutions and linears.
+        layers: All convolutions and linears.
         blocks: Blocks that become groups: name and rule.
     """
 
@@ -167,15 +167,15 @@ class Decisions:
 
 
 def decide(model: nn.Module, rules: Sequence[Rule]) -> Decisions:
-    """Decides what becomes of each layer, and changes nothing.
+    """Decides what each layer becomes, without changing the model.
 
     Args:
         model: The model.
         rules: The rules.
 
     Raises:
-        UserError: If a rule that is not optional selects nothing, or only what rules above it have decided; if rules
-            contradict each other: in a block that becomes a group, or about a layer that has two names; or if no layer
+        UserError: If a rule that is not optional selects nothing, or only layers that rules above it have decided; if
+            rules contradict each other, in a block that becomes a group or about a layer with two names; or if no layer
             becomes binary.
     """
     paths = _paths(model)
@@ -193,7 +193,7 @@ def decide(model: nn.Module, rules: Sequence[Rule]) -> Decisions:
         index = candidates[0] if candidates else None
         if group is not None:
             index = _decide_in_group(name, candidates, group, rules)
-            # What its blocks contain is what a groupwise rule selects; linears stay.
+            # A groupwise rule selects the layers inside its blocks; linears are kept.
             if index == group and isinstance(layer, nn.Linear):
                 index = None
         if index is not None:
@@ -202,7 +202,7 @@ def decide(model: nn.Module, rules: Sequence[Rule]) -> Decisions:
             other = found[id(layer)]
             if other.rule != index:
                 raise UserError(
-                    f'{other.names[0]} and {name} are one and the same layer, and {_spell(other.rule)} decides the '
+                    f'{other.names[0]} and {name} are one and the same layer, but {_spell(other.rule)} decides the '
                     f'one, {_spell(index)} the other: let one rule select both'
                 )
             other.names.append(name)
@@ -222,7 +222,7 @@ def decide(model: nn.Module, rules: Sequence[Rule]) -> Decisions:
             )
         raise UserError(
             f'{_describe(index, rule)} contradicts the rules above it, which have decided all that it selects: the '
-            'first rule that selects a layer decides it, so that exceptions stand on top'
+            'first rule that selects a layer decides it, so put exceptions on top'
         )
     decisions = Decisions(list(rules), list(found.values()), blocks)
     if not any(_becomes_binary(decision, rules) for decision in decisions.layers) and not blocks:
@@ -235,7 +235,7 @@ def _becomes_binary(decision: Decision, rules: Sequence[Rule]) -> bool:
 
 
 def _paths(model: nn.Module) -> dict[str, list[tuple[str, nn.Module]]]:
-    """All modules by all of their names, each with the modules that contain it, the model first."""
+    """All modules under all of their names, each with the modules that contain it, the model first."""
     paths: dict[str, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         parent = paths[name.rpartition('.')[0]] if name else []
@@ -248,7 +248,7 @@ def _is_within(name: str, ancestor: str) -> bool:
 
 
 def _has_weights(layer: nn.Module) -> bool:
-    """Whether it is a convolution (of any kind) or a linear layer, still float."""
+    """Whether a module is a float convolution (of any kind) or a float linear layer."""
     if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
         return True
     return 'DeformConv2d' in _class_names(layer) or 'ModulatedDeformConv2d' in _class_names(layer)
@@ -259,7 +259,7 @@ def _class_names(module: nn.Module) -> set[str]:
 
 
 def _selects(rule: Rule, path: Sequence[tuple[str, nn.Module]], layer: nn.Module) -> bool:
-    """Whether a rule, other than as a block, selects a layer."""
+    """Whether a rule selects a layer directly, not as part of a block."""
     if rule.become == 'groupwise':
         return False
     if isinstance(layer, nn.Linear) and rule.become != 'keep':
@@ -283,8 +283,8 @@ def _decide_blocks(paths: Mapping[str, list[tuple[str, nn.Module]]], rules: Sequ
             around = next((at for at in blocks if _is_within(name, at)), None)
             if around is not None:
                 raise UserError(
-                    f'{_describe(index, rule)} selects {name} inside {around}, which becomes a group itself: name one '
-                    'of their classes alone'
+                    f'{_describe(index, rule)} selects {name} inside {around}, which becomes a group itself: name only '
+                    'one of their classes'
                 )
             block = path[-1][1]
             if id(block) in seen:
@@ -310,7 +310,7 @@ def _decide_in_group(name: str, candidates: Sequence[int], group: int, rules: Se
 
 
 def _weight_users(model: nn.Module) -> dict[int, int]:
-    """How many modules own each parameter."""
+    """The number of modules that own each parameter."""
     users: dict[int, int] = defaultdict(int)
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -318,7 +318,7 @@ def _weight_users(model: nn.Module) -> dict[int, int]:
     return users
 
 
-# Of layers that compute exactly what their class says.
+# Forward methods whose computation is known exactly.
 _PLAIN_FORWARDS = (nn.Conv2d.forward, wrappers.Conv2d.forward, nn.Linear.forward, wrappers.Linear.forward)
 
 
@@ -359,7 +359,7 @@ def _spell(index: int | None) -> str:
 
 
 def _describe(index: int, rule: Rule) -> str:
-    """A rule as errors name it."""
+    """The name of a rule in errors."""
     parts = [f'become={rule.become!r}']
     for key in ('names', 'types'):
         values = list(getattr(rule, key))
@@ -377,8 +377,8 @@ def iterate_chains(model: nn.Module, blocks: Mapping[str, int]) -> Iterator[tupl
         blocks: Names of the blocks, with their rules.
 
     Yields:
-        The module that contains the chain, the names of the chain's blocks in it, and their rule. Only what stands one
-        behind the other in a plain ``nn.Sequential`` is known to be a chain; other blocks are chains of one.
+        The module that contains the chain, the names of the chain's blocks in it, and their rule. Only consecutive
+        blocks in a plain ``nn.Sequential`` are known to be a chain; other blocks are chains of one.
     """
     for name, parent in model.named_modules():
         chain: list[str] = []

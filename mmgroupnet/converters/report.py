@@ -13,12 +13,12 @@ from mmgroupnet.converters.policy import Rule
 
 @dataclass
 class RuleMatches:
-    """What one rule of a policy did.
+    """The result of one rule of a policy.
 
     Args:
         rule: The rule.
-        layers: Names of the layers that it decided, as they were called in the float model.
-        blocks: Of a groupwise rule, names of the blocks.
+        layers: Names, in the float model, of the layers that it decided.
+        blocks: Names of the blocks, for a groupwise rule.
     """
 
     rule: Rule
@@ -28,15 +28,15 @@ class RuleMatches:
 
 @dataclass
 class Binarization:
-    """What :func:`mmgroupnet.binarize` did, see :func:`binarization_of`; names are those of the float model.
+    """A report of :func:`mmgroupnet.binarize`, see :func:`binarization_of`; names are those of the float model.
 
     Args:
-        rules: What each rule did, in the policy's order.
+        rules: The result of each rule, in the policy's order.
         unmatched: Layers that no rule selects; they are kept.
-        problems: Layers that a rule would make binary and that are kept, with the reason.
-        notes: What else was changed, such as stages that are no longer frozen, and layers that start badly.
+        problems: Layers that are kept although a rule would make them binary, with the reason.
+        notes: Other changes, such as stages that are no longer frozen, and layers that start badly.
         dropped_tensors: Tensors of the float model that have no place in the binary one.
-        new_tensors: Tensors of the binary model that the float one has not: norms in front of signs, gates.
+        new_tensors: Tensors of the binary model that the float one lacks: norms in front of signs, gates.
     """
 
     rules: list[RuleMatches]
@@ -71,7 +71,7 @@ class Binarization:
 
 
 def _listing(names: Sequence[str]) -> str:
-    """All of the names; those that differ in their numbers alone are one entry, with how many they are."""
+    """Lists names; those that differ only in numbers become one entry with their count."""
     alike = defaultdict(list)
     for name in names:
         alike[re.sub(r'\d+', '*', name)].append(name)
@@ -79,16 +79,16 @@ def _listing(names: Sequence[str]) -> str:
     return f' ({", ".join(entries)})' if entries else ''
 
 
-# A report lives as long as its model, and is no part of it.
+# A report lives as long as its model, but is not part of it.
 _REPORTS: WeakKeyDictionary[nn.Module, Binarization] = WeakKeyDictionary()
 
 
 def note_binarization(model: nn.Module, report: Binarization) -> None:
-    """Keeps what was done to a model for :func:`binarization_of`."""
+    """Stores the report of a model for :func:`binarization_of`."""
     _REPORTS[model] = report
 
 
 def binarization_of(model: nn.Module) -> Binarization | None:
-    """What :func:`mmgroupnet.binarize` did to a model; None where it did nothing to this very object: copies and
+    """The report of :func:`mmgroupnet.binarize` for a model; None if this very object was not binarised: copies and
     unpickled models have no report."""
     return _REPORTS.get(model)

@@ -93,7 +93,7 @@ class TestErrors:
     def test_two_rules_for_one_layer_with_two_names(self):
         of = _Model()
         of.alias = of.stem
-        with pytest.raises(ValueError, match=r'stem and alias are one and the same layer, and policy\[0\] decides'):
+        with pytest.raises(ValueError, match=r'stem and alias are one and the same layer, but policy\[0\] decides'):
             decided([dict(become='keep', names='stem'), dict(become='binary')], of)
         assert decided([dict(become='keep', names=['stem', 'alias']), dict(become='binary')], of)['alias'] == 0
 
