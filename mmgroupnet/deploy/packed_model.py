@@ -13,15 +13,15 @@ from mmgroupnet.registry import MODELS
 
 
 def _refuse_other_weights(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *unused: object) -> None:
-    """Stops where weights that are not those of this packed model are loaded: mmengine would only log what is missing,
-    and go on with random ones."""
+    """Raises if weights that do not belong to this packed model are loaded: mmengine would only log missing tensors and
+    go on with random ones."""
     for name, unit in model.named_modules():
         if not isinstance(unit, PackedUnit):
             continue
         key = f'{prefix}{name}.bits' if name else f'{prefix}bits'
         if key not in state_dict:
             raise UserError(
-                f'{key} is missing: a packed model takes the weights of a packed checkpoint alone '
+                f'{key} is missing: a packed model takes only the weights of a packed checkpoint '
                 '(mmgroupnet pack makes them)'
             )
         if state_dict[key].shape != unit.bits.shape:
@@ -43,14 +43,14 @@ def build_packed(
 
     Args:
         model: Config of any model with binary layers of mmgroupnet, built in the current default scope.
-        data_preprocessor: Config of the model's data preprocessor, where ``model`` has none: mmengine's Runner puts it
+        data_preprocessor: Config of the model's data preprocessor, if ``model`` has none: mmengine's Runner puts it
             into the outermost dict. Default: None.
-        pretrained: Always None, as mmseg's ``init_model`` sets it. Default: None.
-        train_cfg: As ``pretrained``. Default: None.
+        pretrained: Always None; mmseg's ``init_model`` sets it. Default: None.
+        train_cfg: Always None, like ``pretrained``. Default: None.
         backbone: Always empty: mmdet's ``init_detector`` looks for a backbone in the outermost dict. Default: None.
 
     Returns:
-        The packed model. It refuses other weights than those of its packed checkpoints.
+        The packed model. It loads only weights of its packed checkpoints.
 
     Raises:
         UserError: If the model has no binary layers, or one of its parts refuses its arguments.

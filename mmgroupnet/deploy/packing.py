@@ -21,7 +21,7 @@ class PackedLayer:
 
     Args:
         name: Its name in the model.
-        problem: Why it was not packed; None where it was.
+        problem: Why it was not packed; None if it was.
         bytes_before: Bytes of its latent weights.
         bytes_after: Bytes of its weights now.
     """
@@ -33,11 +33,11 @@ class PackedLayer:
 
 
 def pack(model: nn.Module) -> nn.Module:
-    """Packs a model: a copy of it on the CPU, in float32 and evaluation mode, whose binary layers are packed twins; the
-    rest stays torch's, in channels_last.
+    """Packs a model. The result is a copy on the CPU, in float32 and evaluation mode, whose binary layers are packed
+    twins; the other layers remain in torch, in channels_last.
 
     Args:
-        model: A trained model with binary layers of mmgroupnet. It is left as it is.
+        model: A trained model with binary layers of mmgroupnet. It is not changed.
 
     Returns:
         The copy.
@@ -50,10 +50,10 @@ def pack(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def pack_and_report(model: nn.Module) -> tuple[nn.Module, list[PackedLayer]]:
-    """As :func:`pack`; also returns one :class:`PackedLayer` per binary conv.
+    """Like :func:`pack`, but also returns one :class:`PackedLayer` per binary conv.
 
     Args:
-        model: A trained model with binary layers of mmgroupnet. It is left as it is.
+        model: A trained model with binary layers of mmgroupnet. It is not changed.
 
     Returns:
         The copy, and the layers in the order of the model.
@@ -72,7 +72,7 @@ def pack_and_report(model: nn.Module) -> tuple[nn.Module, list[PackedLayer]]:
         problem = packing.problems.get(name)
         after = before if problem else len(conv.weight) * -(-conv.weight[0].numel() // 8)
         layers.append(PackedLayer(name, problem, before, after))
-    # Packed layers read and write channels_last: the float ones between them need not turn their maps around.
+    # Packed layers read and write channels_last, so float layers between them need not convert their maps.
     packed = packed.to(memory_format=torch.channels_last)
     guard_foreign_code(packed)
     return packed, layers
@@ -82,7 +82,7 @@ class _ModelPacking(Packing):
     """The packing of one model.
 
     Attributes:
-        problems: Why a binary conv was not packed, by its name.
+        problems: The reason for each binary conv that was not packed, by its name.
     """
 
     def __init__(self) -> None:
@@ -91,8 +91,8 @@ class _ModelPacking(Packing):
         self._twins: dict[nn.Module, nn.Module] = {}
 
     def twin(self, module: nn.Module, name: str) -> nn.Module:
-        """The packed twin of a module, or the module itself with its children packed. One that has several names stays
-        one."""
+        """The packed twin of a module, or the module itself with its children packed. A module with several names
+        remains one module."""
         if module not in self._twins:
             self._twins[module] = self._pack(module, name)
         return self._twins[module]
@@ -108,7 +108,7 @@ class _ModelPacking(Packing):
                 if isinstance(module, BinaryConv2d):
                     self.problems[name] = str(error)
                     return module
-                break  # Perhaps its parts can be packed one by one.
+                break  # Perhaps its submodules can be packed one by one.
         for child_name, child in module._modules.items():  # named_children() leaves out second names
             if child is not None:
                 module._modules[child_name] = self.twin(child, f'{name}.{child_name}' if name else child_name)
@@ -144,7 +144,7 @@ def _pack_skip(skip: RealValuedSkip, packing: Packing) -> PackedUnit:
     raise NotPackable(f'it goes around a {type(skip.module).__name__}')
 
 
-# mmcv's module and the skip around it have twins only here, where a model is walked as a whole.
+# mmcv's module and the skip around it get twins only here, when a whole model is packed.
 _TWINS: tuple[tuple[type[nn.Module], Callable[[Any, Packing], nn.Module]], ...] = (
     (RealValuedSkip, _pack_skip),
     (ConvModule, _pack_conv_module),

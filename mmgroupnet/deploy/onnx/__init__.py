@@ -1,4 +1,4 @@
-"""Trained models as .onnx files; docs/onnx_file.md describes them."""
+"""Exports trained models as .onnx files; docs/onnx_file.md describes them."""
 
 from mmgroupnet.deploy.onnx.export import Exported, export
 from mmgroupnet.deploy.onnx.resize import UnknownResize, read_resize

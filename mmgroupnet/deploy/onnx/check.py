@@ -11,18 +11,18 @@ import torch
 from mmgroupnet.deploy.onnx.graph import Graph
 from mmgroupnet.deploy.onnx.operators import DOMAIN, registered_schemas
 
-if TYPE_CHECKING:  # It may not be installed.
+if TYPE_CHECKING:  # onnxruntime may not be installed.
     from onnxruntime import InferenceSession
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The file in ONNX Runtime against the model in torch, on one random picture.
+    """A comparison of the file in ONNX Runtime with the model in torch, on one random picture.
 
     Args:
-        problem: Why there is none; None where there is one.
-        shapes: Of each output, in torch and in ONNX Runtime.
-        differences: The largest difference of each output that is of one shape in both.
+        problem: Why there is no comparison; None if there is one.
+        shapes: The shapes of each output in torch and in ONNX Runtime.
+        differences: The largest difference of each output that has the same shape in both.
     """
 
     problem: str | None = None
@@ -43,7 +43,7 @@ class Comparison:
 
 
 def _session(path: Path) -> 'InferenceSession':
-    """A session of ONNX Runtime, with the packed operators where the graph has them.
+    """A session of ONNX Runtime, with the packed operators if the graph has them.
 
     Raises:
         ImportError: If a package is not installed.
@@ -61,7 +61,7 @@ def _session(path: Path) -> 'InferenceSession':
 
 
 def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A picture of soft patches and noise, ``(1, height, width, 3)``: networks see more in it than in noise alone."""
+    """A picture of soft patches and noise, ``(1, height, width, 3)``; networks react to it more than to noise alone."""
     generator = np.random.default_rng(seed)
     patches = np.kron(generator.integers(0, 230, (-(-height // 16), -(-width // 16), 3)), np.ones((16, 16, 1), int))
     noise = generator.integers(0, 26, (height, width, 3))
@@ -69,11 +69,11 @@ def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def check(path: Path, graph: Graph, size: tuple[int, int]) -> Comparison:
-    """Checks a file by onnx's own rules, and compares what ONNX Runtime makes of it with the model.
+    """Checks a file by onnx's own rules, and compares its outputs in ONNX Runtime with the model's.
 
     Args:
         path: The file.
-        graph: What it was traced from.
+        graph: The module that it was traced from.
         size: Height and width of the picture.
 
     Returns:
@@ -86,7 +86,7 @@ def check(path: Path, graph: Graph, size: tuple[int, int]) -> Comparison:
         onnx.checker.check_model(str(path))
     try:
         session = _session(path)
-    except Exception as error:  # Of ONNX Runtime's many; the file is as good as without a look at it.
+    except Exception as error:  # ONNX Runtime raises many types; the file may still be good.
         return Comparison(problem=f'{type(error).__name__}: {error}')
     given = dict(image=random_picture(*size), size=np.array(size))
     given = {name: given[name] for name in graph.inputs}

@@ -11,12 +11,12 @@ from mmgroupnet.errors import UserError
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
-    """The head of an ImageClassifier; None: it has none."""
+    """The head of an ImageClassifier, or None."""
     return model.head if isinstance(model, ImageClassifier) and model.with_head else None
 
 
 class Scores(nn.Module):
-    """Scores of the classes from what a head computes, as the ``predict`` of its classifier gives them.
+    """Computes scores of the classes from the outputs of a head, as the classifier's ``predict`` does.
 
     Args:
         model: An ImageClassifier.
@@ -24,7 +24,7 @@ class Scores(nn.Module):
     Shape: the picture, the network's input and its logits to ``scores`` ``(N, classes)``, see docs/onnx_file.md.
 
     Raises:
-        UserError: If the classifier or its head is not covered.
+        UserError: If the classifier or its head is not supported.
     """
 
     outputs = ('scores',)
@@ -41,7 +41,7 @@ class Scores(nn.Module):
                 f'head={type(model.head).__name__}: the graph holds the scores of heads that make them as ClsHead or '
                 f'MultiLabelClsHead: {RAW_ADVICE}'
             )
-        # Classes of a multi-label head do not exclude each other.
+        # Classes of a multi-label head are not exclusive.
         self.is_exclusive = made_by[0] is ClsHead
 
     def forward(self, image: Tensor, x: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor]:

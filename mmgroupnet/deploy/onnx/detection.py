@@ -16,23 +16,23 @@ from mmgroupnet.deploy.onnx.steps import NO_SCORE, best_entries, suppress
 from mmgroupnet.deploy.onnx.written import differing
 from mmgroupnet.errors import UserError
 
-# Keys of test_cfg that the graph heeds.
+# Keys of test_cfg that the graph supports.
 _TEST_OPTIONS = ('score_thr', 'nms_pre', 'min_bbox_size', 'nms', 'max_per_img')
-# Above this ratio to its anchor (or below its inverse) the side of a box is cut off, as mmdet does by default.
+# Limit of the ratio of a box's side to its anchor's (and of its inverse), mmdet's default.
 _LARGEST_LOG_RATIO = abs(math.log(16 / 1000))
-# mmcv's default of test_cfg.nms.split_thr: with that many candidates in a picture or more, mmcv suppresses class by
-# class, even if class_agnostic is set.
+# mmcv's default of test_cfg.nms.split_thr: from that many candidates in a picture on, mmcv suppresses class by class,
+# even if class_agnostic is set.
 _SPLIT_THR = 10000
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
-    """The dense head of a one-stage detector; None: it has none."""
+    """The dense head of a one-stage detector, or None."""
     head = getattr(model, 'bbox_head', None)
     return head if isinstance(model, SingleStageDetector) and isinstance(head, BaseDenseHead) else None
 
 
 def _refuse_other_heads(model: nn.Module) -> None:
-    """Refuses detectors whose answer is not made as :class:`Detections` makes it."""
+    """Refuses detectors that do not compute their detections in the same way as :class:`Detections`."""
     if head_of(model) is None or differing(model, ['predict'], SingleStageDetector):
         raise UserError(
             f'model={type(model).__name__}: the graph holds the answer of one-stage detectors with dense heads (FCOS, '
@@ -59,7 +59,7 @@ def _refuse_other_heads(model: nn.Module) -> None:
 
 
 def _check_test_cfg(test_cfg: ConfigDict | None, num_levels: int) -> None:
-    """Refuses options of the answer that the graph has no counterpart for."""
+    """Refuses options of ``test_cfg`` that the graph does not support."""
     if test_cfg is None:
         raise UserError('test_cfg=None: the answer needs nms_pre, nms and max_per_img')
     for name, least in (('nms_pre', 1), ('max_per_img', 1)):
@@ -99,7 +99,7 @@ def _rows(values: Tensor, indices: Tensor) -> Tensor:
 
 
 class Detections(nn.Module):
-    """Boxes from the maps of a dense head, as the ``predict`` of its detector with ``rescale=False`` gives them.
+    """Computes boxes from the maps of a dense head, as the detector's ``predict`` with ``rescale=False`` does.
 
     ``min_bbox_size`` counts pixels of ``image``, not of the picture before it was resized.
 
@@ -110,7 +110,7 @@ class Detections(nn.Module):
     docs/onnx_file.md.
 
     Raises:
-        UserError: If the head or its ``test_cfg`` is not covered.
+        UserError: If the head or its ``test_cfg`` is not supported.
     """
 
     outputs = ('dets', 'labels')
@@ -120,13 +120,13 @@ class Detections(nn.Module):
         _refuse_other_heads(model)
         head = model.bbox_head
         _check_test_cfg(head.test_cfg, head.prior_generator.num_levels)
-        # Not the head itself: its layers are the network's.
+        # Not the head itself, because its layers belong to the network.
         self.test_cfg = head.test_cfg
         self.prior_generator = head.prior_generator
         self.bbox_coder = head.bbox_coder
         self.cls_out_channels = head.cls_out_channels
         self.use_sigmoid_cls = head.use_sigmoid_cls
-        # Values that the distributions of GFL's distances are of.
+        # The values over which GFL's distances are distributed.
         self.register_buffer('project', head.integral.project.clone() if isinstance(head, GFLHead) else None)
 
     def forward(self, image: Tensor, x: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -137,7 +137,8 @@ class Detections(nn.Module):
             scores = torch.where((sides > test_cfg.min_bbox_size).all(-1), scores, NO_SCORE)
         apart = boxes
         if not test_cfg.nms.get('class_agnostic', False):
-            # As mmcv does: each class in a place of its own, so that classes do not suppress each other.
+            # As in mmcv, boxes of each class are moved to a separate region, so that classes do not suppress each
+            # other.
             largest = torch.where(scores.unsqueeze(-1) > NO_SCORE, boxes, 0).amax((1, 2)) + 1
             apart = boxes + (labels * largest.unsqueeze(-1)).unsqueeze(-1)
         kept = suppress(apart, scores, float(test_cfg.nms.iou_threshold), test_cfg.max_per_img)
@@ -146,7 +147,7 @@ class Detections(nn.Module):
         return torch.where(is_kept.unsqueeze(-1), dets, 0), torch.where(is_kept, labels.gather(1, kept), -1)
 
     def _candidates(self, image: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes ``(N, M, 4)``, their scores and labels ``(N, M)``; the score of what is no candidate is
+        """Boxes ``(N, M, 4)``, their scores and labels ``(N, M)``; entries that are not candidates have the score
         :data:`NO_SCORE`."""
         generator = self.prior_generator
         # Classes of all levels come first, then their boxes, then the factors of their scores, if there are any.
@@ -159,7 +160,7 @@ class Detections(nn.Module):
         ]
         boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         if self.bbox_coder.clip_border:
-            # To the picture as it came: what the preprocessing has padded does not count.
+            # Clip at the original picture, without the padding of the preprocessing.
             height, width = image.shape[1:3]
             x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
             boxes = torch.stack([x, y], -1).flatten(-2)
@@ -174,9 +175,9 @@ class Detections(nn.Module):
         priors: Tensor,
         stride: tuple[int, int],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Candidates of a pyramid level, as of :meth:`_candidates`, from the maps of the head."""
+        """Candidates of a pyramid level from the maps of the head, in the form of :meth:`_candidates`."""
         logits = _flat(classes, self.cls_out_channels)
-        # The background is behind the classes.
+        # The background is the last class.
         scores = logits.sigmoid() if self.use_sigmoid_cls else logits.softmax(-1)[..., :-1]
         num_classes = scores.shape[-1]
         scores, places = best_entries(scores.flatten(1), self.test_cfg.nms_pre)
@@ -196,7 +197,7 @@ class Detections(nn.Module):
         return boxes, scores, places % num_classes
 
     def _decode_deltas(self, anchors: Tensor, deltas: Tensor) -> Tensor:
-        """Boxes of anchors that are moved and scaled, by mmdet's DeltaXYWHBBoxCoder."""
+        """Boxes as moved and scaled anchors, as in mmdet's DeltaXYWHBBoxCoder."""
         coder = self.bbox_coder
         deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
         sides = anchors[..., 2:] - anchors[..., :2]
@@ -206,5 +207,5 @@ class Detections(nn.Module):
 
 
 def _decode_distances(points: Tensor, distances: Tensor) -> Tensor:
-    """Boxes around points, by the distances to their left, upper, right and lower sides."""
+    """Boxes around points, from the distances to their left, upper, right and lower sides."""
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], -1)

@@ -1,4 +1,4 @@
-"""What the exporter's refusals advise."""
+"""Advice in the exporter's errors."""
 
-# What remains of a model whose answer is not covered.
+# For models whose decoding is not supported.
 RAW_ADVICE = 'export its maps (--raw; raw=True) and make the answer from them'

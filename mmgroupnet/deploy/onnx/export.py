@@ -15,19 +15,19 @@ from mmgroupnet.deploy.onnx.metadata import write_metadata
 from mmgroupnet.layers import BinaryConv2d
 from mmgroupnet.layers.packed import PackedUnit
 
-# Longest side of the picture on which a file is compared with its model, unless the rule crops to a size.
+# Longest side of the picture for the comparison of a file with its model, unless the resize rule crops to a size.
 _LONGEST_SIDE = 320
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """Information on the written file.
 
     Args:
-        metadata: That of the file.
+        metadata: The metadata of the file.
         num_packed: Number of binary layers whose weights are bits.
         unpacked: Names of the binary layers that compute in float32.
-        comparison: The file against the model.
+        comparison: The comparison of the file with the model.
     """
 
     metadata: dict
@@ -37,7 +37,7 @@ class Exported:
 
 
 def _picture_size(resize: Sequence[dict] | None) -> tuple[int, int]:
-    """Height and width of a picture as the network may expect it."""
+    """Height and width of a plausible picture for the network."""
     for step in reversed(resize or ()):
         if step['type'] == 'center_crop' or (step['type'] == 'resize' and not step['keep_ratio']):
             return step['height'], step['width']
@@ -59,22 +59,22 @@ def export(
     """Writes a model of mmdet, mmseg or mmpretrain as one .onnx file, docs/onnx_file.md, and checks it.
 
     Args:
-        model: A packed model (:func:`mmgroupnet.deploy.pack`), or one without binary layers. It is left as it is.
+        model: A packed model (:func:`mmgroupnet.deploy.pack`), or one without binary layers. It is not changed.
             Binary layers that are not packed are written as the float32 computation that simulates them.
-        path: The file. It is written whole or not at all.
-        raw: The maps of the head (of one that is not covered, those in front of it) in place of the answer.
+        path: The file. It is written atomically.
+        raw: Writes the maps of the head (if it is not supported, the maps in front of it) instead of predictions.
             Default: False.
-        scores: A segmentor gives its scores beside the class map. Default: False.
-        classes: Names of the classes. Default: None, the file does not know them.
-        palette: A colour of each class, (r, g, b). Default: None.
-        resize: Steps of the resize rule, see :func:`mmgroupnet.deploy.onnx.read_resize`. Default: None, the file does
-            not know it.
+        scores: A segmentor returns its scores beside the class map. Default: False.
+        classes: Names of the classes. Default: None, no names in the file.
+        palette: A colour for each class, (r, g, b). Default: None.
+        resize: Steps of the resize rule, see :func:`mmgroupnet.deploy.onnx.read_resize`. Default: None, no rule in the
+            file.
 
     Returns:
-        What was written.
+        Information on the written file.
 
     Raises:
-        UserError: If the graph has no counterpart for a part of the model, or torch cannot trace it.
+        UserError: If the graph does not support a part of the model, or torch cannot trace it.
         OSError: If the file cannot be written.
     """
     path = Path(path)

@@ -1,8 +1,8 @@
 """A model as one graph of ONNX.
 
-Its parts, the network and what is around it, are traced side by side, each from sizes of its own, and joined
-afterwards. One behind the other, torch would carry the size of the padded picture through all of the network and all
-that makes the answer, as terms that grow: a detector took minutes.
+Its parts (preprocessing, network, decoding) are traced separately, each with its own symbolic sizes, and joined
+afterwards. If they were traced as one chain, torch would carry the size of the padded picture through the network and
+the decoding as ever longer terms: a detector took minutes.
 """
 
 import copy
@@ -30,25 +30,25 @@ from mmgroupnet.deploy.onnx.preprocessing import read_preprocessor
 from mmgroupnet.deploy.onnx.steps import step_translations
 from mmgroupnet.errors import UserError
 
-# Of each task: the module and the class that makes its answer.
+# For each task, the module and the class that computes the predictions.
 _ANSWERS = dict(
     detection=('mmgroupnet.deploy.onnx.detection', 'Detections'),
     segmentation=('mmgroupnet.deploy.onnx.segmentation', 'ClassMap'),
     classification=('mmgroupnet.deploy.onnx.classification', 'Scores'),
 )
-# Height and width of the pictures with which parts are traced: no multiples of a stride, so that nothing that holds for
-# such alone gets into the graph.
+# Height and width of the pictures with which parts are traced. They are not multiples of a stride, so the graph
+# contains nothing that holds only for such multiples.
 _TRACED_SIZE = (131, 163)
 _NO_LIMIT = 1 << 62
 
 
 class Graph(nn.Module):
-    """A model from the picture to its answer.
+    """A model from the picture to its predictions.
 
     Args:
-        model: A model of mmdet, mmseg or mmpretrain, packed or without binary layers. It is left as it is.
-        raw: The network's maps in place of the answer. Default: False.
-        scores: A segmentor gives its scores, too. Default: False.
+        model: A model of mmdet, mmseg or mmpretrain, packed or without binary layers. It is not changed.
+        raw: Returns the network's maps instead of predictions. Default: False.
+        scores: A segmentor returns its scores, too. Default: False.
 
     Attributes:
         task: As in docs/onnx_file.md.
@@ -56,7 +56,7 @@ class Graph(nn.Module):
     Shape: as described in docs/onnx_file.md.
 
     Raises:
-        UserError: If the graph has no counterpart for a part of the model.
+        UserError: If the graph does not support a part of the model.
     """
 
     def __init__(self, model: nn.Module, raw: bool = False, scores: bool = False) -> None:
@@ -81,7 +81,7 @@ class Graph(nn.Module):
 
     @property
     def outputs(self) -> tuple[str, ...] | None:
-        """Names of the outputs; None: the maps, however many."""
+        """Names of the outputs; None for any number of maps."""
         return None if self.answer is None else self.answer.outputs
 
     def forward(self, image: Tensor, *size: Tensor) -> tuple[Tensor, ...]:
@@ -92,7 +92,7 @@ class Graph(nn.Module):
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without torch's warnings that it does not know the types of our translations' arguments."""
+    """A context without torch's warnings that it does not know the types of our translations' arguments."""
     logger = logging.getLogger('torch.onnx')
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -103,7 +103,7 @@ def _quietly() -> Iterator[None]:
 
 
 class _Parts(nn.Module):
-    """The parts of a graph side by side: none of them takes what another gives."""
+    """The parts of a graph in parallel: no part reads the output of another."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
@@ -120,20 +120,20 @@ class _Parts(nn.Module):
 
 
 def _shapes_of_maps(network: nn.Module) -> list[tuple[int, ...]]:
-    """Shapes of a network's maps; those of different levels differ, since they are of a large picture."""
+    """Shapes of a network's maps for a large picture, so that different levels have different shapes."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         return [tuple(each.shape) for each in network(torch.zeros(2, 3, 1031, 1283))]
 
 
 def _examples(shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
-    """Maps with which an answer is traced: small, and only those of one size that are always so."""
+    """Small maps for tracing the decoding; two have the same size only if they always do."""
     sizes = list(dict.fromkeys(shape[2:] for shape in shapes))
-    chosen = {size: [7 + 4 * i, 9 + 4 * i][: len(size)] for i, size in enumerate(sizes)}  # No two numbers are alike.
+    chosen = {size: [7 + 4 * i, 9 + 4 * i][: len(size)] for i, size in enumerate(sizes)}  # No two numbers are equal.
     return tuple(torch.zeros(*shape[:2], *chosen[shape[2:]]) for shape in shapes)
 
 
 def _dynamic(example: Tensor, fixed: int) -> dict:
-    """The dynamic dimensions of an input: all but one."""
+    """The dynamic dimensions of an input: all but the axis ``fixed``."""
     return {axis: torch.export.Dim.DYNAMIC for axis in range(example.dim()) if axis != fixed}
 
 
@@ -159,7 +159,7 @@ def _export(graph: Graph) -> tuple[ir.Model, int]:
             tuple(None for _ in size),
         ),
         strict=False,
-        # What cannot be proven of sizes in general, such as that two ways around a block give maps of one size.
+        # Facts that cannot be proven for all sizes, for example that both paths around a block give maps of one size.
         prefer_deferred_runtime_asserts_over_guards=True,
     )
     names = [f'map_{i}' for i in range(len(shapes))]
@@ -173,12 +173,12 @@ def _export(graph: Graph) -> tuple[ir.Model, int]:
             output_names=['x', *names, *(graph.outputs or ())],
             verbose=False,
         )
-    assert onnx_program is not None  # the dynamo exporter gives one
+    assert onnx_program is not None  # the dynamo exporter returns one
     return onnx_program.model, len(shapes)
 
 
 def _name_sizes(value: ir.Value) -> None:
-    """Names what is dynamic of an input or output; only the batch size is that of all."""
+    """Names the dynamic dimensions of an input or output; only the batch size has the same name everywhere."""
     value.shape = ir.Shape(
         [
             size if isinstance(size, int) else 'batch' if axis == 0 else f'{value.name}_{axis}'
@@ -188,11 +188,11 @@ def _name_sizes(value: ir.Value) -> None:
 
 
 def _join(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Joins the parts of a graph: what one of them takes under ``PART.NAME`` is what another gives under ``NAME``.
+    """Joins the parts of a graph: the input ``PART.NAME`` of a part becomes the output ``NAME`` of another.
 
     Args:
         model: The graph, changed in place.
-        inputs, outputs: Names of those of the whole.
+        inputs, outputs: Names of the inputs and outputs of the whole graph.
     """
     graph = model.graph
     given = {value.name: value for value in graph.outputs}
@@ -204,7 +204,7 @@ def _join(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> Non
         value.replace_all_uses_with(given[value.name.partition('.')[2]])
     for node in graph:
         for value in node.outputs:
-            # Sizes are named as if the parts knew nothing of each other; ONNX Runtime finds them out itself.
+            # The names of sizes come from separate parts and do not match; ONNX Runtime infers the sizes itself.
             if value.name not in outputs:
                 value.shape = None
     graph.inputs.extend(ends[name] for name in inputs)
@@ -215,7 +215,7 @@ def _join(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> Non
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether an error is one of torch's exporter, and does not come from a fault of this package."""
+    """Whether an error comes from torch's exporter and not from a bug in this package."""
     source: BaseException = error
     while source.__cause__ is not None:
         source = source.__cause__
@@ -237,7 +237,7 @@ def trace(graph: Graph) -> ir.Model:
     """
     try:
         model, number = _export(graph)
-    except Exception as error:  # Torch has many, of its symbols, its tracer and its translations.
+    except Exception as error:  # Torch raises many types, from its symbols, its tracer and its translations.
         if not _is_refusal(error):
             raise
         reason = str(error).strip().partition('\n')[0]
@@ -249,7 +249,7 @@ def trace(graph: Graph) -> ir.Model:
     IdentityEliminationPass()(model)
     remove_transposes(model)
     DeduplicateInitializersPass(size_limit=_NO_LIMIT)(model)
-    # Also names of this machine's files.
+    # It also holds file names of this machine.
     ClearMetadataAndDocStringPass()(model)
     model.producer_name = 'mmgroupnet'
     return model

@@ -1,4 +1,4 @@
-"""Fewer transposes around the packed operators, which read and write channels last."""
+"""Removes transposes around the packed operators, which read and write channels last."""
 
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import ir
@@ -8,7 +8,7 @@ TO_NCHW = (0, 3, 1, 2)
 
 
 def _source(value: ir.Value | None, permutation: tuple[int, ...]) -> ir.Value | None:
-    """What a value is a transpose of, None where it is none by this permutation."""
+    """The value of which this value is the transpose by this permutation, or None."""
     node = None if value is None else value.producer()
     if node is None or node.op_type != 'Transpose' or tuple(node.attributes['perm'].as_ints()) != permutation:
         return None
@@ -16,7 +16,7 @@ def _source(value: ir.Value | None, permutation: tuple[int, ...]) -> ir.Value | 
 
 
 def _channels_last(node: ir.Node) -> list[ir.Node] | None:
-    """Nodes that do the same to channels-last maps, up to the transpose behind it; None where a node cannot."""
+    """Nodes that compute the same on channels-last maps, followed by a transpose; None if a node has no such form."""
     sources = [_source(value, TO_NCHW) for value in node.inputs]
     if node.op_type in ('Add', 'Relu') and None not in sources:
         return [ir.node(node.op_type, sources)]
@@ -36,7 +36,7 @@ def remove_transposes(model: ir.Model) -> None:
         model: The graph, changed in place.
     """
     graph = model.graph
-    for node in graph:  # In the order of computation, also of nodes that are inserted.
+    for node in graph:  # In the order of computation, including inserted nodes.
         output = node.outputs[0]
         if output.is_graph_output():
             continue

@@ -1,4 +1,4 @@
-"""What an .onnx file says of itself, as in docs/onnx_file.md."""
+"""The metadata of an .onnx file, see docs/onnx_file.md."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def write_metadata(
         model: The graph, changed in place.
         task: ``detection``, ``segmentation``, ``classification`` or ``maps``.
         classes, palette: As in the checkpoint, or None.
-        resize: Steps of the resize rule, or None where no rule says it.
+        resize: Steps of the resize rule, or None if there is no rule.
 
     Returns:
         The metadata.

@@ -1,4 +1,4 @@
-"""A model without its preprocessing and without what makes its answer."""
+"""A model without its preprocessing and decoding."""
 
 from collections.abc import Iterator
 
@@ -15,11 +15,11 @@ def _flatten(maps: object) -> Iterator[Tensor]:
 
 
 class Network(nn.Module):
-    """What the head's forward pass gives, flattened in its order; without a head, the maps in front of it.
+    """Returns the outputs of the head's forward pass, flattened in order; without a head, the maps in front of it.
 
     Args:
         model: A model with ``extract_feat``.
-        head: Its head. None: the network ends in front of it.
+        head: Its head; None to end the network in front of it.
 
     Shape: float32 ``(N, 3, H, W)`` to a tuple of maps.
     """

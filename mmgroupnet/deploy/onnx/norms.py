@@ -9,8 +9,8 @@ from mmgroupnet.layers.packed import PackedStem, PackedTower, can_fold, fold_nor
 class ChannelAffine(nn.Module):
     """A batch norm in evaluation mode as a product and a sum on ``(N, H, W, C)``.
 
-    A BatchNormalization of ONNX wants ``(N, C, H, W)``: between packed layers, which read and write channels last, it
-    would cost two transposes. Those of this module cancel with theirs.
+    ONNX's BatchNormalization needs ``(N, C, H, W)``: between packed layers, which read and write channels last, it
+    would cost two transposes. The transposes of this module cancel with theirs.
 
     Args:
         norm: The batch norm.

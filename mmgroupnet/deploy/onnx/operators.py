@@ -1,4 +1,4 @@
-"""The packed ops in ONNX: schemas of the domain ``mmgroupnet``, and what torch's exporter writes for each op.
+"""The packed ops in ONNX: schemas of the domain ``mmgroupnet``, and the translation of each op for torch's exporter.
 
 docs/onnx_file.md describes inputs and attributes.
 """
@@ -53,7 +53,7 @@ _SCHEMAS = (
 
 @contextmanager
 def registered_schemas() -> Iterator[None]:
-    """Makes the two schemas known to onnx, whose registry is the process's, for as long as the context is open."""
+    """A context in which the two schemas are registered with onnx; its registry is shared by the whole process."""
     for schema in _SCHEMAS:
         onnx.defs.register_schema(schema)
     try:
@@ -112,7 +112,7 @@ def _connect(x: ir.Value, num_bases: int, merge_scales: ir.Value | None, gate: i
 
 
 def packed_translations() -> dict:
-    """What torch's exporter writes for the packed ops, its ``custom_translation_table``."""
+    """The ``custom_translation_table`` of torch's exporter for the packed ops."""
     return {
         torch.ops.mmgroupnet.run_block.default: _run_block,
         torch.ops.mmgroupnet.connect.default: _connect,

@@ -15,10 +15,10 @@ class Preprocessing(nn.Module):
 
     Args:
         swaps_channels: Whether the network reads RGB.
-        mean, std: One value per channel, or one for all; both None: the picture is not normalised.
+        mean, std: One value per channel, or one for all; both None for no normalisation.
         divisor: Height and width are padded to multiples of it, at the bottom and on the right. Default: 1.
-        size: They are padded to this (height, width) where they are smaller. Default: None.
-        pad_value: What the padding holds. Default: 0.
+        size: Smaller pictures are padded to this (height, width). Default: None.
+        pad_value: Value of the padding. Default: 0.
 
     Shape: uint8 ``(N, H, W, 3)``, BGR, to float32 ``(N, 3, H', W')``.
     """
@@ -54,7 +54,7 @@ class Preprocessing(nn.Module):
             bottom, right = (-given % self.divisor for given in x.shape[2:])
         else:
             return x
-        padding: Any = (0, right, 0, bottom)  # while it is traced, symbols
+        padding: Any = (0, right, 0, bottom)  # symbols while it is traced
         return F.pad(x, padding, value=self.pad_value)
 
 
@@ -67,7 +67,7 @@ def _of_mmdet(preprocessor: nn.Module) -> dict:
 
 
 def _of_mmseg(preprocessor: nn.Module) -> dict:
-    # In a test it pads by its test_cfg alone: size and size_divisor beside it are for training.
+    # In a test, only its test_cfg applies to padding: size and size_divisor beside it are for training.
     padding = preprocessor.test_cfg or {}
     return dict(
         swaps_channels=preprocessor.channel_conversion,
@@ -83,7 +83,7 @@ def _of_mmpretrain(preprocessor: nn.Module) -> dict:
     )
 
 
-# By module and class, so that a library that is not installed need not be: the task, and what reads the options.
+# By module and class name, because a library may not be installed: the task, and the function that reads the options.
 _KINDS = {
     ('mmdet.models.data_preprocessors.data_preprocessor', 'DetDataPreprocessor'): ('detection', _of_mmdet),
     ('mmseg.models.data_preprocessor', 'SegDataPreProcessor'): ('segmentation', _of_mmseg),
@@ -96,13 +96,13 @@ def read_preprocessor(preprocessor: nn.Module) -> tuple[str, Preprocessing]:
 
     Args:
         preprocessor: mmdet's DetDataPreprocessor, mmseg's SegDataPreProcessor or mmpretrain's ClsDataPreprocessor.
-            Their batch augmentations belong to training, and are left out as in a test.
+            Their batch augmentations are for training, and are ignored as in a test.
 
     Returns:
         The task of its library, and the same preprocessing in a graph.
 
     Raises:
-        UserError: If it is another one.
+        UserError: If it is of another class.
     """
     kind = type(preprocessor)
     if (kind.__module__, kind.__name__) not in _KINDS:

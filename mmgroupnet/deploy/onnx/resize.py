@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-# Transforms that leave a test picture's pixels as they are.
+# Transforms that do not change the pixels of a test picture.
 _WITHOUT_EFFECT = (
     'InferencerLoader',
     'LoadAnnotations',
@@ -12,16 +12,16 @@ _WITHOUT_EFFECT = (
     'PackInputs',
     'PackSegInputs',
 )
-# The pictures that a runtime has: of bytes, in colour. Defaults of the transforms that load them.
+# A runtime has pictures of bytes, in colour. These are the defaults of the transforms that load them.
 _LOADED = dict(color_type='color', to_float32=False)
 
 
 class UnknownResize(ValueError):
-    """A test pipeline does to pictures what no resize rule of an .onnx file says."""
+    """No resize rule of an .onnx file can describe a test pipeline."""
 
 
 def _sides(size: int | tuple[int, int]) -> dict:
-    """Fields of a size that transforms take as (width, height) or as one number."""
+    """The fields of a size that transforms take as (width, height) or as one number."""
     width, height = (size, size) if isinstance(size, int) else size
     return dict(width=int(width), height=int(height))
 
@@ -39,22 +39,22 @@ def _center_crop(crop_size: int | tuple[int, int], clip_object_border: bool = Tr
 
 
 _STEPS: dict[str, Callable[..., dict]] = dict(Resize=_resize, ResizeEdge=_resize_edge, CenterCrop=_center_crop)
-# The only ones that a runtime has, and the transforms' own defaults.
+# The only values that a runtime supports, and the transforms' own defaults.
 _BILINEAR = dict(backend='cv2', interpolation='bilinear')
 
 
 def read_resize(pipeline: Iterable[Mapping], crops: bool) -> list[dict]:
-    """Reads what a test pipeline does between the reading of a picture and the network's input.
+    """Reads the steps of a test pipeline between the loaded picture and the network's input.
 
     Args:
         pipeline: Configs of its transforms.
-        crops: Whether a crop is allowed: an answer in pixels could not be brought back to the whole picture.
+        crops: Whether a crop is allowed; predictions in pixels could not be mapped back to the whole picture.
 
     Returns:
         The steps, as in docs/onnx_file.md.
 
     Raises:
-        UnknownResize: If a transform changes pixels in a way that no step says. The message names it.
+        UnknownResize: If a transform changes pixels in a way that no step can describe. The message names it.
     """
     steps = []
     for transform in pipeline:
@@ -69,10 +69,10 @@ def read_resize(pipeline: Iterable[Mapping], crops: bool) -> list[dict]:
             try:
                 steps.append(_STEPS[kind](**options))
                 continue
-            except TypeError:  # It has an option, or lacks one, that the step does not.
+            except TypeError:  # It has or lacks an option, unlike the step.
                 pass
         raise UnknownResize(
             f'the test pipeline has {dict(transform)}: the file can hold Resize(scale, keep_ratio), ResizeEdge and, '
-            'for classifiers and maps alone, CenterCrop, bilinear by cv2, of pictures loaded in colour as uint8'
+            'only for classifiers and maps, CenterCrop, bilinear by cv2, of pictures loaded in colour as uint8'
         )
     return steps

@@ -14,23 +14,23 @@ from mmgroupnet.errors import UserError
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
-    """The decode head of an EncoderDecoder; None: it has none, or a cascade of them."""
+    """The decode head of an EncoderDecoder; None if it has none or a cascade of heads."""
     head = getattr(model, 'decode_head', None)
     return head if isinstance(model, EncoderDecoder) and isinstance(head, BaseDecodeHead) else None
 
 
 class ClassMap(nn.Module):
-    """The class map from the scores of a decode head, as the ``predict`` of its segmentor gives it.
+    """Computes the class map from the scores of a decode head, as the segmentor's ``predict`` does.
 
     Args:
         model: An EncoderDecoder that is tested on whole pictures.
-        with_scores: Whether it gives the scores, too. Default: False.
+        with_scores: Whether it returns the scores, too. Default: False.
 
     Shape: the picture, the network's input, its map and int64 ``(2,)`` to ``classes`` ``(N, height, width)`` and
     ``scores``, see docs/onnx_file.md.
 
     Raises:
-        UserError: If the segmentor is not covered.
+        UserError: If the segmentor is not supported.
     """
 
     def __init__(self, model: nn.Module, with_scores: bool = False) -> None:
@@ -59,14 +59,14 @@ class ClassMap(nn.Module):
         if model.out_channels > 256:
             raise UserError(f'num_classes={model.out_channels}: a class map of 8 bits holds 256: {RAW_ADVICE}')
         self.align_corners = model.align_corners
-        # Of a single score; above it a pixel is of the class 1.
+        # Threshold for a single score; above it a pixel has class 1.
         self.threshold = head.threshold if model.out_channels == 1 else None
         self.outputs = ('classes', 'scores') if with_scores else ('classes',)
 
     def forward(self, image: Tensor, x: Tensor, maps: tuple[Tensor, ...], size: Tensor) -> tuple[Tensor, ...]:
         (scores,) = maps
         scores = F.interpolate(scores, x.shape[2:], mode='bilinear', align_corners=self.align_corners)
-        scores = scores[:, :, : image.shape[1], : image.shape[2]]  # Without what the preprocessing has padded.
+        scores = scores[:, :, : image.shape[1], : image.shape[2]]  # Without the padding of the preprocessing.
         scores = resize_to(scores, size, self.align_corners)
         if self.threshold is None:
             classes = scores.argmax(1)

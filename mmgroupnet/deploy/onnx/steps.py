@@ -1,7 +1,7 @@
-"""Steps of an answer whose shapes depend on values, as torch ops with a translation each.
+"""Steps of decoding whose shapes depend on values, as torch ops, each with a translation to ONNX.
 
-torch's exporter has none for a number of candidates that depends on the picture, for a suppression over a batch, or for
-a size that is an input. In torch they run as well.
+torch's exporter lacks translations for a number of candidates that depends on the picture, for a suppression over a
+batch, and for a size that is an input. The ops also run in torch.
 """
 
 import torch
@@ -11,22 +11,22 @@ from onnxscript import opset18 as standard
 from torch import Tensor
 from torchvision.ops import nms
 
-# A score below all that a model gives: it marks what is no candidate.
+# A score below all scores of a model; it marks entries that are not candidates.
 NO_SCORE = -1.0
 
 
 @torch.library.custom_op('mmgroupnet_onnx::best_entries', mutates_args=())
 def best_entries(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The best entries of each row, the best one first; of equal ones the one that comes first in the row.
+    """The best entries of each row in descending order; equal entries keep their order in the row.
 
     Args:
         scores: ``(N, n)``.
-        count: How many; all where there are fewer.
+        count: Number of entries; all if there are fewer.
 
     Returns:
-        Their scores and their places in the row, int64, ``(N, min(count, n))`` both.
+        Their scores and their places in the row (int64), both ``(N, min(count, n))``.
     """
-    # Not topk, which takes any of the equal ones.
+    # Not topk, which returns equal entries in any order.
     best = scores.sort(dim=1, descending=True, stable=True)
     return best.values[:, :count].clone(), best.indices[:, :count].clone()
 
@@ -48,13 +48,13 @@ def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float, count: int) ->
 
     Args:
         boxes: ``(N, M, 4)``, x1, y1, x2, y2.
-        scores: ``(N, M)``; boxes of the score :data:`NO_SCORE` are no candidates.
-        iou_threshold: Of two boxes that overlap more than this, the better one stays.
-        count: How many boxes of a picture stay at most.
+        scores: ``(N, M)``; boxes with the score :data:`NO_SCORE` are not candidates.
+        iou_threshold: If two boxes overlap more than this, the better one is kept.
+        count: Maximum number of boxes per picture.
 
     Returns:
-        The boxes that stay, the best one first, of equal ones that with the lower index, int64 ``(N, n)``; n is the
-        number of the picture that has most, the rows of others end in -1.
+        Indices of the kept boxes, the best one first and among equal ones the one with the lower index, int64
+        ``(N, n)``; n is the largest number in a picture, and shorter rows end in -1.
     """
     kept = []
     for of_picture, score in zip(boxes, scores, strict=True):
@@ -70,16 +70,16 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, count: int) -> Tensor
 
 
 def _suppress(boxes: ir.Value, scores: ir.Value, iou_threshold: float, count: int) -> ir.Value:
-    # One class: the caller has moved the boxes of different classes apart.
+    # A single class, because the caller has moved the boxes of different classes apart.
     kept = standard.NonMaxSuppression(
         boxes,
         standard.Unsqueeze(scores, standard.Constant(value_ints=[1])),
         standard.Constant(value_ints=[count]),
         standard.Constant(value_floats=[iou_threshold]),
-        # Above the score of what is no candidate, below all others.
+        # Above the score of non-candidates, below all others.
         standard.Constant(value_floats=[NO_SCORE / 2]),
     )
-    # From a list of (picture, class, box) to one row for each picture, by the scores of those that stay.
+    # From a list of (picture, class, box) to one row per picture, sorted by the scores of the kept boxes.
     places = standard.Gather(kept, standard.Constant(value_ints=[0, 2]), axis=1)
     of_kept = standard.GatherND(scores, places)
     nothing = standard.Expand(standard.Constant(value_floats=[NO_SCORE]), standard.Shape(scores))
@@ -125,7 +125,7 @@ def _resize_to(x: ir.Value, size: ir.Value, align_corners: bool) -> ir.Value:
 
 
 def step_translations() -> dict:
-    """What torch's exporter writes for these ops, its ``custom_translation_table``."""
+    """The ``custom_translation_table`` of torch's exporter for these ops."""
     return {
         torch.ops.mmgroupnet_onnx.best_entries.default: _best_entries,
         torch.ops.mmgroupnet_onnx.suppress.default: _suppress,

@@ -1,15 +1,15 @@
-"""Whether a class computes an answer as its library wrote it."""
+"""Finds out whether a class overrides methods of its library."""
 
 from collections.abc import Sequence
 
 
 def differing(part: object, methods: Sequence[str], source: type) -> list[str]:
-    """Names of the methods of a part that are not those of a class.
+    """Names of the methods that a part does not take from a class.
 
     Args:
         part: A model or a part of one.
-        methods: Names.
-        source: The class that the methods should be of.
+        methods: Names of methods.
+        source: The class from which the methods should come.
     """
 
     def is_own(name: str) -> bool:
