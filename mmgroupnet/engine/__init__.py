@@ -1,5 +1,5 @@
-"""What surrounds a model in training: hooks, checks before work is lost, distribution, checkpoints.
+"""Runs models: hooks, checks before a run, distribution, training, tests, predictions and export.
 
-Import from the modules; the package itself imports nothing, so that ``mmgroupnet.engine.hooks`` stays quick to find for
-mmengine's registry.
+Import from the modules; the package itself imports nothing, so mmengine's registry imports ``mmgroupnet.engine.hooks``
+quickly.
 """

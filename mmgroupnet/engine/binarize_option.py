@@ -1,4 +1,4 @@
-"""``--binarize`` and tools/binarize.py: any config made binary from the command line."""
+"""``--binarize`` and tools/binarize.py: make any config binary from the command line."""
 
 from mmengine.config import Config
 
@@ -32,7 +32,7 @@ def load_policy(path: str) -> list[dict]:
 
 
 def binarize_config(cfg: Config, policy: list[dict]) -> None:
-    """Makes the model of a config binary, and has the run log whether it is alive.
+    """Makes the model of a config binary, and adds the hook that logs whether it is alive.
 
     Args:
         cfg: The config, changed in place.

@@ -1,4 +1,4 @@
-"""What the command lines of the tools have in common."""
+"""Options that the command lines of the tools share."""
 
 import argparse
 import os
@@ -37,12 +37,11 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what training and testing share: the config, the work directory and how the processes are launched."""
+    """Adds the options that training and testing share: config, work directory and launcher."""
     add_config_options(parser)
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    # torch's launchers before 2.0 pass one of these, later ones the other; torchrun sets the environment variable
-    # alone.
+    # torch's launchers before 2.0 pass one of these, later ones the other; torchrun sets only the environment variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
@@ -50,7 +49,7 @@ def read_config(args: argparse.Namespace) -> Config:
     """Loads the config of a command line, merges ``--cfg-options`` and checks the result.
 
     Raises:
-        UserError: If the config does not exist, or holds or is given a key that does not.
+        UserError: If the config does not exist, or a key in it or in the options is unknown.
     """
     cfg = load_config(args.config)
     cfg.merge_from_dict(check_overrides(cfg, args.cfg_options))
@@ -64,9 +63,9 @@ def _stem(name: str) -> str:
 
 
 def read_run_config(args: argparse.Namespace) -> Config:
-    """As :func:`read_config`, and sets the launcher and the work directory, and prepares distribution.
+    """Like :func:`read_config`; also sets the launcher and the work directory, and prepares distribution.
 
-    ``args.work_dir`` is set too, so that errors from here on are logged there.
+    It sets ``args.work_dir``, too, so that later errors are logged there.
 
     Raises:
         UserError: As :func:`read_config`, if the launcher does not fit the machine, or the work directory is a file.
@@ -75,7 +74,7 @@ def read_run_config(args: argparse.Namespace) -> Config:
     cfg = read_config(args)
     cfg.launcher = args.launcher
     name = _stem(args.config)
-    if getattr(args, 'binarize', None):  # An option of training alone.
+    if getattr(args, 'binarize', None):  # Only training has this option.
         name += f'_{_stem(args.binarize)}'
     cfg.work_dir = args.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():

@@ -1,4 +1,4 @@
-"""Finding, loading and writing a config, and checking the parts of mmgroupnet in it before anything is built."""
+"""Finds, loads and writes configs, and checks the parts of mmgroupnet in them before anything is built."""
 
 import inspect
 import logging
@@ -32,16 +32,16 @@ def find_config(name: str, kind: str = 'config') -> Path:
 
     Args:
         name: A file, or one of ours as ``mmgroupnet::FOLDER/NAME.py``, with the folder in ``configs/``.
-        kind: What errors call it. Default: 'config'.
+        kind: Its name in errors. Default: 'config'.
 
     Raises:
-        UserError: If there is no such file, with the nearest name.
+        UserError: If there is no such file; the message has the nearest name.
     """
     if name.startswith(_PREFIX):
         folder = shipped('configs')
         path = folder / name.removeprefix(_PREFIX)
         others = [f'{_PREFIX}{file.relative_to(folder)}' for file in folder.rglob('*.py')]
-        # File names are unique: a name without its folder means that one.
+        # File names are unique, so a name without its folder is enough.
         others = [other for other in others if Path(other).name == path.name] or others
     else:
         path = Path(name)
@@ -53,14 +53,15 @@ def find_config(name: str, kind: str = 'config') -> Path:
 
 @contextmanager
 def _names_in_bases() -> Iterator[None]:
-    """Lets a config inherit ours by name, ``_base_ = 'mmgroupnet::...'``, and names the file where a base is missing.
+    """Lets a config inherit ours by name, ``_base_ = 'mmgroupnet::...'``, and names the file if a base is missing.
 
-    mmengine takes names of the libraries in a fixed table. An entry of ours would serve neither editable installs,
-    whose files it looks for in site-packages, nor configs that are in no folder; and what a config reads of its base,
-    such as ``_base_.model``, it would build in the scope of mmgroupnet, which mmdet's and mmseg's parts are not in.
+    mmengine accepts the names of a fixed table of libraries. An entry of ours would not work for editable installs,
+    whose files mmengine looks for in site-packages, nor for configs outside a folder. Also, mmengine would build parts
+    that a config reads from its base, such as ``_base_.model``, in the scope of mmgroupnet, which does not contain the
+    parts of mmdet and mmseg.
 
-    The table has mmseg by the name of its distribution, which the maintained fork does not bear; by that of the module
-    mmengine finds either.
+    The table has mmseg under the name of its distribution, which differs in the maintained fork; under the module's
+    name mmengine finds both.
     """
     find, mmseg = Config._get_cfg_path, MODULE2PACKAGE['mmseg']
 
@@ -78,7 +79,7 @@ def _names_in_bases() -> Iterator[None]:
 
 
 def read_config_file(path: str | Path) -> Config:
-    """Reads a config file as mmengine does; it may inherit ours by name, ``_base_ = 'mmgroupnet::FOLDER/NAME.py'``.
+    """Reads a config file like mmengine; it may inherit ours by name, ``_base_ = 'mmgroupnet::FOLDER/NAME.py'``.
 
     Raises:
         UserError: If a file that it inherits from is missing.
@@ -91,7 +92,7 @@ def read_config_file(path: str | Path) -> Config:
 
 
 def load_config(name: str) -> Config:
-    """Loads a config; classes in it become the names that they are registered by.
+    """Loads a config and replaces classes in it by their registered names.
 
     Args:
         name: A file, one of our configs as ``mmgroupnet::detection/fcos_groupnet_r18_bccd.py``, or one of an installed
@@ -120,7 +121,7 @@ def write_config(cfg: Config, path: str | Path) -> None:
 
     Args:
         cfg: The config.
-        path: The file, ``*.py``; its folder is made.
+        path: The file, ``*.py``; its folder is created.
 
     Raises:
         UserError: If the file has another ending, or cannot be written.
@@ -144,14 +145,14 @@ def resolve_type(name: str | type | Callable, scope: str | None, roots: Sequence
         roots: Registries of mmengine to look in, with their children. Default: all.
 
     Returns:
-        The class (or function), or None where nothing of that name is registered.
+        The class (or function), or None if the name is not registered.
     """
     if not isinstance(name, str):
         return name
-    with suppress(ImportError, AttributeError):  # A scope may be of the user's own, without registries.
+    with suppress(ImportError, AttributeError):  # A user's own scope may have no registries.
         import_module(f'{scope}.registry')
     for root in roots:
-        # Registry.switch_scope_and_registry would warn where the scope has no registry of a kind.
+        # Registry.switch_scope_and_registry would warn if the scope lacks a kind of registry.
         found = root.children.get(scope, root).get(name)
         if found is not None:
             return found
@@ -159,10 +160,10 @@ def resolve_type(name: str | type | Callable, scope: str | None, roots: Sequence
 
 
 def accepted_arguments(part: Callable) -> set[str] | None:
-    """Names of a class' or function's arguments, with those that ``**kwargs`` hand on to the base classes.
+    """Names of the arguments of a class or function, including those that ``**kwargs`` pass on to base classes.
 
     Returns:
-        The names, or None where it takes any.
+        The names, or None if it takes any.
     """
     if not inspect.isclass(part):
         taken = inspect.signature(part).parameters.values()
@@ -204,14 +205,14 @@ def _registered_names() -> set[str]:
 
 
 def _takes_any(part: Callable) -> bool:
-    """Whether a part takes ``**kwargs``, which it may pass to any other part."""
+    """Whether a part takes ``**kwargs``, which it may pass on to another part."""
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(part).parameters.values())
 
 
 def check_arguments(cfg: Config) -> None:
-    """Checks that the parts of mmgroupnet in a config exist and take their arguments.
+    """Checks that the parts of mmgroupnet in a config exist and accept their arguments.
 
-    What other modules of the model do with theirs is their own affair: an argument that looks misspelt is a warning.
+    For other modules of the model, an argument that looks misspelt is only a warning.
 
     Raises:
         UserError: Naming the part of mmgroupnet, the key and the nearest valid key.

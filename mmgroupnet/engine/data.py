@@ -1,4 +1,4 @@
-"""Checks that the data of a config is there, before a model is built."""
+"""Checks that the data of a config exists, before a model is built."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmgroupnet.engine.configs import accepted_arguments, resolve_type
 from mmgroupnet.errors import UserError
 
-# What to do where the folder of a set that is made on the spot is missing.
+# Advice if the folder of a generated data set is missing.
 _REMEDIES = {Path('data/digits'): 'Make it: mmgroupnet digits'}
 
 
@@ -35,13 +35,13 @@ def _expected_paths(dataset: Mapping) -> Iterator[Path]:
 
 
 def _pictures_are_elsewhere(dataset: Mapping) -> bool:
-    """Whether the pipeline takes pictures from a backend of its own, such as an LMDB beside annotations on the disk."""
+    """Whether the pipeline reads pictures from its own backend, such as an LMDB beside annotations on the disk."""
     transforms = [part for part in dataset.get('pipeline') or () if isinstance(part, Mapping)]
     return any(part.get('backend_args') or part.get('file_client_args') for part in transforms)
 
 
 def _check_classes(dataset: Mapping, name: str) -> None:
-    """Checks that classes are a list of different names; one string is a file of names, or a lost comma."""
+    """Checks that classes are a list of different names. A string is a file of names, or a comma is missing."""
     metainfo = dataset.get('metainfo')
     for classes in (metainfo.get('classes') if isinstance(metainfo, Mapping) else None, dataset.get('classes')):
         if isinstance(classes, str) and not Path(classes).expanduser().is_file():
@@ -62,7 +62,7 @@ def _check_dataset(dataset: Mapping, name: str, scope: str | None) -> None:
         return  # Not on this disk.
     part = resolve_type(dataset['type'], scope)
     if part is not None and 'download' in (accepted_arguments(part) or ()):
-        return  # Fetches itself.
+        return  # It downloads itself.
     expected = list(_expected_paths(dataset))
     if root and not Path(root).is_dir():
         folder = Path(root)
@@ -84,12 +84,12 @@ def _check_dataset(dataset: Mapping, name: str, scope: str | None) -> None:
 
 
 def few_names(names: Sequence[str]) -> str:
-    """Names for an error, the first ten."""
+    """The first ten names, for an error."""
     return ', '.join(repr(name) for name in names[:10]) + (', ...' if len(names) > 10 else '')
 
 
 def _check_evaluator(evaluator: object, name: str) -> None:
-    """Checks that the annotation files of an evaluator's metrics are there."""
+    """Checks that the annotation files of an evaluator's metrics exist."""
     if isinstance(evaluator, list | tuple):
         for metric in evaluator:
             _check_evaluator(metric, name)
@@ -105,17 +105,17 @@ def _check_evaluator(evaluator: object, name: str) -> None:
 
 
 def check_data(cfg: Config, loaders: list[str]) -> None:
-    """Checks that folders and annotation files are there, those of evaluators as well, and that classes are a list.
+    """Checks that folders and annotation files exist, also those of evaluators, and that classes are a list.
 
-    What files hold is compared when the data sets are built, see :mod:`mmgroupnet.engine.checks`.
+    The content of files is compared when the data sets are built, see :mod:`mmgroupnet.engine.checks`.
 
     Args:
         cfg: The config.
-        loaders: Which data loaders will be used: 'train_dataloader', 'val_dataloader', 'test_dataloader'. Those that
+        loaders: The data loaders that will be used: 'train_dataloader', 'val_dataloader', 'test_dataloader'. Those that
             the config lacks are skipped.
 
     Raises:
-        UserError: Naming what is missing, what is expected, and how to link it.
+        UserError: The message names the missing file, the expected files, and how to link them.
     """
     for name in loaders:
         if cfg.get(name):

@@ -1,4 +1,4 @@
-"""Pictures with what was predicted for them, drawn by the visualizers of the libraries."""
+"""Draws predictions on pictures, by the visualizers of the libraries."""
 
 import time
 from collections.abc import Mapping
@@ -22,13 +22,13 @@ _VISUALIZERS = dict(
 
 
 def names_and_colours(library: str, scope: str | None, dataset: Mapping, stored: Mapping) -> dict:
-    """Classes and palette of a model: those stored with it, and what they lack from a config's data set.
+    """Classes and palette of a model: those stored with it, completed from a config's data set.
 
     Args:
         library: The library of the config.
         scope: Its ``default_scope``.
         dataset: The config of its data set.
-        stored: What a checkpoint or a .onnx file says, ``classes`` and ``palette`` as far as there are any.
+        stored: ``classes`` and ``palette`` of a checkpoint or an .onnx file, if it has them.
     """
     stored = {key.lower(): value for key, value in stored.items()}
     of_kind = getattr(resolve_type(dataset['type'], scope), 'METAINFO', {})
@@ -36,20 +36,20 @@ def names_and_colours(library: str, scope: str | None, dataset: Mapping, stored:
     classes, palette = (
         next((source[key] for source in sources if source.get(key)), None) for key in ('classes', 'palette')
     )
-    if isinstance(classes, str):  # As data sets take it: a file with a name in every line.
+    if isinstance(classes, str):  # A file with one name per line, as data sets take it.
         classes = list_from_file(classes)
     if palette and classes and len(palette) < len(classes):
-        palette = None  # Of another data set.
-    if library == 'mmseg':  # Its visualizer does not do without; a mask has up to 256 ids.
+        palette = None  # It belongs to another data set.
+    if library == 'mmseg':  # Its visualizer needs both; a mask has up to 256 ids.
         classes = classes or [str(index) for index in range(256)]
         palette = palette or np.random.default_rng(0).integers(0, 256, (256, 3)).tolist()
     return dict(classes=classes, palette=palette)
 
 
 def build_visualizer(cfg: Config, library: str, dataset_meta: Mapping) -> Visualizer:
-    """A visualizer that draws into files and windows alone.
+    """A visualizer that draws only into files and windows.
 
-    It is the config's, or that of its library where it has none that draws predictions.
+    It is the config's visualizer, or its library's if the config has none that draws predictions.
 
     Args:
         cfg: The config.
@@ -60,10 +60,10 @@ def build_visualizer(cfg: Config, library: str, dataset_meta: Mapping) -> Visual
     kind = resolve_type(visualizer.get('type', Visualizer), cfg.get('default_scope'))
     if kind is Visualizer or kind is None:
         visualizer['type'] = _VISUALIZERS[library]
-    # mmengine keeps visualizers by their names, and would give the same one again.
+    # mmengine caches visualizers by name and would return the same one again.
     built = VISUALIZERS.build(dict(visualizer, vis_backends=None, name=f'predictions_{time.time_ns()}'))
     palette = as_plain(dataset_meta.get('palette'))
-    if isinstance(palette, list | tuple):  # mmdet takes a colour that is a list for several.
+    if isinstance(palette, list | tuple):  # mmdet treats a colour that is a list as several colours.
         palette = [tuple(colour) for colour in palette]
     built.dataset_meta = dict(dataset_meta, palette=palette)
     return built
@@ -80,16 +80,16 @@ def draw(
     show: bool = False,
     wait_time: float = 0,
 ) -> None:
-    """Draws what was predicted for a picture.
+    """Draws the predictions for a picture.
 
     Args:
-        visualizer: One of the library.
+        visualizer: A visualizer of the library.
         library: The library of the sample.
         pixels: The picture, RGB, ``(H, W, 3)``.
         sample: Its predictions.
-        out_file: The file. None: none is written.
+        out_file: The file; None to write none.
         score_thr: Detections below this score are not drawn. Default: 0.3.
-        draw_gt: Draw the ground truth as well, where the sample has it. Default: True.
+        draw_gt: Draw the ground truth as well, if the sample has it. Default: True.
         show: Open a window. Default: False.
         wait_time: Seconds that the window stays. Default: 0, which means until it is closed.
     """
@@ -98,7 +98,7 @@ def draw(
     pixels = np.ascontiguousarray(pixels)
     if library == 'mmpretrain':
         if 'pred_score' not in sample:
-            raise UserError('pictures can be drawn of classifiers alone: this model predicts no scores of classes')
+            raise UserError('of mmpretrain only classifiers can be drawn: this model predicts no scores of classes')
         visualizer.visualize_cls(pixels, sample, name=name, **options)
     elif library == 'mmdet':
         visualizer.add_datasample(name, pixels, sample, pred_score_thr=score_thr, **options)

@@ -1,4 +1,4 @@
-"""How the tools end on an error: one line for what the user can fix, and the traceback of everything in the log."""
+"""Ends the tools on an error: one line for errors the user can fix, and the traceback of every error in the log."""
 
 import argparse
 import logging
@@ -17,11 +17,11 @@ from mmgroupnet.errors import UserError
 def _log_traceback(work_dir: str | None) -> None:
     """Writes the traceback of the current exception to the log of the run.
 
-    That is the log of mmengine's Runner. Processes other than the first have none and write one of their own beside
-    it. Before there is a Runner, the work directory gets an ``errors.log``.
+    This is the log of mmengine's Runner. Processes other than the first have none and write their own beside it. Before
+    the Runner exists, the traceback goes to ``errors.log`` in the work directory.
 
     Args:
-        work_dir: The work directory, None where the tool has none.
+        work_dir: The work directory; None if the tool has none.
     """
     logger = MMLogger.get_current_instance()
     files = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
@@ -37,12 +37,12 @@ def _log_traceback(work_dir: str | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open('a') as file:
             file.write(MMFormatter(color=False, datefmt='%Y/%m/%d %H:%M:%S').format(record) + '\n')
-    except OSError as error:  # The error that ended the run matters more.
+    except OSError as error:  # The error that ended the run is more important.
         print(f'{path} cannot be written: {error.strerror}', file=sys.stderr)
 
 
 def _message(error: UserError) -> str:
-    """What an error says. Torch hands on that of a loader's worker with the worker's traceback around it."""
+    """The message of an error. Torch wraps the error of a loader's worker in the worker's traceback."""
     text = str(error)
     if text.startswith(f'Caught {type(error).__name__} in DataLoader worker'):
         return text.rpartition(f'{type(error).__module__}.{type(error).__qualname__}: ')[2].strip()
@@ -56,8 +56,9 @@ def one_line_errors(args: argparse.Namespace | None = None) -> Iterator[None]:
     Any other exception keeps its traceback. The log of a run has the traceback of every exception.
 
     Args:
-        args: The command line, with ``traceback``: show that of a :class:`UserError` as well. Its ``work_dir``, where
-            it has one, takes the log of what fails before the run has one. Default: None, for programs without one.
+        args: The command line. With ``traceback``, tracebacks of a :class:`UserError` are shown as well. Its
+            ``work_dir``, if it has one, gets the log of errors before the run has a log. Default: None, for programs
+            without one.
     """
     try:
         yield
@@ -65,6 +66,6 @@ def one_line_errors(args: argparse.Namespace | None = None) -> Iterator[None]:
         _log_traceback(getattr(args, 'work_dir', None))
         if getattr(args, 'traceback', False) or not isinstance(error, UserError):
             raise
-        # In a distributed run every process prints: a loss may be no number in one of them alone.
+        # In a distributed run every process prints: a loss may be NaN in only one of them.
         print(f'error: {_message(error)}', file=sys.stderr)
         sys.exit(1)

@@ -1,7 +1,7 @@
-"""Runs layers on bits where no gradient is asked for: in evaluation mode, under ``no_grad``, on a CPU with kernels.
+"""Runs layers on bits if no gradient is needed: in evaluation mode, under ``no_grad``, on a CPU with kernels.
 
-A layer packs itself once and keeps its packed twin until one of its tensors changes. Nothing of that is part of the
-layer: its state, its copies and its pickles know no twin.
+A layer packs itself once and keeps its packed twin until one of its tensors changes. The twin is not part of the layer:
+its state dict, copies and pickles do not contain it.
 """
 
 from abc import ABC, abstractmethod
@@ -19,8 +19,8 @@ from mmgroupnet.layers.packed.fold import NotPackable
 from mmgroupnet.layers.packed.modules import PackedUnit
 from mmgroupnet.ops import kernels, pack_weight
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # a packed layer casts the halves, which autocast makes
-_SAMPLES = 16  # of each tensor
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # a packed layer casts half precision, which autocast produces
+_SAMPLES = 16  # per tensor
 
 
 _is_simulated: ContextVar[bool] = ContextVar('is_simulated', default=False)
@@ -28,7 +28,7 @@ _is_simulated: ContextVar[bool] = ContextVar('is_simulated', default=False)
 
 @contextmanager
 def simulated() -> Iterator[None]:
-    """Layers run as they train inside this context, for comparisons with what runs on bits."""
+    """A context in which layers run simulated, as in training, for comparisons with packed execution."""
     token = _is_simulated.set(True)
     try:
         yield
@@ -37,10 +37,10 @@ def simulated() -> Iterator[None]:
 
 
 class Packing:
-    """What twins share that are made together.
+    """The state that twins share if they are built together.
 
     Attributes:
-        units: The packed units, each with a weak reference to the conv that it stands for.
+        units: The packed units, each with a weak reference to the conv that it replaces.
     """
 
     def __init__(self) -> None:
@@ -48,8 +48,8 @@ class Packing:
         self._bits: dict[nn.Module, Tensor] = {}
 
     def bits(self, conv: nn.Module, signs: Tensor) -> Tensor:
-        """Packed weights of a conv. One that stands in several places, such as a conv of all pyramid levels with norms
-        for each, is stored once."""
+        """Packed weights of a conv. They are stored once even if the conv is used in several places, such as a conv of
+        all pyramid levels with separate norms."""
         if conv not in self._bits:
             self._bits[conv] = pack_weight(signs)
         return self._bits[conv]
@@ -60,37 +60,37 @@ class Packable(nn.Module, ABC):
 
     @abstractmethod
     def packed_twin(self, packing: Packing) -> nn.Module:
-        """Makes the twin, in float32; it may contain full-precision parts of this layer, which are not copied.
+        """Builds the twin, in float32; it may contain full-precision parts of this layer, which are not copied.
 
         Args:
-            packing: What the twin shares with others.
+            packing: The state that the twin shares with others.
 
         Raises:
-            NotPackable: If it would compute something else.
+            NotPackable: If the twin would not compute the same.
         """
 
     def train(self, mode: bool = True) -> 'Packable':
-        """Sets training or evaluation mode. Either way a twin is made anew when it is needed next, since not every
-        change of a tensor can be seen (``tensor.data`` counts no versions)."""
+        """Sets training or evaluation mode. In both cases the twin is rebuilt when it is needed next, since not every
+        change of a tensor can be detected (writes to ``tensor.data`` count no versions)."""
         _KEPT.pop(self, None)
         return super().train(mode)
 
 
 class _Kept:
-    """The twin of a layer, and what it was made of.
+    """The twin of a layer, and the tensors that it was built from.
 
     Args:
         layer: The layer.
-        tensors: Its parameters and buffers, on the CPU; those of floats are float32.
+        tensors: Its parameters and buffers, on the CPU; floats are float32.
 
     Attributes:
-        twin: The twin; None where the layer is not packable.
+        twin: The twin; None if the layer is not packable.
         units: As :attr:`Packing.units`.
     """
 
     def __init__(self, layer: Packable, tensors: Sequence[Tensor]) -> None:
         packing = Packing()
-        # Tensors of inference mode count no versions, and the twin outlives that mode.
+        # Tensors in inference mode count no versions, and the twin outlives that mode.
         with torch.inference_mode(False), torch.no_grad():
             self._state = _state(tensors)
             self._samples = [_sample(tensor) for tensor in tensors if tensor.dtype == torch.float32 and tensor.numel()]
@@ -102,12 +102,12 @@ class _Kept:
         self.units = packing.units
 
     def is_of(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether the tensors are still what they were. Assignments through ``tensor.data`` are seen if they change one
-        of a few samples of a tensor, as those of a moving average do."""
+        """Whether the tensors are unchanged. Assignments through ``tensor.data`` are detected if they change one of a
+        few samples of a tensor, as a moving average does."""
         return _state(tensors) == self._state and torch.equal(self._read_samples(), self._values)
 
     def _read_samples(self) -> Tensor:
-        # As integers: not-a-number is equal to itself there.
+        # Compared as integers, because there NaN equals itself.
         return torch.cat(self._samples).view(torch.int32) if self._samples else torch.empty(0)
 
 
@@ -119,7 +119,7 @@ def _state(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """A view of some of a tensor's values, evenly spaced in memory."""
+    """A view of some values of a tensor, evenly spaced in memory."""
     in_storage = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
     values = min(tensor.numel(), in_storage)
     step = max(1, values // _SAMPLES)
@@ -127,8 +127,8 @@ def _sample(tensor: Tensor) -> Tensor:
 
 
 def _collect(module: nn.Module, tensors: list[Tensor], is_bypassed: bool) -> bool:
-    """Appends the parameters and buffers of a module; False where it has to be simulated: a part of it trains, is
-    elsewhere than on the CPU or of another dtype than float32, or has hooks, which a twin would not call."""
+    """Appends the parameters and buffers of a module. Returns False if it has to be simulated: a part of it is in
+    training mode, not on the CPU, not float32, or has hooks, which a twin would not call."""
     if module.training or (is_bypassed and is_hooked(module)):
         return False
     for tensor in (*module._parameters.values(), *module._buffers.values()):
@@ -149,15 +149,15 @@ def _may_run_on_bits(x: Tensor) -> bool:
 
 
 def find_twin(layer: Packable, x: Tensor) -> nn.Module | None:
-    """The packed twin of a layer, to be run in its place.
+    """The packed twin that runs instead of a layer.
 
     Args:
         layer: The layer.
         x: Its input.
 
     Returns:
-        The twin; None where the layer has to run as it is: in training, where gradients are recorded, where hooks
-        listen to its parts, on other devices and dtypes, without kernels, and where it is not packable.
+        The twin; None if the layer has to run itself: in training, if gradients are recorded, if its submodules have
+        hooks, on other devices and dtypes, without kernels, and if it is not packable.
     """
     tensors: list[Tensor] = []
     if layer.training or not _may_run_on_bits(x) or not _collect(layer, tensors, is_bypassed=False):
@@ -166,6 +166,6 @@ def find_twin(layer: Packable, x: Tensor) -> nn.Module | None:
     if kept is None or not kept.is_of(tensors):
         kept = _KEPT[layer] = _Kept(layer, tensors)
     for conv, unit in kept.units:
-        observed: Any = conv()  # alive: the layer that was asked for contains it
+        observed: Any = conv()  # alive, because the requested layer contains it
         unit.sign_observer = observed.sign_observer
     return kept.twin

@@ -1,4 +1,4 @@
-"""Makes packed units of binary convs and what stands around them: norms and scales are folded into a few numbers per
+"""Builds packed units from binary convs and the layers around them: norms and scales are folded into a few numbers per
 channel."""
 
 from weakref import ref
@@ -33,7 +33,7 @@ def _sign_parameters(conv: BinaryConv, input_norm: nn.Module | None) -> dict[str
 
 
 def _signs_and_magnitude(conv: BinaryConv) -> tuple[Tensor, Tensor]:
-    """Weights of one magnitude per output channel, whatever quantizer makes them, or what has their signs, and that
+    """Weights with one magnitude per output channel (from any quantizer), or a tensor with their signs, and that
     magnitude."""
     if is_standard_weight(conv.weight_quantizer):
         latent, scale = conv.weight_quantizer.binarise(conv.weight, conv.num_bases)
@@ -41,7 +41,7 @@ def _signs_and_magnitude(conv: BinaryConv) -> tuple[Tensor, Tensor]:
     weight = conv.weight_quantizer(conv.weight, conv.num_bases).detach()
     magnitude = weight.flatten(1).abs()
     scale = magnitude.amax(1)
-    # Many write straight-through estimators as sign + w - w.detach(), which is rounded.
+    # Straight-through estimators are often written as sign + w - w.detach(), which is rounded.
     if not torch.allclose(magnitude, scale.view(-1, 1), rtol=1e-5, atol=0):
         problem = 'gives weights of more than one magnitude per output channel'
         if torch.equal(weight, conv.weight):
@@ -59,17 +59,17 @@ def pack_unit(
     shared_by: int | None = None,
     folds_input_norm: bool = True,
 ) -> PackedUnit:
-    """Packs a conv and what follows it.
+    """Packs a conv and the operations behind it.
 
     Args:
-        packing: What the unit shares with others.
+        packing: The state that the unit shares with others.
         conv: The conv.
-        norm, relu, residual: What follows it. Default: nothing.
-        shared_by: Number of branches that share the conv. Default: None, each has weights of its own.
+        norm, relu, residual: The operations behind it. Default: none.
+        shared_by: Number of branches that share the conv. Default: None, each has its own weights.
         folds_input_norm: Whether the norm in front of the sign is part of the unit. Default: True.
 
     Raises:
-        NotPackable: If the conv is not binary, or a part of it computes something of its own.
+        NotPackable: If the conv is not binary, or a part of it overrides its computation.
     """
     if not isinstance(conv, BinaryConv):
         raise NotPackable(f'{type(conv).__name__} is no binary conv')
@@ -85,7 +85,7 @@ def pack_unit(
         folded = fold_norm(norm)
         parameters.update(folded)
         if conv.bias is None and not conv.is_merged:
-            # norm(relu(scale * x)) = (norm_scale * scale) * relu(x) + norm_shift: no magnitude is negative.
+            # norm(relu(scale * x)) = (norm_scale * scale) * relu(x) + norm_shift, because no magnitude is negative.
             parameters['norm_scale'] = folded['norm_scale'] * scale
             del parameters['scale']
     geometry = conv.geometry(shared_by is not None, relu, residual)
@@ -95,7 +95,7 @@ def pack_unit(
 
 
 def pack_apart(packing: Packing, conv: BinaryConv) -> tuple[nn.Module | None, PackedUnit]:
-    """A conv, and the norm in front of its sign where that cannot be folded into it: it stays what it is."""
+    """The norm in front of a conv's sign, unchanged, if it cannot be folded, and the packed conv."""
     norm = conv.input_norm
     if norm is None or can_fold(norm):
         return None, pack_unit(packing, conv)
@@ -103,7 +103,7 @@ def pack_apart(packing: Packing, conv: BinaryConv) -> tuple[nn.Module | None, Pa
 
 
 def pack_shortcut(packing: Packing, shortcut: nn.Sequential, num_bases: int) -> nn.Module:
-    """The twin of a (pooling,) conv and norm that K branches share; it takes the branches folded, as they are."""
+    """The twin of a (pooling,) conv and norm that K branches share; it takes the folded branches."""
     *pooling, conv, norm = (layer for layer in shortcut if not isinstance(layer, nn.Identity))
     if isinstance(conv, BinaryConv):
         twin: nn.Module = pack_unit(packing, conv, norm, shared_by=num_bases)
