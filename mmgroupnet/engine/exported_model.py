@@ -1,4 +1,4 @@
-"""Models whose answers come from a file outside torch, in the place of a config's own model."""
+"""Replaces a config's model by a file outside torch, which provides the predictions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,19 +17,19 @@ from mmgroupnet.errors import UserError
 _TASKS = dict(mmdet='detection', mmseg='segmentation', mmpretrain='classification')
 # Types of models by the ending of their files.
 _TYPES = {'.onnx': 'mmgroupnet.OnnxModel', '.npz': 'mmgroupnet.StoredPredictions'}
-# First keys of settings that such a file has fixed.
+# First keys of settings that such a file fixes.
 _FIXED = ('model', 'data_preprocessor', 'tta_model')
 
 
 class ExportedModel(BaseModel):
-    """Base of the models that have no weights here: their answers come from a file.
+    """Base of the models without weights, whose predictions come from a file.
 
-    A subclass sets what the libraries' own models set in the data samples of a batch. It takes the pictures as the test
-    pipeline made them and computes on the CPU, wherever the Runner puts models.
+    A subclass sets the same fields in the data samples of a batch as the libraries' own models. It takes the pictures
+    from the test pipeline and computes on the CPU, even if the Runner moves the model to another device.
 
     Args:
         file: The file.
-        metadata: What it says of itself, see docs/onnx_file.md.
+        metadata: The metadata of the file, see docs/onnx_file.md.
     """
 
     def __init__(self, file: str, metadata: Mapping) -> None:
@@ -38,11 +38,11 @@ class ExportedModel(BaseModel):
         self.metadata = metadata
 
     def __deepcopy__(self, memo: dict) -> 'ExportedModel':
-        return self  # Hooks that average weights copy the model. It has none, and a session cannot be copied.
+        return self  # Hooks that average weights copy the model. It has no weights, and a session cannot be copied.
 
     @property
     def dataset_metainfo(self) -> dict:
-        """Classes and palette as in the checkpoint of a trained model, as far as the file has them."""
+        """Classes and palette as in the checkpoint of a trained model, if the file has them."""
         found: dict[str, Any] = {}
         if self.metadata['classes'] is not None:
             found['classes'] = tuple(self.metadata['classes'])
@@ -51,7 +51,7 @@ class ExportedModel(BaseModel):
         return found
 
     def test_step(self, data: Mapping) -> list[BaseDataElement]:
-        """Answers a batch.
+        """Predicts a batch.
 
         Args:
             data: ``inputs``, uint8 ``(3, H, W)`` in a list or stacked, and their ``data_samples``.
@@ -60,20 +60,20 @@ class ExportedModel(BaseModel):
             The data samples, with predictions.
         """
         if self.metadata['task'] == 'detection':
-            from mmdet.models.utils.misc import samplelist_boxtype2tensor  # Files for other libraries do without mmdet.
+            from mmdet.models.utils.misc import samplelist_boxtype2tensor  # Other libraries do not need mmdet.
 
-            # As mmdet's own preprocessing does: what draws the ground truth expects it.
+            # As in mmdet's own preprocessing, because drawing the ground truth needs it.
             samplelist_boxtype2tensor(data['data_samples'])
         return self(data['inputs'], data['data_samples'], mode='predict')
 
     def check_task(self, scope: str | None) -> None:
-        """Checks that the file answers what a config asks.
+        """Checks that the task of the file is that of a config.
 
         Args:
             scope: The config's ``default_scope``.
 
         Raises:
-            UserError: If its task is another.
+            UserError: If the tasks differ.
         """
         task = self.metadata['task']
         if scope not in _TASKS:
@@ -89,13 +89,13 @@ class ExportedModel(BaseModel):
             )
 
     def check_dataset(self, dataset: BaseDataset) -> None:
-        """Checks that the file's classes are those of a data set; files without classes are taken as they are.
+        """Checks that the file's classes are those of a data set; files without classes are not checked.
 
         Args:
             dataset: The test data.
 
         Raises:
-            UserError: If they are not.
+            UserError: If the classes differ.
         """
         expected, found = getattr(dataset, 'metainfo', {}).get('classes'), self.metadata['classes']
         if expected is not None and found is not None and list(found) != list(expected):
@@ -110,7 +110,7 @@ def set_detections(sample: BaseDataElement, boxes: np.ndarray, labels: np.ndarra
 
     Args:
         sample: The sample, changed in place.
-        boxes: x1, y1, x2, y2 in pixels of the picture in its file, ``(n, 4)``.
+        boxes: x1, y1, x2, y2 in pixels of the original picture, ``(n, 4)``.
         labels: Classes, ``(n,)``.
         scores: ``(n,)``.
     """
@@ -126,8 +126,8 @@ def set_class_map(sample: BaseDataElement, classes: np.ndarray, scores: np.ndarr
 
     Args:
         sample: The sample, changed in place.
-        classes: The map, ``(H, W)`` of the picture in its file.
-        scores: Scores of all classes, or the one that tells two apart, ``(C, H, W)``. Default: None.
+        classes: The map, with ``(H, W)`` of the original picture.
+        scores: Scores of all classes, or one score that separates two classes, ``(C, H, W)``. Default: None.
     """
     sample.pred_sem_seg = PixelData(data=torch.tensor(classes, dtype=torch.int64)[None])
     if scores is not None:
@@ -146,19 +146,19 @@ def set_class_scores(sample: BaseDataElement, scores: np.ndarray) -> None:
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a file takes the place of a model: a .onnx, or a .npz of predictions."""
+    """Whether a file replaces a model: an .onnx file, or an .npz file of predictions."""
     return Path(path).suffix in _TYPES
 
 
 def adopt_exported(cfg: Config, path: str | Path) -> None:
-    """Makes a config take its answers from a file.
+    """Makes a config take its predictions from a file.
 
     Args:
-        cfg: The config, changed in place: its model becomes the file's, and no checkpoint is loaded.
+        cfg: The config, changed in place: the file becomes its model, and no checkpoint is loaded.
         path: The file.
 
     Raises:
-        UserError: If it does not exist, or several processes are asked for.
+        UserError: If it does not exist, or several processes are requested.
     """
     if not Path(path).is_file():
         raise UserError(f'{path} does not exist')
@@ -169,7 +169,7 @@ def adopt_exported(cfg: Config, path: str | Path) -> None:
 
 
 def check_model_options(path: str | Path, options: Sequence[str]) -> None:
-    """Checks that no option is meant for the model whose place a file takes.
+    """Checks that no option is meant for the model that a file replaces.
 
     Args:
         path: The file, or a checkpoint, for which all options are allowed.
@@ -180,4 +180,4 @@ def check_model_options(path: str | Path, options: Sequence[str]) -> None:
     """
     for option in options if is_exported(path) else ():
         if option.split('.')[0] in _FIXED:
-            raise UserError(f'--cfg-options {option}: {path} has been made with its own, export the model anew with it')
+            raise UserError(f'--cfg-options {option}: {path} was made with its own value, export the model again')

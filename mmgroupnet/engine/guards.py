@@ -7,7 +7,7 @@ from mmgroupnet.checkpoints.read import is_local
 from mmgroupnet.checkpoints.write import ATOMIC_BACKEND
 from mmgroupnet.model_configs import type_name
 
-# The guard hooks by their names in default_hooks, as the runtimes of configs/_base_ write them out.
+# The guard hooks by their names in default_hooks, as in the runtimes of configs/_base_.
 GUARDS = dict(
     checkpoint_match='mmgroupnet.CheckpointMatchHook',
     invalid_loss='mmgroupnet.InvalidLossHook',
@@ -21,10 +21,10 @@ def add_guards(cfg: Config) -> None:
     """Adds to a config the guards that it does not name: those of ``GUARDS``, and atomic writing of checkpoints.
 
     ``default_hooks.NAME=None`` leaves out one of them, ``default_hooks.checkpoint.backend_args=None`` the atomic
-    writing (which FlexibleRunner does without), ``add_guards=False`` all that the config does not name.
+    writing (FlexibleRunner never has it), ``add_guards=False`` all that the config does not name.
 
     Args:
-        cfg: The config, changed in place; it then says all of it, with ``add_guards=False``.
+        cfg: The config, changed in place; it then lists all guards and has ``add_guards=False``.
     """
     hooks = dict(cfg.get('default_hooks') or {})
     if cfg.get('add_guards', True):
@@ -36,7 +36,7 @@ def add_guards(cfg: Config) -> None:
         # A custom checkpoint hook may not take backend_args.
         if type_name(checkpoint) == 'CheckpointHook' and not checkpoint.get('file_client_args'):
             checkpoint.setdefault('backend_args', dict(backend=ATOMIC_BACKEND))
-    # mmengine takes None for the hooks alone that it has by itself.
+    # mmengine accepts None only for its own default hooks.
     cfg.default_hooks = {name: hook for name, hook in hooks.items() if hook is not None or name not in GUARDS}
     cfg.add_guards = False
     _write_elsewhere_as_there(cfg.default_hooks.get('checkpoint'))
@@ -44,15 +44,15 @@ def add_guards(cfg: Config) -> None:
 
 
 def _write_elsewhere_as_there(checkpoint: dict | None) -> None:
-    """Atomic writing is for the disk; what goes to ``s3://`` and the like is written by its own backend."""
+    """Atomic writing is for local files; checkpoints at ``s3://`` and the like are written by their own backend."""
     if isinstance(checkpoint, dict) and not is_local(checkpoint.get('out_dir') or ''):
         if (checkpoint.get('backend_args') or {}).get('backend') == ATOMIC_BACKEND:
             del checkpoint['backend_args']
 
 
 def _restart_workers(cfg: Config) -> None:
-    """Workers that live on take no part in the new seeds of every epoch, and a resumed run could not take up their
-    random streams: they start anew where a seed is given."""
+    """Restarts workers every epoch if a seed is given: persistent workers would ignore the new seeds of an epoch, and a
+    resumed run could not continue their random streams."""
     loader = cfg.get('train_dataloader')
     hooks = map(type_name, (*cfg.default_hooks.values(), *(cfg.get('custom_hooks') or ())))
     if (
@@ -62,7 +62,7 @@ def _restart_workers(cfg: Config) -> None:
         and 'EpochSeedHook' in hooks
     ):
         print_log(
-            'A seed is given: workers of the training data start anew every epoch (persistent_workers=False)',
+            'A seed is given: workers of the training data restart every epoch (persistent_workers=False)',
             logger='current',
         )
         loader.persistent_workers = False

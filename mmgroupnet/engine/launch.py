@@ -21,12 +21,12 @@ from mmgroupnet.errors import UserError
 from mmgroupnet.layers import guard_foreign_code
 from mmgroupnet.model_configs import type_name
 
-# Where mmengine's AmpOptimWrapper runs.
+# The devices on which mmengine's AmpOptimWrapper runs.
 _AMP_DEVICES = ('cuda', 'npu', 'mlu', 'musa')
 
 
 def synchronised_norms(model: nn.Module) -> list[nn.Module]:
-    """The batch norms of a model whose statistics are of all processes."""
+    """The batch norms of a model that synchronise statistics over all processes."""
     return [
         layer
         for layer in model.modules()
@@ -38,8 +38,8 @@ def synchronised_norms(model: nn.Module) -> list[nn.Module]:
 class CPUDistributedDataParallel(MMDistributedDataParallel):
     """Distributed training without GPUs.
 
-    mmengine hands every wrapper the GPU's index, which a model on the CPU refuses, and synchronised batch norms refuse
-    the CPU altogether: they become ordinary ones, each process with the statistics of its own images.
+    mmengine passes the GPU's index to every wrapper, which fails for a model on the CPU. Synchronised batch norms do
+    not support the CPU: they become ordinary ones, and each process has the statistics of its own images.
 
     Args:
         module: The model.
@@ -49,7 +49,7 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
     def __init__(self, module: nn.Module, **kwargs) -> None:
         if synchronised_norms(module):
             print_log(
-                'No GPU: synchronised batch norms become ordinary ones, with the statistics of each process alone',
+                'No GPU: synchronised batch norms become ordinary ones, with separate statistics in each process',
                 logger='current',
             )
             module = revert_sync_batchnorm(module)
@@ -58,8 +58,8 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 
 @OPTIM_WRAPPERS.register_module()
 class CPUAmpOptimWrapper(OptimWrapper):
-    """Mixed precision in bfloat16 on the CPU, where mmengine's ``AmpOptimWrapper`` refuses to run. There is no loss to
-    scale: bfloat16 has the range of float32."""
+    """Mixed precision in bfloat16 on the CPU, where mmengine's ``AmpOptimWrapper`` refuses to run. The loss needs no
+    scaling: bfloat16 has the range of float32."""
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
@@ -75,11 +75,11 @@ class CPUAmpOptimWrapper(OptimWrapper):
 def setup_distribution(cfg: Config) -> None:
     """Prepares a run that a launcher started.
 
-    With GPUs mmengine does it alone (nccl). Without, it would touch CUDA: the process group (gloo) is made here, before
-    the Runner, and the model's wrapper is set.
+    With GPUs, mmengine does it by itself (nccl). Without GPUs it would use CUDA, so this function creates the process
+    group (gloo) before the Runner, and sets the model's wrapper.
 
     Args:
-        cfg: The config, with ``launcher``; the model's wrapper is set where there is no GPU (``model_wrapper_cfg``, or
+        cfg: The config, with ``launcher``; without a GPU the model's wrapper is set (``model_wrapper_cfg``, or
             ``strategy.model_wrapper`` of FlexibleRunner), with the user's own options.
 
     Raises:
@@ -115,7 +115,7 @@ def _is_flexible(cfg: Config) -> bool:
 
 
 def _without_gpu(wrapper: Mapping) -> Mapping:
-    """The config of a model's wrapper where there is no GPU; one of the user's own class stays as it is."""
+    """The config of a model's wrapper without a GPU; a wrapper of the user's own class is not changed."""
     if type_name({'type': MMDistributedDataParallel, **wrapper}) != MMDistributedDataParallel.__name__:
         return wrapper
     return dict(wrapper, type=CPUDistributedDataParallel.__name__)
@@ -128,15 +128,15 @@ def use_mixed_precision(cfg: Config) -> None:
         cfg: The config; ``optim_wrapper`` is changed.
 
     Raises:
-        UserError: If the optimizer's wrapper is one that ``--amp`` cannot replace, or mmengine has no mixed precision
-            for the device.
+        UserError: If ``--amp`` cannot replace the optimizer's wrapper, or mmengine has no mixed precision for the
+            device.
     """
     wrapper, device = cfg.optim_wrapper, get_device()
     kind = type_name({'type': OptimWrapper, **wrapper})
     if 'optimizer' not in wrapper or kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise UserError(
-            f'--amp changes an OptimWrapper with one optimizer, and optim_wrapper is of another kind ({kind}): ask for '
-            'mixed precision in its own way in the config'
+            f'--amp changes an OptimWrapper with one optimizer, but optim_wrapper is of another kind ({kind}): set '
+            'mixed precision for it in the config'
         )
     if device == 'cpu':
         wrapper.type = CPUAmpOptimWrapper.__name__
@@ -152,8 +152,8 @@ def use_mixed_precision(cfg: Config) -> None:
 def stack_batches(cfg: Config) -> None:
     """Lets the workers of mmpretrain's data stack the images of a batch, as mmpretrain's own tools do.
 
-    Images of classification have one size. mmengine's default, made for detection, sends them one by one, each in a
-    block of shared memory of its own. A ``collate_fn`` of the config is kept.
+    Images for classification all have the same size. mmengine's default, made for detection, sends them one by one,
+    each in its own block of shared memory. A ``collate_fn`` in the config is kept.
     """
     if cfg.get('default_scope') == 'mmpretrain':
         for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -162,8 +162,8 @@ def stack_batches(cfg: Config) -> None:
 
 
 def drop_options_of_workers(cfg: Config) -> None:
-    """Drops what torch refuses of a loader without workers, such as one of a config that ``--cfg-options`` takes them
-    from."""
+    """Removes options that torch refuses for a loader without workers, for example after ``--cfg-options`` set them to
+    0."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
         if loader and loader.get('num_workers', 0) == 0:
@@ -173,11 +173,11 @@ def drop_options_of_workers(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds the Runner of a checked config, with the guards of :func:`add_guards`, batches of mmpretrain stacked, and
-    no options of workers where there are none.
+    """Builds the Runner of a checked config, with the guards of :func:`add_guards`, stacked batches for mmpretrain, and
+    no worker options for loaders without workers.
 
     Args:
-        cfg: The config, changed in place; ``runner_type='FlexibleRunner'`` gives one of those, with its model built.
+        cfg: The config, changed in place; with ``runner_type='FlexibleRunner'`` a FlexibleRunner with a built model.
 
     Raises:
         UserError: If a part of mmgroupnet refuses its arguments.
@@ -186,9 +186,9 @@ def build_runner(cfg: Config) -> Runner:
     stack_batches(cfg)
     drop_options_of_workers(cfg)
     if _is_flexible(cfg):
-        cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))  # The Runner's default; it has none.
+        cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))  # FlexibleRunner lacks the Runner's default.
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    if not isinstance(runner.model, nn.Module):  # FlexibleRunner would build it when it starts.
+    if not isinstance(runner.model, nn.Module):  # FlexibleRunner would build it only when it starts.
         runner.model = runner.strategy.build_model(runner.model)
     guard_foreign_code(runner.model)
     for hook in runner.hooks:

@@ -1,4 +1,4 @@
-"""Which OpenMMLab library a config is for."""
+"""Finds the OpenMMLab library that a config is for."""
 
 from collections.abc import Mapping
 
@@ -10,11 +10,11 @@ LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def library_of(cfg: Config) -> str | None:
-    """The library whose kind of model a config describes.
+    """The library of the model that a config describes.
 
-    It is the ``default_scope``, or, where that is none of them, as in many configs of pure Python, the library of the
-    model's class or of one of its bases. Models around a model (packed, binarised, of test-time augmentation) count as
-    what is inside.
+    It is the ``default_scope`` or, if that is not one of them (as in many configs in pure Python), the library of the
+    model's class or of one of its bases. Wrappers (packed, binarised, test-time augmentation) count as the model
+    inside.
 
     Returns:
         One of :data:`LIBRARIES`, or None.

@@ -1,4 +1,4 @@
-"""What a config's model costs, at the size of the images that it is tested on."""
+"""Reports the complexity of a config's model at the size of its test images."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,14 @@ from mmgroupnet.engine.data import innermost_datasets
 from mmgroupnet.errors import UserError
 from mmgroupnet.model_configs import data_preprocessor_of, is_packed_config, type_name, with_data_preprocessor
 
-# Transforms of the three libraries that set the size of an image, and how they call it.
+# Transforms of the three libraries that set the size of an image, and the names of their size options.
 _SIZES = dict(
     Resize='scale', FixShapeResize=('width', 'height'), RandomResizedCrop='scale', CenterCrop='crop_size', Pad='size'
 )
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """Builds the model of a config, as mmengine's Runner does.
+    """Builds the model of a config, like mmengine's Runner.
 
     Raises:
         UserError: If one of its parts refuses its arguments.
@@ -47,13 +47,13 @@ def count_parameters(config: str) -> tuple[int, int]:
 
 
 def measure_complexity(config: str) -> Complexity:
-    """Counts what a config's model has and does.
+    """Counts parameters and operations of a config's model.
 
     Args:
         config: A config file.
 
     Returns:
-        The sum over the model; operations are those at the size of :func:`input_size`, none where that is not known.
+        The sum over the model, with operations at the size of :func:`input_size`, or none if that is not known.
     """
     cfg = load_config(config)
     model = build_model(cfg)
@@ -64,8 +64,8 @@ def measure_complexity(config: str) -> Complexity:
 
 
 def input_size(cfg: Config) -> tuple[int, int] | None:
-    """Height and width of the images that a config's model is tested on, padded as its data preprocessor does, or None
-    where its pipeline does not say."""
+    """Height and width of the test images of a config's model, padded as by its data preprocessor, or None if the
+    pipeline does not say."""
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
     if not loader:
         return None
@@ -85,7 +85,7 @@ def input_size(cfg: Config) -> tuple[int, int] | None:
             width, height = values  # All libraries write (width, height).
             size = (height, width)
         if transform.get('keep_ratio') and size is not None:
-            size = (min(size), max(size))  # The limits of both sides, of a picture that is wider than high.
+            size = (min(size), max(size))  # The limits of both sides, for a picture that is wider than high.
     if size is None:
         return None
     divisor = data_preprocessor_of(cfg, 'pad_size_divisor').get('pad_size_divisor') or 1
@@ -94,10 +94,10 @@ def input_size(cfg: Config) -> tuple[int, int] | None:
 
 
 def input_channels(cfg: Config, model: nn.Module) -> int:
-    """Channels of the images that a config's model takes.
+    """Number of channels of the images that a config's model takes.
 
-    The backbone's ``in_channels``, or else as many as the data preprocessor has means. A single mean may stand for all
-    channels: then the first convolution decides. Default: 3.
+    It is the backbone's ``in_channels``, or else the number of means of the data preprocessor. A single mean may apply
+    to all channels; then the first convolution decides. Default: 3.
 
     Args:
         cfg: The config.
@@ -118,10 +118,10 @@ def input_channels(cfg: Config, model: nn.Module) -> int:
 
 
 def forward_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
-    """A call of a model, up to its raw predictions.
+    """A function that calls a model up to its raw predictions.
 
-    A detector with proposals gets as many of them as its ``test_cfg`` allows, or as it has learned, of growing size,
-    since how many a picture yields is no property of the model.
+    A detector with proposals gets the number that its ``test_cfg`` allows or that it has learned, with growing sizes,
+    since the number for a real picture is not a property of the model.
 
     Args:
         model: A model of mmdet, mmseg or mmpretrain.
@@ -130,7 +130,7 @@ def forward_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
     size = tuple(images.shape[2:])
     meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
     library = type(model).__module__.split('.')[0]
-    if library == 'mmseg':  # Its mode='tensor' does not know of cascades of heads.
+    if library == 'mmseg':  # Its mode='tensor' does not support cascades of heads.
         return lambda: model.encode_decode(images, [meta for _ in images])
     if library != 'mmdet':
         return lambda: model(images, mode='tensor')
@@ -139,13 +139,13 @@ def forward_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
     samples = [DetDataSample(metainfo=meta) for _ in images]
     rpn_head: Any = getattr(model, 'rpn_head', None)
     predict: Any = getattr(rpn_head, 'predict', None)
-    learned: int | None = getattr(rpn_head, 'num_proposals', None)  # of Sparse R-CNN: a box and a feature each
+    learned: int | None = getattr(rpn_head, 'num_proposals', None)  # Sparse R-CNN has a box and a feature for each
     limit: Any = learned or getattr(getattr(rpn_head, 'test_cfg', None), 'max_per_img', None)
     if limit is not None:
         corners = torch.linspace(0, 1, limit + 1)[1:, None] * torch.tensor([float(size[1]), float(size[0])])
         boxes = torch.cat([torch.zeros(limit, 2), corners], dim=1).to(images)
     if learned is not None:
-        # Its raw predictions pass through its assigner; QueryInst makes masks of the proposals that get an object.
+        # Its raw predictions pass through its assigner; QueryInst predicts masks for proposals that get an object.
         for sample in samples:
             sample.gt_instances = InstanceData(bboxes=boxes, labels=boxes.new_zeros(limit, dtype=torch.int64))
 
@@ -176,9 +176,9 @@ def describe_model(
 
     Args:
         cfg: The config.
-        model: The model, where it is built already. Default: it is built.
-        size: Height and width of the input. Default: that of the config's test pipeline.
-        per_layer: A row per layer in place of one per part. Default: False.
+        model: The model, if it is already built. Default: None, it is built.
+        size: Height and width of the input. Default: the size of the config's test pipeline.
+        per_layer: One row per layer instead of one per part. Default: False.
 
     Raises:
         UserError: If a part of the model refuses its arguments, or the model is packed.
@@ -204,7 +204,7 @@ def describe_model(
                     f'Input {size[0]}x{size[1]} (height x width); operations are multiply-accumulates, OPs = FLOPs + '
                     'BOPs / 64'
                 )
-            except Exception as error:  # A foreign model may raise anything, and is still worth training.
+            except Exception as error:  # A foreign model may raise anything; it can still be trained.
                 rows, size = analyze(model), None
                 lines.append(f'Operations are not counted: {type(model).__name__} cannot be called so ({error})')
     lines.append(table(rows if per_layer else by_part(model, rows), has_operations=size is not None))

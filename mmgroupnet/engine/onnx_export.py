@@ -1,4 +1,4 @@
-"""Checkpoints written as .onnx files; the format is in docs/onnx_file.md."""
+"""Writes checkpoints as .onnx files; docs/onnx_file.md describes the format."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ _SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def _load(cfg: Config, checkpoint: Path, strict: bool) -> tuple[nn.Module, dict | None, dict[str, str]]:
-    """The model to export, the checkpoint's dataset_meta, and what became of the binary layers that stay float."""
+    """The model to export, the checkpoint's dataset_meta, and the binary layers that stay float, with the reason."""
     if not adopt_packed(cfg, checkpoint):
         model, dataset_meta = load_float(cfg, checkpoint)
         if not any(isinstance(module, BinaryConv2d) for module in model.modules()):
@@ -41,7 +41,7 @@ def _load(cfg: Config, checkpoint: Path, strict: bool) -> tuple[nn.Module, dict 
 
 
 def _test_pipeline(cfg: Config) -> list | None:
-    """The pipeline of the test pictures, None where the config has none."""
+    """The pipeline of the test pictures; None if the config has none."""
     loader = cfg.get('test_dataloader')
     if loader is None:
         return cfg.get('test_pipeline')
@@ -49,7 +49,7 @@ def _test_pipeline(cfg: Config) -> list | None:
 
 
 def _names_and_colours(dataset_meta: Mapping | None) -> tuple[list | None, list | None]:
-    """Classes and palette; a palette that has no colour for each class, such as 'random', is none."""
+    """Classes and palette; None for a palette that lacks a colour for each class, such as 'random'."""
     meta = {key.lower(): value for key, value in (dataset_meta or {}).items()}
     classes, palette = meta.get('classes'), meta.get('palette')
     if classes is None or isinstance(palette, str) or palette is None or len(palette) != len(classes):
@@ -69,14 +69,14 @@ def export_checkpoint(
 
     Args:
         cfg: A checked config of mmdet, mmseg or mmpretrain.
-        checkpoint: The weights, a file of the disk, of a trained model or packed ones.
-        out: The file that is written, ``*.onnx``.
-        raw: The maps of the head in place of the answer. Default: False.
-        scores: A segmentor gives its scores beside the class map. Default: False.
-        strict: Refuse where a binary layer cannot be packed, instead of leaving it as it is. Default: False.
+        checkpoint: A local file with the weights of a trained or packed model.
+        out: The file to write, ``*.onnx``.
+        raw: Writes the maps of the head instead of predictions. Default: False.
+        scores: A segmentor returns its scores beside the class map. Default: False.
+        strict: Raises if a binary layer cannot be packed, instead of leaving it float. Default: False.
 
     Returns:
-        A summary: what the file holds, and how it compares with the model.
+        A summary of the file and of its comparison with the model.
 
     Raises:
         UserError: If the checkpoint does not fit the config, the model cannot be written as a graph, or the file cannot

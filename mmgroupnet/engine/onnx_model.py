@@ -1,4 +1,4 @@
-"""Exported models, evaluated like checkpoints."""
+"""Evaluates exported models like checkpoints."""
 
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -26,11 +26,11 @@ def _import_runtime(file: str) -> ModuleType:
 
 @MODELS.register_module()
 class OnnxModel(ExportedModel):
-    """A .onnx file of tools/deploy/export_onnx.py in the place of the model that it was made from.
+    """An .onnx file of tools/deploy/export_onnx.py, which replaces the model that it was made from.
 
     Args:
         file: The file.
-        data_preprocessor: Ignored: what it does is in the graph. Default: None.
+        data_preprocessor: Ignored, because the graph contains the preprocessing. Default: None.
 
     Raises:
         UserError: If the runtime is missing or cannot load the file.
@@ -49,14 +49,15 @@ class OnnxModel(ExportedModel):
     def forward(
         self, inputs: Sequence[Tensor], data_samples: list[BaseDataElement], mode: str = 'predict'
     ) -> list[BaseDataElement]:
-        """Answers a batch, at once if all pictures have one size before and after the test pipeline, else one by one.
+        """Predicts a batch, at once if all pictures have one size before and after the test pipeline, otherwise one by
+        one.
 
-        Each is padded as if it were alone, which mmdet, too, does only where a batch is of one picture or of one size.
+        Each picture is padded separately; mmdet does so only if the pictures of a batch have one size.
 
         Args:
             inputs: uint8 ``(3, H, W)``, BGR, in a list or stacked.
             data_samples: Changed in place.
-            mode: ``'predict'`` alone. Default: ``'predict'``.
+            mode: Only ``'predict'``. Default: ``'predict'``.
 
         Returns:
             The data samples, with predictions.
@@ -96,7 +97,7 @@ class OnnxModel(ExportedModel):
         if task == 'detection':
             found = answer['labels'] >= 0  # Pictures with fewer detections than others end in rows of label -1.
             dets = answer['dets'][found]
-            # Times the reciprocal, as mmdet does, so that the pixels are the same to the last bit.
+            # Multiplied by the reciprocal, as in mmdet, so that pixels are equal to the last bit.
             scale = np.array([1 / factor for factor in sample.get('scale_factor', (1, 1))] * 2, np.float32)
             set_detections(sample, dets[:, :4] * scale, answer['labels'][found], dets[:, 4])
         elif task == 'segmentation':

@@ -1,4 +1,4 @@
-"""``--cfg-options``, which mean what they mean to mmengine, checked for what would silently not be read."""
+"""Checks ``--cfg-options``, which mean the same as in mmengine, for options that would silently not be read."""
 
 import inspect
 import logging
@@ -36,13 +36,13 @@ def _warn(message: str) -> None:
 
 
 def _settings() -> set[str]:
-    """The top-level keys that mmengine or our tools read when a config runs. All others are variables of its file, or
-    settings that custom code reads."""
+    """The top-level keys that mmengine or our tools read when a config runs. All others are variables of the config
+    file, or settings for custom code."""
     return {*inspect.signature(Runner).parameters, *_LOOKED_UP} - {'cfg'}
 
 
 def _read_instead(cfg: Mapping, name: str) -> str | None:
-    """The setting that is read in place of another one, if any."""
+    """The setting that is read instead of another one, if any."""
     if name == 'find_unused_parameters' and cfg.get('model_wrapper_cfg'):
         return 'model_wrapper_cfg.find_unused_parameters'
     path, model = 'model', cfg.get('model')
@@ -55,15 +55,15 @@ def _read_instead(cfg: Mapping, name: str) -> str | None:
 
 
 def _is_telling(value: object) -> bool:
-    """Whether two equal values of a config are hardly equal by chance."""
+    """Whether two values of a config are equal and unlikely to be so by chance."""
     if isinstance(value, list | tuple):
         return any(map(_is_telling, value))
     return bool(value) and isinstance(value, Mapping) or isinstance(value, str) and '/' in value
 
 
 def _places(node: object, name: str, value: object, path: str = '') -> Iterator[str]:
-    """Dotted paths where the value of a variable of a config's file went: what has its value, and its name or a value
-    that tells."""
+    """Dotted paths that use the value of a variable of the config file: they have the same value, and the same name or
+    a distinctive value."""
     if isinstance(node, Mapping):
         entries: Iterable[tuple[Any, Any]] = node.items()
     else:
@@ -105,7 +105,7 @@ def _check_first_key(cfg: Mapping, option: str) -> None:
 
 
 def _warn_of_misspelling(cfg: Mapping, option: str, node: Mapping, where: str, key: str) -> None:
-    """Warns where a key that a dict of the config lacks looks like one that it has or may have."""
+    """Warns if a key that a dict of the config lacks is similar to one that it has or may have."""
     part = resolve_type(node['type'], cfg.get('default_scope')) if 'type' in node else None
     taken = (accepted_arguments(part) or set()) if part is not None else set()
     hint = nearest(key, {*map(str, node), *taken}, ONE_SLIP)
@@ -116,18 +116,18 @@ def _warn_of_misspelling(cfg: Mapping, option: str, node: Mapping, where: str, k
 def check_overrides(cfg: Config, options: Mapping[str, object]) -> dict[str, object]:
     """Checks ``--cfg-options``.
 
-    They mean what they mean to mmengine: a key that is not there is made. What looks misspelt is a warning; what
-    cannot be made, or would not be read where the user means it, an error.
+    They mean the same as in mmengine: a missing key is created. A key that looks misspelt is a warning. A key that
+    cannot be created, or would not be read where the user means it, is an error.
 
     Args:
         cfg: The config before the options are merged.
         options: Dotted paths and their values.
 
     Returns:
-        The options for ``Config.merge_from_dict``, which counts lists from the front alone.
+        The options for ``Config.merge_from_dict``, which does not support negative indices of lists.
 
     Raises:
-        UserError: Naming the key, and what the config has in its place.
+        UserError: The message names the key and what the config has instead.
     """
     content = cfg.to_dict()
     checked = {}

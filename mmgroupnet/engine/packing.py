@@ -1,4 +1,4 @@
-"""Packing a trained checkpoint into a file."""
+"""Packs a trained checkpoint into a file."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from mmgroupnet.deploy import PackedLayer, pack_and_report
 from mmgroupnet.errors import UserError
 from mmgroupnet.model_configs import with_data_preprocessor
 
-# How many layers an error lists before it only counts them.
+# Number of layers that an error lists; it only counts further ones.
 _LISTED_LAYERS = 3
 
 
@@ -24,10 +24,10 @@ def load_float(cfg: Config, checkpoint: Path) -> tuple[nn.Module, dict | None]:
 
     Args:
         cfg: A checked config of mmdet, mmseg or mmpretrain.
-        checkpoint: The weights, a file of the disk.
+        checkpoint: A local file with the weights.
 
     Returns:
-        The model, and the checkpoint's ``dataset_meta``, None where it has none.
+        The model, and the checkpoint's ``dataset_meta``, or None if it has none.
 
     Raises:
         UserError: If the checkpoint does not fit the config, is packed, or holds weights that are not finite.
@@ -40,7 +40,7 @@ def load_float(cfg: Config, checkpoint: Path) -> tuple[nn.Module, dict | None]:
     load_checkpoint(model, str(checkpoint), map_location='cpu')
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
-            raise UserError(f'checkpoint {checkpoint}: {name} is not finite, give a checkpoint of before that')
+            raise UserError(f'checkpoint {checkpoint}: {name} is not finite, give an earlier checkpoint')
     return model, content.get('meta', {}).get('dataset_meta')
 
 
@@ -53,11 +53,11 @@ def pack_loaded(model: nn.Module, strict: bool) -> tuple[nn.Module, list[PackedL
     """Packs a trained model.
 
     Args:
-        model: The model; it is left as it is.
-        strict: Refuse where a binary layer cannot be packed, instead of leaving it as it is.
+        model: The model; it is not changed.
+        strict: Raises if a binary layer cannot be packed, instead of leaving it float.
 
     Returns:
-        The packed model, and what became of every binary layer.
+        The packed model, and the result for every binary layer.
 
     Raises:
         UserError: If it has no binary layers, or no layer (with ``strict``: not every layer) can be packed.
@@ -76,12 +76,12 @@ def pack_checkpoint(cfg: Config, checkpoint: str | Path, out: str | Path, strict
 
     Args:
         cfg: A checked config of mmdet, mmseg or mmpretrain.
-        checkpoint: The weights, a file of the disk.
-        out: The packed checkpoint that is written.
-        strict: Refuse where a binary layer cannot be packed, instead of leaving it as it is. Default: False.
+        checkpoint: A local file with the weights.
+        out: The packed checkpoint to write.
+        strict: Raises if a binary layer cannot be packed, instead of leaving it float. Default: False.
 
     Returns:
-        What became of every binary layer.
+        The result for every binary layer.
 
     Raises:
         UserError: If the checkpoint does not fit the config, no layer (with ``strict``: not every layer) can be packed,
@@ -95,7 +95,7 @@ def pack_checkpoint(cfg: Config, checkpoint: str | Path, out: str | Path, strict
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         model, dataset_meta = load_float(original, checkpoint)
         packed, layers = pack_loaded(model, strict)
-        # Whoever loads the file builds the model anew: it has to have the same tensors.
+        # Loading the file builds the model again, which has to have the same tensors.
         fresh = MMENGINE_MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
         check_state_dict(fresh, packed.state_dict(), str(out))
     save_packed(packed, [layer.name for layer in layers if layer.problem is None], cfg, out, dataset_meta)
@@ -103,7 +103,7 @@ def pack_checkpoint(cfg: Config, checkpoint: str | Path, out: str | Path, strict
 
 
 def describe_layers(layers: list[PackedLayer]) -> str:
-    """A table of what became of the binary layers, with a line of totals."""
+    """A table of the results for the binary layers, with a line of totals."""
     rows = [
         (layer.name, layer.problem or 'packed', f'{layer.bytes_before:,}', f'{layer.bytes_after:,}') for layer in layers
     ]

@@ -1,4 +1,4 @@
-"""Files of pictures: found, read, and named where they are drawn."""
+"""Finds and reads picture files, and names drawn pictures."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -16,8 +16,8 @@ def find_images(path: str | Path, out_dir: str | Path | None = None) -> list[str
     """Lists the pictures to predict on.
 
     Args:
-        path: A picture, or a folder of pictures, which may be in folders inside it.
-        out_dir: A folder whose pictures are left out: those drawn before. Default: None.
+        path: A picture, or a folder with pictures in it or its subfolders.
+        out_dir: A folder whose pictures are left out, because they were drawn before. Default: None.
 
     Returns:
         The files, in alphabetical order.
@@ -40,18 +40,18 @@ def find_images(path: str | Path, out_dir: str | Path | None = None) -> list[str
 
 
 def decode(content: bytes) -> np.ndarray | None:
-    """A picture's pixels, RGB of 8 bits, ``(H, W, 3)``; None where it is no picture or damaged."""
+    """A picture's pixels, 8-bit RGB, ``(H, W, 3)``; None if the file is not a picture or damaged."""
     if not content:
         return None
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # Sizes that cannot be.
+    except cv2.error:  # Impossible sizes.
         return None
     return None if pixels is None else pixels[..., ::-1]
 
 
 def image_folder(dataset: Mapping) -> str:
-    """The folder of a data set's pictures, as far as its config says: the images' prefix in the root."""
+    """The folder of a data set's pictures according to its config: the images' prefix in the root."""
     prefix = dataset.get('data_prefix') or ''
     if isinstance(prefix, Mapping):
         prefix = next((prefix[key] for key in ('img_path', 'img') if prefix.get(key)), '')
@@ -59,15 +59,15 @@ def image_folder(dataset: Mapping) -> str:
 
 
 def common_folder(folders: Iterable[str | Path]) -> str:
-    """The deepest folder that holds all folders; the current one where there are none."""
+    """The deepest folder that contains all given folders; the current one if there are none."""
     return os.path.commonpath([os.path.abspath(folder) for folder in folders] or [os.getcwd()])
 
 
 def make_folder(folder: str | Path) -> None:
-    """Makes the folder of drawn pictures, with those above it.
+    """Creates the folder of drawn pictures and its parents.
 
     Raises:
-        UserError: If it cannot be made.
+        UserError: If it cannot be created.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -76,11 +76,11 @@ def make_folder(folder: str | Path) -> None:
 
 
 class OutputFiles:
-    """Names for drawn pictures: those of the pictures, with the folders below a common one, and never one twice.
+    """Unique names for drawn pictures: the names of the pictures, with their folders below a common one.
 
     Args:
-        folder: Where the drawn pictures go.
-        root: The folder of the pictures. Those elsewhere keep all their folders.
+        folder: Folder for the drawn pictures.
+        root: The folder of the pictures. Pictures elsewhere keep all their folders.
     """
 
     def __init__(self, folder: str | Path, root: str | Path) -> None:

@@ -1,8 +1,8 @@
-"""Predictions drawn on pictures.
+"""Draws predictions on pictures.
 
-The config's own pipeline, its model and its library's visualizer do the work. The libraries' inferencers would do the
-same, but write pictures of one name into one file, stop at the first one that they cannot read, want a checkpoint where
-a .onnx file has none, and each calls its options in its own way.
+It uses the config's own pipeline, its model and its library's visualizer. The libraries' inferencers do the same, but
+they write pictures of the same name into one file, stop at the first unreadable picture, need a checkpoint even for an
+.onnx file, and name their options differently.
 """
 
 import logging
@@ -34,7 +34,8 @@ from mmgroupnet.model_configs import data_preprocessor_of, type_name, with_data_
 
 
 def _test_dataset(cfg: Config) -> Mapping:
-    """The innermost data set of a config's test data, or of its validation data, which has the pipeline."""
+    """The innermost data set of a config's test data or, without test data, of its validation data; it has the
+    pipeline."""
     for loader in ('test_dataloader', 'val_dataloader'):
         if cfg.get(loader):
             dataset = next(innermost_datasets(cfg[loader]['dataset']))
@@ -47,14 +48,14 @@ def _test_dataset(cfg: Config) -> Mapping:
 
 
 def _split(pipeline: Sequence[Mapping]) -> tuple[Compose, Compose]:
-    """The steps of a pipeline up to the one that reads the picture, and those after it, without annotations."""
+    """The steps of a pipeline up to the one that reads the picture, and the steps after it, without annotations."""
     steps = [step for step in pipeline if not ('Load' in type_name(step) and 'Annotation' in type_name(step))]
     reader = next((index for index, step in enumerate(steps) if type_name(step).startswith('Load')), -1)
     return Compose(steps[: reader + 1]), Compose(steps[reader + 1 :])
 
 
 def _read(path: str, reading: Compose, is_rgb: bool) -> tuple[np.ndarray | None, dict | None]:
-    """A picture to draw on, and what the config's pipeline makes of it; None for both where it cannot be read."""
+    """A picture to draw on, and the output of the config's pipeline for it; None for both if it cannot be read."""
     try:
         pixels = decode(Path(path).read_bytes())
     except OSError:
@@ -67,16 +68,16 @@ def _read(path: str, reading: Compose, is_rgb: bool) -> tuple[np.ndarray | None,
         return pixels, dict(results, img=array, img_shape=array.shape[:2], ori_shape=array.shape[:2])
     try:
         return pixels, reading(results)
-    except Exception:  # The reader of the config may be any, and has its own errors for a damaged file.
+    except Exception:  # The config may use any reader, which raises its own errors for a damaged file.
         print_log(f'{path}: the test pipeline does not read it\n{traceback.format_exc()}', 'current', logging.WARNING)
         return None, None
 
 
 def _build(cfg: Config, checkpoint: str | Path, device: str | None) -> tuple[nn.Module, Mapping]:
-    """The model with its weights, or the one that a .onnx file stands for, and what the file knows of the classes."""
+    """The model with its weights, or the model of an .onnx file, and the file's information on classes."""
     if is_exported(checkpoint):
         if Path(checkpoint).suffix != '.onnx':
-            raise UserError(f'{checkpoint} holds predictions, no model: mmgroupnet test --show-dir DIR draws them')
+            raise UserError(f'{checkpoint} holds predictions, not a model: mmgroupnet test --show-dir DIR draws them')
         if device not in (None, 'cpu'):
             raise UserError(f'--device {device}: {checkpoint} runs only on the CPU, give --device cpu')
         adopt_exported(cfg, checkpoint)
@@ -96,7 +97,7 @@ def _build(cfg: Config, checkpoint: str | Path, device: str | None) -> tuple[nn.
     model = revert_sync_batchnorm(MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor'))))
     check_state_dict(model, content, str(checkpoint))
     load_checkpoint(model, str(checkpoint), map_location='cpu')
-    # Files of before mmengine have CLASSES and PALETTE among the rest.
+    # Files from before mmengine have CLASSES and PALETTE beside the weights.
     return model.to(device).eval(), meta.get('dataset_meta') or meta
 
 
@@ -113,22 +114,22 @@ def draw_on_pictures(
 
     Args:
         cfg: A config of mmdet, mmseg or mmpretrain.
-        checkpoint: The weights, a file of the disk, of a trained model or packed ones; or a .onnx file that was
-            exported from them.
+        checkpoint: A local file with the weights of a trained or packed model, or an .onnx file that was exported from
+            them.
         images: The pictures.
-        out_dir: Folder for the drawn pictures; it is made.
+        out_dir: Folder for the drawn pictures; it is created.
         score_thr: Detections below this score are not drawn. Default: 0.3.
-        device: Where to compute, such as 'cpu' or 'cuda:0'. Default: a GPU if there is one and the weights are
-            neither packed nor exported.
-        root: Below this folder the drawn pictures keep the folders of the pictures. Default: the deepest one that holds
-            all of them.
+        device: The device, such as 'cpu' or 'cuda:0'. Default: a GPU if there is one and the weights are neither packed
+            nor exported.
+        root: The drawn pictures keep the folders of the pictures below this folder. Default: the deepest folder that
+            contains all of them.
 
     Returns:
         The folder inside ``out_dir`` that holds the drawn pictures, each with the name of its picture.
 
     Raises:
         UserError: If the checkpoint does not fit the config, the config is of another library, the folder cannot be
-            made, the device is not there, or, when all others are drawn, naming the pictures that cannot be read.
+            created, the device is not available, or some pictures cannot be read (after the others are drawn).
     """
     cfg, library = cfg.copy(), library_of(cfg)
     if library is None:

@@ -184,5 +184,5 @@ class TestRefused:
             build(file).test_step(dict(inputs=None, data_samples=[sample]))
 
     def test_drawing_on_other_pictures(self, tiny, tmp_path):
-        with pytest.raises(UserError, match=r'a\.npz holds predictions, no model: mmgroupnet test --show-dir'):
+        with pytest.raises(UserError, match=r'a\.npz holds predictions, not a model: mmgroupnet test --show-dir'):
             draw_on_pictures(load_tiny_run(tiny), write(tmp_path / 'a.npz'), [], tmp_path)
