@@ -1,4 +1,4 @@
-"""A rehearsal: all that a training run will do is done once, before its first step, and leaves no trace."""
+"""A rehearsal runs every stage of a training once before the first step, without side effects."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def _checkpoint_hook(runner: Runner) -> CheckpointHook | None:
 
 
 def _train(stages: Stages, runner: Runner, model: nn.Module) -> None:
-    """A batch forward and backward, and one as small as the last of an epoch."""
+    """A batch forward and backward, and another as small as the last one of an epoch."""
     loop = runner.train_loop
     if type(loop).run_iter not in (EpochBasedTrainLoop.run_iter, IterBasedTrainLoop.run_iter):
         stages.leave_out('training', f'{type(loop).__name__} has steps of its own')
@@ -41,7 +41,7 @@ def _train(stages: Stages, runner: Runner, model: nn.Module) -> None:
         batches,
         ('a training batch', 'a training batch as small as the last one'),
         (
-            "Compare the model, its heads' classes and channels above all, with what train_dataloader.dataset gives",
+            "Compare the model, above all its heads' classes and channels, with train_dataloader.dataset",
             'Give train_dataloader drop_last=True or another batch_size',
         ),
         strict=False,
@@ -53,7 +53,7 @@ def _train(stages: Stages, runner: Runner, model: nn.Module) -> None:
 def _evaluate(
     stages: Stages, runner: Runner, kind: str, model: nn.Module, loop: ValLoop | TestLoop, doubt: str
 ) -> None:
-    """A batch of validation (kind ``'val'``) or test through model and metrics."""
+    """Runs a batch of validation (kind ``'val'``) or test through model and metrics."""
     stage = {'val': 'validation', 'test': 'test'}[kind]
     runner.logger.info(f'{PROGRESS}: a batch of {stage}')
     loader = f'{kind}_dataloader'
@@ -80,7 +80,7 @@ def _evaluate(
     if type(loop.evaluator) is not Evaluator:
         stages.leave_out(f'{kind}_evaluator', f'{type(loop.evaluator).__name__} may need more than one batch')
         return
-    hint = f'Compare {kind}_evaluator with {loader}.dataset and with what the model predicts'
+    hint = f'Compare {kind}_evaluator with {loader}.dataset and with the predictions of the model'
     size = len(loop.dataloader.dataset)
     with alone():
         metrics = [
@@ -90,7 +90,7 @@ def _evaluate(
             for metric in loop.evaluator.metrics
         ]
     chosen_by = getattr(_checkpoint_hook(runner), 'save_best', None)
-    if kind == 'val' and chosen_by and all(metrics):  # One that gives nothing yet may give it in the run.
+    if kind == 'val' and chosen_by and all(metrics):  # A metric without values here may have some in the run.
         hint = 'Look at default_hooks.checkpoint'
         if len(samples) < size and not all(map(is_one_batch_enough, loop.evaluator.metrics)):
             doubt = 'a metric may give more values after the whole set'
@@ -127,7 +127,7 @@ def _test(stages: Stages, runner: Runner, model: nn.Module) -> None:
 
 
 def _rehearse(runner: Runner, model: nn.Module) -> Stages:
-    """All stages in this process.
+    """Runs all stages in this process.
 
     Raises:
         UserError: If one of them fails.
@@ -140,14 +140,14 @@ def _rehearse(runner: Runner, model: nn.Module) -> Stages:
             stages.leave_out('training and validation', str(error))
         else:
             copied.train()
-            if get_world_size() > 1:  # Their statistics are of all processes, and this is one alone.
+            if get_world_size() > 1:  # They synchronise, but the rehearsal runs in each process separately.
                 for norm in synchronised_norms(copied):
                     norm.eval()
             _train(stages, runner, copied)
             copied.eval()
             _validate(stages, runner, copied)
             _test(stages, runner, copied)
-            del copied  # Before the memory is counted anew.
+            del copied  # Before the memory is counted again.
         hook = _checkpoint_hook(runner)
         if hook is not None and is_main_process() and is_local(hook.out_dir):
             runner.logger.info(f'{PROGRESS}: a checkpoint')
@@ -157,16 +157,15 @@ def _rehearse(runner: Runner, model: nn.Module) -> Stages:
 
 
 class RehearsalHook(Hook):
-    """Goes through a batch of training, of validation and of the test set, and through a checkpoint, before the first
-    step, so that what would fail after an epoch fails now.
+    """Tries a batch of training, validation and test, and a checkpoint, before the first step, so that errors come now
+    and not after an epoch.
 
-    All is done with copies of the run's parts, and batches of the run's own data: random numbers, weights, losses and
-    logs of the run are those of one without. A failure of what the run needs ends it. A failure that may be due to the
-    rehearsal itself, such as that of a custom metric that needs the whole set, is a warning. What cannot be tried is
-    named.
+    It uses copies of the run's parts and batches of the run's own data, so random numbers, weights, losses and logs of
+    the run do not change. A failure in a part that the run needs ends the run. A failure that the rehearsal itself may
+    cause, such as that of a custom metric that needs the whole set, is a warning. The log names what cannot be tried.
     """
 
-    priority = 'LOWEST'  # After all that other hooks prepare.
+    priority = 'LOWEST'  # After the preparations of other hooks.
 
     def before_train(self, runner: Runner) -> None:
         """Rehearses.
@@ -175,10 +174,10 @@ class RehearsalHook(Hook):
             runner: The run.
 
         Raises:
-            UserError: Naming the stage that failed, how, and what to look at; in every process.
+            UserError: In every process; the message names the failed stage, the error, and what to look at.
         """
         if 0 < runner.max_iters <= runner.iter:
-            return  # Resumed at its end.
+            return  # The run was resumed at its end.
         model = runner.model.module if isinstance(runner.model, DistributedDataParallel) else runner.model
         if not isinstance(model, nn.Module) or any(is_model_wrapper(module) for module in model.modules()):
             runner.logger.info(f'No rehearsal: it cannot copy a model inside a {type(runner.model).__name__}')
@@ -191,7 +190,7 @@ class RehearsalHook(Hook):
         try:
             failures = all_gather_object(str(failure or ''))
         except RuntimeError:
-            if not failure:  # A GPU does not get over what a kernel refuses.
+            if not failure:  # A GPU does not recover from a kernel's error.
                 raise
         if failure:
             raise failure

@@ -1,4 +1,4 @@
-"""Predictions that a device wrote, evaluated like a checkpoint."""
+"""Evaluates predictions that a device wrote like a checkpoint."""
 
 import json
 import logging
@@ -18,12 +18,12 @@ from mmgroupnet.engine.exported_model import ExportedModel, set_class_map, set_c
 from mmgroupnet.errors import UserError
 from mmgroupnet.registry import MODELS
 
-# What there is of each picture.
+# The arrays of each picture.
 _ARRAYS = dict(detection=('boxes', 'labels', 'scores'), segmentation=('classes',), classification=('scores',), maps=())
 
 
 def _open(file: str) -> tuple[np.lib.npyio.NpzFile, list[str], dict]:
-    """The arrays of a file of predictions, read when they are asked for, its pictures' names and its metadata."""
+    """The arrays of a file of predictions, which are loaded on access, the names of its pictures, and its metadata."""
     try:
         arrays = np.load(file)  # Without pickles, its default.
         names, metadata = arrays['names'].tolist(), json.loads(str(arrays['metadata']))
@@ -34,27 +34,27 @@ def _open(file: str) -> tuple[np.lib.npyio.NpzFile, list[str], dict]:
             if f'{key}_{index}' not in arrays
         ]
         is_sound = not missing and {'classes', 'palette'} <= set(metadata)
-    except Exception as error:  # Garbage makes the readers fail in any way.
+    except Exception as error:  # Garbage makes the readers raise any type.
         raise UserError(
-            f'{file} is damaged or no file of predictions: mmgroupnet-run MODEL.onnx FOLDER --npz FILE writes one'
+            f'{file} is damaged or not a file of predictions: mmgroupnet-run MODEL.onnx FOLDER --npz FILE writes one'
         ) from error
     if not is_sound:
-        raise UserError(f'{file} lacks {few_names(missing) or "classes or palette"}: predict and write it anew')
+        raise UserError(f'{file} lacks {few_names(missing) or "classes or palette"}: predict and write it again')
     return arrays, names, metadata
 
 
 @MODELS.register_module()
 class StoredPredictions(ExportedModel):
-    """The .npz file of ``mmgroupnet-run MODEL.onnx FOLDER --npz FILE`` in the place of the model that was run.
+    """The .npz file of ``mmgroupnet-run MODEL.onnx FOLDER --npz FILE``, which replaces the model that was run.
 
-    Pictures of the data set are found in it by the names of their files.
+    The pictures of the data set are matched by their file names.
 
     Args:
         file: The file.
         data_preprocessor: Ignored. Default: None.
 
     Raises:
-        UserError: If it is no such file, or damaged.
+        UserError: If the file is not such a file, or damaged.
     """
 
     def __init__(self, file: str, data_preprocessor: dict | None = None) -> None:
@@ -65,18 +65,18 @@ class StoredPredictions(ExportedModel):
         self._indices = {name: index for index, name in enumerate(names)}
 
     def check_dataset(self, dataset: BaseDataset) -> None:
-        """Checks classes, and that the file has the pictures of a data set. Those that it has besides are logged.
+        """Checks the classes, and that the file has all pictures of a data set. Additional pictures are logged.
 
         Args:
             dataset: The test data.
 
         Raises:
-            UserError: If classes differ, pictures are missing, or two have one name.
+            UserError: If classes differ, pictures are missing, or two have the same name.
         """
         super().check_dataset(dataset)
         infos = [dataset.get_data_info(index) for index in range(len(dataset))]
         if not all('img_path' in info for info in infos):
-            raise UserError(f'{self.file} goes by the names of files, and the pictures of the test data are no files')
+            raise UserError(f'{self.file} is matched by file names, but the pictures of the test data are not files')
         expected = [Path(info['img_path']).name for info in infos]
         for where, names in (('the test data', expected), (self.file, self._names)):
             repeated = [name for name, count in Counter(names).items() if count > 1]
@@ -106,15 +106,15 @@ class StoredPredictions(ExportedModel):
         """Looks up the predictions of a batch.
 
         Args:
-            inputs: Pictures, not looked at.
+            inputs: Pictures, not used.
             data_samples: Changed in place.
-            mode: ``'predict'`` alone. Default: ``'predict'``.
+            mode: Only ``'predict'``. Default: ``'predict'``.
 
         Returns:
             The data samples, with predictions.
 
         Raises:
-            UserError: If predictions are damaged, or of a picture of another size.
+            UserError: If predictions are damaged, or belong to a picture of another size.
         """
         for sample in data_samples:
             if 'img_path' not in sample:
@@ -134,12 +134,12 @@ class StoredPredictions(ExportedModel):
         return None if classes is None else len(classes)
 
     def _read(self, name: str, key: str, shape: tuple[int | None, ...]) -> np.ndarray:
-        """The array of a picture; None in the shape is any number."""
+        """The array of a picture; None in the shape means any number."""
         key = f'{key}_{self._indices[name]}'
         try:
             array = self._arrays[key]
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f'{self.file}: {key}, of {name}, is damaged: copy the file anew') from error
+            raise UserError(f'{self.file}: {key}, of {name}, is damaged: copy the file again') from error
         fits = array.ndim == len(shape) and all(
             wanted in (None, given) for wanted, given in zip(shape, array.shape, strict=True)
         )
@@ -166,6 +166,6 @@ class StoredPredictions(ExportedModel):
         classes = self._read(name, 'classes', size)
         self._check_labels(classes, name)
         has_scores = f'scores_{self._indices[name]}' in self._arrays
-        # One map of scores may tell two classes apart.
+        # One map of scores may separate two classes.
         scores = self._read(name, 'scores', (None, *size)) if has_scores else None
         set_class_map(sample, classes, scores)

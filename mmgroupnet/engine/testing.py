@@ -1,4 +1,4 @@
-"""A test run of the command line, with the options that each OpenMMLab library spells in its own way."""
+"""A test run of the command line, with common names for options that OpenMMLab's libraries name differently."""
 
 import logging
 from copy import deepcopy
@@ -20,14 +20,14 @@ from mmgroupnet.engine.pictures import common_folder, image_folder
 from mmgroupnet.errors import UserError
 from mmgroupnet.model_configs import type_name
 
-# Test-time augmentation: the libraries' own models, and ours that stand in for them.
+# Test-time augmentation: the libraries' own models, and ours that replace them.
 _AUGMENTED = dict(
     DetTTAModel='mmgroupnet.AugmentedDetector',
     SegTTAModel='mmgroupnet.AugmentedSegmentor',
     AverageClsScoreTTA='mmgroupnet.AugmentedClassifier',
 )
 _DEFAULT_AUGMENTED = dict(zip(LIBRARIES, _AUGMENTED.values(), strict=True))
-# What mirroring back needs to know of a picture.
+# The meta keys that are needed to flip predictions back.
 _META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
 
 
@@ -48,14 +48,14 @@ def adopt_validation(cfg: Config) -> None:
         cfg: The config, changed in place.
 
     Raises:
-        UserError: If it has neither, or no evaluator for them.
+        UserError: If it has neither, or no evaluator.
     """
     if not cfg.get('test_dataloader'):
         if not cfg.get('val_dataloader'):
             raise UserError('the config has neither a test_dataloader nor a val_dataloader: give it one')
         print_log('The config has no test data: its validation data is evaluated', 'current', logging.WARNING)
         cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.get('val_evaluator')
-    if cfg.get('test_evaluator') is None:  # [] for predictions alone, with --out.
+    if cfg.get('test_evaluator') is None:  # [] to write only predictions, with --out.
         raise UserError('the config has test data and no test_evaluator: give its metrics, test_evaluator=dict(...)')
     if cfg.get('test_cfg') is None:
         cfg.test_cfg = {}
@@ -67,7 +67,7 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
     Args:
         cfg: The config, changed in place.
         show: Open a window.
-        show_dir: Folder for the pictures. None: none are written.
+        show_dir: Folder for the pictures; None to write none.
         wait_time: Seconds that a window stays.
     """
     library = _library(cfg, '--show and --show-dir')
@@ -87,13 +87,13 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
 
 
 def _default_tta(cfg: Config, library: str) -> tuple[ConfigDict, list]:
-    """Model and pipeline that predict on the image and on its mirror image."""
+    """Model and pipeline that predict on the image and on its mirrored copy."""
     pipeline = deepcopy(next(innermost_datasets(cfg.test_dataloader.dataset))['pipeline'])
     pack = pipeline[-1]
     if library == 'mmdet' or 'meta_keys' in pack:
         pack['meta_keys'] = tuple(dict.fromkeys((*pack.get('meta_keys', ()), *_META_KEYS)))
     flip = 'mmdet.RandomFlip' if library == 'mmdet' else 'RandomFlip'
-    # mmseg compares with the ground truth of the first one.
+    # mmseg compares with the ground truth of the first augmentation.
     flips = [dict(type=flip, prob=0.0), dict(type=flip, prob=1.0)]
     pipeline[-1] = dict(type='TestTimeAug', transforms=[flips, [pack]])
     return ConfigDict(type=_DEFAULT_AUGMENTED[library]), pipeline
@@ -102,7 +102,8 @@ def _default_tta(cfg: Config, library: str) -> tuple[ConfigDict, list]:
 def augment_test(cfg: Config) -> None:
     """Turns on test-time augmentation.
 
-    By the config's own ``tta_model`` and ``tta_pipeline``; with the mirror image for what it lacks of them.
+    It uses the config's own ``tta_model`` and ``tta_pipeline``, or ones that add the mirrored image if the config lacks
+    them.
 
     Args:
         cfg: The config, changed in place.
@@ -116,7 +117,7 @@ def augment_test(cfg: Config) -> None:
     if model is None or pipeline is None:
         default_model, default_pipeline = _default_tta(cfg, library)
         model, pipeline = model or default_model, pipeline or default_pipeline
-    model = deepcopy(model)  # Unlike dict(model), it can still be written into the log where types are classes.
+    model = deepcopy(model)  # Unlike dict(model), it can be written into the log even if types are classes.
     if type_name(model) in _AUGMENTED:
         model.type = _AUGMENTED[type_name(model)]
     model.module = cfg.model
@@ -126,7 +127,7 @@ def augment_test(cfg: Config) -> None:
 
 
 def write_predictions(runner: Runner, out: str) -> None:
-    """Adds a writer of all predictions to a test.
+    """Makes a test write all predictions to a file.
 
     Args:
         runner: The runner.
@@ -138,7 +139,7 @@ def write_predictions(runner: Runner, out: str) -> None:
     if not out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out {out}: predictions are written as a pickle, give a name that ends in .pkl')
     if library_of(runner.cfg) == 'mmdet':
-        from mmdet.evaluation import DumpDetResults  # Compresses masks.
+        from mmdet.evaluation import DumpDetResults  # It compresses masks.
 
         metric = DumpDetResults(out_file_path=out)
     else:
@@ -159,8 +160,8 @@ def run_test(
 
     Args:
         cfg: A checked config with ``work_dir`` and ``launcher``; changed in place.
-        checkpoint: The checkpoint, of a trained model or a packed one; or a .onnx file that was exported from one, or a
-            .npz file of what that predicted.
+        checkpoint: The checkpoint of a trained or packed model, an .onnx file that was exported from one, or an .npz
+            file with its predictions.
         out: Pickle file for all predictions. Default: None.
         show: Show every picture with its predictions. Default: False.
         show_dir: Folder for pictures with predictions. Default: None.
@@ -175,7 +176,7 @@ def run_test(
     """
     exported, library = is_exported(checkpoint), library_of(cfg)
     if exported and tta:
-        raise UserError(f'--tta: {checkpoint} answers for pictures as they are, evaluate its checkpoint')
+        raise UserError(f'--tta: {checkpoint} cannot predict on augmented pictures, evaluate its checkpoint')
     adopt_validation(cfg)
     if show or show_dir:
         draw_predictions(cfg, show, show_dir, wait_time)

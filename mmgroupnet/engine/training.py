@@ -24,10 +24,10 @@ from mmgroupnet.model_configs import is_binarized_config, is_packed_config
 
 
 def read_trainable(path: str) -> dict:
-    """Reads a checkpoint to go on from, without its tensors' data.
+    """Reads a checkpoint to resume from, without its tensors' data.
 
     Raises:
-        UserError: If it cannot be read, or is a packed one, whose latent weights are gone.
+        UserError: If it cannot be read, or is packed and so has no latent weights.
     """
     checkpoint = read_checkpoint(path)
     if is_packed(checkpoint):
@@ -36,9 +36,9 @@ def read_trainable(path: str) -> dict:
 
 
 def apply_backbone_checkpoint(cfg: Config) -> None:
-    """Initialises the backbone from the classification checkpoint that a config asks for by ``backbone_checkpoint``.
+    """Initialises the backbone from the classification checkpoint in a config's ``backbone_checkpoint``.
 
-    Where it is None, a warning says what to expect; a config without that setting is left as it is.
+    If it is None, a warning says what to expect; a config without that setting is not changed.
 
     Args:
         cfg: The config; ``model.backbone.init_cfg`` is set.
@@ -82,11 +82,11 @@ def run_training(
         cfg: A checked config with ``work_dir`` and ``launcher``; changed in place.
         amp: Train in automatic mixed precision: float16 on a GPU, bfloat16 on a CPU. Default: False.
         auto_scale_lr: Scale the learning rate by the batch size of all processes. Default: False.
-        resume: Checkpoint to go on from, or 'auto' for the last good one in the work directory, if there is one.
-            Default: None, which leaves it to ``resume`` and ``load_from`` of the config.
-        policy: Rules by which the model is made binary, see :func:`mmgroupnet.engine.binarize_option.load_policy`.
-            Default: None.
-        rehearse: Before the first step compare data sets, heads and evaluators, and try a batch of everything, see
+        resume: Checkpoint to resume from, or 'auto' for the last good one in the work directory, if there is one.
+            Default: None, ``resume`` and ``load_from`` of the config decide.
+        policy: Rules that make the model binary, see :func:`mmgroupnet.engine.binarize_option.load_policy`. Default:
+            None.
+        rehearse: Compares data sets, heads and evaluators before the first step, and tries a batch of each, see
             :class:`mmgroupnet.engine.rehearsal.RehearsalHook`. Default: True.
 
     Returns:
@@ -94,7 +94,7 @@ def run_training(
 
     Raises:
         UserError: If an option does not fit the config or the machine, data is missing, a checkpoint does not fit or
-            cannot be fetched, the rehearsal fails, or a loss is no number.
+            cannot be downloaded, the rehearsal fails, or a loss is not finite.
     """
     if is_packed_config(cfg):
         raise UserError("model=dict(type='mmgroupnet.Packed', ...) cannot be trained: give the model inside it")
@@ -117,7 +117,7 @@ def run_training(
     if cfg.load_from and is_local(cfg.load_from):
         read_trainable(cfg.load_from)
     if cfg.get('data_preprocessor'):
-        # The Runner takes it from there, but inferencers of the files that it writes do not.
+        # The Runner reads it there, but inferencers of its files do not.
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     runner = build_runner(cfg)
     if rehearse:

@@ -89,5 +89,5 @@ def test_misuse(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='of mmpretrain only classifiers can be drawn'):
         hook.after_test_iter(RUNNER, 0, None, [DataSample(metainfo=dict(img_path=str(tmp_path / 'a.png')))])
     monkeypatch.setattr(draw_predictions_hook, 'get_world_size', lambda: 2)
-    with pytest.raises(UserError, match='draw in the first process alone; test with one process'):
+    with pytest.raises(UserError, match='draw only in the first process; test with one process'):
         hook.before_test(RUNNER)

@@ -211,7 +211,7 @@ class TestRefused:
         assert run_test(load_tiny_run(tiny), write(tmp_path, 'detection', classes=None))
 
     def test_test_time_augmentation(self, tiny):
-        with pytest.raises(UserError, match=r'--tta: .*detection\.onnx answers for pictures as they are'):
+        with pytest.raises(UserError, match=r'--tta: .*detection\.onnx cannot predict on augmented pictures'):
             run_test(load_tiny_run(tiny), str(tiny / 'detection.onnx'), tta=True)
 
     def test_several_processes(self, tiny):

@@ -122,7 +122,7 @@ class TestRefused:
     def test_a_data_set_without_files(self, tmp_path):
         pictures = dataset()
         del pictures[0]['img_path']
-        with pytest.raises(UserError, match='goes by the names of files, and the pictures of the test data are no'):
+        with pytest.raises(UserError, match='is matched by file names, but the pictures of the test data are not'):
             build(write(tmp_path / 'a.npz')).check_dataset(pictures)
 
     def test_a_pipeline_that_leaves_no_names(self, tmp_path):
@@ -149,11 +149,11 @@ class TestRefused:
             np.savez(path, names=np.array(NAMES), metadata='no json')
         else:
             path.write_bytes(content)
-        with pytest.raises(UserError, match=r'^\S+a\.npz is damaged or no file of predictions: mmgroupnet-run'):
+        with pytest.raises(UserError, match=r'^\S+a\.npz is damaged or not a file of predictions: mmgroupnet-run'):
             run_test(load_tiny_run(tiny), str(path))
 
     def test_pictures_without_predictions(self, tmp_path):
-        with pytest.raises(UserError, match=r"a\.npz lacks 'classes_0', 'classes_1': predict and write it anew"):
+        with pytest.raises(UserError, match=r"a\.npz lacks 'classes_0', 'classes_1': predict and write it again"):
             build(write(tmp_path / 'a.npz', ['a.png', 'b.png'], 'segmentation'))
 
     def test_a_damaged_array(self, tmp_path):
@@ -161,7 +161,7 @@ class TestRefused:
         content = bytearray((tmp_path / 'a.npz').read_bytes())
         content[content.index(np.float32([3, 2, 30, 40]).tobytes())] ^= 1  # A box, whose checksum is wrong then.
         (tmp_path / 'a.npz').write_bytes(content)
-        with pytest.raises(UserError, match=r'boxes_3, of 11\.png, is damaged: copy the file anew'):
+        with pytest.raises(UserError, match=r'boxes_3, of 11\.png, is damaged: copy the file again'):
             build(file).test_step(dict(inputs=None, data_samples=[DetDataSample(metainfo=dict(img_path='11.png'))]))
 
     @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Hooks for training: what a person wants to see of a binary network, and guards against lost work."""
+"""Hooks for training: statistics of binary networks, distillation, and guards against lost work."""
 
 from mmgroupnet.engine.hooks.binary_statistics_hook import BinaryStatisticsHook
 from mmgroupnet.engine.hooks.checkpoint_match_hook import CheckpointMatchHook

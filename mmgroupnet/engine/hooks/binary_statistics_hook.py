@@ -1,4 +1,4 @@
-"""Shows whether a binary network is alive."""
+"""Logs whether the layers of a binary network are alive."""
 
 import json
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class _SignRecord:
 
 
 def _both(observer: SignObserver, other: SignObserver | None) -> SignObserver:
-    """An observer beside another one that was there before."""
+    """An observer that also calls another one that was set before."""
     if other is None:
         return observer
 
@@ -51,25 +51,25 @@ def _both(observer: SignObserver, other: SignObserver | None) -> SignObserver:
 
 @HOOKS.register_module()
 class BinaryStatisticsHook(Hook):
-    """Logs once an epoch, per binary layer, the share of +1 at the sign, dead channels, and flips of weight signs.
+    """Logs once per epoch the share of +1 at the sign, dead channels, and flipped weight signs of every binary layer.
 
-    A channel is *dead* where its sign was constant over all sampled iterations: it tells nothing about the image. A
-    layer whose share of +1 lies outside ``alive_range`` gets a warning. The log has one line; the full table goes to
-    ``binary_statistics.jsonl`` in the work directory, one line per report and layer.
+    A channel is *dead* if its sign was constant over all sampled iterations, so it carries no information about the
+    image. A layer whose share of +1 is outside ``alive_range`` gets a warning. The log has one line; the full table
+    goes to ``binary_statistics.jsonl`` in the work directory, one line per report and layer.
 
-    All processes observe alike, through the ``sign_observer`` of each layer, so that watching changes neither path nor
-    memory of training; the first one reports, on the signs of its images.
+    All processes observe in the same way, through the ``sign_observer`` of each layer, so observing changes neither
+    path nor memory of training. The first process reports the signs of its images.
 
     Args:
-        interval: Signs are looked at in the first iteration of an epoch and in every ``interval``-th after it; the
-            others cost nothing. Default: 50.
+        interval: Signs are sampled in the first iteration of an epoch and in every ``interval``-th after it; other
+            iterations cost nothing. Default: 50.
         alive_range: Lowest and highest share of +1 of a healthy layer. Default: (0.02, 0.98).
 
     Raises:
         UserError: If ``interval`` is not at least 1.
     """
 
-    priority = 'ABOVE_NORMAL'  # Before EMAHook puts averaged weights in place for the validation.
+    priority = 'ABOVE_NORMAL'  # Before EMAHook swaps in averaged weights for the validation.
 
     def __init__(self, interval: int = 50, alive_range: tuple[float, float] = (0.02, 0.98)) -> None:
         if interval < 1:
@@ -91,7 +91,7 @@ class BinaryStatisticsHook(Hook):
         return {name: layer.weight.detach() >= 0 for name, layer in self._layers(runner).items()}
 
     def before_train(self, runner: Runner) -> None:
-        """Notes the signs of the weights.
+        """Records the signs of the weights.
 
         Args:
             runner: The runner.
@@ -99,7 +99,7 @@ class BinaryStatisticsHook(Hook):
         self._weight_signs = self._signs_of_weights(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
-        """Observes the signs in the iterations that are sampled.
+        """Observes the signs in sampled iterations.
 
         Args:
             runner: The runner.
@@ -136,7 +136,8 @@ class BinaryStatisticsHook(Hook):
         self._report(runner, epoch=runner.epoch + 1)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Reports what the end of an epoch has not: training that counts iterations, as mmseg's, knows no epochs.
+        """Reports samples that no end of an epoch has reported: training that counts iterations, as in mmseg, has no
+        epochs.
 
         Args:
             runner: The runner.
@@ -144,7 +145,7 @@ class BinaryStatisticsHook(Hook):
         self._report(runner, epoch=runner.epoch)
 
     def _report(self, runner: Runner, epoch: int) -> None:
-        """Writes the table, logs its summary, and starts anew."""
+        """Writes the table, logs its summary, and resets the statistics."""
         records, self._records = self._records, {}
         if not records:
             return
@@ -164,7 +165,7 @@ class BinaryStatisticsHook(Hook):
                 weights=signs[name].numel(),
             )
             for name, record in records.items()
-            if record.total  # A layer may not have run, such as one of a branch that only some images take.
+            if record.total  # A layer may not have run, for example if only some images use its branch.
         ]
         if not rows:
             return

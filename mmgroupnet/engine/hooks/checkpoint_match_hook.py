@@ -1,4 +1,4 @@
-"""Says what is loaded of a checkpoint of another architecture, or refuses it."""
+"""Reports which tensors of a checkpoint of another architecture are loaded, or refuses it."""
 
 import logging
 
@@ -15,28 +15,28 @@ from mmgroupnet.registry import HOOKS
 
 @HOOKS.register_module()
 class CheckpointMatchHook(Hook):
-    """Watches which weights of a checkpoint reach the model.
+    """Checks which weights of a checkpoint the model loads.
 
-    mmengine loads what fits, logs the rest as a warning and goes on with random weights.
+    mmengine loads the tensors that fit, logs the rest as a warning and goes on with random weights.
 
-    - What ``load_from`` starts a training from may have another head: a table says what of it is taken, what is
-      dropped, and what is new. A checkpoint of which nothing is taken is refused.
-    - A checkpoint that is resumed from or tested has to hold exactly the model's weights, or is refused.
+    - The checkpoint in ``load_from`` may have another head: a table lists the taken, dropped and new tensors. A
+      checkpoint without a fitting tensor is refused.
+    - A checkpoint to resume from or to test has to hold exactly the model's weights, otherwise it is refused.
 
-    ``init_cfg=dict(type='Pretrained')`` is not concerned.
+    The hook does not check ``init_cfg=dict(type='Pretrained')``.
     """
 
-    priority = 'VERY_LOW'  # After hooks that change the checkpoint, such as EMAHook's.
+    priority = 'VERY_LOW'  # After hooks that change the checkpoint, such as EMAHook.
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compares names and shapes, and where they differ asks the model.
+        """Compares names and shapes; if they differ, tries to load them into the model.
 
         Args:
             runner: The runner.
-            checkpoint: What was read, before it is put into the model.
+            checkpoint: The checkpoint, before it is loaded into the model.
 
         Raises:
-            UserError: Listing what is missing, unexpected or of another shape.
+            UserError: The message lists missing, unexpected and misshaped tensors.
         """
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
@@ -47,7 +47,7 @@ class CheckpointMatchHook(Hook):
         transfer = None if is_packed(checkpoint) else load_what_fits(model, checkpoint)
         if transfer is not None and transfer.is_whole():
             return
-        # A runner that only tests leaves its optimizer a config.
+        # In a runner that only tests, the optimizer is still a config.
         starts_training = isinstance(runner.optim_wrapper, BaseOptimWrapper) and not runner._resume
         if transfer is None or not transfer.taken or not starts_training:
             check_state_dict(model, checkpoint, source)  # raises

@@ -19,9 +19,9 @@ Labels = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class TeacherLabels:
-    """A batch augmentation in mmpretrain's sense: blends labels with what the teacher says of the images.
+    """A batch augmentation in mmpretrain's sense: blends labels with the teacher's predictions.
 
-    It is no module on purpose, so that the teacher is no part of the model it helps to train.
+    It is deliberately not a module, so the teacher does not become part of the model in training.
 
     Args:
         teacher: Classifier, logits from ``teacher(images, mode='tensor')``.
@@ -38,7 +38,7 @@ class TeacherLabels:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Preprocessed images ``(N, 3, H, W)`` and their labels ``(N, classes)``, to the same with blended labels."""
+        """Blends the labels ``(N, classes)`` of preprocessed images ``(N, 3, H, W)``; returns both."""
         if self.before is not None:
             images, labels = self.before(images, labels)
         soft = (self.teacher(images, mode='tensor') / self.temperature).softmax(dim=1)
@@ -57,25 +57,25 @@ class DistillationHook(Hook):
     """Gives mmpretrain's classifiers soft labels, ``weight * softmax(teacher / temperature) + (1 - weight) * label``.
 
     The head's loss must take soft labels: ``LabelSmoothLoss``, or ``CrossEntropyLoss`` with ``use_soft=True``. The
-    teacher sees the images after the preprocessor of the model in training, so that both want the same normalisation.
-    It is no part of the checkpoints.
+    teacher sees the images after the preprocessor of the model in training, so both need the same normalisation.
+    Checkpoints do not contain the teacher.
 
     Args:
         teacher: Config of the teacher, an ``ImageClassifier``.
         checkpoint: Its weights: a file, ``https://`` address or ``torchvision://`` name, with mmpretrain's,
             torchvision's or the CIFAR ResNets' names, loaded in torch's safe mode.
         weight: Share of the teacher, between 0 and 1. Default: 0.9.
-        temperature: Flattens what the teacher says where it is above 1. Default: 1.
+        temperature: Above 1, it flattens the teacher's predictions. Default: 1.
 
     Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015; for binary networks the distributional
     loss of Liu et al., ReActNet, ECCV 2020 (``weight=1``).
 
     Raises:
         UserError: If weight or temperature is out of its range.
-        UserError: If the checkpoint is not the teacher's, or the model has not mmpretrain's preprocessor.
+        UserError: If the checkpoint is not the teacher's, or the model lacks mmpretrain's preprocessor.
     """
 
-    priority = 'LOW'  # After SwitchRecipeHook, which puts other batch augmentations in place.
+    priority = 'LOW'  # After SwitchRecipeHook, which switches batch augmentations.
 
     def __init__(self, teacher: dict, checkpoint: str, weight: float = 0.9, temperature: float = 1.0) -> None:
         if not 0 < weight <= 1:
@@ -104,7 +104,7 @@ class DistillationHook(Hook):
         print_log(f'labels are {self.weight:.0%} those of the teacher in {self.checkpoint}', logger='current')
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Puts the teacher behind the model's preprocessor and its batch augmentations, where it is not there yet."""
+        """Adds the teacher behind the model's preprocessor and batch augmentations, unless it is there already."""
         preprocessor = _unwrapped(runner).data_preprocessor
         if not isinstance(preprocessor.batch_augments, TeacherLabels):
             preprocessor.to_onehot = True

@@ -18,14 +18,14 @@ from mmgroupnet.registry import HOOKS
 
 @HOOKS.register_module()
 class DrawPredictionsHook(Hook):
-    """Draws every picture of a test with its predictions and its ground truth, each into a file of its own.
+    """Draws every picture of a test with its predictions and its ground truth, each into its own file.
 
-    The libraries' own hooks write pictures of one name in two folders into one file.
+    The libraries' own hooks write pictures with the same name from different folders into one file.
 
     Args:
         library: 'mmdet', 'mmseg' or 'mmpretrain'.
-        out_dir: Folder for the pictures, which keep their names and their folders below ``root``. Default: None, which
-            writes none.
+        out_dir: Folder for the pictures, which keep their names and their folders below ``root``. Default: None, no
+            pictures are written.
         root: The folder of the test data's pictures. Default: '', the current one.
         score_thr: Detections below this score are not drawn. Default: 0.3.
         show: Open a window. Default: False.
@@ -53,17 +53,17 @@ class DrawPredictionsHook(Hook):
     def before_test(self, runner: Runner) -> None:
         if get_world_size() > 1:
             raise UserError(
-                "--show and --show-dir: OpenMMLab's visualizers draw in the first process alone; test with one process"
+                "--show and --show-dir: OpenMMLab's visualizers draw only in the first process; test with one process"
             )
         if self.files is not None:
             make_folder(self.files.folder)
-        # One of its own: with the run's, a window would leave files in the log's folder.
+        # A separate visualizer: with the run's, a window would leave files in the log's folder.
         self.visualizer = build_visualizer(runner.cfg, self.library, runner.visualizer.dataset_meta or {})
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence | None = None
     ) -> None:
-        # Samples of videos hold one for each frame.
+        # Samples of videos hold one sample per frame.
         samples = [frame for sample in outputs or () for frame in getattr(sample, 'video_data_samples', [sample])]
         for index, sample in enumerate(samples):
             name = sample.get('img_path')
@@ -74,18 +74,18 @@ class DrawPredictionsHook(Hook):
             else:
                 decoded = decode(get(name, backend_args=self.backend_args))
                 if decoded is None:
-                    raise UserError(f'{name} cannot be drawn on: it is no picture that OpenCV reads')
+                    raise UserError(f'{name} cannot be drawn on: OpenCV cannot read it')
                 pixels = decoded
             out_file = None if self.files is None else self.files.path_of(name)
             draw(self.visualizer, self.library, pixels, sample, out_file, **self.options)
             self.num_drawn += 1
 
     def _input(self, data_batch: Any, index: int) -> np.ndarray:
-        """The picture as the test pipeline made it, which is that of the file where nothing resizes it."""
+        """The picture from the test pipeline, which equals that of the file if nothing resizes it."""
         if self.library != 'mmpretrain':
             raise UserError("the test pipeline leaves no 'img_path': give it among the meta_keys of its last step")
         inputs = data_batch['inputs']
         if isinstance(inputs[0], list) or inputs[0].ndim == 4:
-            inputs = inputs[0]  # Of test-time augmentation, which begins with the picture as it is.
+            inputs = inputs[0]  # In test-time augmentation, the first picture is the original one.
         pixels = inputs[index].permute(1, 2, 0).cpu().numpy().astype('uint8')
         return pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels

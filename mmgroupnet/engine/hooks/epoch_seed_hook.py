@@ -1,4 +1,4 @@
-"""Makes a resumed training repeat what an uninterrupted one does."""
+"""Makes resumed training give the same results as uninterrupted training."""
 
 import random
 from functools import partial
@@ -14,21 +14,21 @@ from mmgroupnet.registry import HOOKS
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Seeds all random streams anew at every epoch's start, from the run's seed, the iteration and the process' rank.
+    """Reseeds all random streams at the start of every epoch, from the run's seed, the iteration and the process' rank.
 
-    mmengine does not save the states of random generators. With this hook an epoch depends on nothing that ran before
-    it but the weights, so that training resumed at an epoch boundary gives the same losses as training that never
-    stopped (``randomness=dict(seed=...)``). It also gives the workers that load data another stream in every epoch,
-    where mmengine starts all of them with the same one.
+    mmengine does not save the states of random generators. With this hook an epoch depends only on the weights and not
+    on earlier random numbers, so training resumed at an epoch boundary gives the same losses as training that never
+    stopped (``randomness=dict(seed=...)``). It also gives the data loading workers another stream in every epoch;
+    mmengine starts all epochs with the same one.
     """
 
-    priority = 'VERY_LOW'  # Nothing may draw between this and the epoch's first batch.
+    priority = 'VERY_LOW'  # Nothing may draw random numbers between this and the epoch's first batch.
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seeds Python, numpy, torch and the workers that this epoch will start.
 
         Args:
-            runner: The runner; with its ``seed``, which mmengine draws where the config gives none.
+            runner: The runner, with its ``seed``; mmengine draws one if the config has none.
         """
         seed = int(np.random.SeedSequence([runner.seed, runner.iter, runner.rank]).generate_state(1)[0] >> 1)
         random.seed(seed)

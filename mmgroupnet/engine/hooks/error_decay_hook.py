@@ -12,8 +12,8 @@ from mmgroupnet.registry import HOOKS
 class ErrorDecayHook(Hook):
     """Sets ``progress`` of every error decay estimator of the model: 0 in the first epoch, 1 in the last one.
 
-    Training of one epoch, and training that counts iterations, goes from 0 in the first iteration to 1 in the last one.
-    The progress follows from the epoch or iteration, so that resumed training has the right one.
+    If training has one epoch or counts iterations, the progress goes from 0 in the first iteration to 1 in the last
+    one. It depends only on the epoch or iteration, so resumed training has the right value.
 
     Source: Qin et al., IR-Net, CVPR 2020, section 3.3; see :class:`mmgroupnet.quantizers.ErrorDecay`.
 
@@ -25,7 +25,7 @@ class ErrorDecayHook(Hook):
         self._estimators: list[nn.Module] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Finds the estimators, under model wrappers, too.
+        """Finds the estimators, also inside model wrappers.
 
         Args:
             runner: The runner.

@@ -1,4 +1,4 @@
-"""Stops training at the first loss that is no number."""
+"""Stops training at the first loss that is NaN or infinite."""
 
 import math
 
@@ -12,10 +12,10 @@ from mmgroupnet.registry import HOOKS
 
 @HOOKS.register_module()
 class InvalidLossHook(Hook):
-    """Stops where a loss is NaN or infinite.
+    """Stops training if a loss is NaN or infinite.
 
-    The weights are spoilt by then, and everything after it would be lost time. Every iteration is checked;
-    that costs nothing, since mmengine reads the losses for its log in every iteration, too.
+    The weights are spoilt by then, so further training would be wasted. The hook checks every iteration; this costs
+    nothing, since mmengine reads the losses for its log in every iteration anyway.
     """
 
     priority = 'VERY_HIGH'  # Before a checkpoint of these weights is written.
@@ -32,7 +32,7 @@ class InvalidLossHook(Hook):
             outputs: The losses by name.
 
         Raises:
-            UserError: Naming the iteration, the losses that are no numbers, and the last good checkpoint.
+            UserError: The message names the iteration, the invalid losses, and the last good checkpoint.
         """
         losses = {name: float(value.detach()) for name, value in (outputs or {}).items() if 'loss' in name}
         invalid = [f'{name}={value}' for name, value in losses.items() if not math.isfinite(value)]

@@ -1,4 +1,4 @@
-"""Refuses masks that hold other ids than those of the classes."""
+"""Refuses masks with ids that are not classes."""
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -11,12 +11,12 @@ from mmgroupnet.registry import HOOKS
 
 @HOOKS.register_module()
 class LabelRangeHook(Hook):
-    """Stops at the first mask with an id that is neither a class nor the one to ignore, or with several channels.
+    """Stops at the first mask with several channels or with an id that is neither a class nor the ignored one.
 
-    Otherwise such an id ends training in an assertion of the loss that names no file (on a GPU, of some later kernel),
-    and an evaluation silently leaves it out. The workers look at the masks, of training in the first epoch alone where
-    they start anew for the next; after it, classes that never occurred while the ignored id did are a warning. It
-    concerns the datasets of mmseg.
+    Without this hook, such an id ends training in an assertion of the loss that names no file (on a GPU in some later
+    kernel), and an evaluation silently leaves it out. The workers check the masks; for training only in the first
+    epoch, if workers restart for the next. After it, a warning names classes that never occurred although the ignored
+    id did. The hook applies to the data sets of mmseg.
     """
 
     priority = 'VERY_HIGH'  # Before the workers are started.
@@ -25,7 +25,7 @@ class LabelRangeHook(Hook):
         self._watched: list[WatchedPacking] = []
 
     def watch_from_the_start(self, runner: Runner) -> None:
-        """Lets the workers of all loaders that the runner will build look at the masks.
+        """Lets the workers of all loaders that the runner will build check the masks.
 
         mmengine's iteration-based loop starts its workers when it is built, before it calls any hook.
         """
@@ -39,26 +39,27 @@ class LabelRangeHook(Hook):
         runner.build_dataloader = build_watched
 
     def before_train(self, runner: Runner) -> None:
-        """Lets the workers of the training data look at the masks."""
+        """Lets the workers of the training data check the masks."""
         self._watched = watch_masks(runner.train_dataloader.dataset, ignored_ids(runner.model))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
     ) -> None:
-        """Ends the watch after as many iterations as an epoch has: to an iteration-based loop, all is one epoch."""
+        """Ends the checks after the iterations of one epoch: for an iteration-based loop, the whole run is one
+        epoch."""
         if self._watched and runner.iter + 1 == len(runner.train_dataloader):
             self.after_train_epoch(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Warns of classes that never occurred, once, and lets the workers of later epochs be."""
+        """Warns once of classes that never occurred, and ends the checks for later epochs."""
         warn_of_absent_classes(self._watched, 'the masks of the first epoch of training')
         self._watched = []
         unwatch_masks(runner.train_dataloader.dataset)
 
     def before_val(self, runner: Runner) -> None:
-        """Lets the workers of the validation data look at the masks."""
+        """Lets the workers of the validation data check the masks."""
         watch_masks(runner.val_dataloader.dataset, ignored_ids(runner.model))
 
     def before_test(self, runner: Runner) -> None:
-        """Lets the workers of the test data look at the masks."""
+        """Lets the workers of the test data check the masks."""
         watch_masks(runner.test_dataloader.dataset, ignored_ids(runner.model))
