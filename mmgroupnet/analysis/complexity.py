@@ -1,9 +1,9 @@
 """Parameters, sizes and operations of a model, float and binary, layer by layer.
 
-Counted are multiply-accumulates of convolutions, linear layers and other matrix products such as those of attention;
-one of them is one operation, as in the figures of Group-Net (a float ResNet-18 has 1.8e9 at 224x224). Norms,
-activations, additions and signs are elementwise and not counted. In a binary layer they are binary operations (BOPs)
-of all of its K bases, the others are float ones (FLOPs); OPs = FLOPs + BOPs / 64.
+Operations are multiply-accumulates of convolutions, linear layers and other matrix products such as those of attention.
+Each counts as one operation, as in the figures of Group-Net (a float ResNet-18 has 1.8e9 at 224x224). Norms,
+activations, additions and signs are elementwise and not counted. Operations in the K bases of binary layers are binary
+(BOPs), all others are float (FLOPs); OPs = FLOPs + BOPs / 64.
 """
 
 import math
@@ -29,19 +29,19 @@ BOPS_PER_OP = 64
 
 @dataclass
 class Complexity:
-    """What a layer, a part or a model has.
+    """The counts of a layer, a part or a model.
 
     Args:
         name: Its name.
-        binary_layers: Binary layers.
-        float_layers: Convolutions and linears that are not.
-        parameters: All parameters.
-        binary_parameters: Those of them that are latent weights of binary layers.
-        bytes_now: Parameters and buffers as they are trained.
-        bytes_packed: The same with one bit for a binary weight, whole bytes for an output channel.
+        binary_layers: Number of binary layers.
+        float_layers: Number of float convolutions and linears.
+        parameters: Number of all parameters.
+        binary_parameters: Number of latent weights of binary layers.
+        bytes_now: Bytes of parameters and buffers in training.
+        bytes_packed: The same with one bit per binary weight, in whole bytes per output channel.
         flops: Float operations.
         bops: Binary operations.
-        linear_flops: Those of the float operations that linear layers hold.
+        linear_flops: Float operations in linear layers.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Complexity:
 
     @property
     def linear_share(self) -> float:
-        """Share of the OPs that float linear layers hold."""
+        """Share of float linear layers in the OPs."""
         return self.linear_flops / self.ops if self.ops else 0.0
 
 
@@ -74,10 +74,10 @@ def total(rows: Iterable[Complexity], name: str = 'total') -> Complexity:
 
 
 def count_operations(model: nn.Module, run: Callable[[], object]) -> tuple[dict[str, int], dict[str, int]]:
-    """Counts the operations of a run, by the name of the module that did them.
+    """Counts the operations of a run, by the name of the module that computes them.
 
-    Convolutions and products are counted and not computed: their results are zeros of the right shape, so that this
-    takes little time for an input of any size.
+    Convolutions and products are counted but not computed: their results are zeros of the right shape, so this takes
+    little time for inputs of any size.
 
     Args:
         model: The model; it should be in evaluation mode.
@@ -100,9 +100,9 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> tuple[dict[
             return
         kinds = {base.__name__ for base in type(module).__mro__}
         if _is_binary_layer(module):
-            bases = module.num_bases if module.is_merged else 1  # Folded branches have outputs of their own.
+            bases = module.num_bases if module.is_merged else 1  # Folded branches have separate outputs.
             bops[names[module]] += out.numel() * module.weight[0].numel() * bases
-        elif kinds & {'DeformConv2d', 'ModulatedDeformConv2d'}:  # mmcv's, which torch does not see.
+        elif kinds & {'DeformConv2d', 'ModulatedDeformConv2d'}:  # mmcv's ops, which torch's counter does not see.
             flops[names[module]] += out.numel() * module.weight[0].numel()
 
     class Counter(TorchDispatchMode):
@@ -127,7 +127,7 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> tuple[dict[
     fused_attention = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as exits:
         exits.callback(torch.backends.mha.set_fastpath_enabled, fused_attention)
-        torch.backends.mha.set_fastpath_enabled(False)  # It is one operation, of which torch knows no count.
+        torch.backends.mha.set_fastpath_enabled(False)  # The fast path is one operation that torch cannot count.
         exits.callback(module_hooks.register_module_forward_pre_hook(enter).remove)
         exits.callback(module_hooks.register_module_forward_hook(leave).remove)
         exits.enter_context(torch.no_grad())
@@ -151,7 +151,7 @@ def _is_float_layer(module: nn.Module) -> bool:
 
 
 def analyze(model: nn.Module, run: Callable[[], object] | None = None) -> list[Complexity]:
-    """Counts everything of every module that has parameters, buffers or operations of its own.
+    """Counts layers, parameters, bytes and operations of every module that has its own.
 
     Args:
         model: The model.
@@ -189,7 +189,7 @@ def analyze(model: nn.Module, run: Callable[[], object] | None = None) -> list[C
     return rows
 
 
-# Modules of a backbone whose entries are its stages.
+# Modules of a backbone whose children are its stages.
 _STAGE_LISTS = ('stages', 'layers', 'blocks', 'features')
 
 

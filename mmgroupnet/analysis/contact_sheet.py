@@ -25,7 +25,7 @@ _LINE = 2
 
 
 class Tile(NamedTuple):
-    """One image with what is in it and what a detector saw.
+    """One image with its objects and detections.
 
     Attributes:
         image: RGB, uint8 ``(h, w, 3)``.
@@ -86,10 +86,10 @@ def load_tiles(
     Args:
         ann_file: COCO annotations.
         image_folder: Folder of the images that the annotations name.
-        predictions_file: Results of the detector, ``.pkl``; one's own only, since a pickle can run code.
+        predictions_file: Results of the detector, ``.pkl``. Use only your own files, since a pickle can run code.
         classes: Class names in the order of the detector's labels.
         num_tiles: Number of images, all of them if there are fewer. Default: 12.
-        score_threshold: Detections below are left out. Default: 0.3.
+        score_threshold: Detections below it are left out. Default: 0.3.
 
     Returns:
         The tiles in the order of the annotation file.
@@ -135,7 +135,7 @@ def draw_contact_sheet(
     """Draw tiles side by side under a title and a legend.
 
     Args:
-        tiles: What to draw, at least one.
+        tiles: The tiles to draw, at least one.
         classes: Class names, indexed by the tiles' labels.
         title: A line above the pictures.
         columns: Tiles in a row. Default: 3.

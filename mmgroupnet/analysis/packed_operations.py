@@ -1,11 +1,11 @@
-"""Binary operations of packed blocks, which torch and mmengine see as one op of unknown cost.
+"""Counts the binary operations of packed blocks, which torch and mmengine see as one op of unknown cost.
 
-mmengine's counter takes them as handles::
+Pass them to mmengine's counter as handles::
 
     counter = FlopAnalyzer(packed, inputs).set_op_handle(**PACKED_HANDLES)
     counter.by_operator()  # 'binary' are binary operations, the others float ones
 
-``get_model_complexity_info`` takes no handles: it counts the float layers of a packed model alone.
+``get_model_complexity_info`` takes no handles: it counts only the float layers of a packed model.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ def binary_operations(shape: Sequence[int], connection: int, geometry: Sequence[
 
     Args:
         shape: Shape of its input.
-        connection, geometry, has_shortcut: As it is given them.
+        connection, geometry, has_shortcut: Arguments of the call.
     """
     units = UnitGeometry.decode(tuple(geometry))
     batch, folded, height, width = shape
@@ -32,13 +32,13 @@ def binary_operations(shape: Sequence[int], connection: int, geometry: Sequence[
         height, width = unit.output_size(*given[1:])
         bases = unit.num_bases if unit.merges else 1
         operations += batch * branches * unit.out_channels * height * width * bases * unit.row_bits
-        # The shortcut comes first; the units behind it begin with the connected input as it did.
+        # The shortcut comes first; like the shortcut, the first unit reads the connected input.
         given = connected if has_shortcut and index == 0 else (branches, height, width)
     return operations
 
 
 def _run_block(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Counts for mmengine, which hands over values of a traced graph, ``torch._C.Value``."""
+    """Counts for mmengine, which passes values of a traced graph, ``torch._C.Value``."""
     x, connection, _, _, _, geometry, _, _, has_shortcut, _ = inputs
     numbers = [number.toIValue() for number in geometry.node().inputs()]
     shape = x.type().sizes()

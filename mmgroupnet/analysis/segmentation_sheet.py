@@ -1,4 +1,4 @@
-"""Sheet of segmentations: a row per picture, with the ground truth and what one or several models saw beside it."""
+"""Sheet of segmentations: a row per picture, with the ground truth and the predictions of one or several models."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _LEGEND_LINE = 26
 
 
 class Row(NamedTuple):
-    """A picture and maps of its classes.
+    """A picture with class maps.
 
     Attributes:
         image: RGB, uint8 ``(h, w, 3)``.
@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 def predict_maps(config: str | Path, checkpoint: str | Path, images: Sequence[str | Path]) -> list[np.ndarray]:
-    """Segments pictures by a model of mmseg, on the CPU.
+    """Segments pictures with a model of mmseg, on the CPU.
 
     Args:
         config: Its config.
@@ -51,7 +51,7 @@ def draw_segmentation_sheet(
     """Draws rows under a title, headings and a legend.
 
     Args:
-        rows: What to draw, at least one; all with the same columns.
+        rows: The rows to draw, at least one; all with the same columns.
         classes: Names of the classes.
         palette: Their colours, RGB.
         title: A line above the pictures.
@@ -101,7 +101,7 @@ def _draw_row(row: Row, palette: Sequence[Sequence[int]], width: int) -> list[Im
 
 
 def _legend_lines(classes: Sequence[str], width: int) -> list[list[tuple[int, int]]]:
-    """Where the entries of the legend stand, line by line, as (x, class index)."""
+    """The positions of the legend's entries, line by line, as (x, class index)."""
     lines: list[list[tuple[int, int]]] = [[]]
     x = _GAP
     for index, name in enumerate(classes):

@@ -1,4 +1,4 @@
-"""Curves of loss and metrics over training, read from what mmengine's runner writes into its work directory."""
+"""Curves of loss and metrics over training, read from the logs of mmengine's runner in a work directory."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class TrainingHistory(NamedTuple):
-    """What one training logged.
+    """The log of one training.
 
     Attributes:
         losses: Loss by training iteration.
@@ -21,7 +21,7 @@ class TrainingHistory(NamedTuple):
 def read_history(work_dir: str | Path) -> TrainingHistory:
     """Read the scalars of all runs in a work directory as one training.
 
-    A resumed training writes a folder per run. Where runs overlap (iterations after the checkpoint that the later run
+    A resumed training writes one folder per run. If runs overlap (in iterations after the checkpoint that the later run
     resumed from), the later one counts.
 
     Args:
@@ -47,7 +47,7 @@ def read_history(work_dir: str | Path) -> TrainingHistory:
 
 
 def training_seconds(work_dir: str | Path) -> float:
-    """Seconds of all iterations together, over all runs of a resumed training; evaluation is not counted.
+    """Total seconds of all iterations, over all runs of a resumed training; evaluation is not counted.
 
     Args:
         work_dir: ``--work-dir`` of ``tools/train.py``.
@@ -60,14 +60,14 @@ def training_seconds(work_dir: str | Path) -> float:
 
 
 def _read_scalars(work_dir: str | Path) -> Iterator[dict]:
-    """What all runs in a work directory logged, in the order of time."""
+    """The records of all runs in a work directory, in chronological order."""
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))  # the folders are named by time
     if not files:
         raise FileNotFoundError(f'work_dir={str(work_dir)!r} holds no log of a training (*/vis_data/scalars.json).')
     for line in (line for file in files for line in file.read_text().splitlines()):
         try:
             yield json.loads(line)
-        except json.JSONDecodeError:  # a run that was killed may leave half a line
+        except json.JSONDecodeError:  # a killed run may leave half a line
             continue
 
 
@@ -84,8 +84,8 @@ def plot_training_curves(
     """Plot losses on the left and metrics on the right, one colour per training.
 
     Args:
-        histories: Trainings by the name that the legend shows.
-        metrics: Names of the metrics to plot and how the legend calls them, for example
+        histories: Trainings by their names in the legend.
+        metrics: Names of the metrics to plot and their names in the legend, for example
             ``{'coco/bbox_mAP_50': 'AP50'}``. The first is drawn solid, the others dashed.
         path: Picture to write; its suffix decides the format.
         title: A line above both plots.

@@ -1,4 +1,4 @@
-"""Data sets that OpenMMLab lacks, and those that the project can make on the spot."""
+"""Data sets that OpenMMLab lacks, and data sets that the project generates."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""One COCO annotation file as two, for training and for evaluation."""
+"""Splits a COCO annotation file into two, for training and for evaluation."""
 
 import json
 import random
@@ -8,18 +8,18 @@ from mmgroupnet.errors import UserError
 
 
 def split_coco(path: Path, held_out: float, seed: int) -> dict[Path, int]:
-    """Writes both files beside the whole one.
+    """Writes both files beside the original one.
 
     Args:
         path: The annotation file.
-        held_out: Share of the pictures for evaluation, between 0 and 1; at least one picture is on either side.
-        seed: Of the random choice of pictures.
+        held_out: Share of the pictures for evaluation, between 0 and 1; each file gets at least one picture.
+        seed: Seed of the random choice of pictures.
 
     Returns:
         The number of pictures by file.
 
     Raises:
-        UserError: If there is no such file, it is none of COCO's format, or has fewer than two pictures.
+        UserError: If the file does not exist, is not in COCO's format, or has fewer than two pictures.
     """
     if not 0 < held_out < 1:
         raise UserError(f'held_out={held_out}: give a share between 0 and 1')
@@ -30,9 +30,9 @@ def split_coco(path: Path, held_out: float, seed: int) -> dict[Path, int]:
         pictures = [picture['id'] for picture in whole['images']]
         boxes = whole['annotations']
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path} is no annotation file in the format of COCO: {error!r}') from error
+        raise UserError(f'{path} is not an annotation file in the format of COCO: {error!r}') from error
     if len(pictures) < 2:
-        raise UserError(f'{path} has {len(pictures)} pictures: two parts need two at least')
+        raise UserError(f'{path} has {len(pictures)} pictures: a split needs at least two')
     number = min(max(round(held_out * len(pictures)), 1), len(pictures) - 1)
     val = set(random.Random(seed).sample(pictures, number))
     written = {}

@@ -12,13 +12,13 @@ from mmgroupnet.datasets.digits import DIGIT_CLASSES, generate_digits
 from mmgroupnet.errors import UserError
 from mmgroupnet.registry import DATASETS
 
-# Side of a crop, in those of the digit's box: a little of the photograph, and of its neighbours, around it.
+# Side of a crop as a multiple of the digit's box: it includes a little of the photograph and of its neighbours.
 _MARGIN = 1.2
 
 
 @DATASETS.register_module()
 class DigitCrops(BaseDataset):
-    """Every digit of the embedded detection set, cut out with its surroundings. The set is made on first use.
+    """The digits of the embedded detection set, each cut out with its surroundings. The set is generated on first use.
 
     Args:
         split: 'train' or 'val'. Default: 'train'.
@@ -29,7 +29,7 @@ class DigitCrops(BaseDataset):
     Samples hold ``img``, BGR uint8 ``(image_size, image_size, 3)``, and ``gt_label``.
 
     Raises:
-        UserError: If the split is another one.
+        UserError: If ``split`` is another value.
     """
 
     METAINFO = dict(classes=DIGIT_CLASSES)
@@ -43,7 +43,7 @@ class DigitCrops(BaseDataset):
         super().__init__(**kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Makes the detection set where it is absent, and cuts out its digits."""
+        """Generates the detection set if it does not exist, and cuts out its digits."""
         annotations = self.source / 'annotations' / f'instances_{self.split}.json'
         if is_main_process() and not annotations.exists():
             generate_digits(self.source)
@@ -54,7 +54,7 @@ class DigitCrops(BaseDataset):
             path = self.source / self.split / image['file_name']
             picture = cv2.imread(str(path))
             if picture is None:
-                raise UserError(f'{path} cannot be read: delete {self.source}, and it is made anew')
+                raise UserError(f'{path} cannot be read: delete {self.source}, and it is generated again')
             for annotation in coco.loadAnns(coco.getAnnIds(image['id'])):
                 samples.append(
                     dict(img=self._crop(picture, annotation['bbox']), gt_label=annotation['category_id'] - 1)
@@ -64,6 +64,6 @@ class DigitCrops(BaseDataset):
     def _crop(self, picture: np.ndarray, box: list[int]) -> np.ndarray:
         x, y, width, height = box
         side = round(max(width, height) * _MARGIN)
-        center = (x + (width - 1) / 2, y + (height - 1) / 2)  # of pixels, not of their edges
-        patch = cv2.getRectSubPix(picture, (side, side), center)  # repeats the border where it leaves the picture
+        center = (x + (width - 1) / 2, y + (height - 1) / 2)  # between pixel centres, not edges
+        patch = cv2.getRectSubPix(picture, (side, side), center)  # repeats the border outside the picture
         return cv2.resize(patch, (self.image_size, self.image_size), interpolation=cv2.INTER_AREA)

@@ -1,14 +1,14 @@
-"""A small, real detection set from what scikit-learn ships: handwritten digits on photographs.
+"""A small, real detection set made from scikit-learn's data: handwritten digits on photographs.
 
 The digits are the 1,797 handwritten ones of ``sklearn.datasets.load_digits`` (8x8 pixels, UCI optical recognition
 set), the backgrounds are crops of the two photographs of ``load_sample_images``. Nothing is downloaded.
 
 What an annotation means
-    * ``segmentation`` is the *whole* glyph as run-length code, also where another digit covers it (RLE, since a polygon
+    * ``segmentation`` is the *whole* glyph in run-length code, even if another digit covers it (RLE, since a polygon
       cannot hold the holes of 0, 6, 8 and 9); ``area`` is its pixel count.
     * ``bbox`` is the tight box around that mask.
-    * Annotations of one image stand in drawing order: painting their masks one after the other gives the visible
-      extents. That is the map for segmentation: 0 is the background, 1 to 10 are the digits 0 to 9.
+    * Annotations of one image are in drawing order: painting their masks in this order gives the visible extents and so
+      the map for segmentation: 0 is the background, 1 to 10 are the digits 0 to 9.
     * ``source`` (index into ``load_digits()``) and ``angle`` (degrees, counter-clockwise) are extra keys that COCO
       readers ignore.
 
@@ -33,13 +33,13 @@ from mmgroupnet.errors import UserError
 
 DIGIT_CLASSES = tuple('0123456789')
 
-GENERATOR_VERSION = 2  # raise it whenever the same parameters give another set
+GENERATOR_VERSION = 2  # increase it whenever the same parameters give another set
 STAMP_NAME = 'digits.json'
 
 DIGITS_PER_IMAGE = (3, 5)
 GLYPH_SIZE = (40, 80)  # pixels along a side of the 8x8 sample, whatever the image size
 MAX_ANGLE = 10.0  # degrees
-MASK_OPACITY = 0.35  # from here on a pixel belongs to the digit: thin strokes of the samples are pale
+MASK_OPACITY = 0.35  # from this opacity on a pixel belongs to the digit: thin strokes of the samples are pale
 MAX_OVERLAP = 0.2  # of the smaller of two boxes
 MIN_IMAGE_SIZE = 128  # three of the largest glyphs (93 pixels when rotated) still find places
 VAL_SHARE = 0.2  # of the handwritten samples of each class
@@ -50,7 +50,7 @@ class Glyph(NamedTuple):
     """An enlarged digit.
 
     Attributes:
-        alpha: Opacity, float32 ``(h, w)`` in [0, 1], cropped to where it is visible at all.
+        alpha: Opacity, float32 ``(h, w)`` in [0, 1], cropped to the visible part.
         mask: ``alpha >= MASK_OPACITY``, bool ``(h, w)``.
         box: Tight box of the mask inside the crop, ``(x, y, w, h)``.
     """
@@ -61,7 +61,7 @@ class Glyph(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where a glyph stands in its image: the top left pixel of its crop."""
+    """The position of a glyph in its image: the top left pixel of its crop."""
 
     glyph: Glyph
     x: int
@@ -74,7 +74,7 @@ class Placement(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """What the images of one split are made of.
+    """The material for the images of one split.
 
     Attributes:
         images: All handwritten samples, float32 ``(n, 8, 8)`` in [0, 1].
@@ -89,7 +89,7 @@ class Sources(NamedTuple):
 
 @dataclass(frozen=True)
 class DigitsParameters:
-    """What decides the content of a generated set; stored beside it as its stamp."""
+    """The parameters of a generated set; they are stored beside it as its stamp."""
 
     num_train: int
     num_val: int
@@ -114,9 +114,8 @@ def generate_digits(
     """Write the digits set, for detection in COCO format and for segmentation as masks.
 
     The layout is ``annotations/instances_{train,val}.json``, ``{train,val}/*.jpg``, ``masks/{train,val}/*.png``. A
-    complete set with the same parameters is left as it is; a generated set with other parameters is replaced. The set
-    is built in a temporary folder beside ``out_dir`` and renamed at the end, so that an interrupted run leaves nothing
-    half done.
+    complete set with the same parameters is kept; a generated set with other parameters is replaced. The set is built
+    in a temporary folder beside ``out_dir`` and renamed at the end, so an interrupted run leaves no partial set.
 
     Args:
         out_dir: Folder of the set; may be a link to a folder.
@@ -188,12 +187,12 @@ def _write_set(folder: Path, parameters: DigitsParameters) -> None:
         rng = np.random.default_rng([parameters.seed, stream])
         coco = _write_split(folder, split, number, parameters.image_size, sources, rng)
         (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
-    # The stamp comes last: it says that everything before it is there.
+    # The stamp is written last: it says that the set is complete.
     (folder / STAMP_NAME).write_text(json.dumps(asdict(parameters), indent=2) + '\n')
 
 
 def _load_sources(rng: np.random.Generator) -> tuple[Sources, Sources]:
-    """What scikit-learn ships, divided into training and validation."""
+    """scikit-learn's data, divided into training and validation."""
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ModuleNotFoundError as error:
@@ -312,7 +311,7 @@ def _smooth_step(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _extents(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Tight box ``(x, y, w, h)`` of the true pixels of a mask that has some."""
+    """Tight box ``(x, y, w, h)`` of the true pixels of a mask; the mask must have some."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return (
         int(columns[0]),
@@ -323,7 +322,8 @@ def _extents(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _arrange(draw: Sequence[Callable[[], Glyph]], image_size: int, rng: np.random.Generator) -> list[Placement]:
-    """Find a place for every glyph, inside the image and with little overlap; starts over, sizes too, if one fails."""
+    """Find a place for every glyph, inside the image and with little overlap; if one fails, start over with new
+    sizes."""
     while True:
         placements: list[Placement] = []
         for glyph in (draw_one() for draw_one in draw):

@@ -1,4 +1,4 @@
-"""CIFAR-10 as it lies on the disk."""
+"""CIFAR-10 from local files."""
 
 import pickle
 from pathlib import Path
@@ -12,10 +12,9 @@ from mmgroupnet.registry import DATASETS
 
 @DATASETS.register_module()
 class LocalCIFAR10(BaseDataset):
-    """CIFAR-10 in its Python version, without a look at the files' checksums.
+    """CIFAR-10 in its Python version, without verifying the files' checksums.
 
-    mmpretrain's own ``CIFAR10`` downloads the original where a checksum is another one, also where the images were only
-    encoded anew.
+    mmpretrain's own ``CIFAR10`` downloads the original if a checksum differs, even if the images were only re-encoded.
 
     Args:
         split: 'train' (50,000 images) or 'test' (10,000). Default: 'train'.
@@ -25,7 +24,7 @@ class LocalCIFAR10(BaseDataset):
     Samples hold ``img``, BGR uint8 ``(32, 32, 3)`` as OpenMMLab's loaders of pictures give it, and ``gt_label``.
 
     Raises:
-        UserError: If the split is another one.
+        UserError: If ``split`` is another value.
     """
 
     METAINFO = dict(classes=('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'))
@@ -43,7 +42,7 @@ class LocalCIFAR10(BaseDataset):
         for name in self.files[self.split]:
             with open(Path(self.data_prefix['root']) / name, 'rb') as file:
                 batch = pickle.load(file, encoding='latin1')
-            images = batch['data'].reshape(-1, 3, 32, 32)[:, ::-1].transpose(0, 2, 3, 1)  # It lies there as RGB.
+            images = batch['data'].reshape(-1, 3, 32, 32)[:, ::-1].transpose(0, 2, 3, 1)  # stored as RGB
             samples += [
                 dict(img=np.ascontiguousarray(image), gt_label=int(label))
                 for image, label in zip(images, batch['labels'], strict=True)

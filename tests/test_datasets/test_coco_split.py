@@ -51,8 +51,8 @@ def test_bad_input(tmp_path, annotations):
         split_coco(tmp_path / 'none.json', 0.2, 0)
     for text in ('[]', '{"images": []}', 'boxes'):
         annotations.write_text(text)
-        with pytest.raises(UserError, match='all.json is no annotation file in the format of COCO'):
+        with pytest.raises(UserError, match='all.json is not an annotation file in the format of COCO'):
             split_coco(annotations, 0.2, 0)
     annotations.write_text('{"images": [{"id": 1}], "annotations": []}')
-    with pytest.raises(UserError, match='all.json has 1 pictures: two parts need two at least'):
+    with pytest.raises(UserError, match='all.json has 1 pictures: a split needs at least two'):
         split_coco(annotations, 0.2, 0)

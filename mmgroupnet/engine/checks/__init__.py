@@ -1,6 +1,6 @@
-"""What only comparing the built parts of a run can find: data sets, heads and evaluators that do not fit each other.
+"""Compares the built parts of a run: data sets, heads and evaluators that do not fit each other.
 
-What would make a metric silently wrong is an error, what is merely unusual a warning. Parts whose meaning is unknown
+Disagreements that would make a metric silently wrong are errors; merely unusual settings are warnings. Unknown parts
 are not checked.
 """
 

@@ -1,4 +1,4 @@
-"""COCO annotation files, read along while data sets and evaluators load them: their content is gone afterwards."""
+"""Inspects COCO annotation files while data sets and evaluators load them; their content is freed afterwards."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 
 from mmgroupnet.errors import UserError
 
-# What mmdet's data sets read of every entry, and what evaluation reads besides. Without them they end in a KeyError.
+# Fields that mmdet's data sets read from every entry, and those that evaluation reads; both end in a KeyError without.
 _READ = dict(
     images=('id', 'file_name', 'height', 'width'),
     annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
@@ -28,22 +28,22 @@ _REMEDIES = dict(
 
 
 def _repeated(ids: Iterable) -> object | None:
-    """The first id that is there twice, or None."""
+    """The first id that occurs twice, or None."""
     counts = Counter(ids)
     return next((found for found, count in counts.items() if count > 1), None)
 
 
 class AnnotationFile:
-    """What is asked of an annotation file.
+    """The facts about an annotation file that the checks need.
 
     Args:
-        path: Where it is.
-        content: What it holds.
+        path: The file.
+        content: Its content.
     """
 
     def __init__(self, path: str, content: Mapping) -> None:
         self.path = path
-        # Nothing of these is kept: they may be half a gigabyte.
+        # The entries are not kept: they may take half a gigabyte.
         entries = {part: [entry for entry in content.get(part) or [] if isinstance(entry, dict)] for part in _READ}
         annotations = entries['annotations']
         #: Whether annotations hold the segments of whole pictures; they have other fields.
@@ -57,9 +57,9 @@ class AnnotationFile:
             for field in (*_READ[part], *_EVALUATED.get(part, ()))
         }
         labels = {annotation.get('category_id') for annotation in annotations}
-        #: Categories of annotations that are in no list, and those in the list without an annotation.
+        #: Categories of annotations that are not in the list, and those in the list without an annotation.
         self.unlisted, self.unused = sorted(labels - set(self.names), key=str), set(self.names) - labels
-        #: Whether annotations are counted from another number than the list, or have nothing to do with it.
+        #: Whether annotations start counting at another number than the list, or do not match it at all.
         self.is_numbered_anew = labels.isdisjoint(self.names) or any(
             all(isinstance(label, int) and label + shift in self.names for label in labels) for shift in (-1, 1)
         )
@@ -67,10 +67,10 @@ class AnnotationFile:
         self.repeated = {part: _repeated(entry.get('id') for entry in entries[part]) for part in _READ}
 
     def check_fields(self, *fields: tuple[str, str], reader: str) -> None:
-        """Checks that all entries have the fields that are read.
+        """Checks that all entries have the required fields.
 
         Raises:
-            UserError: Naming the first that is not there.
+            UserError: The message names the first missing field.
         """
         for part, field in fields:
             count = self.lacking.get((part, field), 0)
@@ -82,32 +82,31 @@ class AnnotationFile:
                 )
 
     def check_ids(self) -> None:
-        """Checks that no two pictures, annotations or categories have one id: readers know one of them alone.
+        """Checks that no two pictures, annotations or categories share an id: readers would see only one of them.
 
         Raises:
-            UserError: Naming the id.
+            UserError: The message names the id.
         """
         for part, found in self.repeated.items():
             if found is not None and not self.lacking[part, 'id'] and not (self.is_panoptic and part == 'annotations'):
                 raise UserError(
                     f'annotation file {self.path}: two of its {part} have the id {found}, and only one of them would '
-                    'be seen; number them anew'
+                    'be seen; renumber them'
                 )
 
     def check_category_ids(self) -> None:
-        """Checks that annotations are of the categories in the file; readers leave out all others without a word.
+        """Checks that the categories of annotations are in the file's list; readers silently drop all others.
 
-        Where categories have no annotations while others, that are not listed, have some, it is a warning: the list may
-        be of some of the categories.
+        If listed categories have no annotations but unlisted ones have some, it is a warning: the list may contain only
+        some of the categories.
 
         Raises:
-            UserError: If the list cannot be that of the annotations, as where one is counted from 0 and the other from
-                1.
+            UserError: If the list cannot belong to the annotations, for example if one starts at 0 and the other at 1.
         """
         if self.unlisted and self.unused and not self.is_panoptic and not self.lacking['annotations', 'category_id']:
             message = (
                 f'annotation file {self.path}: there are annotations of the category ids '
-                f'{", ".join(map(str, self.unlisted[:10]))}, which its list of categories has not, and none of '
+                f'{", ".join(map(str, self.unlisted[:10]))}, which its list of categories lacks, and none of '
                 f'{", ".join(repr(self.names[number]) for number in list(self.unused)[:10])}. They would be left out: '
                 'give annotations and categories the same ids'
             )
@@ -124,7 +123,7 @@ class AnnotationFiles:
         self._by_reader: WeakKeyDictionary[object, AnnotationFile] = WeakKeyDictionary()
 
     def add(self, reader: object, path: str, content: Mapping) -> None:
-        """Keeps what is asked of a file.
+        """Records the facts about a file.
 
         Args:
             reader: The COCO object that has loaded it.
@@ -135,21 +134,21 @@ class AnnotationFiles:
         self._by_reader[reader] = self._files[-1]
 
     def at(self, path: str | None) -> AnnotationFile | None:
-        """The file of a path, where it was loaded."""
+        """The facts about the file of a path, if it was loaded."""
         return next((file for file in reversed(self._files) if file.path == path), None)
 
     def of(self, reader: object) -> AnnotationFile | None:
-        """The file that a COCO object has loaded."""
+        """The facts about the file that a COCO object has loaded."""
         return self._by_reader.get(reader) if reader is not None else None
 
     def explain(self, error: Exception) -> None:
-        """Says what is wrong with the file at which a reader has failed, where that is known.
+        """Raises a clear error for the file at which a reader has failed, if the cause is known.
 
         Args:
-            error: What the reader has raised.
+            error: The reader's exception.
 
         Raises:
-            UserError: Naming the file and what it lacks.
+            UserError: The message names the file and what it lacks.
         """
         if not self._files:
             return
@@ -165,9 +164,9 @@ class AnnotationFiles:
 
 @contextmanager
 def watch_annotation_files() -> Iterator[AnnotationFiles]:
-    """Reads along what pycocotools loads, and names a file that is no JSON.
+    """A context that records the files that pycocotools loads, and names a file that is not JSON.
 
-    The content is let go of as ever: a second reading of half a gigabyte takes ten seconds.
+    It inspects the content while it is in memory: reading half a gigabyte a second time takes ten seconds.
 
     Raises:
         UserError: If a file cannot be read as COCO's.
@@ -186,7 +185,7 @@ def watch_annotation_files() -> Iterator[AnnotationFiles]:
         except json.JSONDecodeError as error:
             raise UserError(f'annotation file {annotation_file} is no valid JSON: {error}') from error
         finally:
-            content = getattr(self, 'dataset', None)  # Of an index that failed, too.
+            content = getattr(self, 'dataset', None)  # It exists even if building the index failed.
             if annotation_file is not None and isinstance(content, dict) and content:
                 files.add(self, str(annotation_file), content)
 
@@ -198,5 +197,5 @@ def watch_annotation_files() -> Iterator[AnnotationFiles]:
 
 
 def same_file(first: str, second: str) -> bool:
-    """Whether two paths lead to one file."""
+    """Whether two paths lead to the same file."""
     return Path(first).resolve() == Path(second).resolve()

@@ -1,4 +1,4 @@
-"""The comparison of the parts of a run, before its first step."""
+"""Compares the parts of a run before its first step."""
 
 from traceback import walk_tb
 
@@ -22,13 +22,13 @@ from mmgroupnet.engine.checks.samples import check_files, check_labels, check_xm
 from mmgroupnet.engine.data import few_names
 from mmgroupnet.errors import UserError
 
-# Methods of mmseg's and mmpretrain's data sets that compare classes with folders, palettes or other classes: their
-# errors are the user's.
+# Methods of mmseg's and mmpretrain's data sets that compare classes with folders, palettes or other classes. The user
+# can fix their errors.
 _COMPARE_DATA = ('get_label_map', '_update_palette', '_find_samples')
 
 
 def _refuse_empty(dataset: BaseDataset, owner: str) -> None:
-    """Says that nothing is left of a data set, and where it has been looked for."""
+    """Raises an error for an empty data set, with the places that were searched."""
     source = getattr(dataset, 'ann_file', None)
     if source:
         classes = classes_of(dataset)
@@ -43,15 +43,15 @@ def _refuse_empty(dataset: BaseDataset, owner: str) -> None:
 
 
 def _build(runner: Runner, stage: str, files: AnnotationFiles) -> None:
-    """Builds the loop of a stage with its data set and evaluator, as the run would, and says what is wrong with the
-    data where that fails."""
+    """Builds the loop of a stage with its data set and evaluator, like the run, with a clear error if the data is
+    wrong."""
     try:
         getattr(runner, f'{stage}_loop')
     except (KeyError, AssertionError, ValueError, RuntimeError) as error:
         files.explain(error)
         for frame, _ in walk_tb(error.__traceback__):
             place, dataset = frame.f_code.co_name, frame.f_locals.get('self')
-            # numpy cannot join the samples of an empty set.
+            # numpy cannot concatenate the samples of an empty set.
             if place == '_serialize_data' and not getattr(dataset, 'data_list', True):
                 _refuse_empty(dataset, f'{stage}_dataloader')
             if place in _COMPARE_DATA:
@@ -69,7 +69,7 @@ def _check_dataset(dataset: BaseDataset, files: AnnotationFiles, owner: str) -> 
         file.check_ids()
         file.check_category_ids()
         if classes:
-            # Lists that come with a special data set, as of iSAID, may spell a name as its file does not.
+            # Class lists of special data sets, such as iSAID, may spell a name differently than the file.
             strict = type(dataset).__name__ == 'CocoDataset' or not has_own_classes(dataset)
             check_categories(classes, file, names_by_label(dataset, files) or [], owner, strict)
     check_folders(dataset, owner)
@@ -78,7 +78,7 @@ def _check_dataset(dataset: BaseDataset, files: AnnotationFiles, owner: str) -> 
 
 
 def _labels_of_checkpoint(runner: Runner) -> tuple[list[str], str] | None:
-    """The classes with which the checkpoint of a test was trained, and where they stand; None where it does not say."""
+    """The classes of the training in a test's checkpoint, and their source; None if the checkpoint has none."""
     source = runner._load_from
     if not source or not is_local(source):
         return None
@@ -88,16 +88,16 @@ def _labels_of_checkpoint(runner: Runner) -> tuple[list[str], str] | None:
 
 
 def check_built_parts(runner: Runner, stages: list[str]) -> None:
-    """Compares the data sets, heads and evaluators of a run, and looks at a few samples.
+    """Compares the data sets, heads and evaluators of a run, and checks a few samples.
 
-    It builds the loops as the run would do next, alike in all processes, and draws no random numbers.
+    It builds the loops that the run would build next, in the same way in all processes, and draws no random numbers.
 
     Args:
         runner: The run.
-        stages: Which loops will run: 'train', 'val', 'test'. Those that the run has not are skipped.
+        stages: The loops that will run: 'train', 'val', 'test'. Those that the run lacks are skipped.
 
     Raises:
-        UserError: If the parts disagree: naming both, and what is to be done.
+        UserError: If the parts disagree; the message names both and what to do.
     """
     stages = [stage for stage in stages if getattr(runner, f'_{stage}_loop', None) is not None]
     with watch_annotation_files() as files:
@@ -123,7 +123,7 @@ def check_built_parts(runner: Runner, stages: list[str]) -> None:
             check_same_labels(*first, names, owner)
         elif names and not has_text_classes(model):
             first = names, owner
-        # Of one type: masks of another one may be written otherwise.
+        # Only data sets of one type: masks of another type may be coded differently.
         zero = type(datasets[0]), getattr(datasets[0], 'reduce_zero_label', None)
         if stage == stages[0]:
             reduces_zero = zero

@@ -1,5 +1,5 @@
-"""Classes by position: labels are numbers, and what a number means is said by the config, every annotation file, the
-head and the evaluator, each for itself."""
+"""Checks the meaning of labels. Labels are numbers, and config, annotation files, head and evaluator each define their
+meaning separately."""
 
 import logging
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from mmgroupnet.errors import UserError, nearest
 
 
 def classes_of(dataset: BaseDataset) -> list[str] | None:
-    """The names of a data set's classes, or None where it has none."""
+    """The names of a data set's classes, or None if it has none."""
     metainfo = getattr(dataset, 'metainfo', None) or {}
     classes = metainfo.get('classes')
     return list(classes) if isinstance(classes, list | tuple) else None
 
 
 def has_own_classes(dataset: BaseDataset) -> bool:
-    """Whether a data set's classes are those of its type, and not given by the config or found in its files."""
+    """Whether a data set's classes come from its type, not from the config or its files."""
     return classes_of(dataset) == list(getattr(type(dataset), 'METAINFO', {}).get('classes') or ())
 
 
 def disagreement(first: Sequence[str], second: Sequence[str]) -> tuple[int, int] | None:
-    """Finds a name that stands in two lists at different positions; one list may hold it twice, as ImageNet's does.
+    """Finds a name with different positions in two lists; a list may hold it twice, as ImageNet's does.
 
     Returns:
         Its two positions, or None.
@@ -44,18 +44,20 @@ def check_categories(
 ) -> None:
     """Compares the classes of a config with the categories of an annotation file.
 
-    mmdet numbers labels in the order of the *file*, and leaves out a class that it lacks: all after it move up. Where
-    there is none after it, training goes well, and it is a warning; an evaluation meets a label without a category.
+    mmdet numbers labels in the order of the *file*, and leaves out a class that the file lacks, so all later classes
+    move up. If there is no later class, training works and this is a warning; an evaluation would see a label without a
+    category.
 
     Args:
         classes: The classes of the config.
         file: The file.
-        read: Its categories among the classes, as they are numbered.
-        owner: What reads it, as 'train_dataloader'.
+        read: Its categories among the classes, in label order.
+        owner: The reader of the file, such as 'train_dataloader'.
         strict: Whether a disagreement is an error; otherwise a warning. Default: True.
 
     Raises:
-        UserError: Naming the class that the file lacks and the nearest one that it has, or which label means what.
+        UserError: The message names the class that the file lacks and the most similar one that it has, or the two
+            meanings of a label.
     """
     if read == classes:
         return
@@ -96,12 +98,12 @@ def check_same_labels(first: list[str], first_owner: str, second: list[str], sec
 
     Args:
         first: Names by label.
-        first_owner: Where they are from.
-        second: Names by label of the other place.
-        second_owner: Where these are from.
+        first_owner: Their source.
+        second: Names by label in the other place.
+        second_owner: Their source.
 
     Raises:
-        UserError: If a class has two labels. Names that only one place knows are an oddity, and a warning.
+        UserError: If a class has two labels. Names that occur in only one place are a warning.
     """
     found = disagreement(first, second)
     if found is not None:
@@ -112,27 +114,27 @@ def check_same_labels(first: list[str], first_owner: str, second: list[str], sec
             'classes in the same order'
         )
     if first_owner.startswith('checkpoint'):
-        return  # Published ones often have the plain names of ImageNet's folders.
+        return  # Published checkpoints often have the plain names of ImageNet's folders.
     differing = [pair for pair in zip(first, second, strict=False) if pair[0] != pair[1]]
     if differing:
         print_log(
             f'{first_owner} and {second_owner} have different names for a label: {differing[0][0]!r} and '
-            f'{differing[0][1]!r}. It is taken for the same class',
+            f'{differing[0][1]!r}. They are treated as the same class',
             logger='current',
             level=logging.WARNING,
         )
 
 
 def check_head(head: ClassHead, dataset: BaseDataset, owner: str) -> None:
-    """Checks that a head is for as many classes as a data set has.
+    """Checks that a head has as many classes as a data set.
 
     Args:
         head: The head.
-        dataset: A data set; nothing is said of one without classes.
-        owner: Whose it is, as 'train_dataloader'.
+        dataset: A data set; one without classes is not checked.
+        owner: The owner of the data set, such as 'train_dataloader'.
 
     Raises:
-        UserError: Naming both numbers.
+        UserError: The message names both numbers.
     """
     classes = classes_of(dataset)
     if classes is None:
@@ -155,12 +157,12 @@ def check_head(head: ClassHead, dataset: BaseDataset, owner: str) -> None:
 
 
 def check_folders(dataset: BaseDataset, owner: str) -> None:
-    """Checks the classes of mmpretrain's data sets whose folders are the classes: they are numbered in the order of the
-    alphabet, whatever order the config gives.
+    """Checks the classes of mmpretrain's data sets whose folders are the classes: these are numbered alphabetically,
+    whatever the order in the config.
 
     Args:
         dataset: The data set.
-        owner: Whose it is.
+        owner: The owner of the data set.
 
     Raises:
         UserError: If the config gives a class another number than its folder.
@@ -174,7 +176,7 @@ def check_folders(dataset: BaseDataset, owner: str) -> None:
         folder, position = found
         name = classes[position]
         raise UserError(
-            f'labels are positions: the folder {name!r} of {owner} is label {folder}, in the order of the alphabet, '
+            f'labels are positions: the folder {name!r} of {owner} is label {folder}, in alphabetical order, '
             f'and {name!r} is label {position} in the classes of the config. Give the classes in the order of the '
             f'folders: {few_names(sorted(folders))}'
         )

@@ -1,4 +1,4 @@
-"""Evaluators that read an annotation file of their own, against the data set that they evaluate."""
+"""Compares evaluators that read their own annotation file with the data set that they evaluate."""
 
 import logging
 from pathlib import Path
@@ -15,12 +15,13 @@ from mmgroupnet.errors import UserError
 
 # Metrics that number labels in the order of their file.
 _KNOWN = ('CocoMetric', 'CocoPanopticMetric')
-# Pictures whose names are compared.
+# Number of pictures whose names are compared.
 _LOOKED_AT = 256
 
 
 def _check_pictures(metric: BaseMetric, file: AnnotationFile, dataset: BaseDataset, owner: str) -> None:
-    """Checks that an evaluator's file has the pictures of the data set: those that it alone has count as missed."""
+    """Checks that an evaluator's file has the same pictures as the data set: objects in additional ones count as
+    missed."""
     known = metric._coco_api.imgs
     evaluator = owner.replace('dataloader', 'evaluator')
     if same_file(file.path, dataset.ann_file):
@@ -56,13 +57,13 @@ def _check_pictures(metric: BaseMetric, file: AnnotationFile, dataset: BaseDatas
 
 
 def check_metric(metric: BaseMetric, files: AnnotationFiles, datasets: list[BaseDataset], owner: str) -> None:
-    """Compares a metric that reads a COCO file with the data set; nothing is said of other metrics.
+    """Compares a metric that reads a COCO file with the data set; other metrics are not checked.
 
     Args:
         metric: The metric.
-        files: The files that were loaded.
+        files: The loaded files.
         datasets: The data sets inside the loader's wrappers.
-        owner: The loader, as 'val_dataloader'.
+        owner: The loader, such as 'val_dataloader'.
 
     Raises:
         UserError: If the file has other pictures, classes or orders of classes, lacks fields that the metric reads, or
@@ -77,7 +78,7 @@ def check_metric(metric: BaseMetric, files: AnnotationFiles, datasets: list[Base
         _check_pictures(metric, file, datasets[0], owner)
     file.check_ids()
     if classes:
-        # As the metric numbers them.
+        # In the metric's order of labels.
         read = [file.names[number] for number in metric._coco_api.getCatIds(catNms=classes)]
         if read != names_by_label(datasets[0], files):
             check_categories(classes, file, read, evaluator)
@@ -100,12 +101,12 @@ def check_metric(metric: BaseMetric, files: AnnotationFiles, datasets: list[Base
 
 
 def names_by_label(dataset: BaseDataset, files: AnnotationFiles) -> list[Any] | None:
-    """What the labels of a data set mean: the names of its annotation file (None for a category without a name), or
-    where it has no file, of its classes.
+    """The meaning of the labels of a data set: the names in its annotation file (None for a category without a name)
+    or, without a file, its classes.
 
     Args:
         dataset: The data set.
-        files: The files that were loaded.
+        files: The loaded files.
     """
     file = files.at(getattr(dataset, 'ann_file', None))
     if file is not None and hasattr(dataset, 'cat_ids'):

@@ -1,4 +1,4 @@
-"""A look at every mask in the workers that load it, where it costs the run nothing."""
+"""Checks every mask in the worker that loads it, at no cost for the run."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -10,14 +10,14 @@ from mmgroupnet.engine.checks.samples import innermost, transforms_of
 
 
 class WatchedPacking:
-    """The last transform of a pipeline, and a look at the mask before it, in the worker that has it at hand.
+    """The last transform of a pipeline, with a check of the mask before it, in the worker.
 
     Args:
         pack: The transform.
-        rule: What the masks may hold.
+        rule: The rule for masks.
 
     Attributes:
-        seen: Which ids 0 to 255 occurred in any worker, ``(256,)``.
+        seen: Flags of the ids 0 to 255 that occurred in any worker, ``(256,)``.
     """
 
     def __init__(self, pack: Callable, rule: MaskRule) -> None:
@@ -29,7 +29,7 @@ class WatchedPacking:
         """Checks the mask of a sample and packs it.
 
         Raises:
-            MaskError: As of :meth:`MaskRule.check`.
+            MaskError: As :meth:`MaskRule.check`.
         """
         if sample.get('gt_seg_map') is not None:
             self.seen[[found for found in self.rule.check(sample) if 0 <= found < len(self.seen)]] = True
@@ -40,7 +40,7 @@ class WatchedPacking:
 
 
 def _pipelines(dataset: BaseDataset) -> Iterator[list]:
-    """The lists of transforms of a data set and of all inside it."""
+    """The lists of transforms of a data set and of all data sets inside it."""
     yield transforms_of(dataset)
     for name in ('dataset', 'datasets', '_dataset'):
         inner = getattr(dataset, name, None) or []
@@ -49,14 +49,14 @@ def _pipelines(dataset: BaseDataset) -> Iterator[list]:
 
 
 def watch_masks(dataset: BaseDataset, ignored: Collection[int] = ()) -> list[WatchedPacking]:
-    """Lets the workers of a data set look at every mask that they pack.
+    """Lets the workers of a data set check every mask that they pack.
 
     Args:
         dataset: The data set, wrapped or not; its pipelines are changed in place, once.
         ignored: Ids that the heads ignore. Default: none.
 
     Returns:
-        Those who watch.
+        The checking transforms.
     """
     rule = rule_of(next(innermost(dataset)), ignored)
     watched = []
@@ -71,14 +71,14 @@ def watch_masks(dataset: BaseDataset, ignored: Collection[int] = ()) -> list[Wat
 
 
 def unwatch_masks(dataset: BaseDataset) -> None:
-    """Undoes :func:`watch_masks`, for workers that are started from now on."""
+    """Undoes :func:`watch_masks`, for workers that start from now on."""
     for transforms in _pipelines(dataset):
         if transforms and isinstance(transforms[-1], WatchedPacking):
             transforms[-1] = transforms[-1].pack
 
 
 def warn_of_absent_classes(watched: Sequence[WatchedPacking], where: str) -> None:
-    """Warns of classes that never occurred in what was packed while the ignored id did, see
+    """Warns of classes that never occurred in packed masks although the ignored id did, see
     :meth:`MaskRule.warn_of_absent`."""
     if watched:
         seen = torch.stack([one.seen for one in watched]).any(dim=0)

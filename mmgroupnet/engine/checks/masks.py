@@ -1,4 +1,4 @@
-"""Masks for segmentation: ids that are no classes, masks in colours, classes that never occur."""
+"""Checks masks for segmentation: ids that are not classes, masks in colours, classes that never occur."""
 
 import logging
 from collections.abc import Collection
@@ -14,9 +14,9 @@ from mmgroupnet.engine.checks.classes import classes_of
 from mmgroupnet.engine.checks.samples import LIBRARIES, spread, transforms_of
 from mmgroupnet.errors import UserError
 
-# Masks of a data set that are looked at before the first step.
+# Number of masks of a data set that are checked before the first step.
 _LOOKED_AT = 8
-# Data sets with more classes than this may well lack some of them in a sample of that size.
+# A sample of that size may lack some classes if there are more than this.
 _FEW_CLASSES = 4
 # Number of ids that an error names.
 _LISTED_IDS = 10
@@ -25,7 +25,7 @@ _LISTED_IDS = 10
 class MaskError(UserError):
     """A mask does not fit the classes.
 
-    A worker's error reaches the run with the worker's traceback as its text; the sentence is at its end.
+    A worker's error reaches the run with the worker's traceback as its text; the message is at its end.
     """
 
     def __init__(self, message: str) -> None:
@@ -34,17 +34,17 @@ class MaskError(UserError):
 
 def ids_of(mask: np.ndarray) -> list[int]:
     """The ids that occur in a mask, ``(H, W)``, in ascending order."""
-    if mask.dtype == np.uint8:  # A tenth of the time of np.unique.
+    if mask.dtype == np.uint8:  # This takes a tenth of the time of np.unique.
         return np.flatnonzero(cv2.calcHist([mask], [0], None, [256], [0, 256])).tolist()
     return np.unique(mask).tolist()
 
 
 class MaskRule:
-    """What the masks of a data set may hold.
+    """The rule for the masks of a data set.
 
     Args:
-        dataset: A data set of mmseg, or one like them, with ``ignore_index`` and classes.
-        ignored: Ids besides that one which the heads ignore. Default: none.
+        dataset: A data set of mmseg, or a similar one, with ``ignore_index`` and classes.
+        ignored: Further ids that the heads ignore. Default: none.
     """
 
     def __init__(self, dataset: BaseDataset, ignored: Collection[int] = ()) -> None:
@@ -60,7 +60,7 @@ class MaskRule:
             The ids that occur in it.
 
         Raises:
-            MaskError: Naming the mask's file, and the ids that are no classes or the shape that no mask has.
+            MaskError: The message names the mask's file, and the ids that are not classes or the wrong shape.
         """
         mask = sample['gt_seg_map']
         name = sample.get('seg_map_path') or f'of {sample.get("img_path")}'
@@ -82,11 +82,11 @@ class MaskRule:
         return ids
 
     def warn_of_absent(self, seen: set[int], where: str) -> None:
-        """Warns of classes that never occur while the id that is ignored does: masks of 0 and 255 train nothing.
+        """Warns of classes that never occur although the ignored id does: masks of 0 and 255 train nothing.
 
         Args:
             seen: The ids that occur.
-            where: In which masks.
+            where: Description of the masks.
         """
         absent = [number for number in range(len(self.classes)) if number not in seen]
         if absent and self.ignored in seen:
@@ -102,14 +102,14 @@ class MaskRule:
 
 
 def rule_of(dataset: BaseDataset, ignored: Collection[int] = ()) -> MaskRule | None:
-    """The rule for the masks of a data set, or None where its masks, if it has any, do not hold its classes."""
+    """The rule for the masks of a data set, or None if it has no masks or they do not hold its classes."""
     if getattr(dataset, 'ignore_index', None) is None or not classes_of(dataset):
         return None
     return MaskRule(dataset, ignored)
 
 
 def _check_depth(path: str) -> None:
-    """Checks that a mask of 16 bits or more holds ids below 256: mmseg reads the lowest 8 bits of any."""
+    """Checks that a mask of 16 bits or more holds ids below 256: mmseg reads only the lowest 8 bits."""
     if not Path(path).is_file():
         return  # Not on this disk.
     with Image.open(path) as picture:
@@ -124,15 +124,15 @@ def _check_depth(path: str) -> None:
 def check_masks(dataset: BaseDataset, owner: str, ignored: Collection[int] = ()) -> None:
     """Checks a few masks of a data set before the first step.
 
-    Where transforms of other people may change the ids, nothing is said: the workers will see.
+    If foreign transforms may change the ids, the masks are not checked here but later, in the workers.
 
     Args:
         dataset: The data set, without wrappers.
-        owner: Whose it is, as 'train_dataloader'.
+        owner: The owner of the data set, such as 'train_dataloader'.
         ignored: Ids that the heads ignore. Default: none.
 
     Raises:
-        MaskError: As of :meth:`MaskRule.check`, and if ids take more than 8 bits.
+        MaskError: As :meth:`MaskRule.check`, and if ids take more than 8 bits.
     """
     rule = rule_of(dataset, ignored)
     transforms = transforms_of(dataset)

@@ -1,4 +1,4 @@
-"""A few samples of a data set, looked at before the first step: are its files there, and its labels classes?"""
+"""Checks a few samples of a data set before the first step: its files have to exist, and its labels to be classes."""
 
 import logging
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from mmgroupnet.engine.checks.heads import ClassHead
 from mmgroupnet.errors import UserError, nearest
 
 _LOOKED_AT = 32
-# Packages whose transforms and data sets do what their names say; others may do anything.
+# Packages whose transforms and data sets are known; others may do anything.
 LIBRARIES = ('mmcv.', 'mmengine.', 'mmdet.', 'mmseg.', 'mmpretrain.', 'mmgroupnet.')
 
 
@@ -31,23 +31,23 @@ def innermost(dataset: BaseDataset) -> Iterator[BaseDataset]:
 
 
 def spread(size: int, count: int) -> list[int]:
-    """The first, the last, and evenly spread numbers below ``size`` between them, ``count`` at most."""
+    """At most ``count`` numbers below ``size``: the first, the last, and evenly spread ones between them."""
     if size <= count:
         return list(range(size))
     return sorted({round(number * (size - 1) / (count - 1)) for number in range(count)})
 
 
 def transforms_of(dataset: BaseDataset) -> list:
-    """The transforms of a data set or of a wrapper that mixes pictures, as the list that it goes through."""
+    """The list of transforms of a data set, or of a wrapper that mixes pictures."""
     pipeline = getattr(dataset, 'pipeline', None)
     transforms = getattr(pipeline, 'transforms', pipeline)
     return transforms if isinstance(transforms, list) else []
 
 
 def _reads(dataset: BaseDataset) -> list[str]:
-    """The keys of the files on this disk that the pipeline reads, and cannot do without.
+    """The keys of the local files that the pipeline has to read.
 
-    A custom data set or transform may fetch files before they are read: the keys that come after it are left out.
+    A custom data set or transform may download files before they are read, so keys after it are left out.
     """
     if not type(dataset).prepare_data.__module__.startswith(LIBRARIES):
         return []
@@ -66,7 +66,7 @@ def _reads(dataset: BaseDataset) -> list[str]:
 
 
 def _without_repeats(path: Path) -> Path | None:
-    """The path without a folder that is there twice in a row, where that exists."""
+    """The path without a folder that is repeated in it, if that file exists."""
     parts = path.parts
     for length in range(len(parts) // 2, 0, -1):
         for start in range(len(parts) - 2 * length + 1):
@@ -79,14 +79,14 @@ def _without_repeats(path: Path) -> Path | None:
 
 
 def check_files(dataset: BaseDataset, owner: str) -> None:
-    """Checks that pictures and masks are there, of a few samples.
+    """Checks that pictures and masks of a few samples exist.
 
     Args:
         dataset: The data set.
-        owner: Whose it is, as 'train_dataloader'.
+        owner: The owner of the data set, such as 'train_dataloader'.
 
     Raises:
-        UserError: Naming the first path that does not exist.
+        UserError: The message names the first path that does not exist.
     """
     keys = _reads(dataset)
     numbers = spread(len(dataset), _LOOKED_AT) if keys else []
@@ -114,12 +114,12 @@ def check_files(dataset: BaseDataset, owner: str) -> None:
 
 
 def check_xml_names(dataset: BaseDataset, owner: str) -> None:
-    """Warns of a class that no XML file has, of a few samples, where they have a name like it that is no class: objects
-    of that name are left out without a word.
+    """Warns if a few XML files lack a class but have a similar name that is not a class: objects of that name would be
+    left out silently.
 
     Args:
         dataset: The data set.
-        owner: Whose it is, as 'train_dataloader'.
+        owner: The owner of the data set, such as 'train_dataloader'.
     """
     classes = classes_of(dataset) or []
     numbers = spread(len(dataset), _LOOKED_AT)
@@ -132,22 +132,22 @@ def check_xml_names(dataset: BaseDataset, owner: str) -> None:
         if name not in found and hint:
             print_log(
                 f'the class {name!r} of {owner} ({type(dataset).__name__}) is in none of the {len(numbers)} XML files '
-                f'that were looked at{hint}. Objects whose names are no classes are left out',
+                f'that were looked at{hint}. Objects whose names are not classes are left out',
                 logger='current',
                 level=logging.WARNING,
             )
 
 
 def check_labels(dataset: BaseDataset, heads: list[ClassHead], owner: str) -> None:
-    """Checks that the labels of mmpretrain's samples are classes, of a few samples.
+    """Checks that the labels of a few of mmpretrain's samples are classes.
 
     Args:
         dataset: The data set.
         heads: The heads of the model.
-        owner: Whose it is, as 'train_dataloader'.
+        owner: The owner of the data set, such as 'train_dataloader'.
 
     Raises:
-        UserError: Naming the first label that is none.
+        UserError: The message names the first label that is not a class.
     """
     classes = classes_of(dataset)
     limits = [len(classes)] if classes else [head.num_classes for head in heads]

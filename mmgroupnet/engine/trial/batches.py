@@ -1,4 +1,4 @@
-"""Batches of a run's own data, read beside its loaders: those are left as they are."""
+"""Reads batches of a run's own data without using its loaders, which do not change."""
 
 import itertools
 import traceback
@@ -16,7 +16,7 @@ from mmgroupnet.engine.trial.isolation import copy_dataset
 from mmgroupnet.engine.trial.stages import NotTriedError, TracedError
 from mmgroupnet.errors import UserError, summary
 
-# Of one batch; those of mmdet's video data sets are pairs of numbers.
+# Sample indices of one batch; for mmdet's video data sets they are pairs of numbers.
 Indices = list[int | tuple[int, int]]
 
 
@@ -27,7 +27,7 @@ class _Failure:
 
 
 class _Samples(Dataset):
-    """Gives a sample, or what happened."""
+    """Returns a sample, or a description of the failure."""
 
     def __init__(self, dataset: BaseDataset) -> None:
         self.dataset = dataset
@@ -41,7 +41,7 @@ class _Samples(Dataset):
     def _place(self, index: int | tuple[int, int]) -> str:
         try:
             path = self.dataset.get_data_info(index)['img_path']
-        except Exception:  # No picture, or the annotations cannot be read.
+        except Exception:  # The data set has no pictures, or the annotations cannot be read.
             path = 'no path is known'
         return f' (sample {index}: {path})'
 
@@ -60,12 +60,12 @@ def _first_batch(loader: DataLoader, cfg: dict, seed: int) -> tuple[Indices, int
     """The first batch that a loader's samplers choose in this process, and the size of the last one of an epoch.
 
     Raises:
-        NotTriedError: If the samplers cannot be built a second time and asked.
+        NotTriedError: If the samplers cannot be built and used a second time.
         UserError: If there is no batch at all.
     """
     try:
         first, last_size = _choose(loader, cfg, seed)
-    except Exception as error:  # Custom samplers raise any type, and this one was built for the run without an error.
+    except Exception as error:  # Custom samplers raise any type, and the run built this one without an error.
         raise NotTriedError(f'its samplers cannot be asked for a batch ({summary(error)})') from error
     if not first:
         dataset: Any = loader.dataset
@@ -74,7 +74,7 @@ def _first_batch(loader: DataLoader, cfg: dict, seed: int) -> tuple[Indices, int
 
 
 def _choose(loader: DataLoader, cfg: dict, seed: int) -> tuple[Indices, int]:
-    """As :func:`_first_batch`. The samplers are built anew: to iterate over an ``InfiniteSampler`` is to use it up."""
+    """Like :func:`_first_batch`, with new samplers: iterating over an ``InfiniteSampler`` changes it."""
     sampler = DATA_SAMPLERS.build(cfg['sampler'], default_args=dict(dataset=loader.dataset, seed=seed))
     if cfg.get('batch_sampler') is None:
         batches = BatchSampler(sampler, cfg['batch_size'], cfg.get('drop_last', False))
@@ -90,9 +90,9 @@ def _choose(loader: DataLoader, cfg: dict, seed: int) -> tuple[Indices, int]:
 
 
 def _read(loader: DataLoader, batches: list[Indices]) -> list:
-    """Reads batches as a loader does, in workers if it has some, without changing it, them or the data set.
+    """Reads batches like a loader, in workers if it has some, without changing the loader, its workers or the data set.
 
-    With them the first and the last sample of the set are read: a part that is missing often is one of its ends.
+    It also reads the first and the last sample of the set, because a missing part often is at one of its ends.
     """
     first = batches[0]
     if all(isinstance(index, int) for index in first):
@@ -122,7 +122,7 @@ def _read_all(loader: DataLoader, batches: list[Indices]) -> list:
 
 
 def read_training_batches(loop: BaseLoop, cfg: dict, seed: int) -> list:
-    """Reads the first batch of training, and where the last one of an epoch is smaller, one of that size.
+    """Reads the first batch of training and, if the last one of an epoch is smaller, another of that size.
 
     Args:
         loop: The loop of the training.
@@ -130,11 +130,11 @@ def read_training_batches(loop: BaseLoop, cfg: dict, seed: int) -> list:
         seed: The run's seed.
 
     Returns:
-        One batch or two, collated.
+        One or two collated batches.
 
     Raises:
         NotTriedError: If the loader's samplers or data set cannot be copied.
-        TracedError: If a sample cannot be read, or samples do not go into one batch.
+        TracedError: If a sample cannot be read, or samples cannot be collated.
         UserError: If there is no batch at all.
     """
     first, last_size = _first_batch(loop.dataloader, cfg, seed)

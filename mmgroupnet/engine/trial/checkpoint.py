@@ -1,4 +1,4 @@
-"""A checkpoint as a run will write it, and what chooses the best one."""
+"""Tries to write a checkpoint of a run, and checks how the best one is chosen."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from mmgroupnet.errors import UserError, nearest
 
 
 def try_checkpoint(runner: Runner, hook: CheckpointHook) -> None:
-    """Writes a checkpoint as a hook does, reads it and removes it.
+    """Writes a checkpoint like a hook, reads it and removes it.
 
     Args:
         runner: The run.
@@ -36,7 +36,7 @@ def try_checkpoint(runner: Runner, hook: CheckpointHook) -> None:
         )
         read_checkpoint(folder / name)
     finally:
-        for path in folder.glob(f'{name}*'):  # A backend may leave a part under another name.
+        for path in folder.glob(f'{name}*'):  # A backend may leave a partial file under another name.
             path.unlink()
         for path in new_folders:
             if path.exists():
@@ -44,14 +44,14 @@ def try_checkpoint(runner: Runner, hook: CheckpointHook) -> None:
 
 
 def check_save_best(chosen_by: Sequence[str], metrics: Sequence[dict]) -> None:
-    """Checks that the values which choose the best checkpoint are among those of the metrics.
+    """Checks that the metrics compute the values that choose the best checkpoint.
 
     Args:
-        chosen_by: Their names, or 'auto'.
-        metrics: What each metric computes.
+        chosen_by: Names of these values, or 'auto'.
+        metrics: The values of each metric.
 
     Raises:
-        UserError: Naming the one that is not.
+        UserError: The message names the missing value.
     """
     names = [name for values in metrics for name in values]
     for name in chosen_by:

@@ -1,4 +1,4 @@
-"""Copies of a run's parts to try things with, and a frame around a trial that leaves the run as it was."""
+"""Copies a run's parts for trials, and isolates the run from a trial."""
 
 import contextlib
 import copy
@@ -25,9 +25,9 @@ from torch import Tensor, distributed, nn
 from mmgroupnet.engine.trial.stages import NotTriedError
 from mmgroupnet.errors import summary
 
-# Lines of the log that begin so are those of a rehearsal itself.
+# Log lines of the rehearsal itself begin with this.
 PROGRESS = 'Rehearsal'
-# What a data set only reads, and what may be too large to copy.
+# Attributes that a data set only reads and that may be too large to copy.
 _ANNOTATIONS = ('data_list', 'data_bytes', 'data_address')
 
 
@@ -82,8 +82,8 @@ def _silence(runner: Runner) -> Iterator[None]:
 
 @contextmanager
 def isolated(runner: Runner) -> Iterator[None]:
-    """What runs inside leaves no trace in the random states, the log, the message hub and the visualizer of a run, but
-    for lines of the log that begin with ``PROGRESS``.
+    """A context that preserves the random states, the log, the message hub and the visualizer of a run; only log lines
+    that begin with ``PROGRESS`` remain.
 
     Args:
         runner: The run.
@@ -92,7 +92,7 @@ def isolated(runner: Runner) -> Iterator[None]:
         try:
             yield
         finally:
-            # A GPU does not get over what a kernel refuses; that is the error to be seen.
+            # A GPU does not recover from a kernel's error, which is the error to show.
             with contextlib.suppress(RuntimeError):
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
@@ -101,9 +101,9 @@ def isolated(runner: Runner) -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """What runs inside issues no collectives: a process that fails leaves no other one waiting.
+    """A context without collectives, so a process that fails does not leave others waiting.
 
-    Models, losses and metrics ask torch whether there are other processes, and are told no.
+    If models, losses and metrics ask torch whether there are other processes, the answer is no.
     """
     is_initialized = distributed.is_initialized
     distributed.is_initialized = lambda: False
@@ -114,7 +114,7 @@ def alone() -> Iterator[None]:
 
 
 def _module_of(content: object) -> nn.Module | None:
-    """The module that a function refers to, itself or by one of its methods."""
+    """The module that a function refers to, directly or by a method."""
     content = getattr(content, '__self__', content)
     return content if isinstance(content, nn.Module) else None
 
@@ -139,14 +139,14 @@ def copy_model(model: nn.Module) -> nn.Module:
     Raises:
         NotTriedError: If a part of it cannot be copied.
     """
-    # Left by old weight norms; torch copies only leaves.
+    # Non-leaf tensors of old weight norms; torch copies only leaves.
     memo: dict[int, Any] = {
         id(value): value.detach().clone()
         for module in model.modules()
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    # copy.deepcopy keeps functions as they are: the copy would run the model's own modules.
+    # copy.deepcopy does not copy functions, so the copy would run the original model's modules.
     closures = _closures(model)
     for function in closures:
         cells = tuple(types.CellType(cell.cell_contents) for cell in function.__closure__ or ())
@@ -161,13 +161,13 @@ def copy_model(model: nn.Module) -> nn.Module:
             if _module_of(cell.cell_contents) is not None:
                 cell.cell_contents = _deepcopy(cell.cell_contents, memo)
     for name, value in list(vars(copied).items()):
-        if hasattr(value, '_torchdynamo_orig_callable'):  # To compile it would take minutes.
+        if hasattr(value, '_torchdynamo_orig_callable'):  # Compiling it would take minutes.
             delattr(copied, name)
     return copied
 
 
 def without_step(optim_wrapper: OptimWrapper) -> OptimWrapper:
-    """A copy of an optimizer's wrapper that goes through forward and backward passes but changes no weights."""
+    """A copy of an optimizer's wrapper that runs forward and backward passes but does not change weights."""
     copied = copy.copy(optim_wrapper)
     if isinstance(copied, OptimWrapperDict):
         copied.optim_wrappers = {name: without_step(wrapper) for name, wrapper in copied.optim_wrappers.items()}
@@ -179,12 +179,12 @@ def without_step(optim_wrapper: OptimWrapper) -> OptimWrapper:
 
 
 def copy_dataset(dataset: BaseDataset) -> BaseDataset:
-    """A copy of a data set whose transforms may keep what they like; annotations are shared.
+    """A copy of a data set with its own transforms, which may keep state; annotations are shared.
 
     Raises:
         NotTriedError: If a part of it cannot be copied.
     """
-    if isinstance(dataset, _SlicedDataset):  # What it hands on of the one inside would not let itself be copied.
+    if isinstance(dataset, _SlicedDataset):  # The attributes that it forwards from the inner data set cannot be copied.
         return _SlicedDataset(copy_dataset(dataset._dataset), len(dataset))
     memo: dict[int, Any] = {}
     inner = [dataset]

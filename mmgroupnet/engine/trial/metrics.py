@@ -1,4 +1,4 @@
-"""What a run's metrics make of one batch."""
+"""Tries a run's metrics with one batch."""
 
 import tempfile
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from torch import Tensor
 from mmgroupnet.engine.trial.isolation import copy_metric
 from mmgroupnet.engine.trial.stages import DoubtfulError
 
-# Metrics that can be computed from any batch: what fails in them would fail after the whole set, too. Others may want a
-# result for every image of a file, or two kinds of images.
+# Metrics that can be computed from any batch, so an error in them would also come after the whole set. Others may need
+# a result for every image of a file, or two kinds of images.
 _METRICS_OF_ANY_BATCH = {
     'mmdet': ('CocoMetric', 'LVISMetric', 'VOCMetric'),
     'mmseg': ('IoUMetric',),
@@ -21,19 +21,19 @@ _METRICS_OF_ANY_BATCH = {
 
 
 def is_one_batch_enough(metric: BaseMetric) -> bool:
-    """Whether a metric gives of one batch all values that it gives of the whole set."""
+    """Whether a metric computes the same values from one batch as from the whole set."""
     owner = next(part for part in type(metric).__mro__ if 'compute_metrics' in vars(part))
     return owner.__name__ in _METRICS_OF_ANY_BATCH.get(owner.__module__.split('.')[0], ())
 
 
 def as_samples(outputs: Sequence) -> list[dict]:
-    """What a model predicts, as metrics take it.
+    """The predictions of a model, in the form that metrics take.
 
-    An image in which an untrained detector finds nothing gets one detection, all zeros: of no detections at all
+    If an untrained detector finds nothing in an image, the image gets one detection of zeros: without any detection
     mmdet's metrics compute nothing.
 
     Args:
-        outputs: What a model's ``val_step`` returns; losses at the end, which some models add, are dropped.
+        outputs: The result of a model's ``val_step``; losses at the end, which some models add, are dropped.
     """
     outputs = [output.to_dict() if isinstance(output, BaseDataElement) else output for output in outputs]
     if outputs and isinstance(outputs[-1], dict) and list(outputs[-1]) == ['loss']:
@@ -54,23 +54,23 @@ def try_metric(original: BaseMetric, samples: list[dict], batch: object, size: i
 
     Args:
         original: The metric.
-        samples: What :func:`as_samples` returns.
+        samples: The result of :func:`as_samples`.
         batch: The batch.
-        size: Images of the whole set.
+        size: Number of images in the whole set.
 
     Returns:
         The values by name.
 
     Raises:
         NotTriedError: If the metric cannot be copied.
-        DoubtfulError: If nothing can be computed, and the metric may need more than one batch for it.
-        Exception: Of any type, if it can be expected of a whole set as well.
+        DoubtfulError: If nothing can be computed, perhaps because the metric needs more than one batch.
+        Exception: Of any type, if the whole set would raise it as well.
     """
     with tempfile.TemporaryDirectory() as folder:
         metric = copy_metric(original, Path(folder))
         metric.process(batch, samples)
         try:
-            if getattr(metric, 'img_ids', ()) is None:  # mmdet's take all images of a file, and their time.
+            if getattr(metric, 'img_ids', ()) is None:  # mmdet's metrics take all images of a file, which takes time.
                 metric.img_ids = list(dict.fromkeys(truth['img_id'] for truth, _ in metric.results))
             return metric.evaluate(size)
         except Exception as error:  # Custom metrics raise any type.

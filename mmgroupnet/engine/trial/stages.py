@@ -1,4 +1,4 @@
-"""Stages of a rehearsal: how long each took, which failed, which were left out."""
+"""Runs the stages of a rehearsal and records their times, failures and omissions."""
 
 import logging
 import time
@@ -11,20 +11,20 @@ from mmengine.runner import Runner
 
 from mmgroupnet.errors import UserError, summary
 
-# Hooks of these packages prepare nothing that a batch needs, but for one.
+# With one exception, hooks of these packages prepare nothing that a batch needs.
 _LIBRARIES = ('mmengine', 'mmdet', 'mmseg', 'mmpretrain', 'mmgroupnet')
 _PREPARING_HOOKS = ('PrepareProtoBeforeValLoopHook',)
 
 
 def doubt_of_hooks(runner: Runner, *points: str) -> str:
-    """Says why a stage may fail for want of the run's hooks, which a rehearsal does not call.
+    """Says why a stage may fail because a rehearsal does not call the run's hooks.
 
     Args:
         runner: The run.
         points: Methods of hooks that the run calls before the stage.
 
     Returns:
-        The doubt, for :meth:`Stages.take`; '' where no hook prepares anything.
+        The doubt, for :meth:`Stages.take`; '' if no hook prepares anything.
     """
     hooks = [type(hook) for hook in runner.hooks]
     missed = [
@@ -37,15 +37,15 @@ def doubt_of_hooks(runner: Runner, *points: str) -> str:
 
 
 class NotTriedError(Exception):
-    """Something that cannot be tried without changing the run; the message says what and why."""
+    """A part cannot be tried without changing the run; the message says which and why."""
 
 
 class DoubtfulError(Exception):
-    """A failure, its cause, that may be due to the rehearsal and not to the run; the message says why."""
+    """A failure (its ``__cause__``) that may be due to the rehearsal and not to the run; the message says why."""
 
 
 class TracedError(Exception):
-    """A failure in another process: one line on it, and its traceback there."""
+    """A failure in another process: one line that describes it, and its traceback there."""
 
     def __init__(self, line: str, trace: str) -> None:
         super().__init__(trace)
@@ -58,11 +58,11 @@ def line_of(error: BaseException) -> str:
 
 
 class Stages:
-    """Takes the stages of a rehearsal in one process.
+    """Runs the stages of a rehearsal in one process.
 
     Attributes:
-        passed: Stages that went well, each with its time.
-        remarks: What was left out or failed without ending the run, and the exception where there was one.
+        passed: Stages that passed, each with its time.
+        remarks: Stages that were left out or failed without ending the run, and the exception if there was one.
     """
 
     def __init__(self) -> None:
@@ -70,11 +70,11 @@ class Stages:
         self.remarks: list[tuple[str, BaseException | None]] = []
 
     def leave_out(self, stage: str, reason: str) -> None:
-        """Notes that a stage is not tried."""
+        """Records that a stage is not tried."""
         self.remarks.append((f'{stage} is left out: {reason}', None))
 
     def log_remarks(self, logger: Logger) -> None:
-        """Logs the remarks; tracebacks go to files alone."""
+        """Logs the remarks; tracebacks go only to files."""
         for line, error in self.remarks:
             logger.warning(line)
             if error is not None:
@@ -88,14 +88,14 @@ class Stages:
         """Calls ``act(*args)``.
 
         Args:
-            stage: What it tries.
-            hint: What to look at where it fails.
-            act: The stage.
+            stage: Name of the stage.
+            hint: What to look at if it fails.
+            act: The function of the stage.
             args: Its arguments.
-            doubt: Why a failure need not be one of the run: it becomes a remark. Default: '', a failure is an error.
+            doubt: Why a failure may not concern the run; it then becomes a remark. Default: '', a failure is an error.
 
         Returns:
-            What ``act`` returns; None where it was left out or did not end well.
+            The result of ``act``; None if it was left out or failed.
 
         Raises:
             UserError: If the stage fails.
@@ -104,7 +104,7 @@ class Stages:
         try:
             result = act(*args)
             if torch.cuda.is_available():
-                torch.cuda.synchronize()  # What a kernel refuses comes up here at the latest.
+                torch.cuda.synchronize()  # Errors of kernels are raised here at the latest.
         except NotTriedError as error:
             self.leave_out(stage, str(error))
             return None

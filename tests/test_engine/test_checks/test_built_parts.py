@@ -203,7 +203,7 @@ class TestClasses:
         check(cfg, stages=('train',))
         assert warnings == [
             "the class 'rde' of train_dataloader (XMLDataset) is in none of the 2 XML files that were looked at (did "
-            "you mean 'red'?). Objects whose names are no classes are left out"
+            "you mean 'red'?). Objects whose names are not classes are left out"
         ]
         cfg.train_dataloader.dataset.metainfo.classes = ('red', 'blue')
         check(cfg, stages=('train',))
@@ -239,7 +239,7 @@ class TestClasses:
 
     def test_folders_in_another_order_than_the_classes(self, tmp_path):
         cfg = classification(tmp_path, metainfo=dict(classes=('dog', 'cat')))
-        message = "the folder 'cat' of train_dataloader is label 0, in the order of the alphabet, and 'cat' is label 1"
+        message = "the folder 'cat' of train_dataloader is label 0, in alphabetical order, and 'cat' is label 1"
         refuse(cfg, message, head='head')
 
     def test_names_of_folders_need_not_be_names_of_classes(self, tmp_path):
@@ -364,7 +364,7 @@ class TestAnnotationFiles:
 
         edit(annotations(tmp_path), change)
         check(cfg)
-        said = "there are annotations of the category ids 7, which its list of categories has not, and none of 'rare'"
+        said = "there are annotations of the category ids 7, which its list of categories lacks, and none of 'rare'"
         assert [said in warning for warning in warnings] == [True]
 
     def test_no_picture_of_this_ending(self, tmp_path):
