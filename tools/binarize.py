@@ -1,7 +1,7 @@
 """Makes any config binary: ``python tools/binarize.py CONFIG POLICY --out FILE``.
 
-FILE is a whole config, which trains, tests and packs as any other; the report says what became of each part.
-``tools/train.py CONFIG --binarize POLICY`` does the same on the way.
+FILE is a complete config, which trains, tests and packs like any other; the report says what became of each part.
+``tools/train.py CONFIG --binarize POLICY`` does the same before training.
 """
 
 import argparse

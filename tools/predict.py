@@ -6,7 +6,7 @@ from pathlib import Path
 
 # The checkout of this file comes before an installed mmgroupnet.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-# An installed mmgroupnet_runtime comes first: the one of the checkout may not have been built.
+# An installed mmgroupnet_runtime comes first, because that of the checkout may not have been built.
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'runtime' / 'src'))
 
 from mmgroupnet.engine.cli import add_config_options, read_config
@@ -19,13 +19,13 @@ from mmgroupnet.engine.prediction import draw_on_pictures
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Draw predictions on pictures')
     parser.add_argument(
-        'images', metavar='IMAGE_OR_FOLDER', help='a picture, or a folder of pictures and of folders of them'
+        'images', metavar='IMAGE_OR_FOLDER', help='a picture, or a folder with pictures in it or its subfolders'
     )
     add_config_options(parser)
     parser.add_argument('checkpoint', help='checkpoint, or MODEL.onnx')
     parser.add_argument('--out', default='predictions', help='folder for the drawn pictures (default: predictions)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a drawn detection (default: 0.3)')
-    parser.add_argument('--device', help='where to compute, such as cpu or cuda:0 (default: a GPU if there is one)')
+    parser.add_argument('--device', help='device, such as cpu or cuda:0 (default: a GPU if there is one)')
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
 """Evaluates a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``.
 
-It takes a .onnx file of tools/deploy/export_onnx.py as well, and a .npz file of predictions that mmgroupnet-run wrote
-on a device. One tool for mmdet, mmseg and mmpretrain, by the config's default_scope.
+It also takes an .onnx file of tools/deploy/export_onnx.py, and an .npz file of predictions that mmgroupnet-run wrote on
+a device. The tool serves mmdet, mmseg and mmpretrain; the config's default_scope selects the library.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 
 # The checkout of this file comes before an installed mmgroupnet.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-# An installed mmgroupnet_runtime comes first: the one of the checkout may not have been built.
+# An installed mmgroupnet_runtime comes first, because that of the checkout may not have been built.
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'runtime' / 'src'))
 
 from mmgroupnet.engine.cli import add_run_options, read_run_config

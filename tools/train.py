@@ -1,6 +1,6 @@
 """Trains a model: ``python tools/train.py CONFIG``.
 
-One tool for mmdet, mmseg and mmpretrain, by the config's default_scope.
+The tool serves mmdet, mmseg and mmpretrain; the config's default_scope selects the library.
 """
 
 import argparse
@@ -22,8 +22,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--binarize',
         metavar='POLICY',
-        help='make the model binary as this file says, such as mmgroupnet::_base_/policies/groupnet_k4.py; the config '
-        'in the work directory then says all of it',
+        help='make the model binary by this policy, such as mmgroupnet::_base_/policies/groupnet_k4.py; the config in '
+        'the work directory is then complete',
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (bfloat16 on a CPU)')
     parser.add_argument(
@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on with a run, from the given checkpoint or from the last one in the work directory',
+        help='resume a run from the given checkpoint or from the last one in the work directory',
     )
     parser.add_argument(
         '--no-rehearsal',

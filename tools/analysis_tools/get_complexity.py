@@ -1,6 +1,6 @@
 """Prints parameters, sizes and operations of a model: ``python tools/analysis_tools/get_complexity.py CONFIG``.
 
-Float or binary, of mmdet, mmseg or mmpretrain.
+It takes float and binary models of mmdet, mmseg and mmpretrain.
 """
 
 import argparse
@@ -19,9 +19,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Parameters, sizes and operations of a model')
     add_config_options(parser)
     parser.add_argument(
-        '--shape', nargs=2, type=int, metavar=('H', 'W'), help='input size (default: that of the test pipeline)'
+        '--shape', nargs=2, type=int, metavar=('H', 'W'), help='input size (default: the size of the test pipeline)'
     )
-    parser.add_argument('--per-layer', action='store_true', help='one row per layer in place of one per part')
+    parser.add_argument('--per-layer', action='store_true', help='one row per layer instead of one per part')
     return parser.parse_args()
 
 

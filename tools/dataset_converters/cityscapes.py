@@ -1,6 +1,6 @@
-"""Cityscapes' label ids to the 19 classes that are evaluated: ``gtFine_labelIds.png`` to ``gtFine_labelTrainIds.png``.
+"""Converts Cityscapes' label ids to the 19 evaluated classes: ``gtFine_labelIds.png`` to ``gtFine_labelTrainIds.png``.
 
-mmseg's own converter draws the masks from the polygons and needs cityscapesscripts; this one needs the masks alone,
+mmseg's own converter draws the masks from the polygons and needs cityscapesscripts; this one needs only the masks,
 which come with the polygons in ``gtFine_trainvaltest.zip``.
 """
 
@@ -42,7 +42,7 @@ def train_ids(label_ids: np.ndarray) -> np.ndarray:
 
 
 def convert(path: Path) -> str | None:
-    """Writes the converted mask beside a mask, and returns what is wrong with that one, or None."""
+    """Writes the converted mask beside a mask. Returns a description of the problem, or None."""
     mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if mask is None or mask.ndim != 2:
         return f'{path} is no mask of one channel'
@@ -51,7 +51,7 @@ def convert(path: Path) -> str | None:
     except UserError as error:
         return f'{path}: {error}'
     target = path.with_name(path.name.removesuffix(SUFFIX) + NEW_SUFFIX)
-    partial = target.with_name(f'.partial_{target.name}')  # A killed run leaves no half of a mask under its name.
+    partial = target.with_name(f'.partial_{target.name}')  # A killed run leaves no partial mask under its name.
     cv2.imwrite(str(partial), converted)
     os.replace(partial, target)
     return None
@@ -70,13 +70,13 @@ def convert_all(root: Path, num_processes: int) -> int:
 
     Args:
         root: Its folder.
-        num_processes: How many processes share the work.
+        num_processes: Number of processes that share the work.
 
     Returns:
         The number of masks.
 
     Raises:
-        UserError: If there are none, or naming those that could not be converted.
+        UserError: If there are no masks, or some cannot be converted; the message names them.
     """
     masks = sorted((root / 'gtFine').glob(f'*/*/*{SUFFIX}'))
     if not masks:

@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('annotations', type=Path, help='annotation file in the format of COCO')
     parser.add_argument('--held-out', type=float, default=0.2, help='share of pictures to evaluate on (default: 0.2)')
-    parser.add_argument('--seed', type=int, default=0, help='of the random choice of pictures (default: 0)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the random choice of pictures (default: 0)')
     add_traceback_option(parser)
     return parser.parse_args()
 

@@ -1,7 +1,7 @@
-"""VOC 2012 with the masks of SBD: ``python tools/dataset_converters/voc_aug.py DEVKIT SBD [--nproc N]``.
+"""Adds the masks of SBD to VOC 2012: ``python tools/dataset_converters/voc_aug.py DEVKIT SBD [--nproc N]``.
 
-Runs mmseg's converter of that name, which writes ``SegmentationClassAug`` and the lists ``aug.txt`` (9,118 images) and
-``trainaug.txt`` (10,582); no image of VOC's validation split is on them.
+It runs mmseg's converter of that name, which writes ``SegmentationClassAug`` and the lists ``aug.txt`` (9,118 images)
+and ``trainaug.txt`` (10,582); they contain no image of VOC's validation split.
 """
 
 import runpy

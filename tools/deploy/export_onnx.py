@@ -10,7 +10,7 @@ from pathlib import Path
 
 # The checkout of this file comes before an installed mmgroupnet.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-# An installed mmgroupnet_runtime comes first: the one of the checkout may not have been built.
+# An installed mmgroupnet_runtime comes first, because that of the checkout may not have been built.
 sys.path.append(str(Path(__file__).resolve().parents[2] / 'runtime' / 'src'))
 
 from mmgroupnet.engine.cli import add_config_options, read_config
@@ -24,11 +24,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file, of a trained model or a packed one')
     parser.add_argument('--out', required=True, metavar='FILE', help='the .onnx file to write')
     parser.add_argument(
-        '--raw', action='store_true', help='the maps of the head, or those in front of it, in place of the answer'
+        '--raw', action='store_true', help='write the maps of the head, or those in front of it, instead of predictions'
     )
-    parser.add_argument('--scores', action='store_true', help='a segmentor gives its scores beside the class map')
+    parser.add_argument('--scores', action='store_true', help='a segmentor returns its scores beside the class map')
     parser.add_argument(
-        '--strict', action='store_true', help='fail where a binary layer cannot be packed (default: it stays float)'
+        '--strict', action='store_true', help='fail if a binary layer cannot be packed (default: it stays float)'
     )
     return parser.parse_args()
 

@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', required=True, metavar='FILE', help='the packed checkpoint to write')
     parser.add_argument(
-        '--strict', action='store_true', help='fail where a binary layer cannot be packed (default: it stays float)'
+        '--strict', action='store_true', help='fail if a binary layer cannot be packed (default: it stays float)'
     )
     return parser.parse_args()
 

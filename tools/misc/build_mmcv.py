@@ -1,14 +1,14 @@
 """Installs mmcv with its compiled ops into the environment that runs this script.
 
-mmcv publishes no wheel for current torch, so its source is compiled once (about 4 minutes on 2 cores) and the wheel
-kept in ``${XDG_CACHE_HOME:-~/.cache}/mmgroupnet``, in a folder named after all that the compiled code depends on.
-Nothing happens where ``mmcv.ops`` can be imported already. It needs torch, and what mmcv imports (mmengine, OpenCV,
-setuptools < 81); to compile, wheel, a C++ compiler and Python's headers.
+mmcv publishes no wheel for current torch, so its source is compiled once (about 4 minutes on 2 cores) and the wheel is
+kept in ``${XDG_CACHE_HOME:-~/.cache}/mmgroupnet``, in a folder named after everything that the compiled code depends
+on. If ``mmcv.ops`` can already be imported, the script does nothing. It needs torch and the packages that mmcv imports
+(mmengine, OpenCV, setuptools < 81); to compile, it needs wheel, a C++ compiler and Python's headers.
 
 Environment variables:
-    FORCE_CUDA=1: Compiles the CUDA ops without a GPU, too (nvcc is needed), and replaces installed ops that lack them.
-    MAX_JOBS: Files to compile at once. Default: the number of cores, less where memory is short.
-    CXX: The C++ compiler. Default: c++, then g++.
+    FORCE_CUDA=1: Compiles the CUDA ops even without a GPU (nvcc is needed), and replaces installed ops that lack them.
+    MAX_JOBS: Number of files to compile at once. Default: the number of cores, fewer if memory is short. CXX: The C++
+    compiler. Default: c++, then g++.
 
 Usage:
     python tools/misc/build_mmcv.py [--preflight] [--onedl]
@@ -33,7 +33,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-CXX_STANDARD = 20  # torch's headers ask for it; mmcv's setup.py says 14 or 17
+CXX_STANDARD = 20  # torch's headers need it; mmcv's setup.py says 14 or 17
 PYTHON_VERSIONS = ((3, 11), (3, 12))
 GIB_PER_JOB = 2  # one compilation with torch's headers takes about 1.5 GiB
 
@@ -46,7 +46,7 @@ class Release(NamedTuple):
 
     @property
     def stem(self) -> str:
-        """How the names of its files begin."""
+        """The beginning of the names of its files."""
         return self.distribution.replace('-', '_')
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ ONEDL = Release('onedl-mmcv', '2.3.6')  # the maintained fork
 
 
 class Torch(NamedTuple):
-    """What compiled ops depend on in the installed torch."""
+    """The properties of the installed torch that compiled ops depend on."""
 
     version: str
     cuda: str | None  # version of CUDA that torch was built with
@@ -72,7 +72,7 @@ def main() -> None:
         action='store_true',
         help='only check that this interpreter can make an environment and compile mmcv for it',
     )
-    parser.add_argument('--onedl', action='store_true', help=f'{ONEDL}, the maintained fork, in place of {UPSTREAM}')
+    parser.add_argument('--onedl', action='store_true', help=f'{ONEDL}, the maintained fork, instead of {UPSTREAM}')
     args = parser.parse_args()
     cache = cache_folder(os.environ)
     release = ONEDL if args.onedl else UPSTREAM
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def install_mmcv(release: Release, cache: Path) -> None:
-    """Makes ``mmcv.ops`` importable: as it is, from a wheel in ``cache``, or by compiling that wheel."""
+    """Makes ``mmcv.ops`` importable: it already is, or comes from a wheel in ``cache``, or that wheel is compiled."""
     forced = os.environ.get('FORCE_CUDA') == '1'
     if import_error(needs_cuda=forced) is None:
         print('mmcv.ops is installed already.')
@@ -119,7 +119,7 @@ def install_mmcv(release: Release, cache: Path) -> None:
 
 
 def import_error(needs_cuda: bool = False) -> str | None:
-    """Why ``mmcv.ops`` cannot be imported, in one line; None where it can.
+    """Why ``mmcv.ops`` cannot be imported, in one line; None if it can.
 
     Args:
         needs_cuda: Counts ops compiled without CUDA as missing. Default: False.
@@ -137,7 +137,7 @@ def import_error(needs_cuda: bool = False) -> str | None:
 
 
 def describe_torch() -> Torch:
-    """Looks at the installed torch; exits where there is none."""
+    """Inspects the installed torch; exits if there is none."""
     try:
         import torch
     except ImportError as error:
@@ -146,9 +146,9 @@ def describe_torch() -> Torch:
 
 
 def wants_cuda(torch: Torch, forced: bool) -> bool:
-    """Whether to compile the CUDA ops: where torch, nvcc and a GPU are there for it, or where they are forced.
+    """Whether to compile the CUDA ops: if torch, nvcc and a GPU support it, or if they are forced.
 
-    Exits where they are forced and cannot be compiled.
+    Exits if they are forced but cannot be compiled.
     """
     if not (forced or (torch.cuda and torch.has_gpu)):
         return False
@@ -170,7 +170,7 @@ def wants_cuda(torch: Torch, forced: bool) -> bool:
 
 
 def nvcc_version(environ: Mapping[str, str]) -> str | None:
-    """Version of the nvcc that torch would compile with, as in ``13.0``; None where there is no nvcc."""
+    """Version of the nvcc that torch would compile with, such as ``13.0``; None if there is no nvcc."""
     home = environ.get('CUDA_HOME') or environ.get('CUDA_PATH')
     nvcc = (
         shutil.which(f'{home}/bin/nvcc')
@@ -187,7 +187,7 @@ def nvcc_version(environ: Mapping[str, str]) -> str | None:
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """``$XDG_CACHE_HOME/mmgroupnet``, or ``~/.cache/mmgroupnet`` where that variable is unset or empty."""
+    """``$XDG_CACHE_HOME/mmgroupnet``, or ``~/.cache/mmgroupnet`` if that variable is unset or empty."""
     return Path(environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmgroupnet'
 
 
@@ -197,9 +197,9 @@ def python_tag() -> str:
 
 
 def cache_name(release: Release, torch: Torch, cuda_ops: bool) -> str:
-    """Name of the folder that keeps a wheel: the wheel's own name says nothing of torch and CUDA.
+    """Name of the folder that keeps a wheel, because the wheel's own name does not include torch and CUDA.
 
-    As in ``mmcv2.1.0-cp311-x86_64-torch2.14.1-cu130-cpu_ops``.
+    An example is ``mmcv2.1.0-cp311-x86_64-torch2.14.1-cu130-cpu_ops``.
     """
     version = torch.version.partition('+')[0]
     build_of_torch = f'cu{torch.cuda.replace(".", "")}' if torch.cuda else 'cpu'
@@ -208,7 +208,7 @@ def cache_name(release: Release, torch: Torch, cuda_ops: bool) -> str:
 
 
 def cached_wheel(release: Release, folder: Path) -> Path | None:
-    """The wheel in ``folder``, None where there is none yet."""
+    """The wheel in ``folder``; None if there is none yet."""
     return next(iter(sorted(folder.glob(f'{release.stem}-*.whl'))), None)
 
 
@@ -229,7 +229,7 @@ def preflight(release: Release, cache: Path) -> None:
 
 
 def check_imports() -> None:
-    """Exits with one line about what mmcv imports and is missing, before it is compiled for nothing."""
+    """Exits with one line about missing packages that mmcv imports, before it is compiled for nothing."""
     missing = [name for name in ('cv2', 'mmengine', 'pkg_resources') if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(
@@ -247,14 +247,14 @@ def check_build_tools() -> None:
 
 
 def missing_packages(compiles: bool, makes_environment: bool) -> dict[str, str]:
-    """What this machine lacks.
+    """The requirements that this machine lacks.
 
     Args:
-        compiles: Look for what compiling mmcv needs.
-        makes_environment: Look for what ``python -m venv`` needs.
+        compiles: Checks the requirements for compiling mmcv.
+        makes_environment: Checks the requirements of ``python -m venv``.
 
     Returns:
-        What is missing, as a person would say it, to the Debian package that has it.
+        The Debian packages, by readable names of what is missing.
     """
     python = f'python{sys.version_info[0]}.{sys.version_info[1]}'
     missing = {}
@@ -268,13 +268,13 @@ def missing_packages(compiles: bool, makes_environment: bool) -> dict[str, str]:
 
 
 def report_missing(missing: dict[str, str]) -> None:
-    """Exits where ``missing`` holds something, with the line that installs it."""
+    """Exits if anything is missing, with the command that installs it."""
     if missing:
         sys.exit(f'Missing: {", ".join(missing)}. On Debian or Ubuntu: apt-get install {" ".join(missing.values())}')
 
 
 def find_compiler(environ: Mapping[str, str]) -> str | None:
-    """The C++ compiler to use, None where there is none."""
+    """The C++ compiler to use; None if there is none."""
     path = environ.get('PATH')
     if environ.get('CXX'):
         return environ['CXX'] if shutil.which(environ['CXX'].split()[0], path=path) else None
@@ -287,12 +287,12 @@ def find_compiler(environ: Mapping[str, str]) -> str | None:
 def build(release: Release, folder: Path, cuda: bool) -> Path:
     """Compiles mmcv and keeps the wheel in ``folder``.
 
-    Other processes may do the same at the same time: each compiles in a folder of its own, and the finished wheel is
-    moved to its place in one step.
+    Other processes may do the same at the same time: each compiles in its own folder, and the finished wheel is moved
+    to its place atomically.
 
     Args:
-        release: What to compile.
-        folder: Where the wheel goes, made if absent.
+        release: The release to compile.
+        folder: Folder for the wheel; it is created if it does not exist.
         cuda: Compile the CUDA ops, too.
 
     Returns:
@@ -345,7 +345,7 @@ def build(release: Release, folder: Path, cuda: bool) -> Path:
 
 
 def raise_standard(setup: str) -> str:
-    """mmcv's setup.py with the C++ standard that torch's headers ask for."""
+    """mmcv's setup.py with the C++ standard that torch's headers need."""
     return re.sub(r'-std=c\+\+1[47]', f'-std=c++{CXX_STANDARD}', setup)
 
 
@@ -356,16 +356,16 @@ def build_environment(cuda: bool) -> dict[str, str]:
     environ['PATH'] = os.pathsep.join([sysconfig.get_path('scripts'), environ.get('PATH', os.defpath)])
     environ.setdefault('MAX_JOBS', str(jobs(len(os.sched_getaffinity(0)), available_gib())))
     environ['CXX'] = find_compiler(environ)
-    # The flags that Python was built with ask for debug symbols, which take half of the time.
+    # The flags that Python was built with enable debug symbols, which take half of the time.
     environ['CFLAGS'] = f'{environ.get("CFLAGS", "")} -g0'.strip()
     environ['MMCV_WITH_OPS'] = '1'
     environ['FORCE_CUDA'] = '1' if cuda else '0'
     if not cuda:
-        environ['CUDA_VISIBLE_DEVICES'] = ''  # mmcv's setup.py takes a visible GPU for a wish
+        environ['CUDA_VISIBLE_DEVICES'] = ''  # mmcv's setup.py would compile for a visible GPU
     return environ
 
 
-# Prints the flags that setuptools gives to the compiler, then torch's: a precompiled header must be made with them.
+# Prints the flags that setuptools gives to the compiler, then torch's: a precompiled header needs the same flags.
 PRINT_FLAGS = """
 import setuptools
 from distutils.ccompiler import new_compiler
@@ -378,14 +378,14 @@ print(*compiler.compiler_so[1:], *(f'-I{path}' for path in include_paths()), sep
 
 
 def precompile_header(folder: Path, log: TextIO, environ: dict[str, str]) -> None:
-    """Has g++ parse torch's header once for all files of mmcv, which takes two thirds of the time of each.
+    """Makes g++ parse torch's header once for all files of mmcv; parsing takes two thirds of the time of each file.
 
-    g++ takes a precompiled header where it was made with the same flags and reads the header itself where it was not,
-    so this can make a build slower but not wrong. clang would stop: other compilers do without it.
+    g++ uses a precompiled header if it was made with the same flags, and otherwise reads the header itself, so this can
+    make a build slower but not wrong. clang would stop, so other compilers do not use it.
 
     Args:
-        folder: Where the header goes; it must outlive the compilation.
-        log: Takes what the compiler says.
+        folder: Folder for the header; it must outlive the compilation.
+        log: File for the compiler's output.
         environ: Environment variables of the compilation; its ``CFLAGS`` then name the header.
     """
     compiler = environ['CXX'].split()
@@ -422,18 +422,18 @@ def precompile_header(folder: Path, log: TextIO, environ: dict[str, str]) -> Non
 
 
 def jobs(cores: int, gib: float) -> int:
-    """Files to compile at once with so many cores and so much free memory: at least one."""
+    """Number of files to compile at once with this many cores and this much free memory; at least one."""
     return max(1, min(cores, int(gib // GIB_PER_JOB)))
 
 
 def available_gib() -> float:
-    """Memory that can be taken without swapping, in GiB."""
+    """Memory that is available without swapping, in GiB."""
     found = re.search(r'^MemAvailable:\s+(\d+) kB', Path('/proc/meminfo').read_text(), re.MULTILINE)
     return int(found[1]) / 2**20
 
 
 class Progress:
-    """Prints how many of mmcv's files are compiled: in place on a terminal, else a line every half minute."""
+    """Prints how many of mmcv's files are compiled: in place on a terminal, otherwise one line every half minute."""
 
     def __init__(self, source: Path, cuda: bool) -> None:
         self.source = source
@@ -460,9 +460,9 @@ class Progress:
 def run_logged(
     command: list[str], log: TextIO, cwd: Path, env: dict[str, str] | None = None, progress: Progress | None = None
 ) -> None:
-    """Runs a command with its output in ``log``; exits with the end of the log where it fails.
+    """Runs a command with its output in ``log``; exits with the end of the log if it fails.
 
-    Where this script is interrupted, the command and all that it started ends, too.
+    If this script is interrupted, the command and all processes that it started end, too.
     """
     process = subprocess.Popen(
         command,
@@ -494,7 +494,7 @@ def run_logged(
 
 
 def minutes(seconds: float) -> str:
-    """A duration as in ``2 min 05 s``."""
+    """A duration as text, such as ``2 min 05 s``."""
     return f'{int(seconds) // 60} min {int(seconds) % 60:02d} s'
 
 

@@ -1,8 +1,8 @@
 """Converts a checkpoint that Group-Net's authors published: ``python tools/model_converters/official_to_mmgroupnet.py
 SRC DST``.
 
-DST is the checkpoint; the config that goes with it is written beside it, with the ending ``.py``. tools/test.py,
-tools/predict.py and tools/deploy/pack.py take the two.
+DST is the checkpoint; its config is written beside it, with the suffix ``.py``. tools/test.py, tools/predict.py and
+tools/deploy/pack.py take both.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from mmgroupnet.engine.cli import add_traceback_option
 from mmgroupnet.engine.errors import one_line_errors
 from mmgroupnet.errors import UserError
 
-# Pictures are resized as torchvision does it, with Pillow.
+# Pictures are resized with Pillow, as in torchvision.
 _CONFIG = """# {source}, converted by tools/model_converters/official_to_mmgroupnet.py: to test and to pack.
 _base_ = ['mmpretrain::_base_/datasets/imagenet_bs32_pil_resize.py', 'mmpretrain::_base_/default_runtime.py']
 
@@ -46,18 +46,18 @@ def convert(source: Path, target: Path) -> Path:
 
     Args:
         source: The published file.
-        target: The checkpoint that is written.
+        target: The checkpoint to write.
 
     Returns:
         The config that is written beside it.
 
     Raises:
-        UserError: If the source cannot be read or is no checkpoint of the authors, or a file cannot be written.
+        UserError: If the source cannot be read or is not a checkpoint of the authors, or a file cannot be written.
     """
     config = target.with_suffix('.py')
     if target.suffix != '.pth':
         raise UserError(f'DST {target}: give a name that ends in .pth')
-    read_checkpoint(source)  # Refuses what cannot be read.
+    read_checkpoint(source)  # Refuses unreadable files.
     content = torch.load(source, map_location='cpu', weights_only=True)
     if not isinstance(content.get('state_dict'), dict):
         raise UserError(f'checkpoint {source} has no state_dict: its keys are {", ".join(map(str, content))}')
