@@ -1,8 +1,9 @@
-"""Binary detectors beside their float twin on BCCD, all on one schedule: ``python benchmarks/bccd_detection.py``.
+"""Compares binary detectors with their float twin on BCCD, on one schedule: ``python benchmarks/bccd_detection.py``.
 
-Each config is trained by tools/train.py (a run that was cut off goes on from its last epoch) and evaluated on the test
-split after its last epoch. Every finished run appends one line to benchmarks/results/bccd_detection.jsonl; configs with
-a line there are not run again. At the end the table is printed. Needs data/bccd, see configs/detection/README.md.
+tools/train.py trains each config (an interrupted run resumes from its last epoch) and evaluates it on the test split
+after its last epoch. Every finished run appends one line to benchmarks/results/bccd_detection.jsonl; configs with a
+line there are not run again. At the end the script prints the table. It needs data/bccd, see
+configs/detection/README.md.
 """
 
 import argparse

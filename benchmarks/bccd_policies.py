@@ -1,8 +1,8 @@
-"""A stock RetinaNet on BCCD, made binary by the ready policies: ``python benchmarks/bccd_policies.py``.
+"""Makes a stock RetinaNet binary by the ready policies and trains it on BCCD: ``python benchmarks/bccd_policies.py``.
 
-configs/binarized/retinanet_r18_half_bccd.py is trained by tools/train.py, float and with ``--binarize`` (a run that was
-cut off goes on from its last epoch), and evaluated on the test split after its last epoch. Every finished run appends
-one line to benchmarks/results/bccd_policies.jsonl and is not run again. At the end the table is printed. Needs
+tools/train.py trains configs/binarized/retinanet_r18_half_bccd.py, float and with ``--binarize`` (an interrupted run
+resumes from its last epoch), and evaluates it on the test split after its last epoch. Every finished run appends one
+line to benchmarks/results/bccd_policies.jsonl and is not run again. At the end the script prints the table. It needs
 data/bccd, see configs/detection/README.md.
 """
 
@@ -23,7 +23,7 @@ from mmgroupnet.engine.model_report import count_parameters  # noqa: E402
 RESULTS = Path('benchmarks/results/bccd_policies.jsonl')
 CONFIG = Path('configs/binarized/retinanet_r18_half_bccd.py')
 FLOAT = 'float'
-# What becomes binary, by policy.
+# The binary parts, by policy.
 POLICIES = {
     FLOAT: 'nothing',
     'groupnet_k4_backbone': 'backbone',

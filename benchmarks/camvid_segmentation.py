@@ -1,9 +1,9 @@
 """FCN-32s on CamVid, float and binary, without and with BPAC: ``python benchmarks/camvid_segmentation.py``.
 
-Each run is trained by tools/train.py (one that was cut off goes on from its last epoch) and its last epoch evaluated on
-the test split by tools/test.py. Every finished run appends one line to benchmarks/results/camvid_segmentation.jsonl;
-runs with a line there are not made again. At the end the table is printed, and three test frames are drawn into
-docs/images/camvid.jpg where the checkpoints are still in work_dirs/camvid. Needs data/camvid, see
+tools/train.py trains each run (an interrupted run resumes from its last epoch), and tools/test.py evaluates its last
+epoch on the test split. Every finished run appends one line to benchmarks/results/camvid_segmentation.jsonl; runs with
+a line there are not made again. At the end the script prints the table, and draws three test frames into
+docs/images/camvid.jpg if the checkpoints are still in work_dirs/camvid. It needs data/camvid, see
 configs/segmentation/README.md.
 """
 
@@ -31,7 +31,7 @@ CONFIGS = {
     'fcn-32s_groupnet_r18_bpac_camvid-240x180': ('Group-Net + BPAC', 3),
     'fcn-32s_groupnet_r18_bpac_float-downsample_camvid-240x180': ('Group-Net** + BPAC', 1),
 }
-# Of them the two that differ in their rates alone.
+# The two of them that differ only in their rates.
 DRAWN = ('fcn-32s_groupnet_r18_camvid-240x180', 'fcn-32s_groupnet_r18_bpac_camvid-240x180')
 
 
@@ -58,7 +58,7 @@ def config_of(name: str) -> str:
 
 
 def work_dir_of(run: Run) -> Path:
-    """Where a run leaves its checkpoints."""
+    """The work directory of a run."""
     return Path('work_dirs/camvid') / f'{run.name}_seed{run.seed}'
 
 
@@ -113,7 +113,7 @@ def results_table(lines: list[dict]) -> str:
 
 
 def draw_frames(lines: list[dict]) -> None:
-    """Draws test frames, evenly chosen, and what Group-Net of seed 0 saw there without and with BPAC."""
+    """Draws evenly chosen test frames, with the predictions of Group-Net (seed 0) without and with BPAC."""
     import numpy as np
     from PIL import Image
 
@@ -147,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     os.chdir(ROOT)
-    # Seed by seed, so that a table that is not finished compares as many runs of each.
+    # Seed by seed, so that an unfinished table compares equal numbers of runs.
     runs = [
         Run(name, seed)
         for seed in range(max(seeds for _, seeds in CONFIGS.values()))

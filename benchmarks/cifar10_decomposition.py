@@ -1,14 +1,14 @@
 """Decompositions and numbers of bases on a part of CIFAR-10: ``python benchmarks/cifar10_decomposition.py``.
 
-Layer-wise (LBD), group-wise (GBD v1) and Group-Net, which is GBD v1 with soft gates. Every network trains from scratch
-by tools/train.py for 12 epochs of 10,000 images (a run that was cut off goes on from its last epoch) and is evaluated
-on the 10,000 test images after the last epoch. Every finished run appends one line to
+It compares layer-wise (LBD), group-wise (GBD v1) and Group-Net, which is GBD v1 with soft gates. tools/train.py trains
+every network from scratch for 12 epochs of 10,000 images (an interrupted run resumes from its last epoch), and the
+10,000 test images are evaluated after the last epoch. Every finished run appends one line to
 benchmarks/results/cifar10_decomposition.jsonl, with the gates that it learned, and is not run again. At the end the
-table is printed and drawn. Needs data/cifar10, see configs/classification/README.md.
+script prints and draws the table. It needs data/cifar10, see configs/classification/README.md.
 
-A ResNet-8 (``--blocks 1``) has one, three and five bases, and those that come close to each other get a second seed;
-with one base all decompositions are the same. A ResNet-20 (``--blocks 3``) has three and five bases, gates per block
-and gates per branch, two seeds, and trains on crops of 24x24 pixels, which takes little more than half the time.
+A ResNet-8 (``--blocks 1``) is trained with one, three and five bases; decompositions with close results get a second
+seed, and with one base all are the same. A ResNet-20 (``--blocks 3``) is trained with three and five bases, gates per
+block and gates per branch, two seeds, and on crops of 24x24 pixels, which takes little more than half the time.
 """
 
 import argparse
@@ -41,7 +41,7 @@ DECOMPOSITIONS = {
     'soft_gate': 'Group-Net',
     PER_BRANCH: 'Group-Net, a gate per branch',
 }
-# Of a ResNet-8 one number of gates is enough: it has two.
+# For a ResNet-8, which has two gates, one kind of gates is enough.
 OF_RESNET_8 = ('lbd', 'gbd_v1', 'soft_gate')
 NUM_BASES = (1, 3, 5)
 SEEDS = (0, 1)
@@ -52,7 +52,7 @@ class Run(NamedTuple):
     """One training.
 
     Attributes:
-        decomposition: As in DECOMPOSITIONS; of one base 'gbd_v1' stands for all.
+        decomposition: As in DECOMPOSITIONS; with one base 'gbd_v1' represents all.
         num_bases: Number K of bases.
         blocks: Blocks in each of the three stages, 3 is a ResNet-20.
         seed: Seed of the run.
@@ -81,7 +81,7 @@ def first_runs(blocks: int) -> list[Run]:
 
 
 def close_runs(lines: list[dict]) -> list[Run]:
-    """The second seed of ResNets-8 that come close to another one with as many bases."""
+    """The runs with a second seed, for ResNets-8 whose result is close to another one with the same number of bases."""
     top1 = {run: line['top1'] for run in first_runs(1) for line in lines if key(line) == run}
     return [
         run._replace(seed=1)
@@ -154,7 +154,7 @@ def finish(run: Run) -> dict:
 
 
 def cells(lines: list[dict], blocks: int) -> Iterator[tuple[str, int, list[dict]]]:
-    """For every decomposition and number of bases the lines of its seeds."""
+    """The lines of all seeds, by decomposition and number of bases."""
     for decomposition in OF_RESNET_8 if blocks == 1 else DECOMPOSITIONS:
         for num_bases in NUM_BASES if blocks == 1 else NUM_BASES[1:]:
             wanted = 'gbd_v1' if num_bases == 1 else decomposition
@@ -163,7 +163,7 @@ def cells(lines: list[dict], blocks: int) -> Iterator[tuple[str, int, list[dict]
 
 
 def results_table(lines: list[dict], blocks: int) -> str:
-    """Top-1 as Markdown, the mean where there are two seeds, and these in brackets."""
+    """Top-1 as Markdown; with two seeds the mean, and both in brackets."""
     rows: dict[str, list[str]] = {}
     numbers = []
     for decomposition, num_bases, found in cells(lines, blocks):
@@ -210,7 +210,7 @@ def main() -> None:
         choices=(1, 3),
         help='blocks in each of the three stages: 1 is a ResNet-8 (default), 3 a ResNet-20',
     )
-    parser.add_argument('--jobs', type=int, default=1, help='trainings at a time, for a GPU that one leaves idle')
+    parser.add_argument('--jobs', type=int, default=1, help='parallel trainings, for a GPU that one leaves idle')
     args = parser.parse_args()
     os.chdir(ROOT)
     lines = collect(RESULTS, first_runs(args.blocks), key, finish, args.jobs)

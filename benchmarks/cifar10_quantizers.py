@@ -1,11 +1,11 @@
-"""What quantizers, a float start and soft labels bring: ``python benchmarks/cifar10_quantizers.py``.
+"""Measures the gain of quantizers, a float start and soft labels: ``python benchmarks/cifar10_quantizers.py``.
 
-A Group-Net** ResNet-20 with K = 3 on CIFAR-10, from the paper's quantizers and random weights to the recipe of
-configs/classification/groupnet_r20_k3_distilled_cifar10.py: each row keeps what the rows above it have, and adds one
-thing. Every network trains by tools/train.py for 12 epochs of 10,000 images (a run that was cut off goes on from its
-last epoch) and is evaluated on the 10,000 test images after the last epoch. Every finished run appends one line to
-benchmarks/results/cifar10_quantizers.jsonl and is not run again. At the end the table is printed. Needs data/cifar10
-and data/pretrained_cifar_resnet, see configs/classification/README.md.
+It trains a Group-Net** ResNet-20 with K = 3 on CIFAR-10, from the paper's quantizers and random weights to the recipe
+of configs/classification/groupnet_r20_k3_distilled_cifar10.py: each row adds one change to the row above it.
+tools/train.py trains every network for 12 epochs of 10,000 images (an interrupted run resumes from its last epoch), and
+the 10,000 test images are evaluated after the last epoch. Every finished run appends one line to
+benchmarks/results/cifar10_quantizers.jsonl and is not run again. At the end the script prints the table. It needs
+data/cifar10 and data/pretrained_cifar_resnet, see configs/classification/README.md.
 """
 
 import argparse
@@ -44,7 +44,7 @@ _WHOLE_IMAGES = """
 train_dataloader['dataset']['pipeline'] = [dict(type='RandomCrop', crop_size=32, padding=4), *_base_.flip_and_pack]
 custom_hooks = [hook for hook in _base_.custom_hooks if hook['type'] != 'SwitchRecipeHook']
 """
-# Title, base config, and what is changed, by name.
+# Title, base config and changes, by name.
 VARIANTS = {
     'paper': ("the paper's quantizers, from scratch", _SCRATCH, _TENSOR_SCALES),
     'from_float': ('from a float ResNet-20', _FROM_FLOAT, _TENSOR_SCALES),

@@ -1,23 +1,22 @@
-"""Exported models beside their float twins, from the picture to the answer: ``python benchmarks/deployment.py``.
+"""Compares exported models with their float twins, from picture to prediction: ``python benchmarks/deployment.py``.
 
 Models: the detector of the demo (``make demo`` trains it and its twin), the detector of BCCD
-(benchmarks/bccd_detection.py trains both), and ResNet-18 classifiers at 224x224, K = 1 and 4, with random weights.
-Every network is exported by the same code, so that normalisation, decoding and non-maximum suppression are part of what
-is measured; weights of detectors are trained ones, since the time of the last depends on the scores.
+(benchmarks/bccd_detection.py trains both), and ResNet-18 classifiers at 224x224, K = 1 and 4, with random weights. The
+same code exports every network, so normalisation, decoding and non-maximum suppression are measured, too. Detectors
+have trained weights, since the time of the suppression depends on the scores.
 
-Contestants, at batch 1, in one process, in turns, with one number of threads: the packed model in torch
+Contestants run at batch 1, in one process, in turns, with the same number of threads: the packed model in torch
 (``test_step``); the .onnx on bits; the float twin's .onnx in ONNX Runtime, and in OpenVINO in float32 and int8
-(post-training quantization by nncf, calibrated on pictures of noise: for speed, not accuracy). What is not installed is
-left out with the reason (requirements/benchmark.txt has all of it). Prints a table and writes
-benchmarks/results/deployment.json.
+(post-training quantization by nncf, calibrated on pictures of noise: for speed, not accuracy). Engines that are not
+installed are left out with the reason (requirements/benchmark.txt has all of them). The script prints a table and
+writes benchmarks/results/deployment.json.
 
-``--arm`` counts instead, under qemu (what it needs stands in tests/arm/machine.py): the instructions of one picture, by
-kind, of the .onnx on bits and of the float twin in float32 and int8 (ONNX Runtime's own quantization), all in ONNX
-Runtime on one thread. On an idle machine counts of SIMD instructions repeat to a hundredth; Python adds some
-hundredths to those of all. On a busy one those of all have been off by 150
-million.
-From them follow the least cycles in which a core can issue the SIMD instructions, see ``least_cycles``. It writes
-benchmarks/results/deployment_arm.json.
+``--arm`` counts instructions under qemu instead (tests/arm/machine.py says what it needs): the instructions for one
+picture, by kind, of the .onnx on bits and of the float twin in float32 and int8 (ONNX Runtime's own quantization), all
+in ONNX Runtime on one thread. On an idle machine, counts of SIMD instructions repeat to a hundredth; Python adds some
+hundredths to the counts of all instructions. On a busy machine the latter have been off by 150 million. The least
+cycles in which a core can issue the SIMD instructions are computed from the counts, see ``least_cycles``. The results
+are written to benchmarks/results/deployment_arm.json.
 """
 
 import argparse
@@ -52,8 +51,8 @@ class Network(NamedTuple):
 
     Attributes:
         config: The config.
-        work_dir: Of the training whose last checkpoint is taken. None: random weights.
-        options: Changes of the config, as ``--cfg-options`` would make them.
+        work_dir: Work directory of the training whose last checkpoint is used; None for random weights.
+        options: Changes of the config, as in ``--cfg-options``.
     """
 
     config: str
@@ -62,10 +61,10 @@ class Network(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A line of the table: a binary network beside its float twin, on images of one size.
+    """A line of the table: a binary network and its float twin, on images of one size.
 
     Attributes:
-        size: Height and width of what the test pipeline makes of a picture.
+        size: Height and width of a picture after the test pipeline.
         binary, twin: The networks.
         training: The command that trains them; empty for random weights.
     """
@@ -117,7 +116,7 @@ def _checkpoint(subject: Subject, network: Network, folder: Path) -> Path:
     if network.work_dir is not None:
         last = ROOT / network.work_dir / 'last_checkpoint'
         if not last.is_file():
-            raise FileNotFoundError(f'{last} is not there: `{subject.training}` trains the network')
+            raise FileNotFoundError(f'{last} does not exist: `{subject.training}` trains the network')
         return Path(last.read_text().strip())
     from mmengine.registry import MODELS, DefaultScope
 
@@ -134,7 +133,7 @@ def _checkpoint(subject: Subject, network: Network, folder: Path) -> Path:
 
 
 def _export(subject: Subject, network: Network, folder: Path) -> tuple[Path, Path]:
-    """Exports a network; the checkpoint and the .onnx file."""
+    """Exports a network; returns the checkpoint and the .onnx file."""
     from mmgroupnet.engine.onnx_export import export_checkpoint
 
     checkpoint = _checkpoint(subject, network, folder)
@@ -178,7 +177,7 @@ def in_runtime(path: Path, image: np.ndarray, threads: int) -> Callable[[], Sequ
 
 
 def picture(subject: Subject) -> np.ndarray:
-    """One image of the test set where weights are trained ones, else noise; uint8 ``(H, W, 3)``, BGR."""
+    """One image of the test set for trained weights, otherwise noise; uint8 ``(H, W, 3)``, BGR."""
     if subject.binary.work_dir is None:
         return np.random.default_rng(0).integers(0, 256, (*subject.size, 3), np.uint8)
     from mmengine.registry import DATASETS, DefaultScope
@@ -238,8 +237,8 @@ def measure(subject: Subject, rounds: int, threads: int) -> dict:
     return dict(size=subject.size, contestants=rows, skipped=skipped)
 
 
-# What a device runs: some inferences on one image. Not by mmgroupnet_runtime.load, which refuses a quantized file: its
-# weights are not those that the exporter wrote.
+# The program on a device: some inferences on one image. It does not use mmgroupnet_runtime.load, which refuses a
+# quantized file because its weights are not those that the exporter wrote.
 _ON_DEVICE = """
 import sys
 import numpy
@@ -256,15 +255,15 @@ for _ in range(int(sys.argv[3])):
 
 
 def least_cycles(core: str, simd: float, multiply_adds: float) -> float:
-    """The least cycles in which a core can issue SIMD instructions, whatever else it does.
+    """The least cycles in which a core can issue SIMD instructions, without any other limit.
 
-    A Cortex-A53 starts one of 128 bits a cycle, a Cortex-A72 two, but one float multiply-add, a Cortex-A76 two of any
-    kind (ARM's software optimization guides).
+    Per cycle, a Cortex-A53 starts one 128-bit instruction, a Cortex-A72 two, but only one float multiply-add, and a
+    Cortex-A76 two of any kind (ARM's software optimization guides).
 
     Args:
-        core: Its name, as qemu has it.
-        simd: SIMD instructions.
-        multiply_adds: Those of them that are float multiply-adds.
+        core: Its name in qemu.
+        simd: Number of SIMD instructions.
+        multiply_adds: Number of float multiply-adds among them.
     """
     if core == 'cortex-a53':
         return simd
@@ -293,12 +292,12 @@ def count(subject: Subject, cores: Sequence[str], wheel: Path) -> dict:
 
     Args:
         subject: What is measured.
-        cores: Names of ARM cores, as qemu has them.
-        wheel: That of mmgroupnet-runtime for aarch64.
+        cores: Names of ARM cores in qemu.
+        wheel: The wheel of mmgroupnet-runtime for aarch64.
 
     Returns:
-        The results, as they are written to the JSON file: of each core and engine all instructions, those of SIMD, its
-        float multiply-adds, loads and stores, and the least cycles, all in millions.
+        The results, as they are written to the JSON file: for each core and engine the numbers of all instructions,
+        SIMD instructions, float multiply-adds, loads and stores, and the least cycles, all in millions.
     """
     from tests.arm import machine
 

@@ -1,9 +1,9 @@
-"""What the demo's binary detector loses to its float twin, and where: ``python benchmarks/digits_detection.py``.
+"""Shows where the demo's binary detector loses against its float twin: ``python benchmarks/digits_detection.py``.
 
-Each variant changes little of the demo's config. It is trained by tools/train.py (a run that was cut off goes on
-from its last epoch) and evaluated after its last epoch. Every finished run appends one line to
-benchmarks/results/digits_detection.jsonl; variants with a line there are not run again. At the end the table is
-printed. Needs data/digits: ``make demo`` makes it, and so does tools/dataset_converters/digits.py.
+Each variant changes little of the demo's config. tools/train.py trains it (an interrupted run resumes from its last
+epoch) and evaluates it after its last epoch. Every finished run appends one line to
+benchmarks/results/digits_detection.jsonl; variants with a line there are not run again. At the end the script prints
+the table. It needs data/digits, which ``make demo`` or tools/dataset_converters/digits.py makes.
 """
 
 import argparse
@@ -54,7 +54,7 @@ model = dict(bbox_head=dict(num_bases=6))
 _MORE_CONVS = """
 model = dict(bbox_head=dict(stacked_convs=4))
 """
-# Title, base config, and what is changed, by name.
+# Title, base config and changes, by name.
 VARIANTS = {
     'twin': ('float twin, rate 5e-3', TWIN, ''),
     'twin_rate_1e-2': ('float twin, rate 1e-2', TWIN, _rate('1e-2')),

@@ -1,7 +1,7 @@
 """Writes the ``Models`` of configs/*/metafile.yml, for MIM: ``python benchmarks/metafiles.py``.
 
-They are the configs that there are, with the figures of the files of results. What stands above ``Models:`` in a
-metafile is written by hand. Run it after a benchmark, or when a config was added; a test compares.
+They list all configs, with the figures from the files of results. The part above ``Models:`` in a metafile is written
+by hand. Run the script after a benchmark, or when a config was added; a test compares the files.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from benchmarks import bccd_detection, camvid_segmentation, digits_detection  # 
 from benchmarks.trainings import read_lines  # noqa: E402
 
 FOLDERS = ('binarized', 'classification', 'detection', 'segmentation')
-# What the name of a config ends in, and the data that it is trained on.
+# The data that a config is trained on, by the end of its name.
 DATA = {
     'bccd': 'BCCD',
     'camvid-240x180': 'CamVid',
@@ -31,14 +31,14 @@ DATA = {
     'in1k': 'ImageNet-1k',
     'voc12aug-480x480': 'PASCAL VOC 2012',
 }
-# Keys of a line of results, and what metafiles call them.
+# Keys of a line of results, and their names in metafiles.
 _METADATA = {'epochs': 'Epochs', 'parameters': 'Parameters', 'binary_parameters': 'Binary Parameters'}
 
 
 def configs_of(folder: str) -> Iterator[Path]:
     """The configs that a metafile lists.
 
-    Those of the demos, and those that are in no folder, are with their likes.
+    Configs of the demos, and those outside a folder, are listed with the folder of their task.
 
     Args:
         folder: One of :data:`FOLDERS`.
@@ -52,7 +52,7 @@ def configs_of(folder: str) -> Iterator[Path]:
 
 
 def results() -> dict[str, tuple[dict, str, dict]]:
-    """What was measured of a config: metadata, task and metrics, by the config's name."""
+    """The results by config name: metadata, task and metrics."""
     detection, segmentation = 'Object Detection', 'Semantic Segmentation'
     found = {}
     for line in read_lines(ROOT / bccd_detection.RESULTS):

@@ -1,11 +1,11 @@
 """Binary detectors on further data: ``python benchmarks/more_detection.py``.
 
-Two sets beside BCCD's three classes and the digits of the demo: boxes around the objects in CamVid's masks, and BCCD's
-red blood cells alone, one class, dense. Each detector has the schedule of configs/detection/fcos_groupnet_r18_bccd.py,
-is trained by tools/train.py (a run that was cut off goes on from its last epoch), and evaluated after its last epoch;
-the all-binary one is packed and evaluated once more. Every finished run appends one line to
-benchmarks/results/more_detection.jsonl and is not run again. At the end the table is printed. Needs data/camvid and
-data/bccd, see configs/segmentation/README.md and configs/detection/README.md.
+It uses two sets besides BCCD's three classes and the digits of the demo: boxes around the objects in CamVid's masks,
+and only the red blood cells of BCCD (one dense class). Each detector uses the schedule of
+configs/detection/fcos_groupnet_r18_bccd.py. tools/train.py trains it (an interrupted run resumes from its last epoch)
+and evaluates it after its last epoch; the all-binary one is packed and evaluated again. Every finished run appends one
+line to benchmarks/results/more_detection.jsonl and is not run again. At the end the script prints the table. It needs
+data/camvid and data/bccd, see configs/segmentation/README.md and configs/detection/README.md.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from mmgroupnet.checkpoints.read import saved_checkpoints  # noqa: E402
 
 RESULTS = Path('benchmarks/results/more_detection.jsonl')
 WORK_DIR = Path('work_dirs/more_detection')
-# Of CamVid's classes those whose pixels hang together in one object, by their number in the masks.
+# CamVid's classes whose connected pixels form one object, by their number in the masks.
 OBJECTS = {6: 'sign', 8: 'car', 9: 'pedestrian', 10: 'bicyclist'}
 MIN_PIXELS = 100
 _CAMVID = f"""
@@ -82,7 +82,7 @@ class Run(NamedTuple):
 
 
 def boxes_of_masks(masks: Path) -> dict:
-    """Boxes around the objects of CamVid's masks, as COCO writes them.
+    """Boxes around the objects of CamVid's masks, in COCO's format.
 
     Args:
         masks: Folder of the masks.

@@ -1,19 +1,19 @@
-"""Packed 3x3 convolutions of ResNet-18, the machine's own limit, and float32: ``python benchmarks/packed_conv.py``.
+"""Times packed 3x3 convolutions of ResNet-18, the machine's limit, and float32: ``python benchmarks/packed_conv.py``.
 
-In one process, in turns, with one number of threads:
+It measures in one process, in turns, with the same number of threads:
 
-- the ceiling: a loop of xor, popcount and add on registers alone, in the instruction set that the kernels use. Those of
-  AVX2 (a table of counts) and AVX-512 (a full adder) need fewer instructions a product, and may be faster than that
+- the ceiling: a loop of xor, popcount and add on registers only, in the instruction set of the kernels. The kernels of
+  AVX2 (a table of counts) and AVX-512 (a full adder) need fewer instructions per product, and may be faster than that
   loop;
 - our convolution of K branches as it runs inside a block, with norm, ReLU, residual and the packing of the signs that
   the next convolution reads. A chain of LONG units and one of SHORT are timed in the same round, and the difference is
-  divided: the packing of the first input and the call itself are in both. Each unit has weights of its own, so that
-  they are fetched from as far away as in a network;
+  divided, so the packing of the first input and the call itself cancel. Each unit has its own weights, so that they
+  come from the same level of memory as in a network;
 - torch's float32 convolution of one branch, channels_last, without anything behind it: a chain of LONG - SHORT
-  convolutions with weights of their own, divided.
+  convolutions, each with its own weights, divided.
 
-Prints a table, and writes benchmarks/results/packed_conv.json with a plot beside it. ``MMGROUPNET_KERNEL=portable``
-takes other kernels.
+It prints a table, and writes benchmarks/results/packed_conv.json with a plot beside it. ``MMGROUPNET_KERNEL=portable``
+selects other kernels.
 """
 
 import argparse
@@ -57,13 +57,13 @@ class Shape(NamedTuple):
 
 
 class PackedConvs:
-    """A chain of equal packed convolutions with all that is fused to them, called without torch.
+    """A chain of equal packed convolutions with all fused operations, called without torch.
 
     Args:
         shape: Shape of one branch.
         num_bases: Number K of branches.
         length: Number of convolutions.
-        seed: Of the random weights.
+        seed: Seed of the random weights.
     """
 
     def __init__(self, shape: Shape, num_bases: int, length: int, seed: int = 0) -> None:
@@ -86,7 +86,7 @@ class PackedConvs:
         self.x = torch.randn(1, folded, shape.height, shape.width, generator=generator).contiguous(
             memory_format=torch.channels_last
         )
-        # What packing leaves of a conv, a ReLU and a norm: bits, and one scale and shift a channel.
+        # The packed form of a conv, a ReLU and a norm: bits, and one scale and shift per channel.
         self.parameters: list[list[Tensor | None]] = []
         for _ in range(length):
             weight = torch.randn(folded, channels, KERNEL_SIZE, KERNEL_SIZE, generator=generator)

@@ -4,16 +4,16 @@ Models: Group-Net ResNet-18 and -50 classifiers (K = 1, 4 and 5, soft gates, all
 the detector of the demo at its size, up to the maps of its head. Weights are random; batch norms have random scales and
 shifts, and the statistics of one training-mode run.
 
-Contestants, in one process, in turns, with one number of threads: the packed models; the models that were packed, which
-run on bits by themselves; the float twin in torch (contiguous and channels_last), ONNX Runtime, and OpenVINO in float32
-and int8 (post-training quantization by nncf, calibrated on random images: for speed, not accuracy); in a few rounds the
-binary models simulated, as they train. What is not installed is left out with the reason (requirements/benchmark.txt
-has all of it). Float32 engines must agree with torch. The distance of packed outputs from simulated ones is shown: as
-long as no sign flips it is that of rounding, but where one of millions lies next to zero and flips, random layers
-behind it make it large; that each layer is right is what tests/test_deploy shows.
+Contestants run in one process, in turns, with the same number of threads: the packed models; the models before packing,
+which run on bits automatically; the float twin in torch (contiguous and channels_last), ONNX Runtime, and OpenVINO in
+float32 and int8 (post-training quantization by nncf, calibrated on random images: for speed, not accuracy); and, in a
+few rounds, the simulated binary models. Engines that are not installed are left out with the reason
+(requirements/benchmark.txt has all of them). Float32 engines must agree with torch. The distance of packed outputs from
+simulated ones is shown. If no sign flips, it is rounding; if one of millions of inputs is next to zero and its sign
+flips, random layers behind it make the distance large. tests/test_deploy shows that each layer is right.
 
-Prints a table a model, and writes benchmarks/results/packed_model.json with a plot beside it. ``--layers`` adds the
-time of each layer of the packed models. ``MMGROUPNET_KERNEL=portable`` takes other kernels.
+The script prints one table per model, and writes benchmarks/results/packed_model.json with a plot beside it.
+``--layers`` adds the time of each layer of the packed models. ``MMGROUPNET_KERNEL=portable`` selects other kernels.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from mmgroupnet.deploy import pack_and_report  # noqa: E402
 from mmgroupnet.layers.packed import PackedChain, PackedModule, PackedStem, PackedTower, simulated  # noqa: E402
 
 CALIBRATION_IMAGES = 8
-SIMULATED_ROUNDS = 3  # they are slow, and no opponent
+SIMULATED_ROUNDS = 3  # they are slow, and not competitors
 FLOAT_TOLERANCE = 1e-3  # largest distance of a float32 engine's outputs from torch's, relative to their norm
 
 TORCH, CHANNELS_LAST = 'torch float32', 'torch float32, channels_last'
@@ -56,11 +56,11 @@ class GroupNetClassifier(nn.Module):
     """Group-Net ResNet, global average pooling and a linear layer.
 
     Args:
-        depth: Of the ResNet.
+        depth: Depth of the ResNet.
         num_bases: Number K of bases.
-        num_classes: Default: 1000.
+        num_classes: Number of classes. Default: 1000.
         base_channels: Channels of the stem. Default: 64.
-        options: Of :class:`GroupNetResNet`.
+        options: Options of :class:`GroupNetResNet`.
     """
 
     def __init__(self, depth: int, num_bases: int, num_classes: int = 1000, base_channels: int = 64, **options) -> None:
@@ -84,7 +84,7 @@ def float_classifier(depth: int) -> nn.Module:
 
 
 class Maps(nn.Module):
-    """The head's maps of a config's detector, as one tuple: what is timed ends in front of the non-maximum suppression.
+    """The head's maps of a config's detector, as one tuple; the timing excludes the non-maximum suppression.
 
     Args:
         config: A config file.
@@ -104,7 +104,7 @@ class Maps(nn.Module):
 
 
 class Subject(NamedTuple):
-    """What is measured under one name.
+    """The models that are measured under one name.
 
     Attributes:
         size: Height and width of the image.
@@ -138,8 +138,8 @@ class Contestant(NamedTuple):
 
     Attributes:
         run: Runs the model on the image and returns its outputs.
-        megabytes: Size of the weights, where it is known.
-        difference: Distance of its outputs from its reference's, relative to the norm of these; None without one.
+        megabytes: Size of the weights, if it is known.
+        difference: Distance of its outputs from its reference's, relative to their norm; None without a reference.
         model: The packed model of a packed row.
     """
 
@@ -158,7 +158,7 @@ def as_trained(model: nn.Module, images: Tensor) -> nn.Module:
             nn.init.normal_(module.bias, std=0.3)
             module.reset_running_stats()
             module.momentum = None  # the plain average: one run counts in full
-            module.train()  # those of a backbone with norm_eval as well
+            module.train()  # including those of a backbone with norm_eval
     with torch.no_grad():
         model(images)
     return model.eval()
@@ -182,7 +182,7 @@ def in_torch(model: nn.Module, image: Tensor) -> Run:
 
 
 def as_it_trains(model: nn.Module, image: Tensor) -> Run:
-    """Runs a model in torch with simulated layers, which would run on bits by themselves."""
+    """Runs a model in torch with simulated layers, which would otherwise run on bits."""
     run = in_torch(model, image)
 
     def run_simulated() -> Sequence[Tensor]:
@@ -198,7 +198,7 @@ def in_onnx_runtime(path: Path, image: Tensor, threads: int) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    # Its threads would spin on through the next contestant's time.
+    # Its threads would keep spinning during the next contestant's time.
     options.add_session_config_entry('session.force_spinning_stop', '1')
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     feeds = {session.get_inputs()[0].name: image.numpy()}
@@ -206,7 +206,7 @@ def in_onnx_runtime(path: Path, image: Tensor, threads: int) -> Run:
 
 
 def _without_telemetry() -> None:
-    """Keeps openvino and nncf from sending usage data, which they would try while others are timed."""
+    """Keeps openvino and nncf from sending usage data while others are timed."""
     sys.modules.setdefault('openvino_telemetry', None)
 
 
@@ -227,7 +227,7 @@ def in_openvino(path: Path, image: Tensor, threads: int, calibration: Tensor | N
         'INFERENCE_NUM_THREADS': threads,
         'NUM_STREAMS': 1,
         'PERFORMANCE_HINT': 'LATENCY',
-        'INFERENCE_PRECISION_HINT': 'f32',  # else bfloat16 where the processor has it
+        'INFERENCE_PRECISION_HINT': 'f32',  # otherwise bfloat16 on processors that have it
     }
     compiled = core.compile_model(model, 'CPU', settings)
     request = compiled.create_infer_request()
@@ -242,14 +242,14 @@ def in_openvino(path: Path, image: Tensor, threads: int, calibration: Tensor | N
 
 def export_onnx(model: nn.Module, image: Tensor, path: Path) -> None:
     """Writes a model as ONNX."""
-    import onnx  # noqa: F401  # torch.onnx asks for both, in an error of its own
+    import onnx  # noqa: F401  # torch.onnx needs both
     import onnxscript  # noqa: F401
 
     torch.onnx.export(model, (image,), path, dynamo=True, external_data=False, verbose=False)
 
 
 def difference(outputs: Sequence, expected: Sequence) -> float:
-    """Distance of outputs from those expected, relative to the norm of these."""
+    """Distance of outputs from expected ones, relative to the norm of the latter."""
     outputs, expected = (
         torch.cat([torch.as_tensor(np.asarray(value)).flatten() for value in values]) for values in (outputs, expected)
     )
@@ -265,7 +265,7 @@ def prepare(subject: Subject, threads: int, folder: Path) -> tuple[dict[str, Con
         folder: For temporary files.
 
     Returns:
-        The contestants, and the reasons of those that are left out.
+        The contestants, and the reasons for those that are left out.
 
     Raises:
         RuntimeError: If a layer was not packed, or a float32 engine does not agree with torch.
@@ -373,7 +373,8 @@ def measure(subject: Subject, rounds: int, threads: int, layers: bool = False) -
 
 
 def timed_layers(model: nn.Module, name: str = '') -> Iterator[tuple[str, nn.Module]]:
-    """What counts as a layer of a packed model: a block in one call, the merge behind it, and what has no parts."""
+    """The layers of a packed model: blocks that run in one call, the merges behind them, and modules without
+    children."""
     is_block = isinstance(model, PackedChain)
     is_whole = isinstance(model, (PackedModule, PackedStem)) and not isinstance(model, PackedTower)
     if is_whole or not any(model.children()):
@@ -390,11 +391,11 @@ def layer_times(model: nn.Module, image: Tensor, rounds: int) -> list[dict]:
     Args:
         model: The model.
         image: Its input.
-        rounds: Runs, behind one that is not counted.
+        rounds: Number of runs, after one that is not counted.
 
     Returns:
-        A dict for each layer that ran: its name, type, calls, the shape of its last output and its ms in one run, all
-        calls together. The last two are what lies between the layers, and the whole run.
+        A dict for each layer that ran: its name, type, calls, the shape of its last output and the ms of all its calls
+        in one run. The last two dicts are the time between the layers, and the whole run.
     """
     began: dict[str, float] = {}
     seconds: dict[str, float] = {}
@@ -489,7 +490,8 @@ def print_tables(name: str, results: dict) -> None:
 
 
 def plot(results: dict, path: Path) -> None:
-    """Draws the times of all contestants but the simulated ones, beside which all others vanish; a panel a subject."""
+    """Draws the times of all contestants except the simulated ones, which are too slow for the plot; one panel per
+    subject."""
     import matplotlib
 
     matplotlib.use('Agg')

@@ -1,8 +1,8 @@
-"""What it takes to reproduce the paper's tables, by arithmetic: ``python benchmarks/reproduction.py``.
+"""Estimates the cost of reproducing the paper's tables: ``python benchmarks/reproduction.py``.
 
-Nothing is trained, and no GPU is needed. Steps follow from the sizes of the datasets; operations and the bytes that a
+It trains nothing and needs no GPU. Steps are computed from the sizes of the datasets; operations and the bytes that a
 step keeps for its backward pass are counted on tensors that have shapes but no memory. The rows are written to
-benchmarks/results/reproduction.json, from which docs/reproduce.md has its table.
+benchmarks/results/reproduction.json, the source of the table in docs/reproduce.md.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from benchmarks.timing import format_table, write_json  # noqa: E402
 from benchmarks.train_step import Maps, saved_bytes  # noqa: E402
 
 OUT = ROOT / 'benchmarks/results/reproduction.json'
-FLOAT_OPS_PER_SECOND = 50e12  # an assumption, of a GPU in half precision; no measurement
+FLOAT_OPS_PER_SECOND = 50e12  # an assumption for a GPU in half precision, not a measurement
 PASSES = 3  # forward, and two products of the same size backward
 
 
@@ -29,8 +29,8 @@ class Dataset(NamedTuple):
     """A training split.
 
     Attributes:
-        images: Number of images that are trained on; of COCO those with boxes.
-        size: Height and width of a training image; of COCO's the largest, padded.
+        images: Number of training images; for COCO those with boxes.
+        size: Height and width of a training image; for COCO the largest, padded.
     """
 
     images: int
@@ -48,8 +48,8 @@ class Row(NamedTuple):
 
     Attributes:
         config: Its config.
-        dataset: What it trains on.
-        gpus: GPUs of one run.
+        dataset: Its training data.
+        gpus: Number of GPUs of one run.
     """
 
     config: str
@@ -75,7 +75,7 @@ ROWS = [
 
 
 def count(row: Row) -> dict:
-    """Counts what a training does and keeps."""
+    """Counts the operations and the memory of a training."""
     from mmgroupnet.analysis.complexity import analyze, total
     from mmgroupnet.engine.configs import load_config
 
@@ -88,9 +88,10 @@ def count(row: Row) -> dict:
         image = torch.empty(1, 3, *row.dataset.size)
         model.eval()
         whole = total(analyze(model, lambda: model(image)))
-        # Two images: some norms refuse the single value that a pooled image has.
+        # Two images, because some norms refuse the single value of a pooled image.
         kept = saved_bytes(model.train(), image.repeat(2, 1, 1, 1)) / 2
-    # Simulated, a binary product is a float one. Adam has two moments for a weight and its gradient, SGD has one.
+    # A simulated binary product is a float product. Besides weight and gradient, Adam has two moments per weight, SGD
+    # one.
     bytes_per_weight = 4 * (4 if 'Adam' in cfg.optim_wrapper.optimizer.type else 3)
     products = PASSES * (whole.flops + whole.bops) * row.dataset.images * epochs
     return dict(

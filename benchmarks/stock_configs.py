@@ -1,17 +1,17 @@
 """Stock configs of mmdet, mmseg and mmpretrain made binary, one by one: ``python benchmarks/stock_configs.py``.
 
-Each config of benchmarks/stock_configs.txt, at its real widths and without pretrained weights, is built, made binary by
-a policy, and then has to
+The script builds each config of benchmarks/stock_configs.txt, at its real widths and without pretrained weights, and
+makes it binary by a policy. Then it has to
 
 - be *alive*: with batch norms that know the mirror images of two photographs, the two photographs give different
   outputs at every binary layer and in the raw predictions, and the share of +1 at every sign is between 0.02 and 0.98;
 - take one training step on them with finite gradients in every latent weight;
-- give the same predictions after its weights were saved and loaded, exactly, and on packed bits, up to rounding. A sign
-  whose input is next to zero may fall on the other side then, and a deep network makes much of it: of the photographs
-  and their mirror images one has to agree; how many it took is noted.
+- give exactly the same predictions after its weights were saved and loaded, and the same up to rounding on packed bits.
+  Rounding may flip a sign whose input is next to zero, and a deep network amplifies that. So at least one of the
+  photographs and their mirror images has to agree; the table shows how many were tried.
 
-Writes one line a config to benchmarks/results/stock_configs.jsonl (those that are there are not done again), and the
-table benchmarks/results/stock_configs.md.
+It writes one line per config to benchmarks/results/stock_configs.jsonl (configs with a line are not tested again), and
+the table benchmarks/results/stock_configs.md.
 """
 
 import argparse
@@ -57,24 +57,24 @@ LIST = ROOT / 'benchmarks' / 'stock_configs.txt'
 RESULTS = ROOT / 'benchmarks' / 'results' / 'stock_configs.jsonl'
 POLICY = ROOT / 'configs' / '_base_' / 'policies' / 'groupnet_k4.py'
 
-# Height and width of the photographs, by library; VGG has a layer for one size alone.
+# Height and width of the photographs, by library; VGG has a layer that allows only one size.
 SIZES = dict(mmdet=(96, 128), mmseg=(64, 96), mmpretrain=(128, 128))
 VGG_SIZE = (224, 224)
 # A picture and its mirror images.
 FLIPS = (lambda picture: picture, lambda picture: picture.flip(2), lambda picture: picture.flip(1))
-# Where operations are counted for a config whose pictures keep their size.
+# The input size for counting operations if a config does not resize pictures.
 SIZE_UNKNOWN = (512, 512)
-# Largest difference between packed and simulated outputs, in units of the largest output, where no sign fell otherwise.
+# Largest difference between packed and simulated outputs, relative to the largest output, if no sign flipped.
 TOLERANCE = 1e-3
 
 
 class Failure(Exception):
-    """A check that did not hold."""
+    """A check failed."""
 
 
 def prepare(name: str) -> Config:
-    """Loads a stock config, without pretrained weights, and with so few and so unlikely detections that a prediction
-    takes little time and is never empty."""
+    """Loads a stock config without pretrained weights, with few detections and a low score threshold, so that a
+    prediction is quick and never empty."""
     cfg = load_config(name)
     leave_out_pretrained(cfg)
     _make_predictions_small(cfg.model)
@@ -131,7 +131,7 @@ def samples(cfg: Config, size: tuple[int, int]) -> list[BaseDataElement]:
 
 
 def tensors(out: object) -> Iterator[Tensor]:
-    """All tensors in what a model returns."""
+    """All tensors in a model's output."""
     if isinstance(out, Tensor):
         yield out
     elif isinstance(out, BaseDataElement):
@@ -166,18 +166,18 @@ class Run:
         self.size = VGG_SIZE if cfg.model.model.backbone.type == 'VGG' else SIZES[cfg.default_scope]
         self.model = build_model(cfg)
         self.model.init_weights()
-        self.model.data_preprocessor.batch_augments = None  # They mix pictures, or make them large.
+        self.model.data_preprocessor.batch_augments = None  # They mix or enlarge pictures.
         if cfg.default_scope == 'mmseg':
-            self.model.data_preprocessor.size = self.size  # In place of the size of a crop, nearly all of it padding.
+            self.model.data_preprocessor.size = self.size  # Instead of the crop size, which would be mostly padding.
         self.pictures = list(real_pictures(*self.size))
 
     def data(self, pictures: list[Tensor], training: bool = True) -> dict:
-        """What the model is called with."""
+        """The input of the model."""
         given = dict(inputs=pictures, data_samples=samples(self.cfg, self.size)[: len(pictures)])
         return self.model.data_preprocessor(given, training)
 
     def images(self, pictures: list[Tensor]) -> Tensor:
-        """Pictures as the model sees them."""
+        """Pictures after the data preprocessor."""
         inputs = self.data(pictures)['inputs']
         return torch.stack(inputs) if isinstance(inputs, list) else inputs
 
@@ -185,7 +185,7 @@ class Run:
         """Returns the lowest and the highest share of +1."""
         mirrored = self.data([picture.flip(2) for picture in self.pictures])
         estimate_statistics(self.model, lambda: self.model(**mirrored, mode='loss'))
-        # Some heads lose in training mode alone; the statistics of the norms stay.
+        # Some heads compute losses only in training mode; the statistics of the norms do not change.
         self.model.train()
         for module in self.model.modules():
             if isinstance(module, _BatchNorm):
@@ -270,8 +270,8 @@ class Run:
 
     @simulated()
     def check_packed(self) -> tuple[int, int, float]:
-        """Returns how many layers were packed, how many pictures it took until one agreed, and how far its raw
-        predictions are off."""
+        """Returns the number of packed layers, the number of pictures until one agreed, and the deviation of its raw
+        predictions."""
         raw = self.raw(self.model, self.pictures)
         if not any(len(out) % 2 == 0 and not torch.equal(*out.chunk(2)) for out in raw):
             raise Failure('the raw predictions are the same for both pictures')
@@ -292,7 +292,7 @@ class Run:
 
 
 def share_of_operations(cfg: Config, report: object) -> tuple[float, float]:
-    """Shares of the float model's operations that became binary and that linear layers hold, at the config's input
+    """Shares of the float model's operations that became binary and that are in linear layers, at the config's input
     size."""
     model = build_model(cfg)
     size = input_size(cfg) or SIZE_UNKNOWN
@@ -331,7 +331,7 @@ def check(name: str, policy: list[dict]) -> dict:
             run.check_saved()
             step = 'pack'
             row['binary_layers'], row['pictures'], row['deviation'] = run.check_packed()
-    except Exception as error:  # Whatever it is, it is that config's result.
+    except Exception as error:  # Any error is the result of that config.
         text = str(error).strip().splitlines() or ['']
         row.update(result='fail', reason=f'{step}: {type(error).__name__}: {text[0][:300]}')
         if not isinstance(error, Failure):
@@ -341,7 +341,7 @@ def check(name: str, policy: list[dict]) -> dict:
 
 
 def read_results(path: Path) -> dict[str, dict]:
-    """The rows that are there, by config; the last one counts."""
+    """The existing rows by config; the last row of a config counts."""
     if not path.exists():
         return {}
     return {row['config']: row for row in map(json.loads, path.read_text().splitlines())}
@@ -377,7 +377,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings('ignore')
     MMLogger.get_current_instance().setLevel(logging.ERROR)  # mmengine logs how it initialises every tensor.
-    MessageHub.get_current_instance().update_info('epoch', 0)  # Some heads ask for it.
+    MessageHub.get_current_instance().update_info('epoch', 0)  # Some heads need it.
     listed = [line for line in LIST.read_text().splitlines() if line and not line.startswith('#')]
     policy = load_policy(args.policy)
     for name in args.configs or listed:
@@ -389,7 +389,7 @@ def main() -> None:
             file.write(json.dumps(row) + '\n')
         gc.collect()
         if sys.platform == 'linux':
-            ctypes.CDLL(None).malloc_trim(0)  # Freed models leave holes, of which the next one fills few.
+            ctypes.CDLL(None).malloc_trim(0)  # Freed models leave holes in memory that the next one can hardly use.
     rows = read_results(args.out)
     # Each config once, in the order of the list.
     rows = [rows[name] for name in [*listed, *sorted(set(rows) - set(listed))] if name in rows]

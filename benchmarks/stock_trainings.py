@@ -1,10 +1,10 @@
-"""Stock configs through tools/train.py, on data of a few pictures: ``python benchmarks/stock_trainings.py``.
+"""Trains stock configs by tools/train.py, on data of a few pictures: ``python benchmarks/stock_trainings.py``.
 
-Each config of benchmarks/stock_trainings.txt is trained as it is, and with ``--binarize``, for one iteration, with a
-validation and a checkpoint after it. The files of the libraries are not touched. What the command line says besides:
-no pretrained weights (they would be fetched), no processes for the data, and the end after one iteration.
+Each config of benchmarks/stock_trainings.txt is trained unchanged and with ``--binarize``, for one iteration, with a
+validation and a checkpoint after it. The files of the libraries are not changed. The command line only removes
+pretrained weights (they would be downloaded) and data workers, and ends the run after one iteration.
 
-Writes one line a run to benchmarks/results/stock_trainings.jsonl (those that passed are not done again).
+The script writes one line per run to benchmarks/results/stock_trainings.jsonl (passed runs are not repeated).
 """
 
 import argparse
@@ -37,7 +37,7 @@ LIST = ROOT / 'benchmarks' / 'stock_trainings.txt'
 RESULTS = ROOT / 'benchmarks' / 'results' / 'stock_trainings.jsonl'
 POLICY = ROOT / 'configs' / '_base_' / 'policies' / 'groupnet_k4.py'
 
-# Pictures of each set. They are low: scaled to the 1333 pixels of a detector they keep few pixels.
+# Pictures of each set. They have little height, so after scaling to the 1333 pixels of a detector they have few pixels.
 PICTURES = 2
 HEIGHT, WIDTH = 64, 512
 
@@ -98,7 +98,7 @@ def write_imagenet(root: Path, rng: np.random.Generator) -> None:
 
 
 def options_of(name: str) -> list[str]:
-    """What the command line says besides the config."""
+    """The options of the command line besides the config."""
     cfg = load_config(name)
     options = [f'{path}=None' for *_, path, _ in find_pretrained(cfg.model)]
     for loader in ('train_dataloader', 'val_dataloader'):
@@ -123,7 +123,7 @@ def train(name: str, binarize: bool) -> dict:
     """
     began = time.process_time()
     row = dict(config=name, binarize=binarize, result='pass', reason='')
-    # mmengine's visualizers outlive their runs, and write into the first run's folder: it is kept.
+    # mmengine's visualizers outlive their runs and write into the first run's folder, so it is kept.
     work_dir = Path('work_dirs') / f'{Path(name).stem}_{binarize}'
     try:
         row['options'] = options_of(name)
@@ -134,7 +134,7 @@ def train(name: str, binarize: bool) -> dict:
         row['checkpoint'] = next(path.name for path in work_dir.glob('*_1.pth'))
         if not math.isfinite(row['loss']):
             raise ValueError(f'the loss is {row["loss"]}')
-    except (Exception, SystemExit) as error:  # Whatever it is, it is that config's result.
+    except (Exception, SystemExit) as error:  # Any error is the result of that config.
         traceback.print_exc()
         row.update(result='fail', reason=f'{type(error).__name__}: {str(error)[:300]}')
     for path in work_dir.glob('*.pth'):

@@ -6,8 +6,8 @@ A document says where a table belongs:
     | ... |
     <!-- end of table -->
 
-Names are those of TABLES. Each table is made of the file of results that the benchmark of that name has written, so
-that documents say what was measured. Run it after a benchmark; a test compares all documents with their results.
+Names are those of TABLES. Each table comes from the file of results that the benchmark of that name has written, so
+documents show measured values. Run the script after a benchmark; a test compares all documents with their results.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def _mean(benchmark, metric: str, name: str) -> float:
 
 
 def _headline() -> str:
-    """What README shows: accuracy, size and speed of binary networks beside their float twins."""
+    """The table in README: accuracy, size and speed of binary networks and their float twins."""
     from mmgroupnet.engine.model_report import measure_complexity
 
     models = _json('deployment')['models']
@@ -133,12 +133,12 @@ def documents() -> list[Path]:
 
 
 def names_in(text: str) -> list[str]:
-    """The tables that a document asks for."""
+    """The names of the tables in a document."""
     return [found['name'] for found in _TABLE.finditer(text)]
 
 
 def _linked_from(folder: Path, table: str) -> str:
-    """A table whose links to configs, which are the names of their files, lead there from a folder."""
+    """A table whose links to configs, which are file names, are made relative to a folder."""
 
     def link(found: re.Match) -> str:
         (config,) = ROOT.glob(f'configs/**/{found[1]}')
@@ -152,10 +152,10 @@ def fill(text: str, folder: Path = ROOT) -> str:
 
     Args:
         text: The document.
-        folder: Where it lies. Default: the root of the checkout.
+        folder: Its folder. Default: the root of the checkout.
 
     Raises:
-        ValueError: The document names a table that there is not.
+        ValueError: If the document names an unknown table.
     """
 
     def table(found: re.Match) -> str:

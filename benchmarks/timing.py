@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, the description of the machine, tables."""
+"""Common parts of the benchmarks: interleaved timing, the description of the machine, tables."""
 
 import json
 import os
@@ -18,7 +18,7 @@ PACKAGES = ('mmgroupnet', 'torch', 'torchvision', 'mmdet', 'onnxruntime', 'openv
 
 
 class Spread(NamedTuple):
-    """Median of what was measured, and the 10th and 90th percentiles around it.
+    """Median of some measurements, and their 10th and 90th percentiles.
 
     Attributes:
         median, low, high: In the unit of the measurement.
@@ -40,14 +40,14 @@ class Spread(NamedTuple):
 def stopwatch(run: Callable[[], object], min_seconds: float = 0.02) -> Callable[[], float]:
     """Makes a measurement of a function: seconds of one call.
 
-    Each measurement first calls it once untimed, since another contestant ran before it and left its own data in the
-    caches and its own threads awake. Then it calls it as often as is needed to fill ``min_seconds``.
+    Each measurement first calls the function once untimed, since another contestant has run before and left its data in
+    the caches and its threads awake. Then it calls the function as often as needed to fill ``min_seconds``.
 
     Args:
         run: The function.
         min_seconds: Duration of one measurement, at least one call.
     """
-    run()  # what is done on first calls alone
+    run()  # work that is done only on the first call
 
     def measure() -> float:
         run()
@@ -66,12 +66,12 @@ def stopwatch(run: Callable[[], object], min_seconds: float = 0.02) -> Callable[
 def interleave(
     contestants: Mapping[str, Callable[[], float]], rounds: int, few: Mapping[str, int] | None = None
 ) -> dict[str, list[float]]:
-    """Measures contestants in turns: whatever slows the machine for a while slows all of them.
+    """Measures contestants in turns, so a temporary slowdown of the machine affects all of them.
 
     Args:
         contestants: Measurements by name. Each round starts with another one.
         rounds: Measurements of each.
-        few: Contestants that take part in so many rounds only. Default: None.
+        few: Contestants that take part in fewer rounds, with their numbers. Default: None.
 
     Returns:
         The values of each contestant, round by round.
@@ -117,7 +117,7 @@ def describe_machine(threads: int) -> dict:
 
 
 def write_json(path: Path, results: dict) -> None:
-    """Writes results as JSON that a person can read."""
+    """Writes results as readable JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + '\n')
 

@@ -1,25 +1,25 @@
 """Memory and time of one training step: ``python benchmarks/train_step.py``.
 
-Contestants, in one run, for Group-Net ResNets with soft gates, merged by the mean, all binary behind the stem:
+The contestants, in one run, for Group-Net ResNets with soft gates, merged by the mean, all binary behind the stem:
 
 - *float twin*: torchvision's ResNet;
 - *plain loop*: every block written branch by branch with plain autograd, as the method is described;
 - *plain loop, checkpointed*: the same under ``torch.utils.checkpoint``, block by block;
-- *ours*, and *ours, with_cp*, which keeps not even the integers of the convolutions.
+- *ours*, and *ours, with_cp*, which does not keep the integers of the convolutions either.
 
-A step is forward, backward and the clearing of gradients, without an optimizer. Measured are
+A step is forward, backward and the clearing of gradients, without an optimizer. The script measures
 
 - the bytes saved for backward: all tensors that autograd's graph holds at the end of the forward pass, each storage
-  once, without parameters, buffers and the image. Custom functions save theirs through the same hooks; of checkpoints
-  their inputs are counted;
-- the resident memory of a step, gradients of the weights included, above that of the process before it, sampled while
-  it runs, in a process of its own;
+  once, without parameters, buffers and the image. Custom functions save their tensors through the same hooks; for
+  checkpoints their inputs are counted;
+- the resident memory of a step, including gradients of the weights, above that of the process before the step; it is
+  sampled while the step runs, in a separate process;
 - milliseconds, in turns.
 
-At the end stand the bytes saved by the flagship detector at 800x1333, by count: its tensors have shapes but no memory.
+At the end it counts the bytes saved by the flagship detector at 800x1333, whose tensors have shapes but no memory.
 
-Each contestant has the same latent weights. Prints a table a setting, and writes benchmarks/results/train_step.json.
-``--device cuda`` measures on a GPU, see benchmarks/train_step_cuda.py.
+All contestants have the same latent weights. The script prints one table per setting, and writes
+benchmarks/results/train_step.json. ``--device cuda`` measures on a GPU, see benchmarks/train_step_cuda.py.
 """
 
 import argparse
@@ -54,10 +54,10 @@ CONTESTANTS = (FLOAT, PLAIN, CHECKPOINTED, OURS, OURS_CP)
 
 
 class Setting(NamedTuple):
-    """What is trained.
+    """A network and its batch.
 
     Attributes:
-        depth: Of the ResNet.
+        depth: Depth of the ResNet.
         num_bases: Number K of bases.
         size: Height and width of the images.
         batch: Number of images.
@@ -110,10 +110,10 @@ class PlainBranch(nn.Module):
     """One branch of a block.
 
     Args:
-        depth: Of the ResNet.
+        depth: Depth of the ResNet.
         in_channels: Channels of its input.
         channels: Channels of its inner convs.
-        stride: Of its 3x3 conv, the first one of a basic block.
+        stride: Stride of its 3x3 conv (of the first one in a basic block).
     """
 
     def __init__(self, depth: int, in_channels: int, channels: int, stride: int) -> None:
@@ -162,7 +162,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainLoop(nn.Module):
-    """The network as the method is described, with plain autograd.
+    """The network as described in the paper, with plain autograd.
 
     Args:
         depth: 18 or 50.
@@ -230,7 +230,7 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
         outs = model(x)
         loss = sum(out.square().mean() for out in ((outs,) if isinstance(outs, Tensor) else outs))
-    # Tensors saved inside a checkpoint are freed; its inputs last, whether or not another op saves them.
+    # Tensors saved inside a checkpoint are freed; its inputs are kept, whether or not another op saves them.
     for block in model.modules():
         for value in getattr(block, 'kept_inputs', ()):
             note(value)
@@ -240,7 +240,7 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
 
 
 class Maps(nn.Module):
-    """A config's model up to its losses, which keep little: the maps of its head, or a classifier's scores.
+    """A config's model up to its losses, which keep little memory: the maps of its head, or a classifier's scores.
 
     Args:
         cfg: A config of mmdet, mmsegmentation or mmpretrain.
@@ -264,11 +264,11 @@ class Maps(nn.Module):
 
 
 def flagship(memory_efficient: bool, with_cp: bool):
-    """The flagship detector's config, without weights to start from.
+    """The flagship detector's config, without pretrained weights.
 
     Args:
-        memory_efficient: Of its binary convs.
-        with_cp: Of its backbone.
+        memory_efficient: This option of its binary convs.
+        with_cp: This option of its backbone.
     """
     from mmgroupnet.engine.configs import load_config
 
@@ -281,7 +281,7 @@ def flagship(memory_efficient: bool, with_cp: bool):
 
 
 def flagship_bytes() -> dict[str, int]:
-    """Saved bytes of the flagship detector at 800x1333, batch 1, by count: its tensors have shapes but no memory."""
+    """Counts the saved bytes of the flagship detector at 800x1333, batch 1; its tensors have shapes but no memory."""
     contestants = {'plain autograd': (False, False), OURS: (True, False), OURS_CP: (True, True)}
     found = {}
     for name, options in contestants.items():
@@ -292,7 +292,8 @@ def flagship_bytes() -> dict[str, int]:
 
 
 def note_inputs_of_checkpoints(model: nn.Module) -> None:
-    """Notes the inputs of checkpointed blocks for :func:`saved_bytes`: ``checkpoint`` holds them in a closure."""
+    """Records the inputs of checkpointed blocks for :func:`saved_bytes`, because ``checkpoint`` holds them in a
+    closure."""
     if isinstance(model, PlainLoop) and model.with_checkpoints:
         for block in model.blocks:
             block.register_forward_pre_hook(lambda block, inputs: setattr(block, 'kept_inputs', inputs))
@@ -305,12 +306,12 @@ def resident_bytes() -> int:
 
 
 def peak_of_a_step(contestant: str, setting: Setting, threads: int) -> int:
-    """Resident bytes of a step above those of the process before it, which ran one step on a tiny image."""
+    """Resident bytes of a step above those of the process before it, after one step on a tiny image."""
     torch.set_num_threads(threads)
     model, x = build(contestant, setting), images(setting)
     step(model, x[:1, :, :64, :64].repeat(2, 1, 1, 1))
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed: a resting process does not need it
+    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory, which the resting process does not need
     resting = peak = resident_bytes()
     is_over = threading.Event()
 

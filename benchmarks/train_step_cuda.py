@@ -1,9 +1,10 @@
 """Memory, time and launches of a training step on a GPU: ``python benchmarks/train_step.py --device cuda``.
 
-The contestants of benchmarks/train_step.py, and *plain loop, compiled* by ``torch.compile``; ours with each backend of
-:mod:`mmgroupnet.ops.passes`. A step is forward, backward and the clearing of gradients. Measured are its milliseconds
-between two events of the GPU, in turns; the peak of allocated memory above that of the resting process; and the kernels
-that the GPU runs, by torch's profiler. Maps are channels_last; float32 multiplies in TF32.
+The contestants are those of benchmarks/train_step.py, with ours in each backend of :mod:`mmgroupnet.ops.passes`, and
+*plain loop, compiled* by ``torch.compile``. A step is forward, backward and the clearing of gradients. The script
+measures the milliseconds between two events of the GPU, in turns; the peak of allocated memory above that of the
+resting process; and, by torch's profiler, the kernels that the GPU runs. Maps are channels_last; float32 multiplies in
+TF32.
 """
 
 import gc
@@ -36,7 +37,7 @@ from mmgroupnet.ops.passes.choice import ENVIRONMENT_VARIABLE
 
 COMPILED = 'plain loop, compiled'
 AUTOCAST = {'float32': None, 'float16': torch.float16}
-# Steps in front of those that are measured: compilation, choice of algorithms.
+# Number of steps before the measured ones, for compilation and the choice of algorithms.
 _WARM_UP = 3
 _MIB = 2**20
 
@@ -46,7 +47,7 @@ class Contestant(NamedTuple):
 
     Attributes:
         name: Its name in tables.
-        base: The contestant of benchmarks/train_step.py that it is made of.
+        base: The contestant of benchmarks/train_step.py that it is based on.
         passes: The backend of lean training.
         is_compiled: Whether ``torch.compile`` compiles it.
     """
@@ -92,12 +93,12 @@ def step(model: nn.Module, x: Tensor, dtype: torch.dtype | None) -> None:
     with torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
         outs = model(x)
     loss = sum(out.float().square().mean() for out in ((outs,) if isinstance(outs, Tensor) else outs))
-    (loss * 2.0**10).backward()  # as a GradScaler does
+    (loss * 2.0**10).backward()  # as in a GradScaler
     model.zero_grad(set_to_none=True)
 
 
 def with_passes(contestant: Contestant) -> AbstractContextManager:
-    """Runs what is inside with the backend of a contestant."""
+    """A context with the backend of a contestant."""
     return mock.patch.dict(os.environ, {ENVIRONMENT_VARIABLE: contestant.passes})
 
 
@@ -121,7 +122,7 @@ def _peak(run: Callable[[], None]) -> int:
 
 
 def _kernels(run: Callable[[], None]) -> int:
-    """Kernels that the GPU runs, without copies and fills of memory."""
+    """Number of kernels that the GPU runs, without copies and fills of memory."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         run()
         torch.cuda.synchronize()

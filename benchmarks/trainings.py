@@ -1,4 +1,4 @@
-"""What benchmarks that train have in common: the tools as a person calls them, and results as JSON lines."""
+"""Common parts of the benchmarks that train: calls of the tools' command lines, and results as JSON lines."""
 
 import json
 import shutil
@@ -13,28 +13,28 @@ Run = TypeVar('Run', bound=Hashable)
 
 
 def write_config(path: Path, base: Path, changes: str) -> Path:
-    """Writes a config that inherits another one and changes something of it, and returns its path."""
+    """Writes a config that inherits another one and changes parts of it, and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"_base_ = '{base}'\n{changes}")
     return path
 
 
 def train(config: str, work_dir: Path, *cfg_options: str) -> None:
-    """Trains a config by tools/train.py; a run that was cut off goes on from its last epoch."""
+    """Trains a config by tools/train.py; an interrupted run resumes from its last epoch."""
     run_tool('tools/train.py', config, '--work-dir', work_dir, '--resume', cfg_options=cfg_options)
 
 
 def test(config: str, checkpoint: Path, work_dir: Path, *cfg_options: str) -> dict[str, float]:
     """Evaluates a checkpoint by tools/test.py, and returns the metrics by name."""
     folder = work_dir / 'evaluation'
-    shutil.rmtree(folder, ignore_errors=True)  # so that the metrics found there are of this evaluation
+    shutil.rmtree(folder, ignore_errors=True)  # so that only the metrics of this evaluation are there
     run_tool('tools/test.py', config, checkpoint, '--work-dir', folder, cfg_options=cfg_options)
     (metrics,) = folder.glob('*/*.json')
     return json.loads(metrics.read_text())
 
 
 def box_results(work_dir: Path) -> dict[str, float]:
-    """Epochs, AP, AP50 and seconds of a detector's training, of the evaluation after its last epoch."""
+    """Epochs, AP, AP50 and seconds of a detector's training; AP from the evaluation after its last epoch."""
     from mmgroupnet.analysis.training_curves import read_history, training_seconds
 
     metrics = read_history(work_dir).metrics
@@ -68,7 +68,7 @@ def collect(
         runs: All runs, in the order in which they are made.
         key: The run of a line.
         finish: Makes a run and returns its line.
-        jobs: Runs at a time. Default: 1.
+        jobs: Number of parallel runs. Default: 1.
 
     Returns:
         All lines of the file.

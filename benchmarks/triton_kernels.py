@@ -1,14 +1,14 @@
-"""What the Triton kernels of lean training compile to: ``python benchmarks/triton_kernels.py``. Needs no GPU.
+"""Compiles the Triton kernels of lean training, without a GPU: ``python benchmarks/triton_kernels.py``.
 
-Compiles each kernel for GPUs of compute capability 8.0 (A100), 8.6 (RTX 30), 8.9 (L4, RTX 40) and 9.0 (H100, H200), in
-the types that training launches it with, and prints a table:
+It compiles each kernel for GPUs of compute capability 8.0 (A100), 8.6 (RTX 30), 8.9 (L4, RTX 40) and 9.0 (H100, H200),
+in the types that training uses, and prints a table:
 
-- the registers of a thread, for each kind of GPU;
-- the bytes that spill to memory, of stores and loads, and the bytes of the widest load of a thread: 16 at the best;
-- the bytes that it reads and writes for each element of a map of all branches, and the least possible ones: each map
-  that goes in or out once. They differ where a kernel reads a tile twice, the second time from the cache.
+- the registers per thread, for each kind of GPU;
+- the bytes of spilled stores and loads, and the bytes of the widest load of a thread, at best 16;
+- the bytes that the kernel reads and writes per element of a map of all branches, and the least possible bytes, which
+  read or write each map once. They differ if a kernel reads a tile twice, the second time from the cache.
 
-Writes benchmarks/results/triton_kernels.json.
+It writes benchmarks/results/triton_kernels.json.
 """
 
 import argparse
@@ -49,15 +49,15 @@ _NUM_BASES = 5
 
 
 class Launch(NamedTuple):
-    """A launch that training makes.
+    """A launch of a kernel in training.
 
     Attributes:
         kernel: The kernel.
-        arguments: Of which the types count.
-        constants: Arguments that make a kernel of their own.
-        num_warps: Of a program.
-        bytes_moved: For each element of a map of all branches; None for kernels over weights and vectors.
-        least_bytes: Those that cannot be avoided.
+        arguments: Its arguments; only their types matter.
+        constants: Arguments for whose values a separate kernel is compiled.
+        num_warps: Number of warps of a program.
+        bytes_moved: Bytes per element of a map of all branches; None for kernels over weights and vectors.
+        least_bytes: The least possible bytes.
     """
 
     kernel: object
@@ -90,11 +90,11 @@ class Launch(NamedTuple):
 
 
 def launches_of_training(dtype: torch.dtype, channels: int = 64) -> list[Launch]:
-    """The launches of a unit of five branches, of maps of a dtype, without running them.
+    """The launches of a unit of five branches, for maps of a dtype, without running them.
 
     Args:
-        dtype: Of the maps.
-        channels: Of a branch.
+        dtype: Dtype of the maps.
+        channels: Channels of a branch.
     """
     found: list[tuple] = []
 
@@ -144,8 +144,8 @@ def launches_of_training(dtype: torch.dtype, channels: int = 64) -> list[Launch]
 
 
 def _bytes_moved(kernel: object, arguments: Sequence, constants: dict) -> tuple[float | None, float | None]:
-    """Bytes for each element that a kernel reads and writes, and the least possible ones: each map once. Of a tuple of
-    maps each has the elements of one branch."""
+    """Bytes per element that a kernel reads and writes, and the least possible bytes, which count each map once. In a
+    tuple, each map has the elements of one branch."""
     given = dict(zip(kernel.arg_names, arguments, strict=False))
     maps = {}
     for name, value in given.items():
@@ -165,7 +165,7 @@ def _bytes_moved(kernel: object, arguments: Sequence, constants: dict) -> tuple[
 
 
 def _signature(launch: Launch) -> dict[str, object]:
-    """Types of the arguments, by their names."""
+    """Types of the arguments by name."""
 
     def type_of(value: object) -> object:
         if isinstance(value, tuple):
@@ -179,7 +179,7 @@ def _signature(launch: Launch) -> dict[str, object]:
 
 
 def _attributes(launch: Launch) -> dict[tuple[int, ...], list]:
-    """What Triton makes a kernel of its own for: addresses and numbers that are multiples of 16."""
+    """The arguments for which Triton compiles a separate kernel: addresses and numbers that are multiples of 16."""
     found = {}
     multiple = [['tt.divisibility', 16]]
     for index, (parameter, value) in enumerate(zip(launch.kernel.params, launch.arguments, strict=False)):
@@ -193,13 +193,13 @@ def _attributes(launch: Launch) -> dict[tuple[int, ...], list]:
 
 
 class Compiled(NamedTuple):
-    """What a kernel compiles to.
+    """Properties of a compiled kernel.
 
     Attributes:
-        registers: Of a thread.
+        registers: Registers of a thread.
         spilled: Bytes of spill stores and loads.
         shared: Bytes of shared memory.
-        widest_load: Bytes that a thread reads at once, at most.
+        widest_load: Largest number of bytes that a thread reads at once.
         has_double: Whether it computes in float64.
     """
 
@@ -236,7 +236,7 @@ def compile_for(launch: Launch, capability: int) -> Compiled:
 
 
 def results_table(rows: Sequence[dict]) -> str:
-    """What the kernels compile to, as Markdown."""
+    """The properties of the compiled kernels as Markdown."""
     cells = []
     for row in rows:
         compiled = row['compiled'].values()
@@ -256,7 +256,7 @@ def results_table(rows: Sequence[dict]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES), help='of maps (default: all)')
+    parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES), help='of the maps (default: all)')
     parser.add_argument('--capabilities', nargs='+', type=int, default=CAPABILITIES, help='such as 80')
     parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks/results/triton_kernels.json')
     args = parser.parse_args(arguments)

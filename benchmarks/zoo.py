@@ -1,10 +1,10 @@
 """Trains the model zoo: ``python benchmarks/zoo.py [NAME ...]``.
 
-Each network is trained by tools/train.py (a run that was cut off goes on from its last epoch), packed, and exported.
-All files are written to work_dirs/zoo/NAME: the whole config, float.pth, packed.pth and model.onnx; each of the three
-is evaluated by tools/test.py. A finished network appends one line to benchmarks/results/zoo.jsonl and is not trained
-again. Weights are no part of the repository: this command makes them. The data that each needs is in the README of its
-config's folder.
+tools/train.py trains each network (an interrupted run resumes from its last epoch); then it is packed and exported. All
+files are written to work_dirs/zoo/NAME: the whole config, float.pth, packed.pth and model.onnx; tools/test.py evaluates
+the last three. A finished network appends one line to benchmarks/results/zoo.jsonl and is not trained again. The
+repository does not contain weights: this command makes them. The README in the folder of its config says which data a
+network needs.
 """
 
 import argparse
@@ -34,9 +34,9 @@ class Entry(NamedTuple):
     """A network of the zoo.
 
     Attributes:
-        title: For people.
+        title: Its title in the table.
         config: Its config, below configs/.
-        metric: The metric that is stated, as tools/test.py calls it.
+        metric: The metric in the table, by its name in tools/test.py.
     """
 
     title: str

@@ -1,11 +1,11 @@
 """Kernels of lean training on GPUs, in Triton; :mod:`mmgroupnet.ops.passes.triton_passes` launches them.
 
 A map ``(N, K*C, H, W)`` in channels_last is a matrix of pixels and channels. A kernel works on tiles of it: it reads
-what it needs once, computes in float32, and writes its result once. Where branches are convolved one by one, each has a
-matrix of its own, ``(K, pixels, C)``.
+its inputs once, computes in float32, and writes its result once. If branches are convolved one by one, each has its own
+matrix, ``(K, pixels, C)``.
 
-y are the sums of a convolution, and ``r = max(y, 0)``, or y without ``RELU``. Scales and gates may be expanded: they
-come with the step from one value to the next one. Sizes make no kernels of their own, but for whether the channels are
+Here y are the sums of a convolution, and r is ``max(y, 0)``, or y without ``RELU``. Scales and gates may be expanded,
+so kernels take the step from one value to the next. Sizes do not need separate kernels, except whether the channels are
 a multiple of 16: then a thread reads 16 bytes at once.
 """
 
@@ -17,18 +17,18 @@ import triton.language as tl
 # Pixels and channels of a tile.
 TILE = (32, 64)
 
-# Surrogate gradients of which the sign's gradient has the formula; of others it is given the values.
+# Surrogate gradients whose formula the kernel has; for others it gets the values.
 POLYNOMIAL, CLIPPED_IDENTITY, SWISH, TANH, GIVEN = range(5)
 _POLYNOMIAL, _CLIPPED_IDENTITY = tl.constexpr(POLYNOMIAL), tl.constexpr(CLIPPED_IDENTITY)
 _SWISH, _TANH = tl.constexpr(SWISH), tl.constexpr(TANH)
 
-# Arguments by which Triton would compile a kernel again, where they are 1 or a multiple of 16.
+# Arguments for which Triton would compile another kernel if they are 1 or a multiple of 16.
 _SIZES = {
     *('pixels', 'count', 'parts', 'branches', 'first', 'norm_channels', 'rows', 'columns', 'row_padding'),
     *('column_padding', 'border', 'taps', 'in_channels', 'channel_step', 'tap_step', 'source_channel_step'),
     *('source_tap_step', 'scale_step', 'gate_step', 'scales_step'),
 }
-# Arguments whose addresses need not be multiples of 16 bytes: vectors, which are small.
+# Arguments whose addresses need not be multiples of 16 bytes: small vectors.
 _VECTORS = {
     *('mean', 'inverse', 'scale', 'shift', 'weight', 'bias', 'running_mean', 'running_var', 'tracked', 'partial'),
     *('p', 'q', 's', 'of_weight', 'of_bias', 'gate', 'scales', 'sums'),
@@ -44,8 +44,8 @@ def kernel(function: Callable) -> Callable:
 
 @triton.jit
 def _tile(channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Pixels and channels of a program: programs that run at one time read pixels next to each other. They are counted
-    along the first axis of the grid, which alone may be longer than 65,535."""
+    """Pixels and channels of a program. Programs that run at the same time read neighbouring pixels. They are counted
+    along the first axis of the grid, the only one that may be longer than 65,535."""
     tiles = (channels + BLOCK_C - 1) // BLOCK_C
     p = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     return p, tl.program_id(0) % tiles * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -53,7 +53,7 @@ def _tile(channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def at_least_zero(value):
-    """``max(value, 0)``; not-a-number stays what it is."""
+    """``max(value, 0)``; keeps NaN."""
     return tl.where(value < 0, 0.0, value)
 
 
@@ -68,7 +68,7 @@ def load_sums(y, offsets, mask, RELU: tl.constexpr):
 
 @triton.jit
 def _inside_of_border(p, rows, columns, row_padding, column_padding):
-    """Where the pixels of images with a border lie in those without it, and which of them do."""
+    """The positions of the pixels of images with a border in images without it, and a mask of the pixels inside."""
     width = columns + 2 * column_padding
     height = rows + 2 * row_padding
     column = p % width - column_padding
@@ -79,7 +79,7 @@ def _inside_of_border(p, rows, columns, row_padding, column_padding):
 
 @triton.jit
 def _signs_with_border(value, is_inside, border):
-    """-1 and +1 inside, zeros are +1; the border's value around them."""
+    """Signs -1 and +1 inside (zeros are +1), and the border's value around them."""
     return tl.where(is_inside[:, None], tl.where(value >= 0, 1.0, -1.0), border.to(tl.float32))
 
 
@@ -105,9 +105,9 @@ def affine_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``scale * r + shift + residual``; with ``HAS_SIGNS`` the signs of that, too, as the signs' kernel makes them.
+    """``scale * r + shift + residual``; with ``HAS_SIGNS`` also the signs of the result, as from the kernel for signs.
 
-    Then ``pixels`` are those of images with the border.
+    ``pixels`` then counts the pixels of images with the border.
     """
     branch = tl.program_id(1)
     p, c = _tile(channels, BLOCK_P, BLOCK_C)
@@ -125,7 +125,7 @@ def affine_kernel(
     value = load_sums(y, at, mask, RELU) * factor[None, :] + term[None, :]
     if HAS_RESIDUAL:
         value += tl.load(residual + at, mask, other=0).to(tl.float32)
-    # As it is read again: rounding may make a zero of a small number.
+    # Rounded as it will be read again: rounding may turn a small number into zero.
     value = value.to(out.dtype.element_ty)
     tl.store(out + at, value, mask)
     if HAS_SIGNS:
@@ -183,7 +183,7 @@ def signs_kernel(
 ):
     """Signs of some branches, from ``first`` on, with a border; zeros are +1.
 
-    ``pixels`` are those of the output, ``rows`` and ``columns`` those of an image of the input.
+    ``pixels`` counts the pixels of the output; ``rows`` and ``columns`` are the size of an input image.
     """
     branch = tl.program_id(1)
     p, c = _tile(channels, BLOCK_P, BLOCK_C)
@@ -199,7 +199,7 @@ def signs_kernel(
 def weight_signs_kernel(weight, out, count, taps, in_channels, channel_step, tap_step, BLOCK: tl.constexpr):
     """Signs of latent weights, in the order (row, tap, channel) of channels_last.
 
-    The steps are those from a channel or tap to the next one in the latent weights.
+    The steps lead from one channel or tap to the next in the latent weights.
     """
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = at % in_channels
@@ -228,9 +228,9 @@ def weight_gradient_kernel(
     HAS_SCALE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradients of latent weights: those of the scaled signs, one tensor a base, divided by the scales.
+    """Gradients of latent weights: the gradients of the scaled signs, one tensor per base, divided by the scales.
 
-    ``count`` are the weights of one base; steps as for the signs of weights.
+    ``count`` is the number of weights of one base; steps as for the signs of weights.
     """
     base = tl.program_id(1)
     source = gradients[0]
@@ -275,8 +275,8 @@ def sign_gradient_kernel(
 ):
     """``surrogate(x) * g + residual`` of some branches, from ``first`` on; g comes with the border of the signs.
 
-    ``pixels`` are those of x, ``rows`` and ``columns`` those of an image of it. With ``SURROGATE`` = GIVEN ``factors``
-    are the values of the surrogate gradient, else they are not read.
+    ``pixels`` counts the pixels of x; ``rows`` and ``columns`` are the size of an image. With ``SURROGATE`` = GIVEN,
+    ``factors`` are the values of the surrogate gradient; otherwise they are not read.
     """
     branch = tl.program_id(1)
     source = gradients[0]
@@ -336,7 +336,7 @@ def connect_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``m + gate[i] * (x_i - m)`` of all branches, with ``m = sum_j scales[j] * x_j``; signs as for the affine map."""
+    """``m + gate[i] * (x_i - m)`` for all branches, with ``m = sum_j scales[j] * x_j``; signs as for the affine map."""
     p, c = _tile(channels, BLOCK_P, BLOCK_C)
     has_channel = c < channels
     is_pixel = p < pixels
@@ -381,7 +381,8 @@ def connect_gradient_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Gradient of the connection in x, and the parts of those in gate and scales, ``(parts, 2, branches)``."""
+    """Gradient of the connection by x, and partial sums of the gradients by gate and scales, ``(parts, 2,
+    branches)``."""
     part = tl.program_id(0)
     tiles_of_channels = (channels + BLOCK_C - 1) // BLOCK_C
     tiles = (pixels + BLOCK_P - 1) // BLOCK_P * tiles_of_channels

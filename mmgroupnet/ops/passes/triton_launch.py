@@ -9,7 +9,7 @@ from mmgroupnet.ops.kernels import count_pixels
 from mmgroupnet.ops.passes.triton_kernels import TILE
 
 BLOCK_P, BLOCK_C = TILE
-# Programs of a kernel that sums up: enough for every GPU, and the same on all of them, so that sums repeat.
+# Number of programs of a kernel that sums: enough for every GPU, and the same on all, so that sums are reproducible.
 PROGRAMS = 1024
 
 
@@ -24,7 +24,7 @@ def grid_of(x: Tensor, channels: int, branches: int = 1) -> tuple[int, int]:
 
 
 def count_parts(x: Tensor, channels: int) -> int:
-    """Number of parts of the pixels that are summed up by themselves."""
+    """Number of parts of the pixels that are summed separately."""
     return min(count_tiles(count_pixels(x), BLOCK_P), count_tiles(PROGRAMS, count_tiles(channels, BLOCK_C)))
 
 

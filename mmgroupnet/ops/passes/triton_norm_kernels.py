@@ -1,7 +1,7 @@
 """Kernels of batch norms, in Triton: sums over parts of the pixels, and the arithmetic over channels that follows.
 
-A batch norm has ``norm_channels``, which branches may share: channel c is its channel ``c % norm_channels``. For the
-rest see :mod:`mmgroupnet.ops.passes.triton_kernels`.
+A batch norm has ``norm_channels``, which branches may share: folded channel c uses its channel ``c % norm_channels``.
+For the rest see :mod:`mmgroupnet.ops.passes.triton_kernels`.
 """
 
 import triton
@@ -9,7 +9,7 @@ import triton.language as tl
 
 from mmgroupnet.ops.passes.triton_kernels import kernel, load_sums
 
-# Parts of a sum that the second kernel of a sum takes at once.
+# Number of parts that the second kernel of a sum reads at once.
 PARTS = 16
 
 
@@ -17,8 +17,8 @@ PARTS = 16
 def moments_kernel(y, out, pixels, channels, parts, RELU: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """Means of r, and sums of squares around them, of each part of the pixels: ``(2, parts, channels)``.
 
-    Squares are taken around the first value that a part sees, so that nothing cancels where values lie together, far
-    from zero.
+    Squares are taken around the first value of a part, so nothing cancels if all values are close together but far from
+    zero.
     """
     part = tl.program_id(1)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -43,7 +43,7 @@ def moments_kernel(y, out, pixels, channels, parts, RELU: tl.constexpr, BLOCK_P:
 
 @triton.jit
 def _pixels_of_parts(part, pixels, parts, BLOCK_P: tl.constexpr):
-    """How many pixels a part has; parts take tiles in turns."""
+    """Number of pixels of a part; parts take tiles in turns."""
     tiles = (pixels + BLOCK_P - 1) // BLOCK_P
     own = (tiles - part + parts - 1) // parts
     has_last = (tiles - 1) % parts == part
@@ -81,10 +81,10 @@ def statistics_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Statistics of ``scale * r`` from the moments of parts (or the running ones), and what the norm does with r.
+    """Statistics of ``scale * r`` from the moments of parts (or the running ones), and the norm's scale and shift of r.
 
-    Writes mean and inverse deviation of each channel of the norm, and the factor and shift of r, per folded channel;
-    moves the running statistics.
+    Writes mean and inverse deviation of each channel of the norm, and scale and shift of r per folded channel; updates
+    the running statistics.
     """
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = c < norm_channels
@@ -160,8 +160,8 @@ def gradient_sums_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Sums of g and of g * r over each part of the pixels, ``(2, parts, channels)``; with ``IS_NORMED`` of g and of g
-    times the normed ``scale * r``, which does not cancel where the mean is large."""
+    """Sums of g and of g * r over each part of the pixels, ``(2, parts, channels)``; with ``IS_NORMED``, of g and of g
+    times the normed ``scale * r``, which does not cancel if the mean is large."""
     part = tl.program_id(1)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     has_channel = c < channels

@@ -1,4 +1,4 @@
-"""Batch norms of lean training by Triton's kernels: sums over parts of the pixels, which other passes need as well, and
+"""Batch norms of lean training by Triton's kernels: sums over parts of the pixels, which other passes also need, and
 the arithmetic over channels."""
 
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ class TritonNormPasses:
         if moves and momentum is None and tracked is not None:
             tracked.add_(1)
             is_cumulative = True
-        nothing = found  # stands for what a kernel does not read
+        nothing = found  # placeholder for arguments that a kernel does not read
         triton_launch.launch(
             kernels.statistics_kernel,
             (count_tiles(channels, BLOCK_C),),

@@ -2,15 +2,15 @@
 
 Maps are channels_last, in float32 or half precision. Everything is computed in float32, and nothing waits for the GPU.
 
-*Convolutions* are cuDNN's. Forwards they convolve signs in the cheapest type that is exact. Tensor cores multiply -1
-and +1 exactly in float16 and add in float32, which holds integers up to 2**24. What is left is the rounding of a sum to
-float16: it has 11 bits, so that integers up to 2048 fit, and even ones up to 4096. A sum of n products of -1 and +1 is
-even where n is. So float16 is exact for n <= 2048 terms, and for an even number of them up to 4096, where each sum has
-all of its terms: a padding with zeros takes some away. Sums of more terms are float32, with TF32 where torch allows it,
-which holds -1 and +1, too; they are rounded to 16 bits. All of it takes for granted that cuDNN multiplies matrices, and
-transforms nothing as Winograd does: for channels_last maps it has no other algorithms. ``make test-gpu`` checks it.
+*Convolutions* are cuDNN's. In the forward pass they convolve signs in the cheapest type that is exact. Tensor cores
+multiply -1 and +1 exactly in float16 and add in float32, which holds integers up to 2**24. Only the rounding of a sum
+to float16 remains: with 11 bits, integers up to 2048 fit, and even ones up to 4096. A sum of n products of -1 and +1 is
+even if n is even. So float16 is exact for n <= 2048 terms, and for an even number of terms up to 4096 if each sum has
+all of its terms, which padding with zeros prevents. Sums of more terms are float32, with TF32 if torch allows it, which
+also holds -1 and +1; they are rounded to 16 bits. This assumes that cuDNN multiplies matrices, without transforms such
+as Winograd's: for channels_last maps it has no other algorithms. ``make test-gpu`` checks it.
 
-Backwards they take signs in the dtype of the gradient.
+In the backward pass they take signs in the dtype of the gradient.
 """
 
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ from mmgroupnet.ops.passes.protocol import BranchGradient, Formula, KnownSurroga
 from mmgroupnet.ops.passes.triton_launch import BLOCK_C, BLOCK_P, PROGRAMS, count_tiles, grid_of
 from mmgroupnet.ops.passes.triton_norms import TritonNormPasses, gradient_sums_of_parts, moments_of_parts
 
-# Weights that a program takes.
+# Number of weights of a program.
 _BLOCK = 1024
-# Warps of a program: Triton's own number, and more for kernels whose tiles would not fit the registers of so few.
+# Warps of a program: Triton's own number, and more for kernels whose tiles would not fit into the registers of so few.
 _WARPS, _WARPS_OF_MANY_MAPS = 4, 8
 _FORMULAS = {
     Formula.POLYNOMIAL: kernels.POLYNOMIAL,
@@ -43,12 +43,12 @@ _FORMULAS = {
 
 
 class _Signs(NamedTuple):
-    """Signs that were made together with a map.
+    """Signs that were computed together with a map.
 
     Attributes:
         x: The map.
         geometry: The unit that will convolve them.
-        groups: As :meth:`TritonPasses._signs` returns them.
+        groups: The result of :meth:`TritonPasses._signs`.
     """
 
     x: Tensor
@@ -61,25 +61,25 @@ def _single(vector: Tensor) -> Tensor:
 
 
 def _branch_maps(like: Tensor, branches: int, channels: int, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Memory for a map a branch, each channels_last: ``(branches, N, C, H, W)``."""
+    """Memory for one channels_last map per branch: ``(branches, N, C, H, W)``."""
     shape = (branches, like.shape[0], *size, channels)
     return torch.empty(shape, dtype=dtype, device=like.device).permute(0, 1, 4, 2, 3)
 
 
 def _steps(weight: Tensor) -> tuple[int, int]:
-    """Steps in memory from an input channel of weights to the next one, and from a tap to the next one."""
+    """Steps in memory from one input channel of weights to the next, and from one tap to the next."""
     _, channels, height, width = weight.shape
     return (height * width, 1) if weight.is_contiguous() else (1, channels)
 
 
 def _dense(weight: Tensor) -> Tensor:
-    """Weights in one of the two orders of memory that kernels know."""
+    """Weights in one of the two memory orders that kernels support."""
     is_known = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
     return weight if is_known else weight.contiguous()
 
 
 class _Branches:
-    """Gradients of all branches, made at once; see :data:`mmgroupnet.ops.passes.BranchGradient`.
+    """Gradients of all branches, computed at once; see :data:`mmgroupnet.ops.passes.BranchGradient`.
 
     Args:
         maps: ``(K, N, C, H, W)``.
@@ -96,7 +96,7 @@ class TritonPasses:
     """Passes by Triton's kernels.
 
     Args:
-        dtype: Of the convolutions of the backward pass, and of merged weights.
+        dtype: Dtype of the convolutions of the backward pass, and of merged weights.
     """
 
     norms = TritonNormPasses()
@@ -132,8 +132,8 @@ class TritonPasses:
         return nhwc(outs[0] if len(outs) == 1 else torch.cat(outs, dim=1))
 
     def _signs(self, x: Tensor, branches: int, geometry: UnitGeometry, dtype: torch.dtype) -> list[Tensor]:
-        """Signs of the branches, with the border that the convolution sees, ``(K', N, C, H', W')`` for each group of K'
-        branches next to each other whose borders are equal."""
+        """Signs of the branches, with the border of the convolution, ``(K', N, C, H', W')`` for each group of K'
+        consecutive branches with equal borders."""
         made = self._made
         if made is not None and made.geometry == geometry and made.x.data_ptr() == x.data_ptr():
             self._made = None
@@ -193,7 +193,7 @@ class TritonPasses:
 
     def _place_of_signs(self, x: Tensor, following: UnitGeometry | None) -> tuple[Tensor | None, tuple[int, int]]:
         """Memory for the signs of a map that the next unit will convolve, ``(K, N, C, H', W')``, and their border; None
-        where they are not made together with it."""
+        if they are not computed together with the map."""
         if following is None:
             return None, (0, 0)
         branches = x.shape[1] // following.in_channels
@@ -298,7 +298,7 @@ class TritonPasses:
     @staticmethod
     def _weight_gradient(at: UnitGradients, gradients: Sequence[Tensor]) -> Tensor:
         out = torch.empty_like(_dense(at.weight))
-        # All of them in the order of the first one, which is cuDNN's for all.
+        # All of them in the memory order of the first, which cuDNN uses for all.
         layout = torch.contiguous_format if gradients[0].is_contiguous() else torch.channels_last
         gradients = tuple(value.contiguous(memory_format=layout) for value in gradients)
         count = gradients[0].numel()
@@ -425,12 +425,12 @@ def _dtype_of_sums(geometry: UnitGeometry) -> torch.dtype:
 
 
 def _border(geometry: UnitGeometry, branch: int) -> tuple[int, int]:
-    """Rows and columns of a border of -1 or +1 that a branch gets; convolutions pad with zeros by themselves."""
+    """Rows and columns of a branch's border of -1 or +1; convolutions pad with zeros themselves."""
     return geometry.pad_of(0 if geometry.shares_weights else branch) if geometry.padding_value else (0, 0)
 
 
 def _groups_of_borders(branches: int, geometry: UnitGeometry) -> list[tuple[tuple[int, int], list[int]]]:
-    """Branches next to each other whose borders are equal."""
+    """Groups of consecutive branches with equal borders."""
     groups = groupby(range(branches), key=lambda k: _border(geometry, k))
     return [(border, list(group)) for border, group in groups]
 
@@ -449,7 +449,7 @@ def _convolve(signs: Tensor, weight: Tensor, geometry: UnitGeometry, branch: int
 def _convolution_gradients(
     at: UnitGradients, gradient: Tensor, signs: Tensor, weight: Tensor, branch: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of one convolution in the signs and their border, and in the weights."""
+    """Gradients of one convolution by the signs with their border, and by the weights."""
     g = at.geometry
     rate = g.dilations[branch]
     if needs_contiguous(g, gradient):
