@@ -54,7 +54,7 @@ class DigitCrops(BaseDataset):
             path = self.source / self.split / image['file_name']
             picture = cv2.imread(str(path))
             if picture is None:
-                raise UserError(f'{path} cannot be read: delete {self.source}, and it is generated again')
+                raise UserError(f'{path} cannot be read: delete {self.source}, and it is made again')
             for annotation in coco.loadAnns(coco.getAnnIds(image['id'])):
                 samples.append(
                     dict(img=self._crop(picture, annotation['bbox']), gt_label=annotation['category_id'] - 1)

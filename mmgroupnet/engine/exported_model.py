@@ -180,4 +180,4 @@ def check_model_options(path: str | Path, options: Sequence[str]) -> None:
     """
     for option in options if is_exported(path) else ():
         if option.split('.')[0] in _FIXED:
-            raise UserError(f'--cfg-options {option}: {path} was made with its own value, export the model again')
+            raise UserError(f'--cfg-options {option}: {path} was made with another value, export it again')

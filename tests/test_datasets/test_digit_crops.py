@@ -70,5 +70,5 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
     generate_digits(tmp_path / 'digits', num_train=1, num_val=1)
     (picture,) = (tmp_path / 'digits' / 'val').glob('*.jpg')
     picture.write_bytes(b'no picture')
-    with pytest.raises(UserError, match=f'{picture} cannot be read: delete {tmp_path}/digits, and it is generated again'):
+    with pytest.raises(UserError, match=f'{picture} cannot be read: delete {tmp_path}/digits, and it is made again'):
         DigitCrops('val', tmp_path / 'digits')[0]

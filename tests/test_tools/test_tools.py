@@ -109,7 +109,7 @@ def test_print_config_shows_what_is_overridden(folder):
         (
             'test.py',
             ['tiny.py', 'model.onnx', '--cfg-options', 'model.test_cfg.score_thr=0.1'],
-            '--cfg-options model.test_cfg.score_thr: model.onnx was made with its own value',
+            '--cfg-options model.test_cfg.score_thr: model.onnx was made with another value',
         ),
         ('test.py', ['tiny.py', 'nowhere.onnx'], 'nowhere.onnx does not exist'),
     ],
