@@ -66,8 +66,10 @@ class BinaryConv(Observed, ABC):
         """Whether it computes what its class says: neither a subclass nor the instance has a forward of its own."""
 
     @abstractmethod
-    def geometry(self, is_shared: bool = False, relu: bool = False, residual: Residual = Residual.NONE) -> UnitGeometry:
-        """Its shape parameters; ``is_shared`` where K branches share a conv of one."""
+    def geometry(
+        self, shares_weights: bool = False, relu: bool = False, residual: Residual = Residual.NONE
+    ) -> UnitGeometry:
+        """Its shape parameters; ``shares_weights`` where K branches share a conv of one."""
 
     @abstractmethod
     def operands(self) -> ConvOperands:

@@ -49,7 +49,7 @@ class UnitGradients(NamedTuple):
     Attributes:
         geometry: The unit.
         branches: Folded branches of the input.
-        is_shared: Whether they share the weights.
+        shares_weights: Whether they share the weights.
         gradient_of: Gives the gradient of the output.
         x: The input, as prepared, ``(N, K*C, H, W)``.
         weight: Latent weights, of which the signs count; of merged bases the merged weights.
@@ -61,7 +61,7 @@ class UnitGradients(NamedTuple):
 
     geometry: UnitGeometry
     branches: int
-    is_shared: bool
+    shares_weights: bool
     gradient_of: BranchGradient
     x: Tensor
     weight: Tensor
