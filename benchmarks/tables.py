@@ -48,6 +48,10 @@ def _json(name: str) -> dict:
     return json.loads((RESULTS / f'{name}.json').read_text())
 
 
+def _packed_models(name: str) -> str:
+    return packed_model.summary_table([_json(name), _json(f'{name}_2_threads')])
+
+
 def _triton_kernels() -> str:
     # Its benchmark needs Triton, which not every build of torch has.
     from benchmarks.triton_kernels import results_table
@@ -120,7 +124,9 @@ TABLES: dict[str, Callable[[], str]] = {
     'flagship_bytes': _flagship_bytes,
     'headline': _headline,
     'packed_conv': lambda: packed_conv.results_table(_json('packed_conv')),
-    'packed_model': lambda: packed_model.summary_table([_json('packed_model'), _json('packed_model_2_threads')]),
+    'packed_conv_vpopcntdq': lambda: packed_conv.results_table(_json('packed_conv_vpopcntdq')),
+    'packed_model': lambda: _packed_models('packed_model'),
+    'packed_model_vpopcntdq': lambda: _packed_models('packed_model_vpopcntdq'),
     'reproduction': lambda: reproduction.results_table(_json('reproduction')['rows']),
     'train_step': lambda: train_step.results_table(_json('train_step')['settings']),
     'triton_kernels': _triton_kernels,

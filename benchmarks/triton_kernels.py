@@ -124,7 +124,7 @@ def launches_of_training(dtype: torch.dtype, channels: int = 64) -> list[Launch]
                 UnitGradients(
                     geometry=geometry,
                     branches=_NUM_BASES,
-                    is_shared=False,
+                    shares_weights=False,
                     gradient_of=gradient_of,
                     x=x,
                     weight=weight,

@@ -193,6 +193,8 @@ def check_command(*words: str) -> None:
         check_python(['-m', 'mmgroupnet', *arguments])
     elif name == 'pip':
         check_pip(arguments)
+    elif name == 'source':
+        assert arguments == ['.venv/bin/activate'], words
     else:
         assert name in FOREIGN, f'{words}: what is {name}?'
 

@@ -100,7 +100,7 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> tuple[dict[
             return
         kinds = {base.__name__ for base in type(module).__mro__}
         if _is_binary_layer(module):
-            bases = module.num_bases if module.is_merged else 1  # Folded branches have separate outputs.
+            bases = module.num_bases if module.merges else 1  # Folded branches have separate outputs.
             bops[names[module]] += out.numel() * module.weight[0].numel() * bases
         elif kinds & {'DeformConv2d', 'ModulatedDeformConv2d'}:  # mmcv's ops, which torch's counter does not see.
             flops[names[module]] += out.numel() * module.weight[0].numel()

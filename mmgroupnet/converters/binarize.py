@@ -164,16 +164,16 @@ def _input_norm(cfg: Mapping | None, channels: int, group_size: int = 1) -> dict
 
 def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, is_first: bool) -> BinaryConv2d:
     """The binary layer that replaces a float one, with its weights."""
-    is_merged = rule.become == 'layerwise'
+    is_layerwise = rule.become == 'layerwise'
     options = dict(rule.binary_cfg, bias=layer.bias is not None)
-    if is_merged:
+    if is_layerwise:
         options['num_bases'] = rule.num_bases
     if isinstance(layer, nn.Linear):
-        linear = LayerwiseBinaryLinear if is_merged else BinaryLinear
+        linear = LayerwiseBinaryLinear if is_layerwise else BinaryLinear
         norm = _input_norm(rule.input_norm, layer.in_features, _LINEAR_GROUP_SIZE)
         twin: BinaryConv2d = linear(layer.in_features, layer.out_features, input_norm=norm, **options)
     else:
-        conv = LayerwiseBinaryConv2d if is_merged else BinaryConv2d
+        conv = LayerwiseBinaryConv2d if is_layerwise else BinaryConv2d
         twin = conv(
             layer.in_channels,
             layer.out_channels,
@@ -191,7 +191,7 @@ def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, is_first: bool) -> Bi
         return twin
     with torch.no_grad():
         weight = layer.weight.view(len(layer.weight), -1, *twin.kernel_size)
-        if is_merged:
+        if is_layerwise:
             twin.weight.copy_(fit_bases(weight, twin.weight, twin.weight_quantizer))
         else:
             twin.weight.copy_(branch_weight(weight, is_first))

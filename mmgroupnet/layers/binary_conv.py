@@ -77,7 +77,7 @@ class BinaryConv2d(Packable, BinaryConv):
         UserError: If an argument is out of its range, or channels are not divisible by ``groups``.
     """
 
-    is_merged: ClassVar[bool] = False  # whether the K bases read one map and are added up
+    merges: ClassVar[bool] = False  # whether the K bases read one map and are added up
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class BinaryConv2d(Packable, BinaryConv):
 
     @property
     def has_own_weight(self) -> bool:
-        standard = LayerwiseBinaryConv2d if self.is_merged else BinaryConv2d
+        standard = LayerwiseBinaryConv2d if self.merges else BinaryConv2d
         return 'effective_weight' in self.__dict__ or type(self).effective_weight is not standard.effective_weight
 
     @property
@@ -156,7 +156,7 @@ class BinaryConv2d(Packable, BinaryConv):
 
     @property
     def num_folded(self) -> int:
-        return 1 if self.is_merged else self.num_bases
+        return 1 if self.merges else self.num_bases
 
     def reset_parameters(self) -> None:
         """Kaiming-normal latent weights (fan out, one branch) and zero bias."""
@@ -197,11 +197,13 @@ class BinaryConv2d(Packable, BinaryConv):
             raise UserError(f'dilation={self.dilation}: rates are ints >= 1')
         return rates
 
-    def geometry(self, is_shared: bool = False, relu: bool = False, residual: Residual = Residual.NONE) -> UnitGeometry:
+    def geometry(
+        self, shares_weights: bool = False, relu: bool = False, residual: Residual = Residual.NONE
+    ) -> UnitGeometry:
         """Shape parameters of the conv and of the operations behind it.
 
         Args:
-            is_shared: Whether the branches of the input share this conv.
+            shares_weights: Whether the branches of the input share this conv.
             relu, residual: The operations behind it, see :class:`UnitGeometry`.
         """
         return UnitGeometry(
@@ -214,8 +216,8 @@ class BinaryConv2d(Packable, BinaryConv):
             padding=None if isinstance(self.padding, str) else self.padding,
             padding_value=self.padding_value,
             dilations=self.branch_dilations(),
-            shares_weights=is_shared and not self.is_merged,
-            merges=self.is_merged,
+            shares_weights=shares_weights and not self.merges,
+            merges=self.merges,
             relu=relu,
             residual=residual,
         )
@@ -247,7 +249,7 @@ class BinaryConv2d(Packable, BinaryConv):
         quantizer = self.weight_quantizer
         if not isinstance(quantizer, SignWeight) or type(quantizer).forward is not SignWeight.forward:
             return self.effective_weight(), None
-        if self.is_merged or self.has_own_weight or find_hooks(quantizer) is not None:
+        if self.merges or self.has_own_weight or find_hooks(quantizer) is not None:
             return self.effective_weight(), None
         return checked_signs(quantizer, self.weight, self.num_bases)
 
@@ -309,7 +311,7 @@ class LayerwiseBinaryConv2d(BinaryConv2d):
         UserError: As :class:`BinaryConv2d`, and if ``dilation`` is not one int.
     """
 
-    is_merged = True
+    merges = True
 
     def __init__(self, *args, learned_scales: bool = False, **kwargs) -> None:
         super().__init__(*args, **kwargs)

@@ -117,13 +117,13 @@ class TestPassesOverSums:
 
 @pytest.mark.parametrize('uses_batch', [False, True])
 @pytest.mark.parametrize('has_affine', [False, True])
-@pytest.mark.parametrize('is_shared', [False, True])
+@pytest.mark.parametrize('shares_weights', [False, True])
 @pytest.mark.parametrize('relu', [False, True])
-def test_batch_norm(has_affine, is_shared, relu, uses_batch):
+def test_batch_norm(has_affine, shares_weights, relu, uses_batch):
     """Statistics, outputs, gradients and running statistics are those of autograd."""
     shape, passes = (2, 7, 11, 13, 3), triton_passes.TritonPasses(torch.float32)
     y, (gradient,) = sums(shape, torch.float16), maps(shape, torch.float32, 1)
-    branches = shape[-1] if is_shared else 1
+    branches = shape[-1] if shares_weights else 1
     channels = y.shape[1] // branches
     (scale,) = vectors(channels, 1)
     norm = nn.BatchNorm2d(channels, affine=has_affine).to(DEVICE).train(uses_batch)
@@ -369,7 +369,7 @@ def gradients(unit: UnitGeometry, branches: int, dtype: torch.dtype, surrogate, 
         UnitGradients(
             geometry=unit,
             branches=branches,
-            is_shared=unit.shares_weights,
+            shares_weights=unit.shares_weights,
             gradient_of=lambda k, reuse: upstream.chunk(branches, dim=1)[k],
             x=x,
             weight=weight,

@@ -204,7 +204,8 @@ def cache_name(release: Release, torch: Torch, cuda_ops: bool) -> str:
     version = torch.version.partition('+')[0]
     build_of_torch = f'cu{torch.cuda.replace(".", "")}' if torch.cuda else 'cpu'
     ops = 'cuda_ops' if cuda_ops else 'cpu_ops'
-    return f'{release.distribution}{release.version}-{python_tag()}-{platform.machine()}-torch{version}-{build_of_torch}-{ops}'
+    mmcv = f'{release.distribution}{release.version}'
+    return f'{mmcv}-{python_tag()}-{platform.machine()}-torch{version}-{build_of_torch}-{ops}'
 
 
 def cached_wheel(release: Release, folder: Path) -> Path | None:

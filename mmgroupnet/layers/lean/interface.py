@@ -68,8 +68,10 @@ class BinaryConv(Observed, ABC):
         """Whether it uses the forward of its class: neither a subclass nor the instance overrides it."""
 
     @abstractmethod
-    def geometry(self, is_shared: bool = False, relu: bool = False, residual: Residual = Residual.NONE) -> UnitGeometry:
-        """Its shape parameters; ``is_shared`` if K branches share a conv of one branch."""
+    def geometry(
+        self, shares_weights: bool = False, relu: bool = False, residual: Residual = Residual.NONE
+    ) -> UnitGeometry:
+        """Its shape parameters; ``shares_weights`` if K branches share a conv of one branch."""
 
     @abstractmethod
     def operands(self) -> ConvOperands:

@@ -30,8 +30,8 @@ class SignConv:
     """
 
     def __init__(self, conv: BinaryConv, branches: int, passes: Passes) -> None:
-        self.is_shared = branches != conv.num_folded
-        self.geometry = conv.geometry(is_shared=self.is_shared)
+        self.shares_weights = branches != conv.num_folded
+        self.geometry = conv.geometry(shares_weights=self.shares_weights)
         self.branches = branches
         self.surrogate = surrogate_of(conv.activation)
         # It may work per channel: its input has the channels of all branches.
@@ -55,7 +55,7 @@ class SignConv:
         if operands.shift is None:
             return x
         shift = operands.shift.detach().to(x.dtype)
-        return x + (shift.repeat(self.branches) if self.is_shared else shift).view(-1, 1, 1)
+        return x + (shift.repeat(self.branches) if self.shares_weights else shift).view(-1, 1, 1)
 
     def _bases(self, operands: ConvOperands) -> tuple[Tensor, Tensor]:
         """Signs of merged bases and their scales, ``(K, C_out, C_in/groups, kh, kw)`` and ``(K, C_out, 1, 1, 1)``."""
@@ -84,7 +84,7 @@ class SignConv:
         if observed is not None and observed.sign_observer is not None:
             # A conv that branches share gets them as batch.
             positive = z >= 0
-            notify(observed, share(lambda part: part, positive, self.branches) if self.is_shared else positive)
+            notify(observed, share(lambda part: part, positive, self.branches) if self.shares_weights else positive)
         if self.geometry.merges:
             return self.passes.convolve_merged(z, self._merged(operands), self.geometry)
         return self.passes.convolve(z, operands.weight.detach(), self.geometry)
@@ -119,7 +119,7 @@ class SignConv:
             UnitGradients(
                 geometry=geometry,
                 branches=self.branches,
-                is_shared=self.is_shared,
+                shares_weights=self.shares_weights,
                 gradient_of=gradient_of,
                 x=z,
                 weight=self._merged(operands) if geometry.merges else operands.weight.detach(),
@@ -144,7 +144,7 @@ class SignConv:
 
     def _surrogates(self, z: Tensor) -> Callable[[int], Surrogate | None]:
         """The surrogate gradient of each branch; None for that of ``PolynomialSign``."""
-        if self.surrogate is None or self.is_shared or not self.surrogate_has_state:
+        if self.surrogate is None or self.shares_weights or not self.surrogate_has_state:
             return lambda k: self.surrogate
         found = split(self.surrogate(z.to(wide(z.dtype))), self.branches)
         return lambda k: lambda x: found[k]

@@ -74,11 +74,11 @@ class LeanUnit:
     Args:
         unit: The unit; its options are read here, once.
         branches: Folded branches of its input.
-        is_shared: Whether the branches share the unit.
+        shares_weights: Whether the branches share the unit.
         passes: The backend.
     """
 
-    def __init__(self, unit: ChainUnit, branches: int, is_shared: bool, passes: Passes) -> None:
+    def __init__(self, unit: ChainUnit, branches: int, shares_weights: bool, passes: Passes) -> None:
         self.relu, self.residual, self.branches = unit.relu, unit.residual, branches
         self.conv: SignConv | FloatShortcut
         if isinstance(unit.conv, BinaryConv):
@@ -86,7 +86,7 @@ class LeanUnit:
         else:
             self.conv = FloatShortcut(unit.conv, branches, passes)
         self.passes = passes if self.conv.gives_integers else passes.for_floats
-        self.norm = BatchNorm(unit.norm, branches if is_shared else 1, self.passes.norms)
+        self.norm = BatchNorm(unit.norm, branches if shares_weights else 1, self.passes.norms)
         self.prepare = passes.prepare
 
     def split(self, values: Sequence) -> tuple[Any, AffineOfNorm]:

@@ -76,7 +76,7 @@ def pack_unit(
     if not conv.is_as_written:
         raise NotPackable(f'{type(conv).__name__} has a forward of its own')
     weight, scale = _signs_and_magnitude(conv)
-    if conv.is_merged:
+    if conv.merges:
         scale = scale * conv.merge.weights(scale).repeat_interleave(conv.out_channels)
     bias = None if conv.bias is None else conv.bias.detach()
     input_norm = conv.input_norm if folds_input_norm else None
@@ -84,7 +84,7 @@ def pack_unit(
     if norm is not None:
         folded = fold_norm(norm)
         parameters.update(folded)
-        if conv.bias is None and not conv.is_merged:
+        if conv.bias is None and not conv.merges:
             # norm(relu(scale * x)) = (norm_scale * scale) * relu(x) + norm_shift, because no magnitude is negative.
             parameters['norm_scale'] = folded['norm_scale'] * scale
             del parameters['scale']

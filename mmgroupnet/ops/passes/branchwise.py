@@ -64,7 +64,7 @@ class BranchwisePasses:
         x_gradient = torch.empty_like(at.x) if at.needs_x else None
         weight_gradient = torch.empty_like(at.weight) if at.needs_weight else None
         # Branches that share their weights are one batch.
-        batches = [range(at.branches)] if at.is_shared else [(k,) for k in range(at.branches)]
+        batches = [range(at.branches)] if at.shares_weights else [(k,) for k in range(at.branches)]
         inverse = None
         if at.scale is not None:
             inverse = at.scale.clamp(min=torch.finfo(at.scale.dtype).tiny).reciprocal()

@@ -49,7 +49,7 @@ class UnitGradients(NamedTuple):
     Attributes:
         geometry: The unit.
         branches: Folded branches of the input.
-        is_shared: Whether they share the weights.
+        shares_weights: Whether they share the weights.
         gradient_of: Returns the gradient of the output.
         x: The prepared input, ``(N, K*C, H, W)``.
         weight: Latent weights, of which only the signs count; for merged bases the merged weights.
@@ -61,7 +61,7 @@ class UnitGradients(NamedTuple):
 
     geometry: UnitGeometry
     branches: int
-    is_shared: bool
+    shares_weights: bool
     gradient_of: BranchGradient
     x: Tensor
     weight: Tensor

@@ -278,7 +278,7 @@ class TritonPasses:
             gradients = gradient_of.maps
         else:
             gradients = [nhwc(gradient_of(k, False)).to(self.dtype) for k in range(at.branches)]
-        if at.is_shared:  # branches are batch
+        if at.shares_weights:  # branches are batch
             batch = gradients.flatten(0, 1) if isinstance(gradients, Tensor) else torch.cat(gradients)
             found = [_convolution_gradients(at, batch, groups[0].flatten(0, 1), weight, 0)]
             of_signs = [part for of_batch, _ in found if of_batch is not None for part in of_batch.chunk(at.branches)]
