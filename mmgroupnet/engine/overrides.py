@@ -55,7 +55,7 @@ def _read_instead(cfg: Mapping, name: str) -> str | None:
 
 
 def _is_telling(value: object) -> bool:
-    """Whether two values of a config are equal and unlikely to be so by chance."""
+    """Whether a value is so distinctive that an equal one elsewhere in the config is hardly a coincidence."""
     if isinstance(value, list | tuple):
         return any(map(_is_telling, value))
     return bool(value) and isinstance(value, Mapping) or isinstance(value, str) and '/' in value

@@ -21,7 +21,7 @@ _METRICS_OF_ANY_BATCH = {
 
 
 def is_one_batch_enough(metric: BaseMetric) -> bool:
-    """Whether a metric computes the same values from one batch as from the whole set."""
+    """Whether a metric can compute all of its values from one batch."""
     owner = next(part for part in type(metric).__mro__ if 'compute_metrics' in vars(part))
     return owner.__name__ in _METRICS_OF_ANY_BATCH.get(owner.__module__.split('.')[0], ())
 
