@@ -33,13 +33,13 @@ class Scores(nn.Module):
         super().__init__()
         if not isinstance(model, ImageClassifier) or differing(model, ['predict'], ImageClassifier):
             raise UserError(
-                f'model={type(model).__name__}: the graph holds the answer of an ImageClassifier: {RAW_ADVICE}'
+                f'model={type(model).__name__}: the exporter supports only an ImageClassifier: {RAW_ADVICE}'
             )
         made_by = [kind for kind in (ClsHead, MultiLabelClsHead) if isinstance(model.head, kind)]
         if not made_by or differing(model.head, ['predict', '_get_predictions'], made_by[0]):
             raise UserError(
-                f'head={type(model.head).__name__}: the graph holds the scores of heads that make them as ClsHead or '
-                f'MultiLabelClsHead: {RAW_ADVICE}'
+                f'head={type(model.head).__name__}: the exporter supports only heads that compute scores as ClsHead or '
+                f'MultiLabelClsHead does: {RAW_ADVICE}'
             )
         # Classes of a multi-label head are not exclusive.
         self.is_exclusive = made_by[0] is ClsHead

@@ -35,8 +35,8 @@ def _refuse_other_heads(model: nn.Module) -> None:
     """Refuses detectors that do not compute their detections in the same way as :class:`Detections`."""
     if head_of(model) is None or differing(model, ['predict'], SingleStageDetector):
         raise UserError(
-            f'model={type(model).__name__}: the graph holds the answer of one-stage detectors with dense heads (FCOS, '
-            f'ATSS, RetinaNet, GFL) alone: {RAW_ADVICE}'
+            f'model={type(model).__name__}: the exporter supports only one-stage detectors with dense heads (FCOS, '
+            f'ATSS, RetinaNet, GFL): {RAW_ADVICE}'
         )
     head = model.bbox_head
     single = GFLHead if isinstance(head, GFLHead) else BaseDenseHead
@@ -55,20 +55,20 @@ def _refuse_other_heads(model: nn.Module) -> None:
             f'DeltaXYWHBBoxCoder (without add_ctr_clamp): {RAW_ADVICE}'
         )
     if getattr(head.loss_cls, 'custom_cls_channels', False):
-        raise UserError(f'loss_cls={type(head.loss_cls).__name__} makes the scores in its own way: {RAW_ADVICE}')
+        raise UserError(f'loss_cls={type(head.loss_cls).__name__} computes the scores in its own way: {RAW_ADVICE}')
 
 
 def _check_test_cfg(test_cfg: ConfigDict | None, num_levels: int) -> None:
     """Refuses options of ``test_cfg`` that the graph does not support."""
     if test_cfg is None:
-        raise UserError('test_cfg=None: the answer needs nms_pre, nms and max_per_img')
+        raise UserError('test_cfg=None: decoding needs nms_pre, nms and max_per_img')
     for name, least in (('nms_pre', 1), ('max_per_img', 1)):
         value = test_cfg.get(name)
         if not isinstance(value, int) or value < least:
             raise UserError(f'test_cfg.{name}={value}: the graph takes a number of at least {least}')
     unknown = sorted(set(test_cfg) - set(_TEST_OPTIONS))
     if unknown:
-        raise UserError(f'test_cfg.{unknown[0]}: the graph heeds {", ".join(_TEST_OPTIONS)}')
+        raise UserError(f'test_cfg.{unknown[0]}: the graph supports {", ".join(_TEST_OPTIONS)}')
     nms = dict(test_cfg.get('nms') or {})
     if nms.pop('type', None) != 'nms' or not {'iou_threshold'} <= set(nms) <= {
         'iou_threshold',

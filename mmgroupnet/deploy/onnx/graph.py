@@ -1,8 +1,8 @@
 """A model as one graph of ONNX.
 
-Its parts (preprocessing, network, decoding) are traced separately, each with its own symbolic sizes, and joined
-afterwards. If they were traced as one chain, torch would carry the size of the padded picture through the network and
-the decoding as ever longer terms: a detector took minutes.
+Its parts (preprocessing, network, and decoding, which is called ``answer``) are traced separately, each with its own
+symbolic sizes, and joined afterwards. If they were traced as one chain, torch would carry the size of the padded
+picture through the network and the decoding as ever longer terms: a detector took minutes.
 """
 
 import copy

@@ -38,7 +38,7 @@ class ClassMap(nn.Module):
         head = head_of(model)
         if head is None:
             raise UserError(
-                f'model={type(model).__name__}: the graph holds the answer of an EncoderDecoder with one decode head: '
+                f'model={type(model).__name__}: the exporter supports only an EncoderDecoder with one decode head: '
                 f'{RAW_ADVICE}'
             )
         own = [

@@ -56,7 +56,7 @@ def test_the_file_gives_the_answer_of_predict(tmp_path):
 def test_heads_with_scores_of_their_own_are_refused():
     model = classifier()
     model.head.__class__ = type('Own', (ClsHead,), dict(_get_predictions=lambda *_: None))
-    with pytest.raises(UserError, match='^head=Own: the graph holds the scores of heads that make them as ClsHead'):
+    with pytest.raises(UserError, match='^head=Own: the exporter supports only heads that compute scores as ClsHead'):
         Graph(model)
 
 

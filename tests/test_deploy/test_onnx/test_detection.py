@@ -137,7 +137,7 @@ def refused(model, **options) -> str:
         (dict(nms=dict(type='nms')), "test_cfg.nms={'type': 'nms'}: "),
         (dict(nms_pre=-1), 'test_cfg.nms_pre=-1: the graph takes a number of at least 1'),
         (dict(max_per_img=-1), 'test_cfg.max_per_img=-1: the graph takes a number of at least 1'),
-        (dict(multi_label=True), 'test_cfg.multi_label: the graph heeds score_thr, nms_pre'),
+        (dict(multi_label=True), 'test_cfg.multi_label: the graph supports score_thr, nms_pre'),
     ],
     ids=str,
 )
@@ -162,7 +162,7 @@ def test_so_many_candidates_that_mmcv_forgets_class_agnostic():
 def test_detectors_without_test_cfg_are_refused():
     model = detector(FCOS)
     model.bbox_head.test_cfg = None
-    assert refused(model) == 'test_cfg=None: the answer needs nms_pre, nms and max_per_img'
+    assert refused(model) == 'test_cfg=None: decoding needs nms_pre, nms and max_per_img'
 
 
 def test_a_head_with_a_decoding_of_its_own_is_refused():
@@ -174,7 +174,7 @@ def test_a_head_with_a_decoding_of_its_own_is_refused():
 
     model.bbox_head.__class__ = Own
     assert refused(model) == (
-        'bbox_head=Own has its own _bbox_post_process: export its maps (--raw; raw=True) and make the answer from them'
+        'bbox_head=Own has its own _bbox_post_process: export its maps (--raw; raw=True) and decode them yourself'
     )
 
 
@@ -196,6 +196,6 @@ def test_detectors_of_two_stages_are_refused():
     two_stage.data_preprocessor = model.data_preprocessor
     two_stage.__class__ = type('FasterRCNN', (torch.nn.Module,), {})
     assert refused(two_stage) == (
-        'model=FasterRCNN: the graph holds the answer of one-stage detectors with dense heads (FCOS, ATSS, RetinaNet, '
-        'GFL) alone: export its maps (--raw; raw=True) and make the answer from them'
+        'model=FasterRCNN: the exporter supports only one-stage detectors with dense heads (FCOS, ATSS, RetinaNet, '
+        'GFL): export its maps (--raw; raw=True) and decode them yourself'
     )

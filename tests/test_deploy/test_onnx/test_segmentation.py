@@ -108,6 +108,6 @@ def test_cascades_are_refused():
     model = segmentor()
     model.decode_head = torch.nn.ModuleList([model.decode_head])
     assert refused(model) == (
-        'model=EncoderDecoder: the graph holds the answer of an EncoderDecoder with one decode head: export its maps '
-        '(--raw; raw=True) and make the answer from them'
+        'model=EncoderDecoder: the exporter supports only an EncoderDecoder with one decode head: export its maps '
+        '(--raw; raw=True) and decode them yourself'
     )
