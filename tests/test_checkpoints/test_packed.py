@@ -278,7 +278,7 @@ class TestStockInferencers:
 
     def test_a_float_checkpoint_is_refused(self, tiny):
         with pytest.raises(
-            ValueError, match=r'backbone\S+bits is missing: a packed model takes the weights of a packed'
+            ValueError, match=r'backbone\S+bits is missing: a packed model takes only the weights of a packed'
         ):
             DetInferencer(packed_config(tiny), str(tiny / 'float.pth'), 'cpu')
 

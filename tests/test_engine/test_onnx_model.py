@@ -221,7 +221,7 @@ class TestRefused:
     def test_options_of_the_model(self):
         check_model_options('epoch_1.pth', ['model.test_cfg.score_thr'])
         check_model_options('model.onnx', ['test_dataloader.batch_size'])
-        with pytest.raises(UserError, match=r'--cfg-options model\.test_cfg\.score_thr: model\.onnx has been made'):
+        with pytest.raises(UserError, match=r'--cfg-options model\.test_cfg\.score_thr: model\.onnx was made'):
             check_model_options('model.onnx', ['test_dataloader.batch_size', 'model.test_cfg.score_thr'])
 
     def test_another_device(self, tiny, tmp_path):

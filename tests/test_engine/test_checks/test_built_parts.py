@@ -353,7 +353,7 @@ class TestAnnotationFiles:
         refuse(
             cfg,
             f'annotation file {annotations(tmp_path)}: there are annotations of the category ids 0, which its list of '
-            "categories has not, and none of 'blue'",
+            "categories lacks, and none of 'blue'",
         )
 
     def test_a_list_of_some_of_the_categories(self, cfg, tmp_path, warnings):
