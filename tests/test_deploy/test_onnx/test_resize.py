@@ -51,8 +51,8 @@ def test_what_no_step_says_is_named(transform):
     with pytest.raises(UnknownResize) as caught:
         read_resize([*_AROUND, transform], crops=True)
     assert str(caught.value) == (
-        f'the test pipeline has {transform}: the file can hold Resize(scale, keep_ratio), ResizeEdge and, for '
-        'classifiers and maps alone, CenterCrop, bilinear by cv2, of pictures loaded in colour as uint8'
+        f'the test pipeline has {transform}: the file can hold Resize(scale, keep_ratio), ResizeEdge and, only '
+        'for classifiers and maps, CenterCrop, bilinear by cv2, of pictures loaded in colour as uint8'
     )
 
 
