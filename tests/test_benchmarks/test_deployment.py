@@ -14,7 +14,7 @@ def test_least_cycles_of_cores():
 def test_an_untrained_network_names_the_command_that_trains_it(tmp_path):
     network = Network('configs/demo/fcos_groupnet_digits.py', 'work_dirs/there_is_none')
     subject = Subject((8, 8), network, network, 'make demo')
-    with pytest.raises(FileNotFoundError, match='there_is_none/last_checkpoint is not there: `make demo` trains'):
+    with pytest.raises(FileNotFoundError, match='there_is_none/last_checkpoint does not exist: `make demo` trains'):
         _checkpoint(subject, network, tmp_path)
 
 
