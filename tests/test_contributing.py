@@ -28,8 +28,8 @@ def test_the_workflow_calls_ci_run_and_targets_of_make():
     workflow = yaml.safe_load((ROOT / '.github/workflows/ci.yml').read_text())
     jobs = workflow['jobs']
     commands = [step['run'] for job in jobs.values() for step in job['steps'] if 'run' in step]
-    assert commands == ['.ci/run', 'make test-oldest']
-    assert 'test-oldest' in TARGETS
+    assert commands == ['.ci/run', 'make test-oldest', 'make test-onedl']
+    assert {'test-oldest', 'test-onedl'} <= TARGETS
     assert jobs['all']['strategy']['matrix']['python'] == ['3.11', '3.12']
 
 

@@ -99,7 +99,12 @@ def test_the_wheel_declares_ranges_and_extras(wheel):
     assert 'Requires-Dist: mmdet<4.0.0,>=3.2.0; extra == "mmdet"' in metadata
     assert 'Requires-Dist: mmcv<2.2.0,>=2.0.0rc4; extra == "mim"' in metadata
     extras = {line.removeprefix('Provides-Extra: ') for line in metadata if line.startswith('Provides-Extra')}
-    assert extras == {'mim', 'mmdet', 'mmseg', 'mmpretrain', 'onnx', 'demo', 'tests', 'lint', 'benchmark', 'all'}
+    upstream = {'mim', 'mmdet', 'mmseg', 'mmpretrain'}
+    assert extras == upstream | {'onnx', 'demo', 'tests', 'lint', 'benchmark', 'all', 'onedl'}
+    # The forks have the same modules as upstream's packages: nothing asks for both.
+    forks = [line for line in metadata if line.startswith('Requires-Dist: onedl-')]
+    assert len(forks) == 4
+    assert all(line.endswith('; extra == "onedl"') for line in forks)
 
 
 def test_a_wheel_from_a_source_archive_is_the_same(checkout, wheel, quick_compiler, tmp_path):
