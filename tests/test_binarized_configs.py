@@ -77,10 +77,12 @@ def test_parts_of_a_policy(policy, binary_parts):
     assert isinstance(downsample, BinaryConv2d) == (policy != 'groupnet_k4_float-downsample')
     assert isinstance(model.backbone.conv1, torch.nn.Conv2d)
     assert all(type(lateral.conv) is torch.nn.Conv2d for lateral in model.neck.lateral_convs)
-    for part in ('neck', 'bbox_head'):
+    # In each of four branches two blocks a stage, whose first conv changes the shape in three of four stages; three
+    # output convs of the pyramid (the fourth halves the size); two towers of two convs.
+    expected = dict(backbone=4 * (4 + 3 * 3), neck=3, bbox_head=4)
+    for part, number in expected.items():
         skips = [module for module in model.get_submodule(part).modules() if isinstance(module, RealValuedSkip)]
-        # Three output convs of the pyramid (the fourth halves the size), two towers of two convs.
-        assert len(skips) == (dict(neck=3, bbox_head=4)[part] if part in binary_parts else 0)
+        assert len(skips) == (number if part in binary_parts else 0)
 
 
 def test_every_kind_of_detector_and_segmentor_is_there():

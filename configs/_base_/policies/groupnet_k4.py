@@ -85,6 +85,7 @@ policy = [
         names='backbone',
         num_bases=num_bases,
         binary_cfg=binary_cfg,
+        skip=True,  # a stock block ends in a ReLU: nothing else bypasses the signs inside it
         optional=True,
     ),
     dict(become='layerwise', names='backbone', num_bases=num_bases, binary_cfg=binary_cfg, optional=True),

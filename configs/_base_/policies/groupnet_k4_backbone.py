@@ -10,6 +10,7 @@ policy = [
         names='backbone',
         num_bases=_base_.num_bases,
         binary_cfg=_base_.binary_cfg,
+        skip=True,
         optional=True,
     ),
     dict(
