@@ -11,7 +11,7 @@ from benchmarks.stock_configs import Run
 from mmgroupnet.checkpoints.pretrained import leave_out_pretrained
 from mmgroupnet.converters.policy import parse_policy
 from mmgroupnet.engine.binarize_option import binarize_config, load_policy
-from mmgroupnet.engine.configs import check_arguments, load_config
+from mmgroupnet.engine.configs import check_arguments, load_config, read_config_file
 from mmgroupnet.engine.model_report import build_model
 from mmgroupnet.layers import BinaryConv2d, GroupwiseChain, RealValuedSkip
 
@@ -23,7 +23,7 @@ FLOAT_TWIN = FOLDER / 'binarized/retinanet_r18_half_bccd.py'
 
 def narrow(path: Path) -> Config:
     """A config with a thin backbone and two bases, and without pretrained weights."""
-    cfg = Config.fromfile(path)
+    cfg = read_config_file(path)
     inner = cfg.model.model
     expansion = 1 if inner.backbone.depth == 18 else 4
     widths = [16 * 2**stage * expansion for stage in range(4)]
@@ -62,7 +62,7 @@ def test_first_and_last_layers_are_on_top(path):
     ],
 )
 def test_parts_of_a_policy(policy, binary_parts):
-    cfg = Config.fromfile(FLOAT_TWIN)
+    cfg = read_config_file(FLOAT_TWIN)
     binarize_config(cfg, load_policy(str(FOLDER / f'_base_/policies/{policy}.py')))
     model = build_model(cfg)
     found = [
@@ -100,7 +100,7 @@ def without_scope(node: object) -> object:
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_is_the_stock_config_and_the_default_policy(path):
-    cfg = Config.fromfile(path)
+    cfg = read_config_file(path)
     check_arguments(cfg)
     assert cfg.model.to_dict()['policy'] == load_policy(str(FOLDER / '_base_/policies/groupnet_k4.py'))
     text = (path.with_name(path.name.replace('r18', 'r50')) if cfg.default_scope == 'mmdet' else path).read_text()

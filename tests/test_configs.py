@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from mmgroupnet.engine.configs import check_arguments, resolve_type
+from mmgroupnet.engine.configs import check_arguments, read_config_file, resolve_type
 from mmgroupnet.layers import BinaryConv2d
 from tests.liveness import assert_alive, binary_layer_calls, estimate_statistics, real_pictures
 
@@ -46,7 +46,7 @@ HEIGHT, WIDTH = 96, 160
 
 @cache
 def load(name: str) -> Config:
-    return Config.fromfile(FOLDER / name)
+    return read_config_file(FOLDER / name)
 
 
 @pytest.fixture

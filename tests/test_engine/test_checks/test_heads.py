@@ -5,18 +5,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmgroupnet.engine.checks.classes import check_head
 from mmgroupnet.engine.checks.heads import ClassHead, class_heads, has_text_classes, ignored_ids
+from mmgroupnet.engine.configs import load_config
 from mmgroupnet.errors import UserError
 from tests.tiny_run import CONFIG
 
 
 def build(name):
-    cfg = get_config(name) if '::' in name else Config.fromstring(name, '.py')
+    cfg = load_config(name) if '::' in name else Config.fromstring(name, '.py')
     model = cfg.model
     model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     device = 'cpu' if cfg.get('default_scope') == 'mmpretrain' else 'meta'  # Its parts compute when they are built.
