@@ -11,7 +11,7 @@
 # make lint      check style, types and who imports whom
 # make format    mend what of that a tool can mend
 # make docs      build the documentation into docs/_build/html
-# make env       only prepare the environment that the others need
+# make env       only prepare the environment and the kernels that the others need
 #
 # VENV=/some/dir            puts the environment there (over 5 GB); clones may share one
 # PYTHON=/some/bin/python   uses that environment as it is and installs nothing
@@ -57,12 +57,14 @@ OLDEST_TESTS = tests/test_quantizers/test_activations.py tests/test_quantizers/t
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/onnxruntime/*.cpp csrc/onnxruntime/*.h runtime/examples/*.cpp tests/csrc/*.cpp)
 CLANG_FORMAT = "$(PY)" -c 'from clang_format import clang_format; clang_format()'
 
-.PHONY: help env demo demo-seg test test-quick test-oldest test-onedl test-arm test-gpu wheels runtime lint format docs
+.PHONY: help env packages demo demo-seg test test-quick test-oldest test-onedl test-arm test-gpu wheels runtime lint format docs
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
-env:
+env: packages $(KERNELS)
+
+packages:
 ifdef STAMP
 	@[ -e "$(STAMP)" ] || { set -e; \
 	$(BASE_PYTHON) tools/misc/build_mmcv.py --preflight; \
@@ -74,21 +76,21 @@ ifdef STAMP
 	touch "$(STAMP)"; }
 endif
 
-$(KERNELS): setup.py $(wildcard csrc/*) | env
+$(KERNELS): setup.py $(wildcard csrc/*) | packages
 	@echo "Compiling the packed kernels, under a minute."
 	@mkdir -p build && "$(PY)" -W ignore setup.py --quiet build_ext --inplace && touch "$@"
 
-demo: env $(KERNELS)
+demo: env
 	"$(PY)" demo/run_demo.py $(ARGS)
 
-demo-seg: env $(KERNELS)
+demo-seg: env
 	"$(PY)" demo/run_segmentation_demo.py $(ARGS)
 
 # A process per core, up to four, with one thread each: the models of the tests are small.
-test: env $(KERNELS)
+test: env
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest --numprocesses "$$(cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))" --dist loadscope $(ARGS)
 
-test-quick: env $(KERNELS)
+test-quick: env
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest -k 'not ($(NOT_QUICK))' $(QUICK_TESTS) $(ARGS)
 
 test-oldest:
@@ -106,22 +108,22 @@ test-onedl:
 	"$(ONEDL_PY)" tools/misc/build_mmcv.py --onedl
 	$(MAKE) test PYTHON="$(ONEDL_PY)" ARGS='$(ARGS)'
 
-wheels: env
+wheels: packages
 	"$(PY)" .ci/build_wheels.py
 
-runtime: env
+runtime: packages
 	"$(PY)" runtime/build_wheels.py
 
-test-arm: env $(KERNELS)
+test-arm: env
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest -m arm $(ARGS)
 
 # What is interpreted elsewhere is compiled here.
-test-gpu: env $(KERNELS)
+test-gpu: env
 	"$(PY)" -m pytest -m gpu tests/gpu $(ARGS)
 	"$(PY)" -c 'import sys, torch; sys.exit(torch.cuda.is_available())' || "$(PY)" -m pytest $(ARGS) \
 		tests/test_ops/test_triton_passes.py tests/test_layers/test_lean/test_triton.py
 
-lint: env
+lint: packages
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
 	@echo clang-format
@@ -129,13 +131,13 @@ lint: env
 	PYTHONPATH="$$PYTHONPATH:runtime/src" "$(PY)" -c 'from importlinter.cli import lint_imports_command as run; run()' --no-logo
 	"$(PY)" -m mypy
 
-format: env
+format: packages
 	"$(PY)" -m ruff check --fix .
 	"$(PY)" -m ruff format .
 	$(CLANG_FORMAT) -i $(CXX_FILES)
 
 # Warnings are errors: a link that leads nowhere, a docstring that is no reStructuredText.
-docs: env
+docs: packages
 ifdef STAMP
 	@"$(PY)" -c 'import furo, myst_parser, sphinx' 2>/dev/null || \
 		"$(PY)" -m pip install --disable-pip-version-check --no-deps -r requirements/docs.txt

@@ -20,7 +20,9 @@ from mmgroupnet.engine.launch import build_runner, use_mixed_precision
 from mmgroupnet.engine.model_report import describe_model
 from mmgroupnet.engine.rehearsal import RehearsalHook
 from mmgroupnet.errors import UserError
+from mmgroupnet.layers import BinaryConv2d
 from mmgroupnet.model_configs import is_binarized_config, is_packed_config
+from mmgroupnet.ops import kernels
 
 
 def read_trainable(path: str) -> dict:
@@ -66,6 +68,14 @@ def apply_backbone_checkpoint(cfg: Config) -> None:
             backbone = MODELS.build(cfg.model.backbone)
         check_state_dict(backbone, given, source)
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=source, prefix='backbone.')
+
+
+def load_kernels(model: nn.Module) -> None:
+    """Loads the kernels if the model trains with them, on a CPU. If they are missing, one warning says so here: the
+    rehearsal, which would load them next, hides the warnings of its trials."""
+    binary = next((module for module in model.modules() if isinstance(module, BinaryConv2d)), None)
+    if binary is not None and binary.weight.device.type == 'cpu':
+        kernels.library()
 
 
 def run_training(
@@ -120,6 +130,7 @@ def run_training(
         # The Runner reads it there, but inferencers of its files do not.
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     runner = build_runner(cfg)
+    load_kernels(runner.model)
     if rehearse:
         check_built_parts(runner, ['train', 'val'])
         runner.register_hook(RehearsalHook())

@@ -113,8 +113,9 @@ def library() -> ctypes.CDLL | None:
     found = sorted(Path(__file__).parent.glob('_kernels*.so'))
     if not found:
         print_log(
-            'The packed kernels were not compiled (no C++ compiler when mmgroupnet was installed?): packed models run '
-            'simulated, no faster than float. With a compiler: python setup.py build_ext --inplace',
+            'The packed kernels were not compiled (no C++ compiler when mmgroupnet was installed?): binary networks '
+            'run simulated, no faster than float, and train more slowly. With a compiler: python setup.py build_ext '
+            '--inplace',
             logger='current',
             level=logging.WARNING,
         )
@@ -123,8 +124,8 @@ def library() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(found[0]))
     except OSError as error:
         print_log(
-            f'The packed kernels cannot be loaded ({error}): packed models run simulated, no faster than float. Where '
-            'libgomp is missing: apt-get install libgomp1',
+            f'The packed kernels cannot be loaded ({error}): binary networks run simulated, no faster than float, and '
+            'train more slowly. If libgomp is missing: apt-get install libgomp1',
             logger='current',
             level=logging.WARNING,
         )

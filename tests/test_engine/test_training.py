@@ -12,6 +12,7 @@ from torch import nn
 from mmgroupnet.engine.testing import augment_test, run_test
 from mmgroupnet.engine.training import run_training
 from mmgroupnet.errors import UserError
+from mmgroupnet.ops import kernels
 from tests.tiny_run import load_tiny_run
 
 
@@ -28,6 +29,24 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp('trained')
     run_training(load_tiny_run(folder))
     return folder
+
+
+@pytest.fixture
+def without_kernels(monkeypatch, tmp_path):
+    """As if nothing had been compiled."""
+    caches = (kernels.library, kernels.selected_kernels)
+    for cache in caches:
+        cache.cache_clear()
+    monkeypatch.setattr(kernels, '__file__', str(tmp_path / 'kernels.py'))
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_missing_kernels_are_reported_in_spite_of_the_rehearsal(tmp_path, without_kernels):
+    run_training(load_tiny_run(tmp_path, train_cfg__max_epochs=1))
+    (log,) = tmp_path.glob('work/*/*.log')
+    assert log.read_text().count('The packed kernels were not compiled') == 1
 
 
 class TestResume:
