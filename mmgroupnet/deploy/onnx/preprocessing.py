@@ -69,8 +69,10 @@ def _of_mmdet(preprocessor: nn.Module) -> dict:
 def _of_mmseg(preprocessor: nn.Module) -> dict:
     # In a test, only its test_cfg applies to padding: size and size_divisor beside it are for training.
     padding = preprocessor.test_cfg or {}
+    # The maintained fork derives the class from mmengine's, where the attribute is private.
+    is_public = hasattr(preprocessor, 'channel_conversion')
     return dict(
-        swaps_channels=preprocessor.channel_conversion,
+        swaps_channels=preprocessor.channel_conversion if is_public else preprocessor._channel_conversion,
         size=padding.get('size'),
         divisor=padding.get('size_divisor') or 1,
         pad_value=preprocessor.pad_val,

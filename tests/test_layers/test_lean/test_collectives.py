@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.config import Config
 from torch import Tensor, distributed, nn
 from torch.testing import assert_close
 
+from mmgroupnet.engine.configs import read_config_file
 from mmgroupnet.layers import BinaryConv2d, can_run_chain
 from mmgroupnet.models import GroupNetResNet
 from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
@@ -134,7 +134,7 @@ def train_in_process(rank: int, work_dir: str, hook_configs: list[dict]) -> dict
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory) -> list[dict[str, dict]]:
     """Networks of two processes that have unlike numbers of images, with the statistics hook of the shipped configs."""
-    configs = [Config.fromfile(ROOT / f'configs/_base_/{runtime}.py') for runtime in RUNTIMES]
+    configs = [read_config_file(ROOT / f'configs/_base_/{runtime}.py') for runtime in RUNTIMES]
     hooks = [dict(type='mmgroupnet.BinaryStatisticsHook')]
     assert all(config.custom_hooks == hooks for config in configs)
     folder = tmp_path_factory.mktemp('processes')
