@@ -11,4 +11,4 @@ model = dict(
     bbox_head=dict(num_classes=10, strides=[8, 16, 32], regress_ranges=((-1, 32), (32, 64), (64, 1e8))),
 )
 
-train_cfg = dict(max_epochs=7, val_interval=1)
+train_cfg = dict(max_epochs=10, val_interval=1)

@@ -104,16 +104,17 @@ def test_a_cached_wheel_is_installed_without_compiling(script, monkeypatch, tmp_
     assert '--no-deps' in commands[0] and commands[0][-1] == str(wheel)
 
 
-def test_what_mmcv_imports_is_asked_for_before_it_is_compiled(script, monkeypatch, tmp_path):
+@pytest.mark.parametrize(('release', 'mmengine'), [('UPSTREAM', 'mmengine'), ('ONEDL', 'onedl-mmengine')])
+def test_what_mmcv_imports_is_asked_for_before_it_is_compiled(script, monkeypatch, tmp_path, release, mmengine):
     monkeypatch.delenv('FORCE_CUDA', raising=False)
     monkeypatch.setattr(script, 'import_error', lambda needs_cuda: 'ModuleNotFoundError')
     monkeypatch.setattr(script, 'describe_torch', lambda: script.Torch('2.14.1', None, False))
     monkeypatch.setattr(script, 'build', fail)
     monkeypatch.setattr(script.importlib.util, 'find_spec', lambda name: None if name in ('cv2', 'mmengine') else name)
     with pytest.raises(
-        SystemExit, match="^mmcv imports cv2, mmengine, which is missing: .* -m pip install mmengine 'op"
+        SystemExit, match=f"^mmcv imports cv2, mmengine, which is missing: .* -m pip install {mmengine} 'op"
     ):
-        script.install_mmcv(script.UPSTREAM, tmp_path)
+        script.install_mmcv(getattr(script, release), tmp_path)
 
 
 def test_a_cached_wheel_that_does_not_work_is_named(script, monkeypatch, tmp_path):

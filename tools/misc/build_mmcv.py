@@ -43,6 +43,7 @@ class Release(NamedTuple):
 
     distribution: str
     version: str
+    mmengine: str  # the distribution of mmengine that belongs to it
 
     @property
     def stem(self) -> str:
@@ -53,8 +54,8 @@ class Release(NamedTuple):
         return f'{self.distribution} {self.version}'
 
 
-UPSTREAM = Release('mmcv', '2.1.0')
-ONEDL = Release('onedl-mmcv', '2.3.6')  # the maintained fork
+UPSTREAM = Release('mmcv', '2.1.0', mmengine='mmengine')
+ONEDL = Release('onedl-mmcv', '2.3.6', mmengine='onedl-mmengine')  # the maintained fork
 
 
 class Torch(NamedTuple):
@@ -89,7 +90,7 @@ def install_mmcv(release: Release, cache: Path) -> None:
         print('mmcv.ops is installed already.')
         return
     torch = describe_torch()
-    check_imports()
+    check_imports(release)
     cuda = wants_cuda(torch, forced)
     folder = cache / cache_name(release, torch, cuda)
     wheel = cached_wheel(release, folder)
@@ -229,13 +230,13 @@ def preflight(release: Release, cache: Path) -> None:
     report_missing(missing_packages(compiles=some_wheel is None, makes_environment=True))
 
 
-def check_imports() -> None:
+def check_imports(release: Release) -> None:
     """Exits with one line about missing packages that mmcv imports, before it is compiled for nothing."""
     missing = [name for name in ('cv2', 'mmengine', 'pkg_resources') if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(
             f'mmcv imports {", ".join(missing)}, which is missing: '
-            f"{sys.executable} -m pip install mmengine 'opencv-python<5' 'setuptools<81'"
+            f"{sys.executable} -m pip install {release.mmengine} 'opencv-python<5' 'setuptools<81'"
         )
 
 
