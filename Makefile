@@ -3,15 +3,15 @@
 # make test      run the tests (ARGS="-m slow" for the slow ones, ARGS=tests/test_layers for some)
 # make wheels    build the package with its kernels for other machines, and its source archive, into dist
 # make runtime   build the wheels of mmgroupnet-runtime, which runs .onnx files without torch, into runtime/dist
-# make test-oldest  the tests of layers and kernels with the oldest torch and mmengine that are declared
+# make test-oldest  the tests of layers and kernels with the oldest torch and mmengine that the package allows
 # make test-onedl  the tests with OpenMMLab's maintained forks (onedl-*), in an environment of its own
-# make test-arm  run the kernels and the runtime as on ARM, by qemu (skips what is missing, and says what)
+# make test-arm  run the kernels and the runtime for ARM, emulated by qemu (skips tests whose tools are missing)
 # make test-gpu  train on a GPU (skips everything where torch sees none)
 # make test-quick  the tests that fail first when something breaks, in under a minute
-# make lint      check style, types and who imports whom
-# make format    mend what of that a tool can mend
+# make lint      check style, types and which part imports which
+# make format    fix what tools can fix
 # make docs      build the documentation into docs/_build/html
-# make env       only prepare the environment and the kernels that the others need
+# make env       only prepare the environment and the kernels that the other targets need
 #
 # VENV=/some/dir            puts the environment there (over 5 GB); clones may share one
 # PYTHON=/some/bin/python   uses that environment as it is and installs nothing
@@ -30,30 +30,31 @@ endif
 
 ifeq ($(strip $(PYTHON)),)
 PY := $(VENV)/bin/python
-# Written last, named after what was installed: an installation that was cut off or has other versions is taken up
-# again, and a new clone does not touch an environment that has the right ones.
+# Written last, and named after the versions that were installed: an installation that was interrupted or has other
+# versions is continued, and a new clone does not change an environment with the right ones.
 STAMP := $(VENV)/.ready-$(shell cat requirements/lock.txt tools/misc/build_mmcv.py | cksum | cut -d ' ' -f 1)
 else
 PY := $(PYTHON)
 endif
 
-# The packed kernels of this checkout; without a compiler they are left out, and what needs them runs simulated.
+# The packed kernels of this checkout. Without a compiler they are left out, and everything that needs them runs
+# simulated.
 KERNELS := build/.kernels-built
 
-# Closed forms of the quantizers, branches, shapes, the kernels beside their simulation, and one battery; without the
-# tests in them that start processes, compile or export.
+# Closed forms of the quantizers, branches, shapes, the kernels compared with their simulation, and one battery; without
+# those tests that start processes, compile or export.
 QUICK_TESTS = tests/test_quantizers/test_activations.py tests/test_quantizers/test_weights.py \
 	tests/test_layers/test_branches.py tests/test_layers/test_lean/test_sign_conv.py tests/test_ops/test_geometry.py \
 	tests/test_ops/test_packing.py tests/test_ops/test_kernels.py tests/test_ops/test_convolve.py \
 	tests/test_models/test_necks/test_binary_fpn.py::TestBinaryFPN
 NOT_QUICK = TestSelection or TestFuzzer or TestThreads or exported
 
-# What needs neither mmdet, mmsegmentation nor mmpretrain.
+# Tests that need neither mmdet, mmsegmentation nor mmpretrain.
 OLDEST_TESTS = tests/test_quantizers/test_activations.py tests/test_quantizers/test_weights.py \
 	tests/test_layers/test_branches.py tests/test_layers/test_groupwise.py tests/test_layers/test_binary_linear.py \
 	tests/test_layers/test_lean/test_sign_conv.py tests/test_ops/test_geometry.py tests/test_ops/test_convolve.py
 
-# What clang-format formats; the header of ONNX Runtime beside them is not ours.
+# The files that clang-format formats; ONNX Runtime's header in csrc/onnxruntime/include keeps its own format.
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/onnxruntime/*.cpp csrc/onnxruntime/*.h runtime/examples/*.cpp tests/csrc/*.cpp)
 CLANG_FORMAT = "$(PY)" -c 'from clang_format import clang_format; clang_format()'
 
@@ -99,7 +100,7 @@ test-oldest:
 	"$(VENV)-oldest/bin/python" -W ignore setup.py --quiet build_ext --inplace
 	OMP_NUM_THREADS=1 "$(VENV)-oldest/bin/python" -m pytest $(OLDEST_TESTS) $(ARGS)
 
-# The same versions of all but OpenMMLab's packages.
+# All packages but OpenMMLab's have the same versions.
 test-onedl: ONEDL_PY := $(VENV)-onedl/bin/python
 test-onedl:
 	$(BASE_PYTHON) -m venv "$(VENV)-onedl"
@@ -117,7 +118,7 @@ runtime: packages
 test-arm: env
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest -m arm $(ARGS)
 
-# What is interpreted elsewhere is compiled here.
+# The Triton kernels, which Triton's interpreter runs elsewhere, are compiled here.
 test-gpu: env
 	"$(PY)" -m pytest -m gpu tests/gpu $(ARGS)
 	"$(PY)" -c 'import sys, torch; sys.exit(torch.cuda.is_available())' || "$(PY)" -m pytest $(ARGS) \
@@ -136,7 +137,7 @@ format: packages
 	"$(PY)" -m ruff format .
 	$(CLANG_FORMAT) -i $(CXX_FILES)
 
-# Warnings are errors: a link that leads nowhere, a docstring that is no reStructuredText.
+# Warnings are errors, for example a broken link or a docstring that is not valid reStructuredText.
 docs: packages
 ifdef STAMP
 	@"$(PY)" -c 'import furo, myst_parser, sphinx' 2>/dev/null || \

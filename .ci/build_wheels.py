@@ -1,8 +1,8 @@
-"""Builds what a release consists of, into ``dist``: the source archive, and from it the wheel with the kernels.
+"""Builds a release into ``dist``: the source archive, and from it the wheel with the kernels.
 
-The wheel is for this machine's processors, any Python 3, and any Linux with a glibc no older than what its name says.
-libstdc++ is linked into the kernels. libgomp is not: its name is that of the one which torch brings, and a process with
-two would have two crews of threads that wait for work on the same cores.
+The wheel is for this machine's processors, any Python 3, and any Linux with a glibc no older than its name says.
+libstdc++ is linked into the kernels. libgomp is not, so that the loader takes the library of that name that torch has
+loaded: with two of them, two thread pools would wait for work on the same cores.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = 'mmgroupnet/ops/_kernels.so'
-# What of libstdc++ is not needed is left out, and nothing of it is seen from outside.
+# Leaves out the parts of libstdc++ that are not needed, and exports none of its names.
 LINKER_FLAGS = '-static-libstdc++ -Wl,--exclude-libs,ALL -Wl,--gc-sections -Wl,--strip-all'
 OPENMP = 'libgomp.so.1'
 
@@ -27,7 +27,7 @@ def run(*command: str | Path, **environment: str) -> None:
 
 
 def make_tools(folder: Path) -> Path:
-    """The programs of requirements/wheels.txt, in an environment of their own.
+    """Installs the programs of requirements/wheels.txt into a separate environment.
 
     Args:
         folder: The environment.
@@ -41,10 +41,10 @@ def make_tools(folder: Path) -> Path:
 
 
 def build(dist: Path) -> tuple[Path, Path]:
-    """Builds the archive and the wheel; those of former versions stay.
+    """Builds the archive and the wheel; those of other versions are kept.
 
     Args:
-        dist: The folder of both.
+        dist: The folder for both.
 
     Returns:
         The archive and the wheel.
@@ -54,7 +54,7 @@ def build(dist: Path) -> tuple[Path, Path]:
         made = Path(folder)
         run(sys.executable, '-W', 'ignore', 'setup.py', '--quiet', 'sdist', '--dist-dir', made)
         (archive,) = made.glob('*.tar.gz')
-        # Without an environment of its own, so that nothing is downloaded.
+        # Without build isolation, so that nothing is downloaded.
         pip = (sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-build-isolation', '--no-deps')
         run(*pip, '--wheel-dir', made, archive, LDFLAGS=LINKER_FLAGS)
         (plain,) = made.glob('*.whl')

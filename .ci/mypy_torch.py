@@ -1,8 +1,8 @@
-"""A mypy plugin: what a torch module holds under a name that its class does not declare may be anything.
+"""A mypy plugin: an attribute of a torch module that its class does not declare has the type ``Any``.
 
-``nn.Module.__getattr__`` says that it returns a tensor or a module. But modules hold numbers and parts of known classes
-as well, and mypy would refuse most uses of a module whose class it does not see, such as those of mmdet. Attributes
-that a class declares are checked as ever.
+By its annotation, ``nn.Module.__getattr__`` returns a tensor or a module. But modules also have numbers and submodules
+of known classes, and mypy would reject most uses of a module whose class it does not see, such as those of mmdet.
+Attributes that a class declares are checked as usual.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _UNDECLARED = f'torch._tensor.Tensor | {_MODULE}'
 
 
 class TorchModules(Plugin):
-    """Asked by mypy for every attribute."""
+    """mypy calls it for every attribute."""
 
     def get_attribute_hook(self, fullname: str) -> Callable[[AttributeContext], Type] | None:
         return _any if fullname.startswith(f'{_MODULE}.') else None

@@ -9,6 +9,6 @@ _base_ = [
     '_base_/default_runtime.py',
 ]
 
-# A classification checkpoint of the same backbone, trained on ImageNet. Published Group-Net detectors start from one:
+# A classification checkpoint of the same backbone, trained on ImageNet. Published Group-Net detectors start from one;
 # COCO 1x from scratch (None) will not reach their figures.
 backbone_checkpoint = None

@@ -1,4 +1,4 @@
-// Kernels for AVX2, which has no popcount of its own: products by table look-up.
+// Kernels for AVX2, which has no popcount for vectors: products by table look-up.
 #include "kernels.h"
 
 #if defined(__AVX2__)
@@ -12,7 +12,7 @@
 namespace mmgroupnet {
 namespace {
 
-constexpr int kTileColumns = 2;  // times two vectors times two sums: 8 of 16 registers; with 3 columns sums are spilled
+constexpr int kTileColumns = 2;  // times two vectors times two sums: 8 of 16 registers; 3 columns would spill sums
 
 struct Vector {
   using Type = __m256;

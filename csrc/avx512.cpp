@@ -1,14 +1,15 @@
-// Kernels for AVX-512 with VPOPCNTDQ: 16 output channels in the 32-bit lanes of a vector, activations broadcast from
-// memory, so that no sum crosses lanes.
+// Kernels for AVX-512 with VPOPCNTDQ. A vector holds 16 output channels in its 32-bit lanes, and activations are
+// broadcast from memory, so no sum crosses lanes.
 //
-// A step is 64 channels, two halves of 32 with x = a xor v and y = b xor w (activations a, b and weights v, w). Their
-// bits are added to those of a register `ones` by a full adder, whose carries alone are counted, twice as much each:
+// A step is 64 channels, two halves of 32: x = a xor v and y = b xor w, with activations a, b and weights v, w. A full
+// adder adds the bits of x and y to those of a register `ones`. Each step counts only the carries, which are worth two:
 //   ones' = ones xor x xor y = ones xor (a xor b) xor (v xor w)
 //   carry = majority(ones, x, y) = ones where ones and x are equal, else y, which then is not ones', since
 //           ones xor x = 1 there
 //   popcount(x) + popcount(y) = 2 * popcount(carry) + popcount(ones') - popcount(ones)
-// With a xor b and v xor w made beforehand these are five instructions, an xor, two of three operands, a popcount and
-// an add; xor, popcount and add of each half would be six.
+// Summed over all steps, only the last `ones` remains, since the first one is 0. With a xor b and v xor w precomputed,
+// a step takes five instructions: an xor, two with three operands, a popcount and an add. An xor, a popcount and an add
+// for each half would be six.
 #include "kernels.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VPOPCNTDQ__)
@@ -28,7 +29,7 @@ constexpr int kStepChannels = 64;
 constexpr int kStepBytes = 8;
 constexpr int kTileColumns = 8;     // of one row
 constexpr int kCountedColumns = 2;  // at once; times four vectors times two sums: 16 of 32 registers
-// Of the halves a (low) and b: a and a xor b.
+// Replaces the halves a (low) and b of a word by a and a xor b.
 uint64_t pair_halves(uint64_t word) { return word ^ word << 32; }
 
 void expand(const uint64_t* const* pixels, const ptrdiff_t* strides, int columns, int channels, uint8_t* activations) {
@@ -54,10 +55,10 @@ void arrange(const uint64_t* words, ptrdiff_t stride, int channels, uint8_t* wei
   }
 }
 
-// Of (ones, a xor b, v xor w) and of (ones, x, ones').
+// Truth tables for the instructions with three operands: of (ones, a xor b, v xor w) and of (ones, x, ones').
 constexpr int kXor = 0x96, kCarry = 0xd4;
 
-// Different bits of `kColumns` columns of a tile, the first of them `first_column`.
+// Counts the different bits of `kColumns` columns of a tile, from `first_column` on.
 template <int kColumns, int kVectors>
 void count_tile(const Tile& tile, int first_column, int32_t* different) {
   __m512i ones[kColumns][kVectors], twos[kColumns][kVectors];
@@ -113,7 +114,7 @@ double ceiling(int64_t rounds) {
   const __m512i w = _mm512_set1_epi32(0x0f0f0f0f);
   for (int64_t i = 0; i < rounds; ++i) {
     for (auto& sum : sums) {
-      asm volatile("" : "+v"(a));  // the compiler must not know that it is the same vector again
+      asm volatile("" : "+v"(a));  // keeps the compiler from moving the computation out of the loop
       sum = _mm512_add_epi32(sum, _mm512_popcnt_epi32(_mm512_xor_si512(a, w)));
     }
   }

@@ -1,4 +1,4 @@
-// The floats of AVX-512, see elementwise.h.
+// The `Vector` of elementwise.h for AVX-512.
 #ifndef MMGROUPNET_AVX512_VECTOR_H_
 #define MMGROUPNET_AVX512_VECTOR_H_
 
@@ -21,7 +21,7 @@ struct Vector {
   static __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
   static __m512 multiply(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
   static __m512 maximum(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
-  // Fused or not, it is exact.
+  // 2 * b is exact, so fusing does not change the result.
   static __m512 minus_twice(__m512 a, __m512 b) { return _mm512_fnmadd_ps(_mm512_set1_ps(2.0f), b, a); }
   static uint64_t negative(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NGE_UQ); }
 };

@@ -1,4 +1,4 @@
-// Kernels for AVX-512 without a popcount (Skylake to Cooper Lake): products by table look-up, of 64 output channels.
+// Kernels for AVX-512 without VPOPCNTDQ (Skylake to Cooper Lake): products of 64 output channels by table look-up.
 #include "kernels.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
@@ -13,8 +13,8 @@
 namespace mmgroupnet {
 namespace {
 
-constexpr int kTileColumns =
-    4;  // times two sums, and the weights of three steps, which all columns read: of 32 registers
+// Times two sums, plus the weights of three steps, which all columns share: they fit 32 registers.
+constexpr int kTileColumns = 4;
 
 struct Zmm {
   using Type = __m512i;

@@ -1,4 +1,4 @@
-// The arithmetic of batch norms behind the integers of a convolution, over channels, in double. Derivation:
+// The arithmetic of batch norms behind the integers of a convolution, per channel, in double. Derivation:
 // mmgroupnet/layers/lean/batch_norm.py.
 #include <algorithm>
 #include <cmath>
@@ -11,7 +11,7 @@
 namespace mmgroupnet {
 namespace {
 
-// Sums (2, branches * channels) of all branches, written into the first one's.
+// Adds the sums of all branches, (2, branches * channels), to those of the first one, in place.
 void add_branches(const mmg_batch_norm& norm, double* sums) {
   const int folded = norm.branches * norm.channels;
   for (int row = 0; row < 2; ++row) {
@@ -23,7 +23,7 @@ double weight_of(const mmg_batch_norm& norm, int channel) {
   return norm.weight == nullptr ? 1.0 : static_cast<double>(norm.weight[channel]);
 }
 
-// The same number for a channel of every branch.
+// Writes a number for one channel of all branches.
 void fill(const mmg_batch_norm& norm, int channel, double value, float* vector) {
   for (int k = 0; k < norm.branches; ++k) vector[k * norm.channels + channel] = static_cast<float>(value);
 }
@@ -33,16 +33,16 @@ void move(const mmg_batch_norm& norm, double value, float* running) {
   *running = static_cast<float>(before + norm.momentum * (value - before));
 }
 
-// Mean and inverse deviation of scale * r, from the sums of r and r * r; moves the running ones.
+// Mean and inverse deviation of scale * r, from the sums of r and r * r. Updates the running statistics.
 void statistics_of_batch(const mmg_batch_norm& norm, int64_t pixels, const double* sums, double* mean,
                          double* inverse_deviation) {
   const int folded = norm.branches * norm.channels;
   const double count = static_cast<double>(pixels) * norm.branches;
-  // Without any value the statistics are those of zeros, and nothing moves.
+  // Without any value the statistics are those of zeros, and running statistics stay.
   const double divisor = std::max(count, 1.0);
   for (int c = 0; c < norm.channels; ++c) {
     const double sum = sums[c], squares = sums[folded + c], scale = norm.scale[c];
-    // Around an integer near the mean: sums of integers are exact, so that nothing cancels in the variance.
+    // Around an integer near the mean: sums of integers are exact, so the variance loses no digits by cancellation.
     const double centre = std::nearbyint(sum / divisor);
     const double rest = sum / divisor - centre;
     const double moment = (squares - 2 * centre * sum + count * centre * centre) / divisor;
@@ -98,7 +98,7 @@ void norm_gradients(const float* gradient, const int16_t* y, int low, int64_t pi
     }
     of_weight[c] = static_cast<float>(weight_gradient);
     of_bias[c] = static_cast<float>(sum);
-    // The gradient of y is that of scale * y times the scale.
+    // The gradient of y is the gradient of scale * y times the scale.
     fill(norm, c, p * scale, vectors);
     fill(norm, c, q * scale, vectors + folded);
     fill(norm, c, s * scale, vectors + 2 * folded);

@@ -16,11 +16,11 @@
 namespace mmgroupnet {
 namespace {
 
-// Of a band of a block's output, per thread. Two or three such bands are in use at a time.
+// Size of a band of a block's output, per thread. Two or three such bands are in use at a time.
 constexpr int64_t kBandBytes = 256 << 10;
 
-// Memory that calls use again: what malloc returns to the system costs a page fault per 4 KiB on the next call, more
-// than the arithmetic on it. Each calling thread keeps its own, up to kKeptBytes.
+// Memory that later calls reuse. If malloc returned it to the system, the next call would have a page fault for every
+// 4 KiB, which takes longer than the arithmetic on them. Each calling thread keeps its own memory, up to kKeptBytes.
 class Workspace {
  public:
   static constexpr size_t kKeptBytes = size_t{64} << 20;
@@ -58,7 +58,7 @@ class Workspace {
   size_t kept_bytes_ = 0;
 };
 
-// An array from the workspace; it is written before it is read.
+// An array from the workspace. It is not initialised.
 template <typename T>
 class Array {
  public:
@@ -81,7 +81,7 @@ class Array {
   Storage<uint64_t> piece_;
 };
 
-// Signs of a map as a unit reads them, with the memory that holds them.
+// Signs of a map as a unit reads them, and the memory that holds them.
 struct SignMap {
   Array<uint64_t> words;
   int branches = 0, channels = 0;
@@ -95,7 +95,7 @@ struct SignMap {
 
 bool has_sign_parameters(const mmg_unit& unit) { return unit.sign_scale != nullptr || unit.sign_shift != nullptr; }
 
-// Merges and gates branches; makes the signs of the result, too, where `signs` is not null.
+// Merges and gates branches. Packs the signs of the result, too, if `signs` is not null.
 void connect_pixels(const Kernels& kernels, const float* x, int64_t pixels, int branches, int channels,
                     const float* scales, const float* gate, float* out, uint64_t* signs) {
   const Storage<float> mean(branches, 1.0f / branches);
@@ -138,8 +138,8 @@ class Block {
     add_units(connect, signs, first_signs, shortcut);
   }
 
-  // Makes the output band by band: all steps of a band follow each other, so that what one writes, the next one finds
-  // in the cache.
+  // Computes the output band by band. All steps of a band run one after the other, so each finds its input in the
+  // cache.
   void run() {
     if (block_.batch == 0) return;
     const int64_t row_bytes = int64_t{4} * out_size_.width * out_folded_;
@@ -157,22 +157,23 @@ class Block {
  private:
   static constexpr int kNoStep = -1;
 
-  // What a step reads of another one: the rows that a unit sees, or, where that is null, those that it makes itself.
+  // The rows of another step's map that a step reads: those that `unit` needs, or, if it is null, the rows that the
+  // step itself computes.
   struct Input {
-    int step;  // kNoStep: nothing has to be made
+    int step;  // kNoStep: the map exists already
     const mmg_unit* unit;
   };
 
-  // Makes a map from the top down. Steps that read a map pixel by pixel may write theirs over it.
+  // Computes a map from top to bottom. A step that reads a map pixel by pixel may write its own map over it.
   struct Step {
     Size size;  // of the map
     std::vector<Input> inputs;
     std::function<void(const Rows&)> run;
-    int done = 0;  // rows
+    int done = 0;  // rows that are computed
   };
 
-  // Makes the rows before `last` of a step's map, and before that what it needs. Whole columns: the kernels would make
-  // their other rows in vain.
+  // Computes the rows before `last` of a step's map, and first the rows of other maps that they need. Rows are rounded
+  // up to whole columns, because the kernels always compute whole columns.
   void advance(int index, int first_image, int last_image, int last) {
     Step& step = steps_[index];
     if (step.done >= last) return;
@@ -205,7 +206,7 @@ class Block {
     return folded == out_folded_ && size.height == out_size_.height && size.width == out_size_.width;
   }
 
-  // Shape of the output, and the last unit that adds the shortcut.
+  // Finds the shape of the output and the last unit that adds the shortcut.
   void find_output() {
     int branches = block_.connection == MMG_SEPARATE || block_.connection == MMG_GATED ? block_.num_bases : 1;
     out_size_ = size_;
@@ -228,7 +229,7 @@ class Block {
     return sign_maps_.back().view();
   }
 
-  // Makes the input of the units; of a gated or merged one its signs, too, while it is in the cache.
+  // Computes the input of the units. If it is gated or merged, also packs its signs, while it is in the cache.
   int add_connection() {
     const int K = block_.num_bases, channels = block_.units[0].in_channels;
     if (block_.connection == MMG_SEPARATE || block_.connection == MMG_BROADCAST) {
@@ -249,7 +250,8 @@ class Block {
     });
   }
 
-  // Packs the signs of the connected map for a unit. Where each branch has a shift of its own, one map gives K ones.
+  // Packs the signs of the connected map for a unit. If each branch has its own sign parameters, one map gives K maps
+  // of signs.
   int add_packing(const mmg_unit& unit, int connect) {
     const bool has_parameters = has_sign_parameters(unit);
     const bool differ = has_parameters && !unit.shares_weights && !unit.merges;
@@ -272,7 +274,7 @@ class Block {
     });
   }
 
-  // The map that units add as shortcut, where a unit makes it.
+  // Computes the shortcut by a unit.
   int add_shortcut(int connect, int signs, Signs from) {
     const mmg_unit& unit = *block_.shortcut;
     if (has_sign_parameters(unit) || has_sign_parameters(block_.units[0])) {
@@ -282,7 +284,7 @@ class Block {
     const Size size = output_size(unit, size_);
     const int branches = output_branches(unit, from.branches), folded = branches * unit.out_channels;
     Destination destination;
-    // The connected map may be in `out` as well, where a unit wants it as its own input.
+    // If the connected map is in `out`, it must not be overwritten: a unit may still add it to its output.
     const bool fits = has_output_shape(folded, size) && connected_.data != out_;
     destination.values = fits ? out_ : new_map(count_pixels(size) * folded);
     shortcut_ = {destination.values, branches, unit.out_channels};
@@ -291,16 +293,17 @@ class Block {
 
   int add_unit(const mmg_unit& unit, Size size, int signs, Signs from, const Destination& destination,
                std::vector<Input> others) {
-    // First what it sees most rows of: a residual may come from the same step, which would make these in two goes.
+    // The unit's own input comes first, because it needs the most rows. A residual may come from the same step, which
+    // would otherwise compute its rows in two parts.
     others.insert(others.begin(), Input{signs, &unit});
     return add(output_size(unit, size), std::move(others), [=, this, &unit](const Rows& rows) {
       convolve(kernels_, unit, rows, size, from, destination, threads_);
     });
   }
 
-  // Maps of the output's shape are made in `out`, one over the other, once the former one is no longer needed: a
-  // sum of a unit and its residual may take the residual's place, since units read signs, which lie elsewhere. What
-  // does not have to be fetched is worth more here than arithmetic.
+  // Maps of the output's shape are written to `out`, each over the one before it when that is no longer needed. A unit
+  // may write its output over the residual that it adds, because units read signs, which are stored elsewhere. Here,
+  // memory traffic costs more than arithmetic.
   void add_units(int connect, int signs, Signs from, int shortcut) {
     Map map = connected_;
     Size size = size_;
@@ -348,10 +351,10 @@ class Block {
   Size out_size_ = {0, 0};
   int out_folded_ = 0, last_shortcut_ = -1;
   Map connected_ = {nullptr, 1, 0}, shortcut_ = {nullptr, 1, 0};
-  SignMap plain_;                  // signs of the connected map, where connecting makes them
-  std::deque<Array<float>> maps_;  // that are not in `out`
+  SignMap plain_;                  // signs of the connected map, if connecting packs them
+  std::deque<Array<float>> maps_;  // maps that are not in `out`
   std::deque<SignMap> sign_maps_;
-  std::vector<Step> steps_;  // each behind its inputs
+  std::vector<Step> steps_;  // each after its inputs
 };
 
 }  // namespace

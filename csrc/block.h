@@ -1,4 +1,4 @@
-// Passes over whole maps around the convolutions, and blocks made of both.
+// Passes over whole maps around the convolutions, and blocks that consist of both.
 #ifndef MMGROUPNET_BLOCK_H_
 #define MMGROUPNET_BLOCK_H_
 

@@ -10,13 +10,14 @@
 namespace mmgroupnet {
 namespace {
 
-// Activations of a job, and what all branches of its rows read and write, stay in the second-level cache.
+// Sizes that stay in the second-level cache: of the activations of a job, and of the outputs of all branches in its
+// rows.
 constexpr int64_t kScratchBytes = 64 << 10;
 constexpr int64_t kOutputBytes = 256 << 10;
 constexpr ptrdiff_t kAlignment = 64;
-// Maps of no more tiles than this have their weights prefetched.
+// For maps of at most this many tiles, weights are prefetched.
 constexpr int kFewTiles = 128;
-// Sums are exact as floats.
+// Sums of fewer products than this are exact as floats.
 constexpr int64_t kMaxLength = 1 << 24;
 
 int64_t round_up(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
@@ -140,7 +141,7 @@ class Convolution {
  private:
   int padded_width(int rate) const { return (out_.width - 1) * step_.width + rate * (unit_.kernel_width - 1) + 1; }
 
-  // Padded activations of all pixels that the job's rows see.
+  // Padded activations of all pixels that the job's rows read.
   const uint8_t* expand(const Job& job, int rate, int width, Storage<uint8_t>& scratch) const {
     const ptrdiff_t bytes = layout_.pixel_bytes;
     const int row_groups = ceil_div(job.last_row - job.first_row, kernels_.rows);
@@ -191,7 +192,7 @@ class Convolution {
     return scratch.data();
   }
 
-  // Taps that lie side by side are one run.
+  // Taps that are adjacent in memory are one run.
   Storage<Run> find_runs(int rate, int width) const {
     Storage<Run> runs;
     for (int ky = 0; ky < unit_.kernel_height; ++ky) {
@@ -207,7 +208,8 @@ class Convolution {
     return runs;
   }
 
-  // Weights of small maps come from afar and are used but a few times: each tile fetches its share of the next block's.
+  // The weights of small maps are not in a near cache, and each is used only a few times. So each tile prefetches its
+  // share of the next block's weights.
   void prefetch_weights(const Job& job, int block, int tile, int tiles) const {
     constexpr int64_t kLineBytes = 64;
     if (block == layout_.blocks || tiles > kFewTiles) return;
@@ -218,7 +220,7 @@ class Convolution {
     }
   }
 
-  // Branch of the weights; the first one of merged bases.
+  // Branch of the weights; the first one if bases are merged.
   int weight_branch(const Job& job) const { return unit_.merges || unit_.shares_weights ? 0 : job.branch; }
 
   const uint8_t* weights_of(int branch, int group, int block) const {
@@ -226,7 +228,8 @@ class Convolution {
            block * layout_.block_bytes;
   }
 
-  // Output pixels one below the other, as many as the kernels take at once; those below the job's rows are left out.
+  // Output pixels one below the other, as many as the kernels compute at once. The first `rows` of them belong to the
+  // job.
   struct Column {
     ptrdiff_t offset;  // of its first activation
     int y, x, rows;
@@ -258,7 +261,7 @@ class Convolution {
     for (int i = 0; i < num_columns; ++i) tile.activations[i] = activations + columns[i].offset;
     prefetch_residual(job, columns, num_columns, next, tile.channels);
 
-    // Merged bases read the same activations; else there is one.
+    // Merged bases read the same activations; without merging there is one base.
     const int bases = unit_.merges ? unit_.num_bases : 1;
     const int stride = tile.columns * kernels_.rows * kLanes;
     if (different_buffer.size() < static_cast<size_t>(bases) * stride) different_buffer.resize(bases * stride);
@@ -273,7 +276,8 @@ class Convolution {
     epilogue.different_stride = stride;
     Storage<int32_t> excess(unit_.pad_value == 0 ? static_cast<size_t>(bases) * kLanes : 0);
     for (int j = 0; j < kernels_.rows; ++j) {
-      // Pixels that follow each other are finished together; a padded zero gives each its own excess.
+      // Consecutive pixels are finished together. With padded zeros, each pixel has its own excess and is finished
+      // alone.
       for (int i = 0, last; i < num_columns; i = last) {
         last = i + 1;
         if (j >= columns[i].rows) continue;
@@ -296,7 +300,8 @@ class Convolution {
     return (static_cast<int64_t>(job.image) * out_.height + y) * out_.width + x;
   }
 
-  // Residuals come from afar, with a stride that hardware does not foresee; the sums leave time to fetch them.
+  // Residuals have a stride that hardware does not predict. They are prefetched here, and arrive while the sums are
+  // computed.
   void prefetch_residual(const Job& job, const Column* columns, int num_columns, int next, int channels) const {
     constexpr int kLineFloats = 16;
     if (destination_.residual.data == nullptr) return;
@@ -313,12 +318,12 @@ class Convolution {
     return from.data + pixel * from.folded() + (from.branches == 1 ? next - job.branch * unit_.out_channels : next);
   }
 
-  // Folded channel of a group's channel.
+  // The folded channel of a channel of a group.
   int channel(int branch, int group, int channel_of_group) const {
     return branch * unit_.out_channels + group * layout_.out_channels + channel_of_group;
   }
 
-  // A padded zero was counted as +1: takes away the sums of the taps that saw one.
+  // A padded zero was counted as +1. This subtracts the sums of the taps that read one.
   void find_excess(const Job& job, int rate, int out_y, int out_x, int block, int bases, Storage<int32_t>* excess,
                    Epilogue* epilogue) const {
     const Size pad = padding(unit_, unit_.shares_weights ? 0 : job.branch);
@@ -342,7 +347,8 @@ class Convolution {
 
   bool has_bare_sums() const { return destination_.integers != nullptr || destination_.shorts != nullptr; }
 
-  // What all pixels of a tile have in common; `parameter` is the tile's first channel among the unit's parameters.
+  // The part of the epilogue that all pixels of a tile share; `parameter` is the tile's first channel among the unit's
+  // parameters.
   Epilogue describe_epilogue(int parameter, int channels) const {
     const auto offset = [parameter](const float* values) { return values == nullptr ? nullptr : values + parameter; };
     Epilogue epilogue = {};
@@ -399,8 +405,8 @@ class Convolution {
   const mmg_unit& unit_;
   const Layout layout_;
   const Size in_, out_;
-  // Activations are kept of every grid-th pixel: a 1x1 conv never sees those between. Outputs are so many steps of it
-  // apart.
+  // Activations are stored for every grid-th pixel: a strided 1x1 conv does not read those between. Adjacent outputs
+  // are `step_` stored pixels apart.
   const Size grid_, step_;
   const Signs signs_;
   const Destination& destination_;
@@ -477,7 +483,8 @@ void arrange_weights(const Kernels& kernels, const mmg_unit& unit, const uint8_t
 void convolve(const Kernels& kernels, const mmg_unit& unit, const Rows& rows, Size size, Signs signs,
               Destination destination, int threads) {
   uint64_t* const next_signs = destination.signs;
-  // Groups of whole words write their signs as they finish; others share words, which are made afterwards.
+  // Groups of whole words write their signs as they finish. Other groups share words, so their signs are packed
+  // afterwards.
   const bool packs_later = next_signs != nullptr && unit.groups > 1 && unit.out_channels / unit.groups % kWordBits != 0;
   if (packs_later) destination.signs = nullptr;
   const Convolution convolution(kernels, unit, size, signs, destination);

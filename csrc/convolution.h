@@ -14,13 +14,13 @@ struct Size {
   int height, width;
 };
 
-// Rows [first, last) of each of some images.
+// Rows [first, last) of each of the images [first_image, last_image).
 struct Rows {
   int first_image, last_image;
   int first, last;
 };
 
-// Float map, NHWC, with its branches along the channels.
+// Float map, NHWC, with its branches folded into the channels.
 struct Map {
   const float* data;
   int branches, channels;  // channels of one branch
@@ -36,11 +36,11 @@ struct Signs {
   int pixel_words() const { return branches * ceil_div(channels, kWordBits); }
 };
 
-// What becomes of a unit's outputs.
+// Where the outputs of a unit are written.
 struct Destination {
   float* values = nullptr;      // (N, H', W', K' * out_channels)
-  int32_t* integers = nullptr;  // in place of `values`: bare sums
-  int16_t* shorts = nullptr;    // the same, where they fit
+  int32_t* integers = nullptr;  // bare sums, in place of `values`
+  int16_t* shorts = nullptr;    // the same, if they fit 16 bits
   Map residual = {nullptr, 1, 0};
   uint64_t* signs = nullptr;          // signs of the values for the next unit, (N, H', W', K', words); needs `values`
   const float* sign_scale = nullptr;  // of the next unit
@@ -48,14 +48,14 @@ struct Destination {
 };
 
 Size output_size(const mmg_unit& unit, Size input);
-// The input's rows that the output's rows before `last_row` see end before this one.
+// End of the input's rows that the output's rows before `last_row` read.
 int last_input_row(const mmg_unit& unit, Size input, int last_row);
-// Branches of a unit's output for `input_branches` of its input; 1 where merged.
+// Branches of a unit's output for `input_branches` of its input; 1 if merged.
 int output_branches(const mmg_unit& unit, int input_branches);
 
 size_t arranged_bytes(const Kernels& kernels, const mmg_unit& unit);
 void arrange_weights(const Kernels& kernels, const mmg_unit& unit, const uint8_t* bits, uint8_t* arranged);
-// Makes some rows of the output of a map of this size.
+// Computes some rows of the output for a map of this size.
 void convolve(const Kernels& kernels, const mmg_unit& unit, const Rows& rows, Size size, Signs signs,
               Destination destination, int threads);
 

@@ -1,4 +1,4 @@
-// Chooses the kernels, and is the C interface to them.
+// Chooses the kernels and implements the C interface, except for the functions of training.
 #include <array>
 #include <atomic>
 #include <chrono>

@@ -25,7 +25,7 @@ struct Scalar {
   static float multiply(float a, float b) { return a * b; }
   static float maximum(float a, float b) { return a > b ? a : b; }
   static float minus_twice(float a, float b) { return a - 2.0f * b; }
-  // Zero, negative zero included, is +1; not-a-number is -1, as x >= 0 is false.
+  // Zero and negative zero are +1. NaN is -1, because x >= 0 is false.
   static uint64_t negative(float x) { return !(x >= 0); }
 };
 
@@ -56,7 +56,8 @@ void pack(const float* x, const float* scale, const float* shift, int channels, 
 }
 
 // Let a, b in {-1,+1}^n be stored as bits (0 for +1, 1 for -1). a.b = #equal - #different = n - 2 * popcount(a xor b).
-// |a.b| <= n < 2^24 (checked where weights are arranged), so that it is exact as a float, and so is the way to it.
+// |a.b| <= n < 2^24 (checked where weights are arranged), so the result and all intermediate values are exact as
+// floats.
 template <typename Vector, typename Count>
 typename Vector::Type dot(const Count* different, float length, int c) {
   return Vector::minus_twice(Vector::set(length), Vector::convert(different + c));
@@ -74,9 +75,9 @@ typename Vector::Type scaled_sum(const Count* different, const Epilogue& e, int 
   return e.bias == nullptr ? sum : Vector::add(sum, Vector::load(e.bias + c));
 }
 
-// `kPlain`: there is one base, and neither scale, bias, excess nor sign parameters, as in the units of a Group-Net
-// block, whose scales are part of their norms. What remains are a handful of instructions, to which tests would add as
-// many.
+// `kPlain`: one base, and no scale, bias, excess or sign parameters. This is the case in the units of a Group-Net
+// block, whose scales are folded into their norms. Only a handful of instructions remain, and testing the pointers
+// would double their number.
 template <typename Vector, bool kPlain, typename Count>
 uint64_t finish_range(const Count* different, const Epilogue& e, int first, int last) {
   uint64_t word = 0;
@@ -97,7 +98,8 @@ uint64_t finish_range(const Count* different, const Epilogue& e, int first, int 
 
 template <typename Vector, bool kPlain, typename Count>
 void finish_pixels(const Count* different, const Epilogue& epilogue) {
-  // A copy: vector stores may alias whatever others know the address of, and all would be read again each time.
+  // A local copy: the compiler must assume that vector stores change an object whose address others know, and would
+  // reload all its fields after each store.
   Epilogue e = epilogue;
   const int whole = e.channels - e.channels % Vector::kLanes;
   for (int pixel = 0; pixel < e.pixels; ++pixel) {
@@ -136,7 +138,7 @@ void gate(const float* __restrict x, const float* __restrict merged, float gate,
   for (int c = 0; c < channels; ++c) out[c] = merged[c] + gate * (x[c] - merged[c]);
 }
 
-// Not-a-number is not kept: where other taps are numbers, the largest of those may win.
+// NaN may be lost: if other taps are numbers, the result may be the largest of them.
 template <typename Vector>
 void pool_range(const float* const* taps, int num_taps, const float* scale, const float* shift, int first, int last,
                 float* out) {

@@ -1,4 +1,4 @@
-// Products by look-up, for AVX2 and NEON: of a step of 4 channels, and of two pixels at once.
+// Products by table look-up, for x86 and NEON: a step of 4 channels, for two pixels at once.
 #ifndef MMGROUPNET_LOOK_UP_H_
 #define MMGROUPNET_LOOK_UP_H_
 
@@ -19,7 +19,8 @@ struct alignas(64) Table {
     }
   }
 };
-// A constant: a processor without AVX2 loads its file, too, and must not run any of it.
+// constexpr, so that no code initialises it: a processor without AVX2 loads files that were compiled for AVX2, too, and
+// must not run any code of them.
 constexpr Table table;
 
 }  // namespace

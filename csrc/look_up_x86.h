@@ -1,12 +1,14 @@
-// Kernels by table look-up for x86, written once for vectors of 32 and of 64 bytes: products of two pixels at once.
+// Kernels by table look-up for x86, written once for vectors of 32 and of 64 bytes. They compute the products of two
+// pixels at once.
 //
 // A step is 4 channels; a column is two output pixels, one below the other, with activations a and b in a step. Row
-// (a, b) of the table holds popcount(a xor w) + 16 * popcount(b xor w) for all 16 possible weights w: a byte shuffle of
-// that row by the weights of 32 output channels gives all their counts for both pixels, 256 binary MACs in one
-// instruction. The usual popcount by nibbles takes two shuffles and six other instructions for as many.
+// (a, b) of the table holds popcount(a xor w) + 16 * popcount(b xor w) for all 16 possible weights w. A byte shuffle of
+// that row by the weights of 32 output channels gives all their counts for both pixels: 256 binary MACs in one
+// instruction. The usual popcount by nibbles takes two shuffles and six other instructions for as many MACs.
 //
-// `Lanes` are the vectors: kBytes, and the static functions zero, load, row (16 bytes, repeated), shuffle, add8, sub8,
-// add16, both (bitwise and), differ (exclusive or), set8, set16, left4, right4, right8 (of 16 bits) and widen.
+// `Lanes` is the type of the vectors. It has kBytes and the static functions zero, load, row (16 bytes, repeated),
+// shuffle, add8, sub8, add16, both (bitwise and), differ (exclusive or), set8, set16, left4, right4, right8
+// (of 16 bits) and widen.
 #ifndef MMGROUPNET_LOOK_UP_X86_H_
 #define MMGROUPNET_LOOK_UP_X86_H_
 
@@ -22,13 +24,13 @@ namespace {
 
 constexpr int kStepChannels = 4;
 constexpr int kRows = 2;
-// An activation is kept as 2 * (a + 16 * b), 16 bits: 8 times that, an address that x86 computes for free, is the place
-// of its row of 16 bytes.
+// An activation is stored as 2 * (a + 16 * b), in 16 bits. Times 8, this is the offset of its row of 16 bytes in the
+// table; x86 multiplies by 8 in an address at no cost.
 constexpr int kStepBytes = 2;
-// Each step adds at most 4 to a count, so that a nibble holds three steps, 12 <= 15, and a byte 63, 252 <= 255.
+// Each step adds at most 4 to a count, so a nibble holds three steps, 12 <= 15, and a byte 63, 252 <= 255.
 constexpr int kStepsPerNibble = 3;
 constexpr int kStepsPerByte = 63;
-// Sums of 16 bits take 260 of these: 260 * 252 = 65,520 <= 65,535.
+// A sum of 16 bits holds 260 such bytes: 260 * 252 = 65,520 <= 65,535.
 constexpr int kFlushesPerShort = 260;
 
 struct Ymm {
@@ -50,7 +52,8 @@ struct Ymm {
   static __m256i left4(__m256i a) { return _mm256_slli_epi16(a, 4); }
   static __m256i right4(__m256i a) { return _mm256_srli_epi16(a, 4); }
   static __m256i right8(__m256i a) { return _mm256_srli_epi16(a, 8); }
-  // Adds 16 bits to 32 bits, or stores them. Each 16 of them are 16 channels, those behind them 32 channels further on.
+  // Adds sums of 16 bits to the 32-bit result, or stores them there. Every 16 of them are consecutive channels; the
+  // next 16 are 32 channels further.
   static void widen(__m256i shorts, bool adds, int32_t* out) {
     __m256i* to = reinterpret_cast<__m256i*>(out);
     __m256i low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(shorts));
@@ -64,7 +67,7 @@ struct Ymm {
   }
 };
 
-// The 16 steps of a word of two pixels.
+// The activations of the 16 steps of a word, for two pixels.
 inline __m256i expand_word(const uint64_t* first, const uint64_t* second) {
   const __m128i low_nibbles = _mm_set1_epi8(0x0f);
   const __m128i a = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(first));
@@ -97,8 +100,8 @@ void arrange(const uint64_t* words, ptrdiff_t stride, int channels, uint8_t* wei
   for (int step = 0; step < ceil_div(channels, kStepChannels); ++step) {
     for (int lane = 0; lane < kLanes; ++lane) {
       const uint64_t word = words[lane * stride + step * kStepChannels / kWordBits];
-      // Bytes 2 * j and 2 * j + 1 of a vector hold the channels j and 16 + j, so that the even and the odd bytes, once
-      // widened to 16 bits, are channels in their order.
+      // Bytes 2 * j and 2 * j + 1 of a vector hold the channels j and 16 + j, so the even bytes, and likewise the odd
+      // ones, are consecutive channels when they are widened to 16 bits.
       const int vector = lane / 32, half = lane % 32 / 16, j = lane % 16;
       weights[vector * 32 + 2 * j + half] = (word >> (step * kStepChannels % kWordBits)) & 0x0f;
     }
@@ -117,7 +120,7 @@ class Sums {
     }
   }
 
-  // Takes the counts of both pixels of a column, bytes modulo 256.
+  // Adds the counts of one pixel of a column, one byte for each channel.
   void add(int column, int vector, typename Lanes::Type counts, int row) {
     auto* sums = shorts_[column * kRows + row][vector];
     sums[0] = Lanes::add16(sums[0], Lanes::both(counts, Lanes::set16(0x00ff)));
@@ -128,7 +131,7 @@ class Sums {
     if (++flushes_ == kFlushesPerShort) drain();
   }
 
-  // 16 bits to the 32 bits of the result.
+  // Adds the 16-bit sums to the 32-bit result.
   void drain() {
     for (int p = 0; p < kColumns * kRows; ++p) {
       for (int v = 0; v < kVectors; ++v) {
@@ -149,8 +152,8 @@ class Sums {
   bool drained_ = false;
 };
 
-// With counts A and B of a column's pixels, `both` is the sum of A + 16 * B modulo 256 and `second` that of B. The sum
-// of A, below 256, is then both - 16 * second modulo 256.
+// Let A and B be the counts of the two pixels of a column. `both` is the sum of A + 16 * B modulo 256, and `second` is
+// the sum of B. The sum of A is below 256, so it is both - 16 * second modulo 256.
 template <typename Lanes, int kColumns, int kVectors>
 struct Bytes {
   typename Lanes::Type both[kColumns][kVectors], second[kColumns][kVectors];
@@ -161,7 +164,7 @@ struct Bytes {
     }
   }
 
-  // Adds `kSteps` steps, of which a nibble holds the counts.
+  // Adds `kSteps` steps, whose counts fit a nibble.
   template <int kSteps>
   inline __attribute__((always_inline)) void add(const uint16_t* const* activations, int step, const uint8_t* weights) {
     const char* rows = reinterpret_cast<const char*>(&table.rows[0][0]);
@@ -209,7 +212,7 @@ void count_tile(const Tile& tile, int32_t* different) {
     for (int done = 0; done < steps;) {
       const int stop = steps - done < room ? steps : done + room;
       room -= stop - done;
-      Bytes<Lanes, kColumns, kVectors> bytes = kept;  // in registers
+      Bytes<Lanes, kColumns, kVectors> bytes = kept;  // a copy that stays in registers
       for (; done + kStepsPerNibble <= stop; done += kStepsPerNibble, weights += kStepsPerNibble * kLanes) {
         bytes.template add<kStepsPerNibble>(activations, done, weights);
       }
@@ -226,7 +229,7 @@ void count_tile(const Tile& tile, int32_t* different) {
   sums.drain();
 }
 
-// Counts a tile of up to `kColumns` columns.
+// Counts a tile of at most `kColumns` columns.
 template <typename Lanes, int kColumns, int kVectors>
 void count_columns(const Tile& tile, int32_t* different) {
   if constexpr (kColumns > 1) {
@@ -235,8 +238,8 @@ void count_columns(const Tile& tile, int32_t* different) {
   count_tile<Lanes, kColumns, kVectors>(tile, different);
 }
 
-// The best popcount that is known without an instruction for it: xor, two look-ups by nibbles, sums of bytes; that
-// these would have to be widened now and then is left out.
+// The best known popcount without an instruction for it: xor, two look-ups by nibbles, sums of bytes. The bytes would
+// have to be widened now and then; the loop leaves that out.
 template <typename Lanes>
 double ceiling(int64_t rounds) {
   constexpr int kChains = 4;
@@ -245,7 +248,7 @@ double ceiling(int64_t rounds) {
   for (auto& sum : sums) sum = Lanes::zero();
   for (int64_t i = 0; i < rounds; ++i) {
     for (auto& sum : sums) {
-      asm volatile("" : "+v"(a));  // the compiler must not know that it is the same vector again
+      asm volatile("" : "+v"(a));  // keeps the compiler from moving the computation out of the loop
       const auto x = Lanes::differ(a, mask);
       const auto low = Lanes::shuffle(row, Lanes::both(x, mask));
       const auto high = Lanes::shuffle(row, Lanes::both(Lanes::right4(x), mask));

@@ -1,4 +1,4 @@
-// Allocations that report their size when they fail. Not for files of an instruction set, see kernels.h.
+// Allocations that report their size when they fail. Not for files of an instruction set: see ceil_div in kernels.h.
 #ifndef MMGROUPNET_MEMORY_H_
 #define MMGROUPNET_MEMORY_H_
 

@@ -1,13 +1,14 @@
-// Kernels for NEON, as every ARMv8.0-A has it. Sums come from one of two inner loops:
+// Kernels for NEON of ARMv8.0-A. Sums come from one of two inner loops:
 //
-// - By look-up, as in avx2.cpp: a step is 4 channels; a column is two output pixels, one below the other, with
+// - By look-up, as in look_up_x86.h: a step is 4 channels; a column is two output pixels, one below the other, with
 //   activations a and b in a step. A row of 16 bytes holds popcount(a xor w) + 16 * popcount(b xor w) for all 16
-//   possible weights w: tbl finds the counts of 16 output channels and both pixels in it, 128 binary MACs. Sums of
-//   three steps, and what takes them apart, make that 54.9 MACs an instruction.
-// - By popcount: a step is 8 channels of one pixel; xor, popcount of bytes and add are 42.7 MACs an instruction. Of a
-//   Cortex-A57 or A72 one of two pipelines alone has a tbl: they are faster with these.
+//   possible weights w. One tbl looks up the counts of 16 output channels for both pixels: 128 binary MACs. With the
+//   instructions that add three steps and separate the pixels, this gives 54.9 MACs per instruction.
+// - By popcount: a step is 8 channels of one pixel; xor, popcount of bytes and add give 42.7 MACs per instruction. A
+//   Cortex-A57 or A72 has tbl in only one of two pipelines, so this loop is faster there.
 //
-// Full adders in front of the popcount, as in avx512.cpp, cost as much as they save: NEON has no xor of three operands.
+// Full adders in front of the popcount, as in avx512.cpp, cost as much as they save, because NEON has no xor of three
+// operands.
 #include "kernels.h"
 
 #if defined(__aarch64__)
@@ -50,17 +51,17 @@ struct Vector {
   }
 };
 
-// Sums of 16 bits hold those of a unit with no more products than this.
+// 16 bits hold the sums of a unit with at most this many products in a sum.
 constexpr int kMaxShortLength = 65535;
-// From one pixel's sums of 16 bits to the next.
+// Distance from the 16-bit sums of one pixel to those of the next.
 constexpr int kShortStep = 2 * kLanes;
 
-// The sums of a tile's pixels from those of bytes: 16 bits each where these hold them, in the first half of the place
-// that a pixel has in the result. Else they are added to the 32 bits of the result before they overflow.
+// Adds up the sums of a tile's pixels from sums in bytes. If 16 bits hold all sums, they stay in the first half of the
+// memory that a pixel has in the result. Otherwise they are added to the 32-bit result before they overflow.
 template <int kPixels, int kVectors>
 class Sums {
  public:
-  // Sums of 16 bits take 256 of bytes: 256 * 255 <= 65,535.
+  // A sum of 16 bits holds 256 bytes: 256 * 255 <= 65,535.
   static constexpr int kFlushesPerShort = 256;
 
   Sums(const Tile& tile, int32_t* out)
@@ -109,8 +110,8 @@ class Sums {
   uint16_t own_shorts_[kPixels * kShortStep];
 };
 
-// Runs through the steps of a tile. `Bytes` holds the sums in bytes, which take Bytes::kMaxSteps; it adds
-// Bytes::kSteps at a time, and what is left one by one.
+// Loops over the steps of a tile. `Bytes` holds sums in bytes, which have room for Bytes::kMaxSteps steps. It adds
+// Bytes::kSteps at a time, and the remaining ones one by one.
 template <typename Bytes>
 MMG_INLINE void count_steps(const Tile& tile, int first_column, int32_t* different) {
   typename Bytes::AllSums sums(tile, different);
@@ -139,7 +140,7 @@ MMG_INLINE void count_steps(const Tile& tile, int first_column, int32_t* differe
   sums.finish();
 }
 
-// Weights of a step of up to 8 channels are a byte for each output channel.
+// The weights of a step of up to 8 channels take one byte per output channel.
 template <int kStepChannels>
 void arrange(const uint64_t* words, ptrdiff_t stride, int channels, uint8_t* weights) {
   for (int step = 0; step < ceil_div(channels, kStepChannels); ++step, weights += kLanes) {
@@ -158,13 +159,13 @@ constexpr int kRows = 2;
 constexpr int kStepBytes = 16;      // a row of the table
 constexpr int kCountedColumns = 2;  // at once; times four vectors times two sums: 16 of 32 registers
 
-// The rows of `steps` steps, at most 16, of a word of two pixels.
+// Writes the table rows of `steps` steps, at most 16, of a word of two pixels.
 MMG_INLINE void expand_word(const uint64_t* first, const uint64_t* second, int steps, uint8_t* activations) {
   const uint8x8_t a = vcreate_u8(*first), b = vcreate_u8(*second);
   // Steps 0, 2, ... are the low nibbles of the bytes, steps 1, 3, ... the high ones.
   const uint8x8_t even = vsli_n_u8(a, b, 4), odd = vsri_n_u8(b, a, 4);
   const uint8x16_t steps_in_order = vcombine_u8(vzip1_u8(even, odd), vzip2_u8(even, odd));
-  // Four places of rows, in bytes, in each.
+  // Each word holds the offsets of four rows, in bytes.
   const uint64x2_t low = vreinterpretq_u64_u16(vshll_n_u8(vget_low_u8(steps_in_order), 4));
   const uint64x2_t high = vreinterpretq_u64_u16(vshll_high_n_u8(steps_in_order, 4));
   const uint64_t places[4] = {vgetq_lane_u64(low, 0), vgetq_lane_u64(low, 1), vgetq_lane_u64(high, 0),
@@ -196,13 +197,13 @@ void expand(const uint64_t* const* pixels, const ptrdiff_t* strides, int columns
   }
 }
 
-// With counts A and B of a column's pixels, `both` is the sum of A + 16 * B modulo 256 and `second` that of B. The sum
-// of A, below 256, is then both - 16 * second modulo 256.
+// Let A and B be the counts of the two pixels of a column. `both` is the sum of A + 16 * B modulo 256, and `second` is
+// the sum of B. The sum of A is below 256, so it is both - 16 * second modulo 256.
 template <int kColumnsAtOnce, int kVectors>
 struct Bytes {
   static constexpr int kColumns = kColumnsAtOnce;
   static constexpr int kStepBytes = look_up::kStepBytes;
-  // Each step adds at most 4 to a count, so that a nibble holds three steps, 12 <= 15, and a byte 63, 252 <= 255.
+  // Each step adds at most 4 to a count, so a nibble holds three steps, 12 <= 15, and a byte 63, 252 <= 255.
   static constexpr int kSteps = 3;
   static constexpr int kMaxSteps = 63;
   using AllSums = Sums<kColumns * kRows, kVectors>;
@@ -219,7 +220,7 @@ struct Bytes {
     }
   }
 
-  // Adds `kCount` steps, of which a nibble holds the counts.
+  // Adds `kCount` steps, whose counts fit a nibble.
   template <int kCount>
   MMG_INLINE void add(const uint8_t** activations, const uint8_t** weights) {
     uint8x16_t rows[kColumns][kCount];
@@ -229,8 +230,8 @@ struct Bytes {
       for (int s = 0; s < kCount; ++s) rows[p][s] = vld1q_u8(activations[p] + s * kStepBytes);
       activations[p] += kCount * kStepBytes;
     }
-    // Two vectors at a time: the compiler loads them as a pair. It must not load those of others before their time, for
-    // which it would have to spill sums.
+    // Two vectors at a time: the compiler loads them as a pair. The barrier at the end keeps it from loading the next
+    // pair early, for which it would have to spill sums.
 #pragma GCC unroll 4
     for (int pair = 0; pair < kVectors; pair += 2) {
       uint8x16_t counts[kColumns][2];
@@ -293,7 +294,7 @@ void count(const Tile& tile, int32_t* different) {
 namespace popcount {
 
 constexpr int kStepChannels = 8;
-constexpr int kStepBytes = 16;      // the byte of a step, 16 times
+constexpr int kStepBytes = 16;      // the byte of a step, repeated 16 times
 constexpr int kCountedColumns = 4;  // at once; times four vectors: 16 of 32 registers
 
 void expand(const uint64_t* const* pixels, const ptrdiff_t* strides, int columns, int channels, uint8_t* activations) {
@@ -310,7 +311,7 @@ template <int kColumnsAtOnce, int kVectors>
 struct Bytes {
   static constexpr int kColumns = kColumnsAtOnce;
   static constexpr int kStepBytes = popcount::kStepBytes;
-  // Each step adds at most 8 to a count, so that a byte holds 15 pairs of them, 240 <= 255.
+  // Each step adds at most 8 to a count, so a byte holds 15 pairs of steps, 240 <= 255.
   static constexpr int kSteps = 2;
   static constexpr int kMaxSteps = 30;
   using AllSums = Sums<kColumns, kVectors>;
@@ -348,7 +349,7 @@ struct Bytes {
           for (int v = 0; v < 2; ++v) {
             sums[p][pair + v] = vaddq_u8(sums[p][pair + v], vcntq_u8(veorq_u8(x[p][s], both_weights[v])));
           }
-          // Two columns behind each other: more at a time, and the compiler would spill sums.
+          // A barrier after every two columns: with more columns at a time, the compiler would spill sums.
           if (p % 2 == 1) {
             asm volatile(""
                          : "+w"(both_weights[0]), "+w"(both_weights[1])
@@ -387,13 +388,14 @@ void count(const Tile& tile, int32_t* different) {
 
 }  // namespace popcount
 
-// Channels whose signs are made together.
+// Channels whose signs are packed together.
 constexpr int kSignLanes = 32;
 
-// A bit per lane of eight vectors: not greater or equal to zero.
+// One bit per lane of eight vectors: not greater or equal to zero.
 MMG_INLINE uint32_t negative_32(const float32x4_t* x) {
-  // Lane l of vector v is channel 4 * v + l. The lanes of each comparison are ones or zeros: shifted in behind each
-  // other, nibble v of lane l has four times what is true of this channel, of which its bit l is kept.
+  // Lane l of vector v is channel 4 * v + l. A comparison sets all bits of a lane, or none. Shifted and inserted into
+  // one vector, nibble v of lane l has four copies of the result for channel 4 * v + l. Lane l keeps bit l of each
+  // nibble, so the sum of the lanes has one bit for each channel.
   uint32x4_t positive[8];
 #pragma GCC unroll 8
   for (int v = 0; v < 8; ++v) positive[v] = vcgezq_f32(x[v]);
@@ -434,7 +436,7 @@ void pack(const float* x, const float* scale, const float* shift, int channels, 
                                               : pack_signs<false>(x, scale, shift, channels, words);
 }
 
-// Channels that are connected together.
+// Channels that are merged or gated together.
 constexpr int kConnectedLanes = 16;
 
 // As in elementwise.h, with sums that stay in registers.
@@ -469,10 +471,10 @@ void gate_vectors(const float* x, const float* merged, float share, int channels
   }
 }
 
-// 32 channels of a plain epilogue with norms, from channel c on, of an even length up to 65,534. Half the sum,
-// length / 2 - different, lies within +-32,767, an integer of 16 bits, and is doubled as it is widened. With a ReLU it
-// is a difference of unsigned numbers that saturates at 0. No sum is a negative zero, and all are exact as floats, so
-// that they are the same as those of elementwise.h.
+// Finishes 32 channels, from channel c on, of a plain epilogue with norms and an even length up to 65,534. Half the
+// sum, length / 2 - different, lies within +-32,767, so it fits 16 bits, and it is doubled when it is widened. With a
+// ReLU it is a difference of unsigned numbers that saturates at 0. No sum is a negative zero, and all are exact as
+// floats, so they are the same as those of elementwise.h.
 template <bool kRelu, bool kHasResidual>
 void finish_32(const uint16_t* different, const Epilogue& e, int c) {
   const uint16x8_t half_length = vdupq_n_u16(static_cast<uint16_t>(e.length / 2));
@@ -486,7 +488,7 @@ void finish_32(const uint16_t* different, const Epilogue& e, int c) {
   float* out = e.out + c;
   uint8_t* word = e.word == nullptr ? nullptr : reinterpret_cast<uint8_t*>(e.word) + c / 8;
   different += c;
-  // Copies: for all that the compiler knows, the stores below may write to the epilogue.
+  // Local copies: the compiler must assume that the stores below change the epilogue.
   const int64_t different_step = 2 * e.different_step, residual_step = e.residual_step, out_step = e.out_step;
   const int64_t word_bytes = e.word_step * static_cast<int64_t>(sizeof(uint64_t));
   for (int pixel = e.pixels; pixel > 0; --pixel) {
@@ -504,7 +506,7 @@ void finish_32(const uint16_t* different, const Epilogue& e, int c) {
         values[v + 1] = vcvtq_f32_s32(vshll_high_n_s16(half, 1));
       }
     }
-    // The residual may lie where the result goes: it is read before anything is written, in pairs of vectors.
+    // The result may overwrite the residual, so all of it is read before anything is written, in pairs of vectors.
 #pragma GCC unroll 4
     for (int v = 0; v < 8; v += 2) {
       values[v] = vaddq_f32(vmulq_f32(scale[v], values[v]), shift[v]);
@@ -556,7 +558,7 @@ double ceiling(int64_t rounds) {
   for (auto& sum : sums) sum = vdupq_n_u8(0);
   for (int64_t i = 0; i < rounds; ++i) {
     for (auto& sum : sums) {
-      asm volatile("" : "+w"(a));  // the compiler must not know that it is the same vector again
+      asm volatile("" : "+w"(a));  // keeps the compiler from moving the computation out of the loop
       sum = vaddq_u8(sum, vcntq_u8(veorq_u8(a, w)));
     }
   }
@@ -564,7 +566,7 @@ double ceiling(int64_t rounds) {
   return 128.0 * kChains * static_cast<double>(rounds);
 }
 
-// Whether this is a Cortex-A57 or A72, see above. Where the system does not tell, it is not.
+// Whether this is a Cortex-A57 or A72, see above; false if the system does not say.
 bool has_slow_look_up() {
 #if defined(__linux__)
   if ((getauxval(AT_HWCAP) & HWCAP_CPUID) == 0) return false;

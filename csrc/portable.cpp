@@ -47,7 +47,7 @@ double ceiling(int64_t rounds) {
   uint64_t a = 0x0123456789abcdef, sums[4] = {0, 0, 0, 0};
   for (int64_t i = 0; i < rounds; ++i) {
     for (uint64_t& sum : sums) {
-      asm volatile("" : "+r"(a));  // the compiler must not know that it is the same word again
+      asm volatile("" : "+r"(a));  // keeps the compiler from moving the computation out of the loop
       sum += __builtin_popcountll(a ^ w);
     }
   }

@@ -20,7 +20,7 @@ int32_t keep_failure() noexcept {
     std::snprintf(failure, sizeof(failure), "%zu bytes could not be allocated", error.bytes);
     return MMG_OUT_OF_MEMORY;
   } catch (const std::bad_alloc&) {
-    std::snprintf(failure, sizeof(failure), "a few bytes could not be allocated");
+    std::snprintf(failure, sizeof(failure), "memory could not be allocated");
     return MMG_OUT_OF_MEMORY;
   } catch (const std::exception& error) {
     std::snprintf(failure, sizeof(failure), "%s", error.what());

@@ -1,4 +1,4 @@
-// The border of the C interface, which no exception crosses.
+// Turns exceptions into statuses, so that none leaves the C interface.
 #ifndef MMGROUPNET_STATUS_H_
 #define MMGROUPNET_STATUS_H_
 

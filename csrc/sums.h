@@ -1,4 +1,4 @@
-// Sums over whole maps, of each channel, see mmgroupnet.h.
+// Sums over whole maps for each channel, see mmg_relu_sums and mmg_gradient_sums in mmgroupnet.h.
 #ifndef MMGROUPNET_SUMS_H_
 #define MMGROUPNET_SUMS_H_
 

@@ -1,6 +1,6 @@
-// OpenMP, since torch has it: threads of our own would share the cores with torch's, which look for their next work in
-// a loop for some milliseconds. With the name libgomp.so.1 the loader gives this library the very one that torch has
-// loaded.
+// Jobs on the threads of OpenMP, because torch uses it: other threads would compete for the cores with torch's, which
+// wait for work in a busy loop for some milliseconds. The loader resolves the name libgomp.so.1 to the library that
+// torch has loaded.
 #include "threads.h"
 
 #include <pthread.h>
@@ -11,7 +11,7 @@
 namespace mmgroupnet {
 namespace {
 
-// OpenMP does not survive a fork: the child would wait for threads that only its parent has.
+// OpenMP does not work after a fork: the child would wait for threads that exist only in its parent.
 std::atomic<bool> is_forked{false};
 const int registered = pthread_atfork(nullptr, nullptr, [] { is_forked.store(true); });
 

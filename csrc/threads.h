@@ -1,4 +1,4 @@
-// Jobs on several threads. Not for files of an instruction set, see kernels.h.
+// Jobs on several threads. Not for files of an instruction set: see ceil_div in kernels.h.
 #ifndef MMGROUPNET_THREADS_H_
 #define MMGROUPNET_THREADS_H_
 
@@ -8,9 +8,9 @@
 
 namespace mmgroupnet {
 
-// Runs job(0) ... job(num_jobs - 1), each once, on up to `threads` threads, the caller's among them, and returns when
-// all are done. In a forked child the caller works alone: the threads of its parent are not there. The first exception
-// of a job goes to the caller; jobs that have not begun by then are left out.
+// Runs job(0) ... job(num_jobs - 1), each once, on up to `threads` threads including the caller's, and returns when all
+// are done. A forked child does not have the threads of its parent, so there the caller runs all jobs. The first
+// exception of a job is thrown to the caller; jobs that have not begun by then are skipped.
 void parallel_for(int num_jobs, int threads, const std::function<void(int)>& job);
 
 // Pixels of one job.

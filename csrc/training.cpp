@@ -12,7 +12,8 @@
 namespace mmgroupnet {
 namespace {
 
-// Sums over jobs of `size` numbers each, added up in double and in their order: they do not depend on the threads.
+// Adds up `size` numbers of each job, in double and in the order of the jobs, so the sums do not depend on the number
+// of threads.
 template <typename T>
 void sum_jobs(int64_t pixels, int size, int threads, double* sums,
               const std::function<void(int64_t, int64_t, T*)>& job) {
@@ -27,7 +28,8 @@ void sum_jobs(int64_t pixels, int size, int threads, double* sums,
   }
 }
 
-// Signs of a row of weights (channels, taps), in the order (taps, channels). `negative` has channels * taps.
+// Packs the signs of a row of weights (channels, taps) in the order (taps, channels). `negative` has room for channels
+// * taps.
 void pack_row(const float* weights, int channels, int taps, uint8_t* negative, uint8_t* bits) {
   const int size = channels * taps;
   for (int i = 0; i < size; ++i) negative[i] = !(weights[i] >= 0);

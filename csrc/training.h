@@ -1,9 +1,9 @@
 // The elementwise passes of training, written once; every instruction set compiles them for itself. Maps are NHWC, with
-// K folded branches along the channels. Passes over one branch of a folded map start at its first channel and step by
-// `folded` channels. With r = max(y, low) a ReLU is low = 0.
+// K branches folded into the channels. Passes over one branch of a folded map start at its first channel and step by
+// `folded` channels. r = max(y, low), with low = 0 for a ReLU.
 //
-// Passes with sums go through tiles of channels and, within a tile, through the pixels: what belongs to a channel
-// (factors, sums) stays in registers, be there 16 channels or 500. Sums are taken pixel by pixel, so that all widths of
+// Passes with sums loop over tiles of channels and, within a tile, over the pixels, so the factors and sums of a
+// channel stay in registers, whether there are 16 channels or 500. Sums are added pixel by pixel, so all widths of
 // vectors give the same floats.
 #ifndef MMGROUPNET_TRAINING_H_
 #define MMGROUPNET_TRAINING_H_
@@ -28,7 +28,7 @@ constexpr int lanes() {
   return sizeof(V) / sizeof(float);
 }
 
-// As many integers.
+// Integers in the same number of lanes.
 template <typename V>
 using IntsOf = std::conditional_t<std::is_same_v<V, float>, int32_t, Ints>;
 template <typename V>
@@ -69,11 +69,11 @@ inline V maximum(V a, V b) {
   return a > b ? a : b;
 }
 
-// Calls tile(V(), c, first, last) for tiles of lanes<V>() channels from channel c on and pixels [first, last), which
-// make up all of them.
+// Calls tile(V(), c, first, last) for tiles that together cover all channels and pixels: lanes<V>() channels from
+// channel c on, and the pixels [first, last).
 template <typename Tile>
 inline void for_tiles(int64_t pixels, int channels, const Tile& tile) {
-  // 32 pixels: by then the next tile's cache lines have been fetched.
+  // After 32 pixels, the next tile's cache lines have been fetched.
   constexpr int64_t kPixels = 32;
   for (int64_t first = 0; first < pixels; first += kPixels) {
     const int64_t last = first + kPixels < pixels ? first + kPixels : pixels;
@@ -83,10 +83,10 @@ inline void for_tiles(int64_t pixels, int channels, const Tile& tile) {
   }
 }
 
-// Adds to `sums` the exact sums of r, of the low 16 bits of r * r and of its high 16 bits, (3, channels). All these are
-// numbers up to 2^16, so that 32 bits hold the sums of 2^15 pixels.
+// Adds to `sums` the exact sums of r, of the low 16 bits of r * r and of its high 16 bits, (3, channels). All these
+// numbers are below 2^16, so 32 bits hold the sums of 2^15 pixels.
 //
-// The squares of a tile are added up modulo 2^32. Less 2^16 times the sum of their high bits, that is the sum of their
+// The squares of a tile are added up modulo 2^32. This sum minus 2^16 times the sum of the high bits is the sum of the
 // low bits, which is below 2^32.
 void relu_sums(const int16_t* y, int low, int64_t pixels, int channels, int32_t* sums) {
   for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
@@ -111,7 +111,7 @@ void relu_sums(const int16_t* y, int low, int64_t pixels, int channels, int32_t*
   });
 }
 
-// out = scale * r + shift (+ residual). It has no sums to keep, so that it is fastest straight through the map.
+// out = scale * r + shift (+ residual). It has no sums to keep, so a loop straight through the map is fastest.
 void relu_affine(const int16_t* __restrict y, int low, const float* __restrict scale, const float* __restrict shift,
                  const float* __restrict residual, int64_t pixels, int channels, float* __restrict out) {
   for (int64_t i = 0; i < pixels; ++i, y += channels, out += channels) {
@@ -183,10 +183,12 @@ void sign_gradient(const float* g, const float* x, const float* residual, int64_
   });
 }
 
-// With m = sum_j scales[j] * x_j and out_i = m + gate[i] * (x_i - m): the gradient of x is
-//   gate[j] * g_j + scales[j] * h, h = sum_i (1 - gate[i]) * g_i,
-// that of gate[i] the sum of g_i * (x_i - m), that of scales[j] the sum of h * x_j; the latter two per channel, added
-// to `sums` (2, branches, channels).
+// Let m = sum_j scales[j] * x_j and out_i = m + gate[i] * (x_i - m). With h = sum_i (1 - gate[i]) * g_i, the gradients
+// are
+//   of x_j        gate[j] * g_j + scales[j] * h
+//   of gate[i]    the sum of g_i * (x_i - m)
+//   of scales[j]  the sum of h * x_j
+// The latter two are added to `sums` per channel, (2, branches, channels).
 void connect_gradient(const float* g, const float* x, const float* gate, const float* scales, int64_t pixels,
                       int branches, int channels, float* out, float* sums) {
   const int64_t folded = static_cast<int64_t>(branches) * channels;
@@ -212,7 +214,7 @@ void connect_gradient(const float* g, const float* x, const float* gate, const f
   });
 }
 
-// A table with the passes of this file in it.
+// Returns the table with the passes of this file filled in.
 Kernels with_training(Kernels kernels) {
   kernels.relu_sums = relu_sums;
   kernels.relu_affine = relu_affine;

@@ -1,8 +1,8 @@
 """The demo: train a small binary detector and its float twin on real handwritten digits, and compare them.
 
-``make demo`` runs this. Each step is what a person would type: the generator of the data, ``tools/train.py``,
-``tools/test.py``. A run that was interrupted goes on where it stopped; a finished one is kept beside as
-``<work dir>_previous`` when the demo is run again.
+``make demo`` runs this. The steps are commands that you can also run one by one: the generator of the data,
+``tools/train.py`` and ``tools/test.py``. An interrupted run continues where it stopped. A finished run is renamed to
+``<work dir>_previous`` when the demo runs again.
 """
 
 import json
@@ -68,7 +68,7 @@ def run(work_dir: Path, cfg_options: list[str]) -> None:
         results.append(
             Result(
                 detector.name,
-                # Where nothing at all was detected, as after an epoch or two, mmdet gives no metrics.
+                # If nothing was detected, as after an epoch or two, mmdet returns no metrics.
                 metrics.get('coco/bbox_mAP', 0.0),
                 metrics.get('coco/bbox_mAP_50', 0.0),
                 *count_parameters(detector.config),
@@ -118,7 +118,7 @@ def draw_results(binary: Detector, twin: Detector) -> None:
 
 
 def write_summary(path: Path, results: list[Result], checkpoint: Path, seconds: float) -> None:
-    """Write the figures for programs; the first result is the binary detector, the second its twin."""
+    """Write the figures as JSON; the first result is the binary detector, the second its twin."""
     binary, twin = results
     summary = {
         'bbox_mAP': binary.ap,

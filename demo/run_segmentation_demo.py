@@ -1,8 +1,8 @@
-"""The demo of segmentation: train a small binary FCN-8s on real handwritten digits, and draw what it sees.
+"""The demo of segmentation: train a small binary FCN-8s on real handwritten digits, and draw its predictions.
 
-``make demo-seg`` runs this. Each step is what a person would type: the generator of the data, ``tools/train.py``,
-``tools/test.py``. A run that was interrupted goes on where it stopped; a finished one is kept beside as
-``<work dir>_previous`` when the demo is run again.
+``make demo-seg`` runs this. The steps are commands that you can also run one by one: the generator of the data,
+``tools/train.py`` and ``tools/test.py``. An interrupted run continues where it stopped. A finished run is renamed to
+``<work dir>_previous`` when the demo runs again.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the demos have in common: steps that a person would type one by one, timed, and taken up where they stopped."""
+"""The common parts of the demos: steps that could be typed one by one, timed, and continued after an interruption."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ DATA_ROOT = Path('data/digits')  # like all paths here and in the configs, relat
 
 
 class Stopwatch:
-    """Announces steps and takes their seconds, kept in a file so that an interrupted demo counts all its runs.
+    """Announces steps and measures their seconds. A file keeps them, so that the time of interrupted runs counts, too.
 
     Args:
         path: The file, JSON.
@@ -37,7 +37,7 @@ class Stopwatch:
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
-        """Announce a step and take its time, also if it fails or is interrupted."""
+        """Announce a step and measure its time, also if it fails or is interrupted."""
         self.num_started += 1
         print(f'\n===== step {self.num_started}/{self.num_steps}: {title} =====', flush=True)
         start = time.monotonic()
@@ -58,9 +58,9 @@ def run_demo(description: str, work_dir: Path, run: Callable[[Path, list[str]], 
     """Reads the command line of a demo and runs it in the checkout.
 
     Args:
-        description: What its ``--help`` says.
+        description: The text of its ``--help``.
         work_dir: Default folder of the results.
-        run: Called with the folder of the results, where those of an unfinished run are left, and the overrides
+        run: Called with the folder of the results, which keeps those of an unfinished run, and with the overrides
             ``KEY=VALUE`` of all configs.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -83,14 +83,14 @@ def run_demo(description: str, work_dir: Path, run: Callable[[Path, list[str]], 
             args.work_dir.mkdir(parents=True, exist_ok=True)
             run(args.work_dir, args.cfg_options)
         except KeyboardInterrupt:
-            sys.exit('\ndemo: interrupted; the same command goes on from the last checkpoint.')
+            sys.exit('\ndemo: interrupted; the same command continues from the last checkpoint.')
 
 
 def keep_finished_results(work_dir: Path) -> None:
-    """Move the results of a finished demo aside, so that this run trains anew; leave those of an unfinished one.
+    """Rename the results of a finished demo, so that this run starts from scratch; keep those of an unfinished one.
 
     Raises:
-        UserError: If what is in their place are no results of a demo, which may be replaced.
+        UserError: If something other than results of a demo has the new name; older results are replaced.
     """
     if not (work_dir / 'summary.json').exists():
         return
@@ -98,8 +98,8 @@ def keep_finished_results(work_dir: Path) -> None:
     if os.path.lexists(previous):
         if previous.is_symlink() or not (previous / 'summary.json').is_file():
             raise UserError(
-                f'the results of the last demo cannot be kept in {previous}, which holds something else (no '
-                'summary.json of a demo): move it, or give another --work-dir'
+                f'the results of the last demo cannot be kept in {previous}, which contains something else '
+                '(no summary.json of a demo): move it, or give another --work-dir'
             )
         shutil.rmtree(previous)
     work_dir.rename(previous)
@@ -120,7 +120,7 @@ def run_tool(*command: str | Path, cfg_options: list[str]) -> None:
 
 
 def train(config: str, work_dir: Path, cfg_options: list[str]) -> None:
-    """Train, or go on with a training that was cut off."""
+    """Train, or continue an interrupted training."""
     # --resume without a checkpoint in the work directory starts from the beginning.
     run_tool('tools/train.py', config, '--work-dir', work_dir, '--resume', cfg_options=cfg_options)
 
@@ -152,7 +152,7 @@ def last_checkpoint(work_dir: Path) -> Path:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells in aligned columns, the first to the left, the others to the right."""
+    """Cells in columns, the first aligned to the left, the others to the right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = [
         '  '.join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
@@ -163,7 +163,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def print_places(places: Sequence[tuple[Path, str]], seconds: float) -> None:
-    """Say how long it took, and where to look."""
+    """Print how long the demo took, and where the results are."""
     print(f'{seconds:.0f} seconds in all. Where to look:')
     for path, content in places:
         print(f'    {str(path):<36} {content}')

@@ -1,5 +1,5 @@
-"""Builds the wheels of mmgroupnet-runtime into ``runtime/dist``: this machine's, and aarch64's where a cross compiler
-is installed. This machine's library is put into ``runtime/src``, too, so that the checkout can be used as it is.
+"""Builds the wheels of mmgroupnet-runtime into ``runtime/dist``: for this machine, and for aarch64 if there is a
+cross compiler. It also copies this machine's library into ``runtime/src``, so the checkout runs without installation.
 """
 
 import os
@@ -16,8 +16,8 @@ CROSS_COMPILER = 'aarch64-linux-gnu-g++'
 
 
 def build(machine: str) -> Path:
-    """The wheel for a machine. It is built without an environment of its own, so that nothing is downloaded."""
-    for former in (ROOT / 'build').glob('lib*'):  # may hold modules that are gone by now
+    """Builds the wheel for a machine, without build isolation, so that nothing is downloaded."""
+    for former in (ROOT / 'build').glob('lib*'):  # may contain modules that no longer exist
         shutil.rmtree(former)
     dist = ROOT / 'dist'
     for former in dist.glob(f'*_{machine}.whl'):

@@ -1,6 +1,6 @@
 """Packaging of mmgroupnet-runtime: compiles the operators of ``csrc/onnxruntime`` into the package.
 
-It is built from a checkout, for the machine that it runs on, or for the one that ``MMGROUPNET_RUNTIME_MACHINE`` names.
+It needs a checkout, and builds for this machine or for the one that ``MMGROUPNET_RUNTIME_MACHINE`` names.
 """
 
 import os
@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parent
 OPERATORS = ROOT.parent / 'csrc' / 'onnxruntime'
 LIBRARY = 'libmmgroupnet_onnxruntime.so'
 MACHINE = os.environ.get('MMGROUPNET_RUNTIME_MACHINE', platform.machine())
-# CMake's files stay here, so that what has not changed is not compiled again.
+# CMake's files are kept here, so that only what has changed is compiled again.
 BUILD = ROOT / 'build' / MACHINE
 
 
 def compile_operators() -> Path:
-    """The compiled library.
+    """Compiles the operators and returns the library.
 
     Raises:
         CompileError: If CMake or a compiler is missing, or compiling fails.
@@ -48,13 +48,13 @@ def compile_operators() -> Path:
 
 
 def oldest_glibc(library: Path) -> tuple[int, int]:
-    """Version of the oldest glibc that has all symbols which a library asks for."""
+    """Version of the oldest glibc that has all symbols that a library needs."""
     versions = re.findall(rb'\0GLIBC_(\d+)\.(\d+)', library.read_bytes())
     return max((int(major), int(minor)) for major, minor in versions)
 
 
 class BuildOperators(build_py):
-    """Adds the library to the package; to the checkout's where it is installed as an editable one."""
+    """Adds the library to the package, or to the checkout if the installation is editable."""
 
     def run(self) -> None:
         super().run()
@@ -65,7 +65,7 @@ class BuildOperators(build_py):
 
 
 class Wheel(bdist_wheel):
-    """A wheel for any Python 3 on Linux with the glibc that the library asks for."""
+    """A wheel for any Python 3 on Linux with the glibc that the library needs."""
 
     def get_tag(self) -> tuple[str, str, str]:
         major, minor = oldest_glibc(BUILD / LIBRARY)
@@ -73,14 +73,14 @@ class Wheel(bdist_wheel):
 
 
 class BinaryDistribution(Distribution):
-    """Says that the package is not for all machines."""
+    """Marks the package as specific to one kind of machine."""
 
     def has_ext_modules(self) -> bool:
         return True
 
 
 def read_version() -> str:
-    """Version of mmgroupnet, which is this one's as well."""
+    """The version of mmgroupnet, which is also the version of this package."""
     scope = {}
     exec((ROOT.parent / 'mmgroupnet' / 'version.py').read_text(encoding='utf-8'), scope)
     return scope['__version__']

@@ -1,19 +1,19 @@
-# mmdet's defaults and what every run of ours wants besides.
+# mmdet's defaults, and settings for all our runs.
 _base_ = 'mmdet::_base_/default_runtime.py'
 
-# Guards against lost work, written out: take out what you do not want. The tools add those that are missing to every
-# config that does not say add_guards = False.
+# Guards against lost work. Remove those that you do not want: add_guards = False keeps the tools from adding them
+# again.
 add_guards = False
 default_hooks = dict(
     logger=dict(interval=10),
     checkpoint=dict(max_keep_ckpts=2, backend_args=dict(backend='mmgroupnet.atomic')),  # written whole or not at all
-    checkpoint_match=dict(type='mmgroupnet.CheckpointMatchHook'),  # what is loaded of a checkpoint, or why it is not
-    invalid_loss=dict(type='mmgroupnet.InvalidLossHook'),  # stops where a loss is NaN or infinite
-    epoch_seed=dict(type='mmgroupnet.EpochSeedHook'),  # a resumed run repeats an uninterrupted one
-    plain_checkpoint=dict(type='mmgroupnet.PlainCheckpointHook'),  # every program reads its checkpoints
+    checkpoint_match=dict(type='mmgroupnet.CheckpointMatchHook'),  # reports what is loaded from a checkpoint
+    invalid_loss=dict(type='mmgroupnet.InvalidLossHook'),  # stops if a loss is NaN or infinite
+    epoch_seed=dict(type='mmgroupnet.EpochSeedHook'),  # a resumed run gives the results of an uninterrupted one
+    plain_checkpoint=dict(type='mmgroupnet.PlainCheckpointHook'),  # every program can read the checkpoints
 )
-# Logs once an epoch whether the binary layers are alive.
+# Logs the share of +1 and the dead channels of binary layers, once per epoch.
 custom_hooks = [dict(type='mmgroupnet.BinaryStatisticsHook')]
 
-# A fixed seed makes a resumed training repeat an uninterrupted one.
+# With a fixed seed, a resumed training gives the results of an uninterrupted one.
 randomness = dict(seed=0)

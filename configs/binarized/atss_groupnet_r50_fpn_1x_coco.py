@@ -2,5 +2,5 @@
 _base_ = ['mmdet::atss/atss_r50_fpn_1x_coco.py', '../_base_/policies/groupnet_k4.py']
 
 model = dict(_delete_=True, type='mmgroupnet.Binarized', backbone={}, policy=_base_.policy, model=_base_.model)
-# Logs once an epoch whether the binary layers are alive.
+# Logs the share of +1 and the dead channels of binary layers, once per epoch.
 custom_hooks = [dict(type='mmgroupnet.BinaryStatisticsHook')]

@@ -5,5 +5,5 @@ _base_ = [
 ]
 
 model = dict(_delete_=True, type='mmgroupnet.Binarized', policy=_base_.policy, model=_base_.model)
-# Logs at every validation whether the binary layers are alive.
+# Logs the share of +1 and the dead channels of binary layers, at every validation.
 custom_hooks = [dict(type='mmgroupnet.BinaryStatisticsHook')]

@@ -1,5 +1,5 @@
-# Group-Net** ResNet-18, K = 5, with what binary networks have learned since: from a float ResNet in one stage, soft
-# labels of a float teacher, a scale per output channel, learned thresholds, average pooling in shortcuts, cosine decay.
+# Group-Net** ResNet-18, K = 5, with methods of later binary networks: one stage from a float ResNet, soft labels of a
+# float teacher, a scale per output channel, learned thresholds, average pooling in shortcuts, cosine decay.
 _base_ = [
     '../_base_/models/groupnet_r18.py',
     'mmpretrain::_base_/datasets/imagenet_bs32.py',
@@ -7,7 +7,7 @@ _base_ = [
     '../_base_/classification_runtime.py',
 ]
 
-# A file, an address, or a name of torchvision's.
+# A file, a URL, or a torchvision model.
 float_checkpoint = 'torchvision://resnet18'
 teacher_checkpoint = 'torchvision://resnet34'
 teacher = dict(

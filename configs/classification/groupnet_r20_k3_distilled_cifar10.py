@@ -1,7 +1,7 @@
 # Group-Net** ResNet-20, K = 3, binary from the first step: with weights and soft labels of a float ResNet-20.
 _base_ = 'groupnet_r20_k3_from-float_cifar10.py'
 
-# The same float network once more, as the teacher.
+# The same float network is also the teacher.
 float_checkpoint = 'data/pretrained_cifar_resnet/resnet20-12fca82f.th'
 teacher = dict(
     type='ImageClassifier',
@@ -11,8 +11,8 @@ teacher = dict(
 )
 model = dict(head=dict(loss=dict(_delete_=True, type='CrossEntropyLoss', use_soft=True)))
 
-# Crops of 24x24 have little over half of an image's pixels, and a step takes as much less time; the last epochs, where
-# the learning rate falls, see whole images, as the test does.
+# Crops of 24x24 have little more than half of an image's pixels, so a step takes little more than half the time. The
+# last epochs, with a low learning rate, train on whole images, as in the test.
 flip_and_pack = [
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),

@@ -1,4 +1,4 @@
-# A small Group-Net** on the embedded digits, binary from the first step, for as many epochs as the two stages together.
+# A small Group-Net** on the embedded digits, binary from the first step, for as many epochs as both stages together.
 _base_ = [
     '../_base_/models/groupnet_r20_cifar.py',
     '../_base_/datasets/digits_classification.py',

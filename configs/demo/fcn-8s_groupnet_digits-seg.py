@@ -12,7 +12,7 @@ model = dict(
     backbone=dict(
         num_bases=num_bases,
         strides=(1, 2, 2, 1),
-        # A rate per branch, small ones: the last map has 8x8 pixels.
+        # One small rate per branch: the last map has 8x8 pixels.
         dilations=(1, 1, 1, [1, 2, 3]),
         binary_downsample=False,
         avg_down=True,

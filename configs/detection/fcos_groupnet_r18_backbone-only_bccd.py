@@ -1,4 +1,4 @@
-# The float twin with the backbone of fcos_groupnet_r18_bccd.py.
+# The float twin of fcos_groupnet_r18_bccd.py with its binary backbone.
 _base_ = 'fcos_r18_bccd.py'
 
 model = dict(

@@ -9,6 +9,6 @@ _base_ = [
 # A run takes at most eight minutes on two cores.
 train_cfg = dict(max_epochs=4, val_interval=4)
 
-# Without a reduction of its own the loss is averaged by mmengine: mmseg's average fails where masks hold 255.
+# With reduction='none', mmengine averages the loss: mmseg's own average fails if masks hold 255.
 loss_decode = dict(type='CrossEntropyLoss', class_weight=_base_.class_weight, reduction='none')
 model = dict(decode_head=dict(loss_decode=loss_decode))

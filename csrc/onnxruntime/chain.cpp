@@ -63,7 +63,7 @@ Geometry read_unit(Reader& reader) {
   return found;
 }
 
-// By how much a convolution makes a map larger or smaller, before its stride.
+// How many pixels a convolution with stride 1 adds to a map's size; negative if it removes some.
 struct Margin {
   int64_t height, width;
 };
@@ -83,7 +83,7 @@ void check_unit(const Geometry& geometry, int64_t index) {
   const std::string name = text({"geometry of unit ", index, ": "});
   for (const auto& [channels, kind] : {std::pair(unit.in_channels, "in"), std::pair(unit.out_channels, "out")}) {
     if (channels % unit.groups != 0) {
-      throw Error({name, kind, "_channels=", channels, " is no multiple of groups=", unit.groups});
+      throw Error({name, kind, "_channels=", channels, " is not a multiple of groups=", unit.groups});
     }
     if (int64_t{unit.num_bases} * channels > kMaxChannels) {
       throw Error({name, "num_bases=", unit.num_bases, " times ", kind, "_channels=", channels, ": give no more than ",
@@ -169,7 +169,7 @@ std::vector<Geometry> decode(const std::vector<int64_t>& numbers) {
 }
 
 void Chain::check_channels() const {
-  // Maps without pixels stand for those of any size.
+  // Maps without pixels stand for maps of any size.
   const Map map = {num_bases, units.back().unit.out_channels, 0, 0};
   double products = 0;
   run(0, 0, 0, map, false, &products);
@@ -187,13 +187,13 @@ Shape Chain::output_shape(const Shape& input, const Shape& shortcut_map, double*
 }
 
 void check_size(const Map& map, int64_t batch) {
-  // Branches that share their weights may be more than those of a unit.
+  // If branches share their weights, a map may have more branches than its unit.
   if (map.branches * map.channels > kMaxChannels) {
     throw Error(
         {"maps of ", map.branches, " * ", map.channels, " channels: give no more than ", kMaxChannels, " channels"});
   }
   if (batch <= kMaxSide && map.height <= kMaxSide && map.width <= kMaxSide) {
-    const int64_t of_a_pixel = batch * map.branches * map.channels;  // both factors are 2^24 or less
+    const int64_t of_a_pixel = batch * map.branches * map.channels;  // batch and all channels are at most 2^24 each
     if (of_a_pixel == 0 || map.height * map.width <= kMaxElements / of_a_pixel) return;
   }
   throw Error({"a batch of ", batch, " maps of ", to_text(map), ": give sides up to ", kMaxSide, " and up to ",
@@ -210,7 +210,7 @@ Map Chain::run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool 
     const mmg_unit& unit = geometry.unit;
     const std::string name = text({"geometry of unit ", index, ": "});
     const int64_t branches = geometry.branches(in.branches);
-    // The first unit may give each of its branches the same map; those behind it read what the one before wrote.
+    // The branches of the first unit may read the same map; each later unit reads the output of the unit before it.
     if (in.channels != unit.in_channels || (branches != in.branches && !(is_first && in.branches == 1))) {
       throw Error({name, "it reads ", branches, " * ", unit.in_channels, " channels and gets ", in.branches, " * ",
                    in.channels});

@@ -1,4 +1,4 @@
-// The units of a block: how they are told of, and what is allowed. It is what mmgroupnet/ops takes.
+// The units of a block: how they are encoded, and which are allowed. Both are the same as in mmgroupnet/ops.
 #ifndef MMGROUPNET_ONNXRUNTIME_CHAIN_H_
 #define MMGROUPNET_ONNXRUNTIME_CHAIN_H_
 
@@ -11,7 +11,7 @@
 
 namespace mmgroupnet {
 
-// Bounds below which no number of the kernels overflows.
+// Within these bounds no number of the kernels overflows.
 constexpr int64_t kMaxBases = 1024;
 constexpr int64_t kMaxChannels = 1 << 24;  // of all branches
 constexpr int64_t kMaxReach = 4096;        // of a kernel, its stride and padding, in pixels
@@ -24,19 +24,19 @@ constexpr std::array kParameterNames = {"bits",       "scale",      "bias",     
                                         "norm_shift", "sign_scale", "sign_shift"};
 constexpr int64_t kNumParameters = kParameterNames.size();
 
-// Numbers of a unit; those of `unit` that are addresses are not set.
+// The numbers of a unit. Of the addresses in `unit`, only that of the dilations is set.
 struct Geometry {
   Geometry() = default;
-  Geometry(Geometry&&) = default;  // a copy would point to the dilations of another one
+  Geometry(Geometry&&) = default;  // a copy would point to the dilations of the original
 
   mmg_unit unit = {};
   std::vector<int32_t> dilations;
 
   int64_t weight_rows() const { return int64_t{unit.out_channels} * (unit.shares_weights ? 1 : unit.num_bases); }
   int64_t row_bits() const;
-  // What a parameter must be.
+  // The shape that a parameter must have.
   Shape parameter_shape(Parameter parameter) const;
-  // Branches of the output for those of the input.
+  // Branches of the output for an input of `given` branches.
   int64_t branches(int64_t given) const;
 };
 
@@ -44,13 +44,14 @@ struct Map {
   int64_t branches, channels, height, width;  // channels of one branch
 };
 
-// Refuses maps whose elements the kernels could not count.
+// Throws an Error if a map has more elements than the kernels can count.
 void check_size(const Map& map, int64_t batch);
 
-// Reads units that lie one behind the other. Throws an Error where they end too early, or where one is impossible.
+// Decodes the units in a sequence that concatenates several. Throws an Error if it ends too early or a unit is
+// impossible.
 std::vector<Geometry> decode(const std::vector<int64_t>& numbers);
 
-// What makes a block's output.
+// The connection and the units of a block.
 struct Chain {
   int64_t connection, num_bases;
   std::vector<Geometry> units;  // the shortcut's first, if there is one
@@ -60,14 +61,14 @@ struct Chain {
   // Branches of the block's input.
   int64_t given_branches() const { return connection == MMG_BROADCAST ? 1 : num_bases; }
 
-  // Throws an Error where units don't fit each other, whatever the size of the maps.
+  // Throws an Error if units do not fit each other, whatever the size of the maps.
   void check_channels() const;
-  // The output for an input of this shape, both (N, H, W, C), and how many binary products it takes. Throws an Error
-  // where maps don't fit; the shortcut's is read where there is one.
+  // The shape of the output for an input of this shape, both (N, H, W, C). Adds the number of binary products to
+  // `products`. `shortcut_map` is read only if there is one. Throws an Error if maps do not fit.
   Shape output_shape(const Shape& input, const Shape& shortcut_map, double* products) const;
 
  private:
-  // Checks unit by unit. Without sizes maps have no pixels.
+  // Checks unit by unit and returns the map of the output. Without `has_sizes`, outputs have no pixels.
   Map run(int64_t batch, int64_t height, int64_t width, Map shortcut, bool has_sizes, double* products) const;
 };
 

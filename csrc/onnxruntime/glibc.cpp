@@ -1,15 +1,15 @@
-// Keeps a library that has libstdc++ inside small and loadable on systems with an old glibc: the operators for ONNX
-// Runtime, and the kernels of a wheel.
+// Makes a library that contains libstdc++ smaller, and loadable on systems with an old glibc. The operators for ONNX
+// Runtime and the kernels in a wheel use it.
 #include <cstdlib>
 
-// The flag of glibc 2.32 by which libstdc++ spares atomic instructions. With one of our own, which says that there may
-// be threads, an older glibc will do.
+// A flag of glibc 2.32: libstdc++ reads it to avoid atomic instructions in processes without threads. This definition
+// says that there may be threads, and the library no longer needs glibc's.
 extern "C" {
 char __libc_single_threaded = 0;
 }
 
-// std::terminate calls this handler for an uncaught exception, which the operators do not let happen. libstdc++'s own
-// handler prints the exception's name, for which it links a demangler of 70 kB.
+// std::terminate calls this handler for an uncaught exception; the operators catch all. libstdc++'s own handler prints
+// the name of the exception, and needs a demangler of 70 kB for it.
 namespace __gnu_cxx {
 void __verbose_terminate_handler() { std::abort(); }
 }  // namespace __gnu_cxx

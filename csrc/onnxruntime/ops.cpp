@@ -21,12 +21,12 @@
 namespace mmgroupnet {
 namespace {
 
-// An entry of the session's configuration: its number of threads, by which work is cut into jobs. ONNX Runtime does not
-// tell it. Results are the same for any number.
+// An entry of the session's configuration: its number of threads, which divides the work into jobs. ONNX Runtime does
+// not tell operators this number. It does not change results.
 constexpr const char* kThreadsEntry = "mmgroupnet.threads";
 constexpr int kMaxThreads = 256;
-// A block of fewer binary products runs on one thread: waking other threads takes longer than these products, some 10
-// microseconds on x86.
+// A block of fewer binary products runs on one thread: waking other threads takes longer than these products, which
+// take some 10 microseconds on x86.
 constexpr double kLeastProducts = 1 << 22;
 
 std::string shape_of_input(int64_t branches, int64_t channels) {
@@ -41,7 +41,7 @@ class Constants {
   size_t next() const { return next_; }
   void skip() { ++next_; }
 
-  // Throws where it has another type or shape.
+  // Throws an Error if the next initializer has another type or shape.
   const void* read(const std::string& name, ONNXTensorElementDataType type, const Shape& shape) {
     const Tensor found = node_.constant(next_, name);
     if (found.type != type || found.shape != shape) {
@@ -64,7 +64,7 @@ class Constants {
 
 void check_num_inputs(const Node& node, int64_t wanted) {
   const auto given = static_cast<int64_t>(node.num_inputs());
-  if (given != wanted) throw Error({"the node has ", given, " inputs, its attributes ask for ", wanted});
+  if (given != wanted) throw Error({"the node has ", given, " inputs, but its attributes need ", wanted});
 }
 
 void check_float(const Node& node, size_t index, const char* name) {
@@ -301,7 +301,7 @@ Operator describe(int threads) {
   return op;
 }
 
-// Chooses the kernels, once in a process: weights that were arranged for others would be misread.
+// Chooses the kernels, once per process: other kernels would misread weights that are already arranged.
 void select_kernels() {
   static const bool is_selected = [] {
     const char* name = std::getenv("MMGROUPNET_KERNEL");
@@ -318,7 +318,7 @@ void select_kernels() {
 int count_threads(const OrtApi& api, const OrtSessionOptions* options) {
   int is_given = 0;
   check(api, api.HasSessionConfigEntry(options, kThreadsEntry, &is_given));
-  // ONNX Runtime itself takes a thread for each core.
+  // ONNX Runtime itself uses one thread per core.
   if (is_given == 0) return static_cast<int>(std::clamp<int64_t>(sysconf(_SC_NPROCESSORS_ONLN), 1, kMaxThreads));
   size_t size = 0;
   check(api, api.GetSessionConfigEntry(options, kThreadsEntry, nullptr, &size));
@@ -341,7 +341,7 @@ struct Domain {
   OrtCustomOpDomain* domain = nullptr;
 };
 
-// A process may hold several ONNX Runtimes. Domains stay for good, as sessions refer to them.
+// A process may have loaded several ONNX Runtimes. Domains are never freed, because sessions refer to them.
 OrtCustomOpDomain* domain_of(const OrtApi& api, int threads) {
   static std::mutex mutex;
   static auto& domains = *new std::map<std::pair<const OrtApi*, int>, Domain>;
@@ -361,13 +361,13 @@ OrtCustomOpDomain* domain_of(const OrtApi& api, int threads) {
 }  // namespace
 }  // namespace mmgroupnet
 
-// What SessionOptions::RegisterCustomOpsLibrary calls.
+// SessionOptions::RegisterCustomOpsLibrary calls this function.
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
                                                                                const OrtApiBase* base) {
   using namespace mmgroupnet;
   const OrtApi* api = base->GetApi(kOrtVersion);
   if (api == nullptr) {
-    // The function that makes a status is in all versions.
+    // All versions have the function that creates a status.
     return base->GetApi(1)->CreateStatus(ORT_FAIL, "mmgroupnet: this ONNX Runtime is too old, install 1.22 or newer");
   }
   return to_status_of(*api, [&] {

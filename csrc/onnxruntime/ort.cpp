@@ -20,7 +20,7 @@ Tensor describe(const OrtApi& api, const OrtValue* value) {
   tensor.shape.resize(rank);
   check(api, api.GetDimensions(info, tensor.shape.data(), rank));
   void* data = nullptr;
-  check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));  // Older versions have no other way.
+  check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));  // older versions have only this function
   tensor.data = data;
   return tensor;
 }
@@ -83,7 +83,7 @@ int64_t Node::number(const char* attribute) const {
   OrtStatus* status = api_.KernelInfoGetAttribute_int64(&info_, attribute, &found);
   if (status != nullptr) {
     api_.ReleaseStatus(status);
-    throw Error({"attribute ", attribute, ": it is missing or no int"});
+    throw Error({"attribute ", attribute, ": it is missing or not an int"});
   }
   return found;
 }
@@ -93,7 +93,7 @@ std::vector<int64_t> Node::numbers(const char* attribute) const {
   OrtStatus* status = api_.KernelInfoGetAttributeArray_int64(&info_, attribute, nullptr, &size);
   if (status != nullptr) {
     api_.ReleaseStatus(status);
-    throw Error({"attribute ", attribute, ": it is missing or no list of ints"});
+    throw Error({"attribute ", attribute, ": it is missing or not a list of ints"});
   }
   std::vector<int64_t> found(size);
   if (size > 0) check(api_, api_.KernelInfoGetAttributeArray_int64(&info_, attribute, found.data(), &size));

@@ -1,4 +1,4 @@
-// The C interface of ONNX Runtime, with errors as exceptions inside this library and as statuses at its border.
+// The C interface of ONNX Runtime. Inside this library errors are exceptions; at its border they become statuses.
 #ifndef MMGROUPNET_ONNXRUNTIME_ORT_H_
 #define MMGROUPNET_ONNXRUNTIME_ORT_H_
 
@@ -13,12 +13,12 @@
 
 namespace mmgroupnet {
 
-// The version of the interface that this library speaks, the oldest that has all of its functions.
+// The version of the interface that this library uses: the oldest one that has all functions it needs.
 constexpr uint32_t kOrtVersion = 17;
 
 using Shape = std::vector<int64_t>;
 
-// A part of a sentence.
+// A part of a message.
 struct Part {
   Part(const char* part) : text(part) {}
   Part(std::string part) : text(std::move(part)) {}
@@ -30,10 +30,10 @@ struct Part {
   std::string text;
 };
 
-// The parts one behind the other.
+// Concatenates the parts.
 std::string text(std::initializer_list<Part> parts);
 
-// One sentence for the user.
+// An error, with one sentence for the user.
 class Error : public std::exception {
  public:
   explicit Error(std::initializer_list<Part> sentence, OrtErrorCode code = ORT_INVALID_ARGUMENT)
@@ -47,13 +47,13 @@ class Error : public std::exception {
   OrtErrorCode code_;
 };
 
-// Throws what a status tells.
+// Throws an Error if a status of ONNX Runtime is a failure.
 void check(const OrtApi& api, OrtStatus* status);
 
 // The status of the exception that is being handled.
 OrtStatus* to_status(const OrtApi& api) noexcept;
 
-// Runs the body of a function that ONNX Runtime calls: no exception leaves it.
+// Runs the body of a function that ONNX Runtime calls; exceptions become its status.
 template <typename Body>
 OrtStatus* to_status_of(const OrtApi& api, const Body& body) noexcept {
   try {
@@ -64,7 +64,7 @@ OrtStatus* to_status_of(const OrtApi& api, const Body& body) noexcept {
   }
 }
 
-// Throws what a function of mmgroupnet.h tells.
+// Throws an Error if a status of mmgroupnet.h is a failure.
 void check_kernels(int32_t status);
 
 // A tensor that ONNX Runtime owns.
@@ -74,25 +74,25 @@ struct Tensor {
   const void* data = nullptr;
 };
 
-// float32, uint8 or the number of another type.
+// 'float32', 'uint8', or the number of another type.
 std::string type_name(ONNXTensorElementDataType type);
 
-// What a session tells of a node while it makes its kernel.
+// The attributes and inputs of a node, while its session creates the kernel.
 class Node {
  public:
   Node(const OrtApi& api, const OrtKernelInfo& info) : api_(api), info_(info) {}
 
   const OrtApi& api() const { return api_; }
   std::string name() const;
-  // Throw where there is no such attribute.
+  // Throw an Error if there is no such attribute.
   int64_t number(const char* attribute) const;
   std::vector<int64_t> numbers(const char* attribute) const;
-  // Throws where it is not between `low` and `high`.
+  // Throws an Error also if it is not between `low` and `high`.
   int64_t number(const char* attribute, int64_t low, int64_t high) const;
   size_t num_inputs() const;
-  // Type of an input's elements, which a tensor that is computed has, too.
+  // Type of an input's elements; the input may be a computed tensor.
   ONNXTensorElementDataType input_type(size_t index) const;
-  // Throws where it is not an initializer. `name` says what it is, for the sentence.
+  // Throws an Error if the input is not an initializer. The message calls it `name`.
   Tensor constant(size_t index, const std::string& name) const;
 
  private:
@@ -100,11 +100,11 @@ class Node {
   const OrtKernelInfo& info_;
 };
 
-// Tensors of a node that is being run.
+// Tensors of a node that is running.
 Tensor input(const OrtApi& api, const OrtKernelContext& context, size_t index);
 float* output(const OrtApi& api, OrtKernelContext& context, const Shape& shape);
 
-// Until it dies, jobs of this thread (threads.h) run on the threads of the session that runs the node.
+// While this object exists, jobs of this thread (threads.h) run on the threads of the session that runs the node.
 class SessionThreads {
  public:
   SessionThreads(const OrtApi& api, const OrtKernelContext& context);

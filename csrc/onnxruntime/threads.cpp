@@ -1,4 +1,4 @@
-// Jobs on the threads of the session that runs a node: threads of our own would fight with them for the cores.
+// Jobs on the threads of the session that runs a node: other threads would compete with them for the cores.
 #include "threads.h"
 
 #include <atomic>
@@ -26,7 +26,7 @@ void parallel_for(int num_jobs, int threads, const std::function<void(int)>& job
     for (int i = 0; i < num_jobs; ++i) job(i);
     return;
   }
-  // An exception must not run into ONNX Runtime.
+  // An exception must not propagate into ONNX Runtime.
   struct Work {
     const std::function<void(int)>& job;
     std::atomic<bool> has_failed{false};

@@ -14,13 +14,13 @@ namespace {
 // The kernels load whole cache lines.
 constexpr size_t kAlignment = 64;
 
-// Those in use by their size.
+// The weights in use, by their size.
 struct Kept {
   std::mutex mutex;
   std::multimap<size_t, std::weak_ptr<const uint8_t>> weights;
 };
 
-// It stays for good: a session may die after the destructors of this library's static objects.
+// It is never freed: a session may be destroyed after the static objects of this library.
 Kept& kept() {
   static Kept& found = *new Kept;
   return found;
@@ -31,7 +31,7 @@ Kept& kept() {
 Weights arrange(const mmg_unit& unit, const uint8_t* bits) {
   size_t bytes = 0;
   check_kernels(mmg_arranged_bytes(&unit, &bytes));
-  if (bytes == 0) throw Error({"geometry: the kernels cannot take this unit"});
+  if (bytes == 0) throw Error({"geometry: the kernels cannot compute this unit"});
   const size_t lines = (bytes + kAlignment - 1) / kAlignment;
   auto* memory = static_cast<uint8_t*>(std::aligned_alloc(kAlignment, lines * kAlignment));
   if (memory == nullptr) throw std::bad_alloc();

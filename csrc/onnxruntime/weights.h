@@ -1,4 +1,4 @@
-// Arranged weights, of which a process keeps equal ones once.
+// Arranged weights. A process keeps only one copy of equal ones.
 #ifndef MMGROUPNET_ONNXRUNTIME_WEIGHTS_H_
 #define MMGROUPNET_ONNXRUNTIME_WEIGHTS_H_
 
@@ -11,10 +11,10 @@ namespace mmgroupnet {
 
 using Weights = std::shared_ptr<const uint8_t>;
 
-// Brings a unit's bits in the order of the kernels. Where other units have the very same bytes, as the levels of a
-// pyramid that share a head, they are theirs; they live as long as the last of them.
+// Arranges a unit's bits in the order of the kernels. Units with equal bytes, such as those of a head that the levels
+// of a pyramid share, get the same weights, which live as long as the last of these units.
 //
-// Throws an Error where the kernels cannot take the unit.
+// Throws an Error if the kernels cannot compute the unit.
 Weights arrange(const mmg_unit& unit, const uint8_t* bits);
 
 }  // namespace mmgroupnet

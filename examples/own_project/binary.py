@@ -6,7 +6,7 @@ _base_ = [
     'mmgroupnet::_base_/default_runtime.py',
 ]
 
-num_bases = 3  # K, the number of binary branches: more are more accurate, larger and slower
+num_bases = 3  # K, the number of binary branches: with more, the model is more accurate, larger and slower
 max_epochs = 9
 
 # Everything below follows from it.

@@ -1,8 +1,8 @@
 # Your pictures and their COCO annotations: data/annotations/instances_{train,val}.json, data/train, data/val.
-# `mmgroupnet digits --out-dir data` makes such a set to try it with.
-classes = ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')  # as the annotations call them
+# `mmgroupnet digits --out-dir data` makes such a set to try it.
+classes = ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')  # as in the annotations
 data_root = 'data/'
-scale = (320, 320)  # largest width and height at which the network sees a picture
+scale = (320, 320)  # pictures are resized to at most this width and height
 batch_size = 4
 
 # Everything below follows from it.
@@ -12,7 +12,7 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=scale, keep_ratio=True),
-    # dict(type='RandomFlip', prob=0.5),  # where a mirrored picture is as good as the picture: not for digits
+    # dict(type='RandomFlip', prob=0.5),  # if a mirrored picture is as valid as the original; not for digits
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [

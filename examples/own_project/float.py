@@ -1,4 +1,4 @@
-# Its float twin, to see what being binary costs.
+# The float twin of binary.py, to see what binarisation costs.
 _base_ = [
     'data.py',
     'mmgroupnet::_base_/models/fcos_r18_half.py',

@@ -1,6 +1,6 @@
-// Runs random units and blocks through the C interface, with all kernels that this processor has: integers must be
-// those of a naive loop, floats the same for all kernels, bit for bit. It needs nothing but csrc/, so that it can be
-// compiled with sanitizers; every buffer is exactly as large as the interface says, in a piece of memory of its own.
+// Runs random units and blocks through the C interface, with all kernels that this processor has. Integers must equal
+// those of a naive loop, and floats must be the same for all kernels, bit for bit. It needs only csrc/, so it can be
+// compiled with sanitizers. Every buffer has its own memory, of exactly the size that the interface states.
 //
 //   fuzz_kernels [rounds] [seed]
 #include <cmath>
@@ -35,8 +35,8 @@ T one_of(std::initializer_list<T> values) {
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Memory of exactly `size` elements, so that a sanitizer sees the first byte behind them. Not a vector, whose capacity
-// may be larger. It starts with what nobody wrote: kernels must not count on zeros.
+// Memory of exactly `size` elements, so that a sanitizer sees the first byte behind them; the capacity of a vector may
+// be larger. It is filled with a pattern, because kernels must not rely on zeros.
 template <typename T>
 class Buffer {
  public:
@@ -91,7 +91,7 @@ std::vector<std::string> available_kernels() {
   return found;
 }
 
-// A unit with what it points to.
+// A unit with the memory that it points to.
 struct Unit {
   mmg_unit numbers = {};
   Buffer<int32_t> dilations{0};
@@ -127,7 +127,7 @@ struct Unit {
     return bits[static_cast<size_t>(row) * bytes + bit / 8] >> (bit % 8) & 1 ? -1 : 1;
   }
 
-  // For the selected kernels.
+  // Arranges the weights for the selected kernels.
   void arrange() {
     size_t bytes = 0;
     check(mmg_arranged_bytes(&numbers, &bytes));
@@ -152,7 +152,7 @@ struct Unit {
 
 int draw_channels() { return one_of({1, 3, 4, 5, 15, 16, 31, 32, 33, 63, 64, 65, 100, 127, 129, 200}); }
 
-// Weights; the bits behind the last one of a row are zero.
+// Draws weights; the bits behind the last one of a row are zero.
 void draw_bits(Unit& unit) {
   const int bytes = ceil_div(unit.row_bits(), 8);
   unit.bits = Buffer<uint8_t>(static_cast<size_t>(unit.rows()) * bytes);
@@ -190,7 +190,7 @@ Unit random_unit(int num_bases, int in_channels, bool shares_weights, bool merge
   return unit;
 }
 
-// Gives a unit another kernel and output, at stride 1 and padded such that maps keep their size.
+// Changes the kernel and the output channels of a unit, with stride 1 and a padding that keeps the size of maps.
 void resize(Unit& unit, int kernel_height, int kernel_width, int out_channels) {
   mmg_unit& numbers = unit.numbers;
   numbers.groups = 1;
@@ -223,7 +223,7 @@ size_t count(int batch, int height, int width, int channels) {
   return static_cast<size_t>(batch) * height * width * channels;
 }
 
-// Signs of a map, written down bit by bit.
+// Signs of a map, set bit by bit.
 Buffer<uint64_t> naive_signs(const Floats& x, size_t pixels, int branches, int channels) {
   const int words = ceil_div(channels, kWordBits);
   Buffer<uint64_t> signs(pixels * branches * words);
@@ -320,7 +320,7 @@ void fuzz_convolve(const std::vector<std::string>& names) {
   }
 }
 
-// Floats of all sets of kernels and numbers of threads must be equal, bit for bit.
+// Floats must be equal for all sets of kernels and numbers of threads, bit for bit.
 template <typename Run>
 void compare(const std::vector<std::string>& names, size_t size, const std::string& what, const std::string& described,
              const Run& run) {
@@ -344,7 +344,7 @@ void fuzz_block(const std::vector<std::string>& names) {
   block.batch = draw(1, 2);
   block.height = draw(1, 9);
   block.width = draw(1, 9);
-  // Layer-wise blocks have one branch, and bases that every unit adds up.
+  // Layer-wise blocks have one branch, and each of their units adds up its bases.
   const bool merges = draw(0, 3) == 0;
   block.num_bases = merges ? 1 : draw(1, 5);
   block.connection = draw(MMG_SEPARATE, MMG_GATED);
@@ -375,13 +375,13 @@ void fuzz_block(const std::vector<std::string>& names) {
   if (units.empty()) return;
   const size_t out_size = count(block.batch, height, width, branches * channels);
 
-  // The last unit may add a shortcut: a map, or what a unit makes of the input, or the input itself.
+  // The last unit may add a shortcut: a map, the output of a unit for the input, or the input itself.
   Unit shortcut;
   Floats shortcut_map(0);
   bool has_shortcut = false;
   switch (draw(0, 3)) {
     case 0:
-      // It is a map of as many branches as the block has.
+      // The map must have as many branches as the block.
       has_shortcut = branches == block.num_bases;
       shortcut_map = random_floats(out_size);
       if (has_shortcut) block.shortcut_map = shortcut_map.data();
@@ -458,7 +458,7 @@ void fuzz_max_pool(const std::vector<std::string>& names) {
           });
 }
 
-// Sums that 16 bits do not hold, and a row that is too long.
+// Checks sums that do not fit 16 bits, and a row that is too long.
 void check_lengths(const std::vector<std::string>& names) {
   Unit unit = random_unit(1, 7300, false, false);
   mmg_unit& numbers = unit.numbers;
@@ -485,7 +485,7 @@ void check_lengths(const std::vector<std::string>& names) {
     too_long.in_channels = (1 << 24) / 9 + 1;
     size_t bytes = 1;
     check(mmg_arranged_bytes(&too_long, &bytes));
-    if (bytes != 0) fail("a sum that no float holds was taken, " + name, unit.describe());
+    if (bytes != 0) fail("a unit was accepted whose sums are not exact as floats, " + name, unit.describe());
   }
 }
 
@@ -494,7 +494,7 @@ void check_lengths(const std::vector<std::string>& names) {
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 200;
   generator.seed(argc > 2 ? std::atoi(argv[2]) : 0);
-  if (mmg_abi_version() != MMG_ABI_VERSION) fail("the library is of another version than its header", "");
+  if (mmg_abi_version() != MMG_ABI_VERSION) fail("the library and its header have different versions", "");
   if (mmg_select_kernels("no such kernels") != MMG_FAILED) fail("kernels of an unknown name were selected", "");
   const std::vector<std::string> names = available_kernels();
   check_lengths(names);

@@ -1,6 +1,7 @@
-// Drives the operators for ONNX Runtime (csrc/onnxruntime) with random nodes, many of them malformed, through a
-// stand-in of its C interface: whatever a file holds, an operator answers with a status or with a whole output, and
-// gives back all that it took. Compiled with sanitizers; every tensor lies in a piece of memory of exactly its size.
+// Calls the operators for ONNX Runtime (csrc/onnxruntime) with random nodes, many of them malformed, through a mock of
+// its C interface. Whatever a file contains, an operator must return an error status or write the whole output, and
+// must release everything that it acquired. Compiled with sanitizers; every tensor has its own memory, of exactly its
+// size.
 //
 //   fuzz_onnxruntime_ops [rounds] [seed]
 #include <algorithm>
@@ -21,7 +22,7 @@
 
 #include "onnxruntime_c_api.h"
 
-// What stands behind the types that ONNX Runtime keeps to itself.
+// Definitions of the types that are opaque in ONNX Runtime's interface.
 struct OrtStatus {
   OrtErrorCode code;
   std::string message;
@@ -62,11 +63,11 @@ namespace {
 
 constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 constexpr auto kBytes = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-// Larger outputs are refused, as if memory were short.
+// Larger outputs are refused, as if there was not enough memory.
 constexpr int64_t kMaxOutput = 1 << 21;
 
 std::mt19937 generator;
-std::atomic<int> live{0};  // statuses and descriptions that nobody has released
+std::atomic<int> live{0};  // statuses and descriptions that are not released yet
 
 int64_t draw(int64_t first, int64_t last) { return std::uniform_int_distribution<int64_t>(first, last)(generator); }
 bool one_in(int64_t n) { return draw(1, n) == 1; }
@@ -209,14 +210,14 @@ OrtApi make_api() {
     for (const int64_t size : value.shape) {
       if (size < 0) fail("an output of negative size");
     }
-    if (count(value.shape) > kMaxOutput) return status(ORT_FAIL, "memory is short");
+    if (count(value.shape) > kMaxOutput) return status(ORT_FAIL, "out of memory");
     const size_t bytes = count(value.shape) * sizeof(float);
     value.data.reset(new uint8_t[bytes]);
     std::memset(value.data.get(), 0xa5, bytes);
     *out = &value;
     return nullptr;
   };
-  // From both ends, on two threads.
+  // Runs the jobs from both ends, on two threads.
   api.KernelContext_ParallelFor = [](const OrtKernelContext*, void (*job)(void*, size_t), size_t jobs, size_t,
                                      void* data) -> OrtStatus* {
     std::thread other([&] {
@@ -246,13 +247,13 @@ OrtValue tensor(ONNXTensorElementDataType type, std::vector<int64_t> shape) {
   return value;
 }
 
-// A number that some file might hold.
+// A number that a malformed file might contain.
 int64_t odd_number() {
   return one_of<int64_t>({-1, 0, 1, 2, 3, 7, 63, 64, 65, 1024, 1025, 4096, 4097, int64_t{1} << 24, int64_t{1} << 31,
                           int64_t{1} << 32, INT64_MAX, INT64_MIN, -2});
 }
 
-// Changes nothing for most calls.
+// These change their argument in one of `rarity` calls on average.
 void disturb(int64_t* number, int64_t rarity) {
   if (one_in(rarity)) *number = odd_number();
 }
@@ -308,7 +309,7 @@ Unit draw_unit(int64_t bases, int64_t in, bool is_first, bool keeps_shape) {
   return unit;
 }
 
-// A node that is right but for what `rarity` disturbs.
+// A valid node, except for what is disturbed; `rarity` says how rarely.
 OrtKernelInfo draw_block(int64_t rarity) {
   OrtKernelInfo node;
   const int64_t connection = draw(0, 3), bases = draw(1, 3);
@@ -328,7 +329,7 @@ OrtKernelInfo draw_block(int64_t rarity) {
   for (int64_t& number : geometry) disturb(&number, 20 * rarity);
   if (one_in(rarity)) geometry.resize(draw(0, static_cast<int64_t>(geometry.size())));
 
-  // Large ones are worth several threads.
+  // Large maps run on several threads.
   const int64_t side = one_in(4) ? 30 : 9, size[] = {draw(0, 2), draw(0, side), draw(1, side)};
   add(&node, kFloat, {size[0], size[1], size[2], (connection == 1 ? 1 : bases) * in}, false, rarity);
   if (has_scales) add(&node, kFloat, {bases}, true, rarity);
@@ -372,7 +373,7 @@ OrtKernelInfo draw_connect(int64_t rarity) {
   return node;
 }
 
-// Sessions with one thread and with two.
+// A session with a given number of threads.
 struct Session {
   explicit Session(const char* threads) {
     options.entries["mmgroupnet.threads"] = threads;
@@ -383,7 +384,7 @@ struct Session {
   OrtSessionOptions options;
 };
 
-// The output, or empty where there was an error, of which there is a sentence.
+// Returns the output. If there is an error, returns nothing and sets `sentence` to its message.
 std::vector<uint8_t> run(const OrtCustomOp& op, const OrtKernelInfo& node, std::string* sentence) {
   void* kernel = nullptr;
   OrtKernelContext context = {&node, {}};
@@ -393,7 +394,7 @@ std::vector<uint8_t> run(const OrtCustomOp& op, const OrtKernelInfo& node, std::
   std::vector<uint8_t> bytes;
   if (failure != nullptr) {
     *sentence = failure->message;
-    if (sentence->empty() || failure->code == ORT_OK) fail("an error without a sentence");
+    if (sentence->empty() || failure->code == ORT_OK) fail("an error without a message");
     release(failure);
   } else {
     const uint8_t* data = context.output.data.get();
@@ -409,7 +410,7 @@ std::vector<uint8_t> run(const OrtCustomOp& op, const OrtKernelInfo& node, std::
 
 void check_registration() {
   OrtSessionOptions options;
-  // A version that knows nothing but the oldest interface.
+  // An ONNX Runtime that has only the oldest interface.
   const OrtApiBase old = {[](uint32_t version) -> const OrtApi* { return version == 1 ? &api : nullptr; }, nullptr};
   OrtStatus* failure = RegisterCustomOps(&options, &old);
   if (failure == nullptr || failure->message.find("too old") == std::string::npos) fail("an old version was taken");

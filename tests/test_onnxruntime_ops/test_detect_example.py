@@ -109,11 +109,11 @@ def test_detections_below_the_score_are_left_out(library, program, model, ppm):
 @pytest.mark.parametrize(
     ('content', 'sentence'),
     [
-        (b'P5\n7 5\n255\n', 'is no PPM file of type P6'),
-        (b'P6\n0 5\n255\n', 'is no PPM file of type P6'),
-        (b'P6\n99999999 99999999\n255\n', 'is no PPM file of type P6'),
+        (b'P5\n7 5\n255\n', 'is not a PPM file of type P6'),
+        (b'P6\n0 5\n255\n', 'is not a PPM file of type P6'),
+        (b'P6\n99999999 99999999\n255\n', 'is not a PPM file of type P6'),
         (b'P6\n7 5\n255\n' + bytes(104), 'ends too early'),
-        (b'', 'is no PPM file of type P6'),
+        (b'', 'is not a PPM file of type P6'),
     ],
 )
 def test_a_damaged_picture(library, program, model, tmp_path, content, sentence):

@@ -129,7 +129,7 @@ def test_what_is_refused(tmp_path, folder, refused):
     assert 'neither a picture nor a folder' in refused(model, tmp_path / 'other')
     assert 'cannot read the picture' in refused(model, model)
     assert 'threads=0: give' in refused(model, folder, '--threads', 0)
-    assert 'take model.run(images)' in refused(write_onnx(tmp_path / 'maps.onnx', MAPS, 'maps'), folder)
+    assert 'call model.run(images)' in refused(write_onnx(tmp_path / 'maps.onnx', MAPS, 'maps'), folder)
     assert 'Is a directory' in refused(model, folder, '--json', folder)
 
 
@@ -145,8 +145,10 @@ def test_names_that_overwrite_each_other(tmp_path, folder, run, refused):
     (tmp_path / 'other').mkdir()
     Image.new('RGB', (60, 40), 'red').save(tmp_path / 'other' / 'a.png')
     pictures = [folder, tmp_path / 'other']
-    assert '2 pictures have the name a.png, which x.npz can hold once' in refused(model, *pictures, '--npz', 'x.npz')
-    assert '2 pictures have the name a, which drawn can hold once' in refused(model, *pictures, '--draw', 'drawn')
+    assert '2 pictures have the name a.png, but x.npz holds each name once' in refused(
+        model, *pictures, '--npz', 'x.npz'
+    )
+    assert '2 pictures have the name a, but drawn holds each name once' in refused(model, *pictures, '--draw', 'drawn')
     assert len(run(model, *pictures)) == 3
 
 

@@ -70,7 +70,7 @@ def test_no_onnxruntime(monkeypatch):
 
 def test_a_32_bit_python(monkeypatch):
     monkeypatch.setattr('sys.maxsize', 2**31 - 1)
-    with pytest.raises(UserError, match='this Python is a 32-bit one, .* install a 64-bit system'):
+    with pytest.raises(UserError, match='this Python is 32-bit, .* install a 64-bit system'):
         import_onnxruntime()
 
 

@@ -108,13 +108,13 @@ def test_a_batch_is_run_without_the_resize_rule(tmp_path, picture):
 def test_maps_are_run_but_no_answer(tmp_path, picture):
     model = model_of(tmp_path, MAPS, 'maps')
     np.testing.assert_array_equal(model.run(picture[None])['map_0'], picture[None])
-    with pytest.raises(UserError, match=r'exported with --raw .* take model.run\(images\)'):
+    with pytest.raises(UserError, match=r'exported with --raw, .* call model.run\(images\)'):
         model(picture)
 
 
 def test_a_file_without_a_resize_rule(tmp_path, picture):
     model = model_of(tmp_path, CLASSIFIER, 'classification', resize=None)
-    with pytest.raises(UserError, match='the file does not say how pictures are resized: do it as the test pipeline'):
+    with pytest.raises(UserError, match='the file does not say how pictures are resized: resize them as the test'):
         model(picture)
     np.testing.assert_allclose(model.answer(picture, (37, 51)).scores, picture.mean(axis=(0, 1)), rtol=1e-5)
 
@@ -154,7 +154,7 @@ def test_sizes_that_are_none(tmp_path, picture, size):
 
 def test_sizes_are_for_segmentation(tmp_path, picture):
     model = model_of(tmp_path, CLASSIFIER, 'classification')
-    with pytest.raises(UserError, match=re.escape("size=(5, 6): a model of the task 'classification' takes none")):
+    with pytest.raises(UserError, match=re.escape("size=(5, 6): a model of the task 'classification' takes no size")):
         model.run(picture[None], (5, 6))
 
 

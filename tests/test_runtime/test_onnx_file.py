@@ -54,7 +54,7 @@ def test_every_beginning_of_a_file_is_refused(tmp_path):
     content = path.read_bytes()
     for length in range(1, len(content)):
         path.write_bytes(content[:length])
-        with pytest.raises(UserError, match='is damaged or no .onnx file: copy it again|was not written by mmgroupnet'):
+        with pytest.raises(UserError, match='is damaged or not an .onnx file: copy it|was not written by mmgroupnet'):
             read_header(path)
 
 
@@ -70,7 +70,7 @@ def test_every_beginning_of_a_file_is_refused(tmp_path):
 def test_other_files(tmp_path, content):
     path = tmp_path / 'a.onnx'
     path.write_bytes(content)
-    with pytest.raises(UserError, match='is damaged or no .onnx file: copy it again'):
+    with pytest.raises(UserError, match='is damaged or not an .onnx file: copy it again'):
         read_header(path)
 
 
@@ -162,7 +162,7 @@ def test_a_foreign_file(tmp_path):
 )
 def test_a_newer_file(tmp_path, options, found):
     path = write_onnx(tmp_path / 'a.onnx', CLASSIFIER, **dict(task='classification') | options)
-    with pytest.raises(UserError, match=f'a.onnx has {found}, this .* knows format 1 with version 1: .* --upgrade'):
+    with pytest.raises(UserError, match=f'a.onnx has {found}, this .* supports format 1 with version 1: .* --upgrade'):
         read_header(path)
 
 

@@ -1,5 +1,5 @@
-# The embedded digits: real handwritten digits on real photographs, 160x160 pixels. `make demo` makes them, and so does
-# tools/dataset_converters/digits.py, as data/digits.
+# The embedded digits: real handwritten digits on real photographs, 160x160 pixels, in data/digits. `make demo` or
+# tools/dataset_converters/digits.py makes them.
 dataset_type = 'CocoDataset'
 data_root = 'data/digits/'
 metainfo = dict(classes=tuple('0123456789'))

@@ -1,5 +1,5 @@
-# The embedded digits as masks: 0 is the background, 1 to 10 are the digits. `make demo-seg` makes them, and so does
-# tools/dataset_converters/digits.py, as data/digits.
+# The embedded digits as masks, in data/digits: 0 is the background, 1 to 10 are the digits. `make demo-seg` or
+# tools/dataset_converters/digits.py makes them.
 dataset_type = 'BaseSegDataset'
 data_root = 'data/digits/'
 metainfo = dict(
@@ -20,7 +20,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=scale, keep_ratio=True),
-    # Masks stay as they are: predictions are resized to them.
+    # Masks are not resized: predictions are resized to their size.
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]

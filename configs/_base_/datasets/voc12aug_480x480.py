@@ -16,7 +16,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 480), keep_ratio=True),
-    # Masks stay as they are: predictions are resized to them.
+    # Masks are not resized: predictions are resized to their size.
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]

@@ -1,11 +1,11 @@
-# Default policy: backbone, neck and heads binary, K = 4. What a rule may say: docs/binarize.md.
+# Default policy: backbone, neck and heads binary, K = 4. docs/binarize.md lists what a rule may contain.
 num_bases = 4
-# One scale per output channel: the bases come closer to pretrained weights than with one per layer.
+# One scale per output channel: the bases approximate pretrained weights better than with one per layer.
 binary_cfg = dict(weight=dict(type='mmgroupnet.ChannelScaleWeight'))
 
-# They see the image.
+# Layers that read the image.
 first_layers = [
-    'backbone.conv1',  # ResNet and its kin, HRNet, RegNet, MobileNetV2, ShuffleNetV2, Darknet
+    'backbone.conv1',  # ResNet and its variants, HRNet, RegNet, MobileNetV2, ShuffleNetV2, Darknet
     'backbone.stem',  # deep stems, CSPDarknet, CSPNeXt, ResNeSt, DenseNet
     'backbone.features.0',  # VGG
     'backbone.layers.0.conv',  # EfficientNet
@@ -17,7 +17,7 @@ first_layers = [
     'backbone.context_path.backbone.stem',
     'backbone.spatial_path.layer1',
 ]
-# They predict.
+# Layers that predict.
 last_layers = [
     '*.conv_seg',  # all decode heads
     '*head.fc',  # classification
@@ -56,11 +56,11 @@ last_layers = [
     '*.mask_feature',  # Mask2Former
     '*head.cls_embed',
     '*head.mask_embed',
-    '*head.cls_branches',  # DETR and its kin
+    '*head.cls_branches',  # DETR and its variants
     '*head.reg_branches',
     '*head.?.fc_mask',
 ]
-# Blocks of convs with a skip around them. Those with depthwise convs are not among them: they would be copied K times.
+# Blocks of convs with a skip around them, without those with depthwise convs, which would be copied K times.
 residual_blocks = [
     'BasicBlock',
     'Bottleneck',  # of ResNeXt, Res2Net (Bottle2neck), ResNeSt and SENet, too
@@ -68,11 +68,10 @@ residual_blocks = [
     'ResBlock',
 ]
 
-# The 1x1 convs through which a pyramid sees the backbone, 0.3 % of its weights; binary ones pass nothing but signs.
+# The 1x1 convs between a backbone and a pyramid, 0.3 % of the weights; binary ones would pass only signs.
 laterals = ['neck.lateral_convs']
 
-# Gates of channels read one pixel an image, and are next to nothing to compute; TOOD's multiplies with the weights of a
-# conv itself.
+# Channel gates read one pixel per image and cost almost no time. The gate of TOOD multiplies the weights of a conv.
 channel_gates = ['SELayer', 'TaskDecomposition']
 
 policy = [
@@ -85,14 +84,14 @@ policy = [
         names='backbone',
         num_bases=num_bases,
         binary_cfg=binary_cfg,
-        skip=True,  # a stock block ends in a ReLU: nothing else bypasses the signs inside it
+        skip=True,  # a stock block ends in a ReLU, so nothing else bypasses its signs
         optional=True,
     ),
     dict(become='layerwise', names='backbone', num_bases=num_bases, binary_cfg=binary_cfg, optional=True),
-    # Necks and heads start from random weights: skips cost them nothing, and let real values through.
+    # Necks and heads start from random weights, so they lose nothing by skips, which pass real values.
     dict(become='keep', names=laterals, optional=True),
     dict(become='layerwise', names='neck', num_bases=num_bases, binary_cfg=binary_cfg, skip=True, optional=True),
-    # Heads share their convs between pyramid levels, whose statistics differ: no batch norm here.
+    # Heads share their convs between pyramid levels, whose statistics differ: hence no batch norm.
     dict(
         become='layerwise',
         num_bases=num_bases,

@@ -1,4 +1,4 @@
-# Backbone and neck binary, K = 4; heads stay as they are.
+# Backbone and neck binary, K = 4; heads stay in float.
 _base_ = 'groupnet_k4_backbone.py'
 
 policy = [

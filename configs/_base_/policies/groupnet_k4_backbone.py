@@ -1,4 +1,4 @@
-# Only the backbone binary, K = 4; neck and heads stay as they are.
+# Only the backbone binary, K = 4; neck and heads stay in float.
 _base_ = 'groupnet_k4.py'
 
 policy = [

@@ -1,6 +1,6 @@
 # Short trainings from scratch on small data: AdamW, linear warm-up, cosine decay over all epochs of train_cfg.
-# The learning rate is high, since latent weights have to cross zero before anything changes; weight decay would only
-# pull them there.
+# The learning rate is high, because a binary weight changes only when its latent weight crosses zero. There is no
+# weight decay, which would only pull latent weights towards zero.
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=9, val_interval=3)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

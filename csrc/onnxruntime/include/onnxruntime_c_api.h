@@ -1,8 +1,8 @@
-// Stands in for ONNX Runtime's header of this name, which no Python wheel brings: declares the part of its C interface
-// that is used here, under the same names. The official header can take its place.
+// Replaces ONNX Runtime's header of this name, which Python wheels do not contain. It declares the part of the C
+// interface that is used here, under the same names. The official header can be used instead.
 //
-// OrtApi is a table of functions to which new versions of ONNX Runtime append and in which they change nothing, so a
-// function keeps its place for good. Places were taken from the header of ONNX Runtime 1.21, Copyright (c) Microsoft
+// OrtApi is a table of functions. New versions of ONNX Runtime append to it and change nothing before that, so a
+// function keeps its index. The indices were taken from the header of ONNX Runtime 1.21, Copyright (c) Microsoft
 // Corporation, MIT License (https://github.com/microsoft/onnxruntime).
 #ifndef MMGROUPNET_ONNXRUNTIME_C_API_H_
 #define MMGROUPNET_ONNXRUNTIME_C_API_H_
@@ -62,7 +62,7 @@ typedef struct OrtApiBase {
 
 const OrtApiBase* OrtGetApiBase(void);
 
-// The places from `first` to `last`, whose functions are not used.
+// The entries from `first` to `last`, whose functions are not used.
 #define ORT_UNUSED(first, last) void* unused_##first##_to_##last[last - first + 1]
 
 struct OrtApi {
@@ -157,7 +157,7 @@ struct OrtApi {
 #undef ORT_UNUSED
 
 struct OrtCustomOp {
-  uint32_t version;  // Of the interface for which it was written; what is newer is not read.
+  uint32_t version;  // of the interface that it was written for; newer fields are not read
   void* (*CreateKernel)(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info);
   const char* (*GetName)(const OrtCustomOp* op);
   const char* (*GetExecutionProviderType)(const OrtCustomOp* op);

@@ -1,4 +1,4 @@
-"""Binary networks of mmgroupnet on a device: pictures in, answers out, with numpy and ONNX Runtime alone."""
+"""Runs binary networks of mmgroupnet on a device, with only numpy and ONNX Runtime."""
 
 from mmgroupnet_runtime.answers import Classification, Detections, Segmentation
 from mmgroupnet_runtime.errors import UserError

@@ -1,4 +1,4 @@
-"""What a model says of a picture."""
+"""The answers of a model for a picture."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Detections(NamedTuple):
-    """The objects of a picture, in the order of their score.
+    """The objects in a picture, by descending score.
 
     Attributes:
         boxes: x1, y1, x2, y2 in pixels of the picture, float32 ``(n, 4)``.
@@ -24,8 +24,8 @@ class Segmentation(NamedTuple):
 
     Attributes:
         classes: Indices of the classes, uint8 ``(H, W)``, of the picture's size.
-        scores: float32 ``(classes, H, W)``, or ``(1, H, W)`` of a model that tells two classes apart by one score; None
-            where the file was exported without ``--scores``.
+        scores: float32 ``(classes, H, W)``, or ``(1, H, W)`` if the model separates two classes by one score; None if
+            the file was exported without ``--scores``.
     """
 
     classes: np.ndarray
@@ -33,7 +33,7 @@ class Segmentation(NamedTuple):
 
 
 class Classification(NamedTuple):
-    """How well each class fits a picture.
+    """The scores of the classes for a picture.
 
     Attributes:
         scores: float32 ``(classes,)``.

@@ -19,18 +19,18 @@ from mmgroupnet_runtime.pictures import find_pictures, read_picture
 from mmgroupnet_runtime.predictions import Answer, PredictionsFile, entries, summary
 from mmgroupnet_runtime.version import __version__
 
-_TIMED = 10  # inferences at least, besides the first
+_TIMED = 10  # lowest number of inferences, without the first
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='mmgroupnet-run', description='Runs a binary network on pictures.')
     parser.add_argument('model', help='.onnx file that `mmgroupnet export` wrote')
     parser.add_argument('pictures', nargs='+', metavar='PICTURE_OR_FOLDER', help='a picture or a folder of pictures')
-    parser.add_argument('--json', metavar='FILE', help='write the answers for programs and people')
+    parser.add_argument('--json', metavar='FILE', help='write the answers as JSON')
     parser.add_argument('--npz', metavar='FILE', help='write the answers for `mmgroupnet test CONFIG FILE`')
     parser.add_argument('--draw', metavar='DIR', help='draw the answers on the pictures, as DIR/NAME.jpg')
     parser.add_argument('--time', action='store_true', help='print how long a picture takes')
-    parser.add_argument('--threads', type=int, metavar='N', help='threads that compute (default: one per core)')
+    parser.add_argument('--threads', type=int, metavar='N', help='number of threads (default: one per core)')
     parser.add_argument(
         '--score-thr',
         type=float,
@@ -43,20 +43,20 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; what the user can mend is printed as one line, with exit status 1.
+    """Runs the command. An error that the user can fix is printed as one line, with exit status 1.
 
     Args:
         arguments: The command line. Default: that of the process.
     """
     try:
         run(parse_args(arguments))
-    except (UserError, OSError) as error:  # An OSError: a file that cannot be written.
+    except (UserError, OSError) as error:  # OSError: a file cannot be written.
         print(f'error: {error}', file=sys.stderr)
         sys.exit(1)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Does what the command line says.
+    """Runs the command with parsed arguments.
 
     Raises:
         UserError: If something is wrong with the model, a picture or an option.
@@ -94,11 +94,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_names(paths: list[Path], args: argparse.Namespace) -> None:
-    """Refuses pictures whose answers would overwrite each other, or the pictures themselves."""
+    """Raises an error if the answers would overwrite each other or a picture."""
     for wanted, names in ((args.npz, [p.name for p in paths]), (args.draw, [p.stem for p in paths])):
         name, count = Counter(names).most_common(1)[0]
         if wanted and count > 1:
-            raise UserError(f'{count} pictures have the name {name}, which {wanted} can hold once: run them apart')
+            raise UserError(
+                f'{count} pictures have the name {name}, but {wanted} holds each name once: run them separately'
+            )
     for path in paths:
         if args.draw and _drawn_path(path, args).resolve() == path.resolve():
             raise UserError(f'--draw {args.draw} would overwrite the picture {path}: give another folder')
@@ -109,7 +111,7 @@ def _drawn_path(path: Path, args: argparse.Namespace) -> Path:
 
 
 def _timed(model: Model, picture: np.ndarray) -> tuple[Answer, tuple[float, float]]:
-    """Returns the answer on a picture, and the seconds of the resize rule and of the network."""
+    """Returns the answer for a picture, and the seconds that the resize rule and the network took."""
     start = time.perf_counter()
     image = model.prepare(picture)
     between = time.perf_counter()

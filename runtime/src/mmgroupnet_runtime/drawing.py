@@ -1,4 +1,4 @@
-"""Answers drawn on pictures, by Pillow."""
+"""Draws answers on pictures with Pillow."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def draw(
 
     Args:
         picture: BGR, uint8 ``(H, W, 3)``.
-        answer: The model's answer on it.
+        answer: The model's answer for it.
         classes: Names of the classes, or None.
         palette: Their colours, ``[[r, g, b], ...]``, or None.
         score_thr: Detections below this score are not drawn. Default: 0.3.
@@ -58,7 +58,7 @@ def draw(
         raise UserError('this Pillow is too old to draw: `pip install "pillow>=10.1"`') from None
     found = entries(answer, classes)
     if isinstance(answer, Detections):
-        # The best comes last, on top.
+        # The best detection is drawn last, on top.
         for entry in reversed([entry for entry in found if entry['score'] >= score_thr]):
             colour = _colour(palette, entry['label'])
             pen.rectangle(entry['box'], outline=colour, width=max(1, size // 6))
@@ -72,7 +72,7 @@ def draw(
 
 
 def _colour(palette: list[list[int]] | None, label: int) -> tuple[int, int, int]:
-    """Returns the colour of a class; classes without one get hues far from those of their neighbours."""
+    """Returns the colour of a class. A class without one gets a hue that is far from those of the next classes."""
     if palette is not None and label < len(palette):
         red, green, blue = palette[label]
     else:
@@ -89,16 +89,17 @@ def _write(
     colour: tuple[int, int, int],
     above: bool = False,
 ) -> float:
-    """Writes a text on a ground of the class's colour, inside the picture, and returns where its lower edge is.
+    """Writes a text on a coloured background, inside the picture, and returns the y of its lower edge.
 
     Args:
         image: The picture.
-        pen: What draws on it.
-        font: Of the text.
-        corner: x and y of the left upper corner, or of the lower one with ``above``; moved so that all is inside.
+        pen: Pillow's drawing object for the picture.
+        font: The font of the text.
+        corner: x and y of the upper left corner, or of the lower left one with ``above``. It is moved if the text would
+            not fit into the picture.
         text: The text.
-        colour: Of the ground, RGB.
-        above: Whether it stands above the corner, so that it hides nothing of a box below. Default: False.
+        colour: The colour of the background, RGB.
+        above: Whether the text is above the corner, so that it does not cover a box there. Default: False.
     """
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 2 * _MARGIN, bottom - top + 2 * _MARGIN

@@ -38,8 +38,9 @@ def library_path() -> str:
     """
     if not _LIBRARY.is_file():
         raise UserError(
-            f"{_LIBRARY}, the library of mmgroupnet's operators, is missing: run `make runtime` in a checkout; else "
-            'install the wheel of this machine again, `pip install --force-reinstall --no-deps mmgroupnet-runtime`'
+            f"{_LIBRARY}, the library of mmgroupnet's operators, is missing: run `make runtime` in a checkout; "
+            'otherwise install the wheel of this machine again, '
+            '`pip install --force-reinstall --no-deps mmgroupnet-runtime`'
         )
     return str(_LIBRARY)
 
@@ -59,14 +60,14 @@ def import_onnxruntime() -> ModuleType:
     """Imports ONNX Runtime, after a check that it can run here.
 
     Raises:
-        UserError: If it is missing or too old, or Python is a 32-bit one.
+        UserError: If it is missing or too old, or Python is 32-bit.
     """
     if sys.maxsize < 2**32:
         raise UserError(
-            'this Python is a 32-bit one, for which there is no ONNX Runtime: install a 64-bit system '
+            'this Python is 32-bit, and there is no 32-bit ONNX Runtime: install a 64-bit system '
             '(on a Raspberry Pi 3 or later: Raspberry Pi OS, 64-bit)'
         )
-    # Its version is asked for before it is imported: a build for other cores ends the process while it is imported.
+    # The version is read before the import, because the import of a build for other cores ends the process.
     try:
         version = importlib.metadata.version('onnxruntime')
     except importlib.metadata.PackageNotFoundError:  # Another build of it, such as onnxruntime-gpu, or none.
@@ -84,7 +85,7 @@ def import_onnxruntime() -> ModuleType:
 
 
 def check_onnxruntime(version: str) -> None:
-    """Checks that a version of ONNX Runtime is one that runs our files on this core.
+    """Checks that a version of ONNX Runtime can run our files on this core.
 
     Args:
         version: Such as '1.22.1'.
@@ -96,14 +97,14 @@ def check_onnxruntime(version: str) -> None:
     if numbers >= OLDEST_ONNXRUNTIME:
         return
     problem = f'onnxruntime {version} is too old'
-    # Its wheels for aarch64 use instructions beyond ARMv8.0 without asking for them.
+    # The wheels of 1.21 for aarch64 use instructions beyond ARMv8.0 without checking for them.
     if numbers == (1, 21) and platform.machine() == 'aarch64' and 'asimddp' not in _cpuinfo().get('Features', ''):
         problem += f" and ends with 'Illegal instruction' on this core, {core_name()}"
     raise UserError(f'{problem}: 1.22 or later is needed, `pip install "onnxruntime>=1.22"`')
 
 
 def core_name() -> str:
-    """Returns the name of the first core, such as 'Cortex-A72', or the architecture where it is not known."""
+    """Returns the name of the first core, such as 'Cortex-A72', or the architecture if it is not known."""
     info = _cpuinfo()
     if 'model name' in info:
         return info['model name']
@@ -114,7 +115,7 @@ def core_name() -> str:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """Returns what the kernel says of the first core."""
+    """Returns the entry of the first core in /proc/cpuinfo."""
     if not _CPUINFO.is_file():
         return {}
     first = _CPUINFO.read_text(errors='replace').split('\n\n')[0]

@@ -1,4 +1,4 @@
-"""An .onnx file as an object that is called with pictures."""
+"""A model from an .onnx file, an object that is called with pictures."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def load(path: str | Path, threads: int | None = None) -> Model:
 
     Args:
         path: The .onnx file.
-        threads: How many threads compute, at most 256. Default: what ONNX Runtime takes, one per core.
+        threads: Number of threads, at most 256. Default: None, ONNX Runtime uses one per core.
 
     Returns:
         The model.
 
     Raises:
-        UserError: If the file is missing, damaged, foreign or too new, or ONNX Runtime or the library of our operators
-            is missing or does not run here.
+        UserError: If the file is missing, damaged, too new or not written by mmgroupnet, or ONNX Runtime or the library
+            of our operators is missing or does not run here.
     """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 256):
         raise UserError(f'threads={threads!r}: give an integer from 1 to 256, or None for one per core')
@@ -43,12 +43,13 @@ def _open_session(path: Path, header: Header, threads: int) -> InferenceSession:
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # Warnings about GPUs that a board does not have would hide our own sentences.
-    # Errors of ONNX Runtime have no class of their own in common.
+    options.log_severity_level = 3  # Warnings about missing GPUs would hide our own messages.
+    # Errors of ONNX Runtime have no common class of their own.
     if header.has_binary_layers:
         library = library_path()
         if threads:
-            options.add_session_config_entry('mmgroupnet.threads', str(threads))  # ONNX Runtime does not tell them.
+            # ONNX Runtime does not tell operators the number.
+            options.add_session_config_entry('mmgroupnet.threads', str(threads))
         try:
             options.register_custom_ops_library(library)
         except Exception as error:
@@ -60,23 +61,23 @@ def _open_session(path: Path, header: Header, threads: int) -> InferenceSession:
         return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     except Exception as error:
         raise UserError(
-            f'onnxruntime {onnxruntime.__version__} refuses {path}: copy it again, or write it anew with '
+            f'onnxruntime {onnxruntime.__version__} refuses {path}: copy it again, or write it again with '
             f'`mmgroupnet export` ({error})'
         ) from error
 
 
 class Model:
-    """A network that answers for pictures.
+    """A network that is called with pictures.
 
     Args:
-        header: What :func:`~mmgroupnet_runtime.onnx_file.read_header` says of the file.
-        session: ONNX Runtime's session of it.
+        header: What :func:`~mmgroupnet_runtime.onnx_file.read_header` returns for the file.
+        session: ONNX Runtime's session for the file.
 
     Attributes:
         task: 'detection', 'segmentation', 'classification' or 'maps'.
-        classes: Names of the classes, or None where the file has none.
+        classes: Names of the classes, or None if the file has none.
         palette: Their colours, ``[[r, g, b], ...]``, or None.
-        metadata: All that the exporter wrote into the file, see docs/onnx_file.md.
+        metadata: The metadata that the exporter wrote into the file, see docs/onnx_file.md.
         session: ONNX Runtime's session.
     """
 
@@ -90,16 +91,16 @@ class Model:
         self._outputs = [output.name for output in session.get_outputs()]
 
     def __call__(self, picture: np.ndarray) -> Detections | Segmentation | Classification:
-        """Answers for one picture.
+        """Runs the network on one picture.
 
         Args:
             picture: BGR, uint8 ``(H, W, 3)``, as ``cv2.imread`` gives it.
 
         Returns:
-            The objects, the class of each pixel, or the scores of the classes, by the model's task.
+            The objects, the class of each pixel, or the scores of the classes, depending on the model's task.
 
         Raises:
-            UserError: If the picture is not such an array, or the file holds a network without an answer.
+            UserError: If the picture is not such an array, the file has no resize rule, or the task is 'maps'.
         """
         return self.answer(self.prepare(picture), picture.shape[:2])
 
@@ -113,47 +114,47 @@ class Model:
             uint8 ``(h, w, 3)``, one of the images that :meth:`run` takes.
 
         Raises:
-            UserError: If the picture is not such an array, nothing would be left of it, or the file has no resize rule.
+            UserError: If the picture is not such an array, no pixels would be left, or the file has no resize rule.
         """
         _check_pixels('picture', picture, '(height, width, 3)')
         if self.metadata['resize'] is None:
             raise UserError(
-                'the file does not say how pictures are resized: do it as the test pipeline of its config does, then '
-                'take model.answer(image, size) or model.run(images)'
+                'the file does not say how pictures are resized: resize them as the test pipeline of its config does, '
+                'then call model.answer(image, size) or model.run(images)'
             )
         return apply_steps(picture, self.metadata['resize'])
 
     def run(self, images: np.ndarray, size: Sequence[int] | np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Runs the network alone, without the resize rule, on a batch.
+        """Runs only the network, without the resize rule, on a batch.
 
         Args:
             images: BGR, uint8 ``(N, H, W, 3)``.
-            size: Height and width of the class maps, of a segmentation model alone. Default: those of ``images``.
+            size: Height and width of the class maps, only for a segmentation model. Default: those of ``images``.
 
         Returns:
             Its outputs by their names, see docs/onnx_file.md.
 
         Raises:
-            UserError: If an argument is of another type or shape, or the network fails on it.
+            UserError: If an argument has the wrong type or shape, or the network fails on it.
         """
         _check_pixels('images', images, '(N, height, width, 3)')
         feed = {'image': images}
         if self.task == 'segmentation':
             feed['size'] = _check_size(images.shape[1:3] if size is None else size)
         elif size is not None:
-            raise UserError(f'size={size!r}: a model of the task {self.task!r} takes none')
+            raise UserError(f'size={size!r}: a model of the task {self.task!r} takes no size')
         try:
             outputs = self.session.run(self._outputs, feed)
-        except Exception as error:  # ONNX Runtime's errors have no class in common.
+        except Exception as error:  # ONNX Runtime's errors have no common class.
             raise UserError(f'the network fails on images of the shape {images.shape}: {error}') from error
         return dict(zip(self._outputs, outputs, strict=True))
 
     def answer(self, image: np.ndarray, size: tuple[int, int]) -> Detections | Segmentation | Classification:
-        """Answers for a picture that is prepared already.
+        """Runs the network on a picture that is already prepared.
 
         Args:
-            image: What :meth:`prepare` made of it, uint8 ``(h, w, 3)``.
-            size: Height and width of the picture itself, whose pixels the answer is about.
+            image: What :meth:`prepare` returned, uint8 ``(h, w, 3)``.
+            size: Height and width of the original picture; the answer is in its pixels.
 
         Returns:
             As the call of the model.
@@ -165,7 +166,7 @@ class Model:
         checked = _check_size(size)
         if self.task == 'maps':
             raise UserError(
-                'the file was exported with --raw and its network gives maps, no answer: take model.run(images), or '
+                'the file was exported with --raw, so its network gives maps and no answer: call model.run(images), or '
                 'export it without --raw'
             )
         if self.task == 'classification':
@@ -175,9 +176,9 @@ class Model:
             scores = outputs.get('scores')
             return Segmentation(outputs['classes'][0], None if scores is None else scores[0])
         outputs = self.run(image[None])
-        found = outputs['labels'][0] >= 0  # What fills up a batch has the label -1.
+        found = outputs['labels'][0] >= 0  # Rows that fill up a batch have the label -1.
         detections = outputs['dets'][0][found]
-        # From float64, times a reciprocal, as mmdet rescales boxes: the pixels are the same to the last bit.
+        # Times a reciprocal in float64, as mmdet rescales boxes, so that they are equal to the last bit.
         scale = [1 / (new / old) for new, old in zip(image.shape[1::-1], checked[::-1], strict=True)]
         boxes = detections[:, :4] * np.array(scale * 2, np.float32)
         return Detections(boxes, outputs['labels'][0][found], detections[:, 4])

@@ -1,4 +1,4 @@
-"""What an .onnx file says of itself, read without ONNX Runtime, which explains a damaged or foreign file badly."""
+"""Reads the metadata of an .onnx file, without ONNX Runtime, whose errors for damaged or other files are unclear."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ FORMAT = 1
 TASKS = ('detection', 'segmentation', 'classification', 'maps')
 _KEY = 'mmgroupnet'
 _EXPORT = '`mmgroupnet export`'
-# Numbers of fields in onnx.proto: of ModelProto, of OperatorSetIdProto and StringStringEntryProto alike, of GraphProto,
-# and of TensorProto.
+# Numbers of fields in onnx.proto: of ModelProto, of OperatorSetIdProto and StringStringEntryProto (the same), of
+# GraphProto, and of TensorProto.
 _GRAPH, _OPSET_IMPORT, _METADATA = 7, 8, 14
 _NAME, _VALUE = 1, 2
 _INITIALIZER = 5
@@ -37,7 +37,7 @@ _DTYPES = {
 
 
 class Header(NamedTuple):
-    """What is known of a file before it is run.
+    """What is known about a file before it runs.
 
     Attributes:
         metadata: The JSON object that the exporter wrote, see docs/onnx_file.md.
@@ -49,7 +49,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """Reads the metadata of a file and checks that this package knows them.
+    """Reads the metadata of a file and checks that this package supports them.
 
     Args:
         path: The .onnx file.
@@ -58,8 +58,8 @@ def read_header(path: Path) -> Header:
         Its header.
 
     Raises:
-        UserError: If the file is missing, empty, damaged, not written by mmgroupnet, or of a newer format, or has other
-            weights than were written.
+        UserError: If the file is missing, empty, damaged, not written by mmgroupnet, or of a newer format, or its
+            weights are not those that were written.
     """
     if not path.is_file():
         raise UserError(f'{path} is a folder, an .onnx file is needed' if path.is_dir() else f'there is no file {path}')
@@ -82,7 +82,9 @@ def read_header(path: Path) -> Header:
         (graph,) = graphs
         weights = _hash_weights(graph)
     except ValueError:
-        raise UserError(f'{path} is damaged or no .onnx file: copy it again, or write it anew with {_EXPORT}') from None
+        raise UserError(
+            f'{path} is damaged or not an .onnx file: copy it again, or write it again with {_EXPORT}'
+        ) from None
     if _KEY not in metadata:
         raise UserError(
             f"{path} was not written by mmgroupnet (it has no metadata '{_KEY}'): write one with {_EXPORT}, or run "
@@ -91,8 +93,8 @@ def read_header(path: Path) -> Header:
     header = Header(_check(path, metadata[_KEY], opsets.get(_KEY, 0)), _KEY in opsets)
     if weights != header.metadata['weights_sha256']:
         raise UserError(
-            f'{path} is damaged (its weights are not those that were written): copy it again, or write it anew with '
-            f'{_EXPORT}'
+            f'{path} is damaged (its weights are not those that were written): copy it again, or write it again '
+            f'with {_EXPORT}'
         )
     return header
 
@@ -118,7 +120,7 @@ def _hash_weights(graph: int | memoryview) -> str:
 
 
 def _check(path: Path, text: str, opset: Any) -> dict:
-    """Returns the metadata of a file as an object, if this package knows all in it."""
+    """Returns the metadata of a file as an object; raises an error if this package does not support them."""
     try:
         metadata = json.loads(text)
         written = metadata['format']
@@ -127,19 +129,19 @@ def _check(path: Path, text: str, opset: Any) -> dict:
             task, steps, _ = (metadata[key] for key in ('task', 'resize', 'weights_sha256'))
             if task not in TASKS:
                 raise ValueError(f'task {task!r}')
-            # Answers are brought back to the picture by the sizes alone, which a crop does not allow.
+            # Answers are rescaled to the picture by the two sizes only, which would be wrong after a crop.
             check_steps(steps or [], crops=task in ('classification', 'maps'))
             for key in ('classes', 'palette'):
                 if metadata[key] is not None and not isinstance(metadata[key], list):
                     raise ValueError(f'{key} is {metadata[key]!r}')
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"the metadata '{_KEY}' of {path} are damaged ({type(error).__name__}: {error}): write the file anew with "
+            f"the metadata '{_KEY}' of {path} are damaged ({type(error).__name__}: {error}): write the file again with "
             f'{_EXPORT}'
         ) from None
     if newer:
         raise UserError(
-            f'{path} has format {written} with operators of version {opset}, this mmgroupnet-runtime knows format '
+            f'{path} has format {written} with operators of version {opset}, this mmgroupnet-runtime supports format '
             f'{FORMAT} with version 1: `pip install --upgrade mmgroupnet-runtime`, or export with an older mmgroupnet'
         )
     return metadata
@@ -147,7 +149,7 @@ def _check(path: Path, text: str, opset: Any) -> dict:
 
 def _bytes(value: int | bytes | memoryview) -> bytes | memoryview:
     if isinstance(value, int):
-        raise ValueError('a number in the place of bytes')
+        raise ValueError('a number instead of bytes')
     return value
 
 
@@ -156,17 +158,17 @@ def _text(value: int | bytes | memoryview) -> str:
 
 
 def _fields(message: int | bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Walks through a message of protobuf.
+    """Iterates over the fields of a protobuf message.
 
     Args:
-        message: Its bytes; a number, which stands in their place in a damaged file, is no message.
+        message: Its bytes. A damaged file may have a number instead, which is refused.
 
     Yields:
-        Number and value of each field: an integer, or the bytes of a text or a message. Numbers of fixed width, which
-        no field has that we read, are left out.
+        Number and value of each field: an integer, or the bytes of a text or a message. Fields of fixed width are left
+        out; none of those that we read has one.
 
     Raises:
-        ValueError: If the bytes are no message.
+        ValueError: If the bytes are not a message.
     """
     message = memoryview(_bytes(message))
     position = 0
@@ -189,7 +191,7 @@ def _fields(message: int | bytes | memoryview) -> Iterator[tuple[int, int | memo
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Returns an integer of protobuf, seven bits per byte from the lowest on, and the position behind it."""
+    """Returns a protobuf integer, seven bits per byte with the lowest first, and the position behind it."""
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(message):

@@ -1,4 +1,4 @@
-"""Picture files, by Pillow, which is imported where a picture is read or drawn and nowhere else."""
+"""Reads picture files with Pillow, which is imported only when a picture is read or drawn."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,7 +37,7 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def read_picture(path: str | Path) -> np.ndarray:
-    """Reads a picture as ``cv2.imread`` does: in colour, without its alpha channel, turned as its EXIF data say.
+    """Reads a picture as ``cv2.imread`` does: in colour, without its alpha channel, rotated by its EXIF data.
 
     Args:
         path: The file.
@@ -55,7 +55,7 @@ def read_picture(path: str | Path) -> np.ndarray:
     # What Pillow raises for a damaged file depends on its format.
     except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
         raise UserError(f'cannot read the picture {path}: {error}') from error
-    if image.mode.startswith('I'):  # 16 bits of grey, of which cv2 keeps the upper eight.
+    if image.mode.startswith('I'):  # 16-bit grey; cv2 keeps the upper eight bits.
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     return np.ascontiguousarray(np.asarray(image.convert('RGB'))[..., ::-1])
@@ -65,7 +65,7 @@ def import_pillow(*modules: str) -> list:
     """Imports modules of Pillow.
 
     Args:
-        modules: Such as 'Image'.
+        modules: Their names, such as 'Image'.
 
     Returns:
         The modules.

@@ -19,20 +19,20 @@ _NAMED = 5  # classes in a line of text
 
 
 def _class_name(classes: list[str] | None, label: int) -> str:
-    """Returns the name of a class, or 'class 3' where the model does not know it."""
+    """Returns the name of a class, or 'class 3' if the model has no name for it."""
     return classes[label] if classes is not None and label < len(classes) else f'class {label}'
 
 
 def entries(answer: Answer, classes: list[str] | None) -> list[dict]:
-    """Lists what is in an answer, for people.
+    """Lists the content of an answer with class names and rounded numbers.
 
     Args:
-        answer: Of one picture.
+        answer: The answer for one picture.
         classes: Names of the classes, or None.
 
     Returns:
-        The detections with their score and box, the classes with their share of the picture, or with their score; the
-        greatest comes first.
+        The detections with their score and box, or the classes with their share of the picture or with their score, in
+        descending order.
     """
     if isinstance(answer, Segmentation):
         shares = np.bincount(answer.classes.ravel()) / answer.classes.size
@@ -54,10 +54,10 @@ def _descending(values: np.ndarray) -> list[int]:
 
 
 def summary(answer: Answer, classes: list[str] | None, score_thr: float) -> str:
-    """Says in a few words what is in an answer.
+    """Describes an answer in a few words.
 
     Args:
-        answer: Of one picture.
+        answer: The answer for one picture.
         classes: Names of the classes, or None.
         score_thr: Detections below this score are left out.
 
@@ -79,11 +79,11 @@ def entry_text(entry: dict) -> str:
 
 
 class PredictionsFile:
-    """Writes the predictions file, picture by picture, so that a device need not hold them all.
+    """Writes the predictions file picture by picture, so that a device need not hold all answers in memory.
 
     Args:
-        path: The .npz file. It is there once the ``with`` statement ends without an error; until then it has the ending
-            ``.part`` behind its name.
+        path: The .npz file. It exists once the ``with`` statement has ended without an error; until then, ``.part`` is
+            appended to its name.
         model: The model whose answers it holds.
     """
 
@@ -108,7 +108,7 @@ class PredictionsFile:
             os.remove(self._part)
 
     def add(self, name: str, answer: Answer) -> None:
-        """Writes the answer on a picture, with the name of its file."""
+        """Writes the answer for a picture, with the name of its file."""
         for field, values in answer._asdict().items():
             if values is not None:
                 self._write(f'{field}_{len(self._names)}', values)

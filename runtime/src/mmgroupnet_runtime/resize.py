@@ -9,7 +9,7 @@ _FIELDS = {
     'resize_edge': {'edge', 'length'},
     'center_crop': {'width', 'height'},
 }
-_STRIP = 65536  # numbers of int32
+_STRIP = 65536  # int32 numbers in a strip
 _EDGES = ('short', 'long', 'width', 'height')
 
 
@@ -50,7 +50,7 @@ def apply_steps(picture: np.ndarray, steps: list[dict]) -> np.ndarray:
     for step in steps:
         height, width = picture.shape[:2]
         if step['type'] == 'center_crop':
-            # Python's round, to the even number, as mmcv has it.
+            # Python's round, which rounds halves to even, as in mmcv.
             top, left = (max(0, round((size - step[key]) / 2)) for size, key in ((height, 'height'), (width, 'width')))
             picture = picture[top : top + step['height'], left : left + step['width']]
             continue
@@ -75,10 +75,10 @@ def _new_size(width: int, height: int, step: dict) -> tuple[int, int]:
     return int(width * factor + 0.5), int(height * factor + 0.5)
 
 
-# cv2's INTER_LINEAR of bytes. Weights are multiples of 1/2048. Rows are blended along x without rounding, to at most
-# 255 * 2^11; then four bits are dropped, each of the two rows is weighted and loses sixteen bits more, and the sum
-# (four times the result) is rounded. All of it stays below 2^27. Dropping bits before the sum gives other pixels than
-# exact arithmetic would: it is done here because the network was trained and tested with these pixels.
+# cv2's INTER_LINEAR for bytes. Weights are multiples of 1/2048. Pixels are blended along x without rounding, to at most
+# 255 * 2^11, and four bits are dropped. Each of the two rows is weighted and loses sixteen more bits. The sum of both
+# is four times the result, and is rounded. All numbers stay below 2^27. Exact arithmetic would give other pixels,
+# because it drops no bits before the sum; but the network was trained and tested with these pixels.
 def resize_linear(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     """Resizes a picture as ``cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)`` does.
 
@@ -94,8 +94,8 @@ def resize_linear(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     if (old_height, old_width) == (height, width):
         return picture
     first, weights = _taps(old_width, width)
-    # Beyond the outermost columns all weight is on them. Rows beyond the outermost are repeated instead, with the
-    # weights that they have: with the bits that are dropped this is not the same.
+    # Beyond the outermost columns, these get all the weight. Beyond the outermost rows, these are repeated and keep
+    # both weights, as in cv2. The results differ, because bits are dropped.
     weights[:, first < 0] = weights[:, first >= old_width - 1] = [[2048], [0]]
     left, right = (
         (np.clip(column, 0, old_width - 1)[:, None] * channels + np.arange(channels)).ravel()
@@ -107,7 +107,7 @@ def resize_linear(picture: np.ndarray, width: int, height: int) -> np.ndarray:
 
     flat = np.ascontiguousarray(picture).reshape(old_height, -1)
     out = np.empty((height, width * channels), np.uint8)
-    # In strips that stay in the cache.
+    # In strips that fit the cache.
     rows_per_strip = max(1, _STRIP // out.shape[1])
     for start in range(0, height, rows_per_strip):
         strip = slice(start, start + rows_per_strip)
@@ -130,7 +130,7 @@ def resize_linear(picture: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def _taps(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first of the two pixels that make each new one, and the weights of both, int32 ``(2, new)``."""
-    # In float64, then rounded to float32, as cv2 does it: some weights depend on it.
+    # In float64, then rounded to float32, as in cv2: some weights depend on this.
     scale = 1 / (new_length / length)
     position = ((np.arange(new_length) + 0.5) * scale - 0.5).astype(np.float32)
     first = np.floor(position)
