@@ -44,8 +44,8 @@ class BuildWithMim(build_py):
                 shutil.copy2(source, target / name)
 
 
-# The packed kernels (csrc/). Contraction would make floats differ from one instruction set to another; how wide vectors
-# are passed (psabi) is of no concern, since none leaves its file.
+# The packed kernels (csrc/). With contraction, floats would differ between instruction sets. The warning about how wide
+# vectors are passed (psabi) does not apply: none is passed between files.
 KERNEL_FLAGS = [
     '-std=c++20',
     '-O3',

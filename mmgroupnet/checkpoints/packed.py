@@ -99,7 +99,7 @@ def read_packed(path: str | Path) -> dict:
         UserError: If the file is missing, damaged, of another version, or not a packed checkpoint.
     """
     path = Path(path).expanduser()
-    damaged = UserError(f'packed checkpoint {path} is damaged: copy it anew, or pack the float checkpoint again')
+    damaged = UserError(f'packed checkpoint {path} is damaged: copy it again, or pack the float checkpoint again')
     if path.is_file() and zipfile.is_zipfile(path) and not _is_whole(path):
         raise damaged
     found = read_checkpoint(path)

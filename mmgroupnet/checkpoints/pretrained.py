@@ -79,7 +79,7 @@ def fetch_pretrained(cfg: Config) -> None:
         return
     for _, _, path, checkpoint in find_pretrained(cfg.model):
         if checkpoint.partition('://')[0] not in _SCHEMES:
-            continue  # A local file, or in a store that mmengine reads anew every time.
+            continue  # A local file, or in a store that mmengine reads again every time.
         try:
             fetch_checkpoint(checkpoint, map_location='meta')
         except UserError as error:

@@ -161,8 +161,8 @@ class FromFloatResNet:
             if isinstance(convs[name], BinaryConv2d):
                 convs[name].start_quantizer()
         print_log(
-            f'{len(bases)} of {len(convs)} convs start from the float ResNet {self.checkpoint}, norms anew'
-            + (f'; not in it, and drawn: {", ".join(drawn)}' if drawn else ''),
+            f'{len(bases)} of {len(convs)} convs start from the float ResNet {self.checkpoint}; '
+            'norms start from their defaults' + (f'; not in it, and random: {", ".join(drawn)}' if drawn else ''),
             logger='current',
         )
 

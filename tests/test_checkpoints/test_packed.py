@@ -479,7 +479,7 @@ class TestDamage:
         read_packed(tmp_path / 'same.pth')
         change(content)
         torch.save(content, tmp_path / 'changed.pth')
-        with pytest.raises(UserError, match=r'packed checkpoint .*changed\.pth is damaged: copy it anew'):
+        with pytest.raises(UserError, match=r'packed checkpoint .*changed\.pth is damaged: copy it again'):
             read_packed(tmp_path / 'changed.pth')
 
     def test_another_version(self, small, tmp_path):

@@ -150,15 +150,15 @@ def test_shortcuts_without_parameters_are_listed_and_drawn(tmp_path, messages):
         name = f'{stage}.0.shortcut.0.weight'
         assert torch.equal(backbone.stages.state_dict()[name], fresh.stages.state_dict()[name])
     assert messages == [
-        f'9 of 12 convs start from the float ResNet {checkpoint}, norms anew; not in it, and drawn: '
-        'layer2.0.downsample.weight, layer3.0.downsample.weight, layer4.0.downsample.weight'
+        f'9 of 12 convs start from the float ResNet {checkpoint}; norms start from their defaults; '
+        'not in it, and random: layer2.0.downsample.weight, layer3.0.downsample.weight, layer4.0.downsample.weight'
     ]
 
 
 def test_all_that_matched_is_said(tmp_path, messages):
     checkpoint = save(float_network().state_dict(), tmp_path / 'r.pth')
     initialised(checkpoint)
-    assert messages == [f'12 of 12 convs start from the float ResNet {checkpoint}, norms anew']
+    assert messages == [f'12 of 12 convs start from the float ResNet {checkpoint}; norms start from their defaults']
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ residual_blocks = [
     'ResBlock',
 ]
 
-# The 1x1 convs between a backbone and a pyramid, 0.3 % of the weights; binary ones would pass only signs.
+# The 1x1 convs between a backbone and a pyramid: binary ones would pass only signs.
 laterals = ['neck.lateral_convs']
 
 # Channel gates read one pixel per image and cost almost no time. The gate of TOOD multiplies the weights of a conv.
