@@ -1,6 +1,6 @@
-"""Batteries: abstract testers that give every backbone, neck and head the same checks.
+"""Batteries: abstract test classes with the same checks for every backbone, neck and head.
 
-A new part is tested by a class that names its config and the shapes of its inputs::
+A new part is tested by a class with its config and the shapes of its inputs::
 
     class TestBinaryFPN(NeckBattery):
         config = dict(type='mmgroupnet.BinaryFPN', in_channels=[64, 128, 256], out_channels=32, num_outs=5, num_bases=2)
@@ -41,7 +41,7 @@ def project(outs: Sequence[Tensor]) -> Tensor:
 
 
 def assert_finite_gradients(part: nn.Module) -> None:
-    """Checks that all parameters that want a gradient have a finite one."""
+    """Checks that all parameters that require a gradient have a finite one."""
     for name, parameter in part.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, f'{name} gets no gradient'
@@ -55,7 +55,7 @@ def assert_all_equal(outs: Sequence[Tensor], expected: Sequence[Tensor]) -> None
 
 
 def detection_samples(boxes: Sequence[Sequence[Sequence[float]]], shape: tuple[int, int]) -> list[DetDataSample]:
-    """One data sample per image, ``boxes`` of which may be empty; the labels are 0, 1, 0, 1, ..."""
+    """One data sample per image, whose list of ``boxes`` may be empty; the labels are 0, 1, 0, 1, ..."""
     samples = []
     for image_boxes in boxes:
         sample = DetDataSample(
@@ -72,12 +72,12 @@ def detection_samples(boxes: Sequence[Sequence[Sequence[float]]], shape: tuple[i
 
 
 class Battery(ABC):
-    """What every part must do.
+    """Checks for every part.
 
     Attributes:
         config: Config of the part.
-        input_shapes: Shapes of its inputs without the batch, see the batteries.
-        idle_parameters: Ends of the names of parameters that change nothing, so that their gradient is zero.
+        input_shapes: Shapes of its inputs without the batch, see the subclasses.
+        idle_parameters: Name suffixes of parameters that do not affect the output, so their gradient is zero.
     """
 
     config: dict
@@ -93,18 +93,18 @@ class Battery(ABC):
 
     @abstractmethod
     def cases(self) -> list[list[Shape]]:
-        """Shapes of the inputs of some calls, the ordinary call first."""
+        """Input shapes of several calls; the first is the ordinary call."""
 
     @abstractmethod
     def run(self, part: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Calls the part, and lists what it returns."""
+        """Calls the part and returns its outputs as a list."""
 
     @abstractmethod
     def expected_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """Shapes of the outputs for inputs of these shapes, both without the batch."""
+        """Output shapes for inputs of these shapes, both without the batch."""
 
     def inputs(self, shapes: Sequence[Shape] | None = None, batch: int = 2, seed: int = 0) -> list[Tensor]:
-        """Random inputs, by default of the ordinary call."""
+        """Random inputs; by default those of the ordinary call."""
         generator = torch.Generator().manual_seed(seed)
         return [torch.randn(batch, *shape, generator=generator) for shape in shapes or self.cases()[0]]
 
@@ -130,7 +130,8 @@ class Battery(ABC):
         project(self.run(part, inputs)).backward()
         assert_finite_gradients(part)
         for name, parameter in part.named_parameters():
-            assert parameter.grad.any() != name.endswith(self.idle_parameters), f'the gradient of {name} is zero'
+            is_idle = name.endswith(self.idle_parameters)
+            assert parameter.grad.any() != is_idle, f'{name}: exactly idle parameters have a zero gradient'
         for x in inputs:
             assert x.grad is None or x.grad.isfinite().all()
         assert any(x.grad is not None and x.grad.any() for x in inputs)
@@ -150,10 +151,10 @@ class Battery(ABC):
             assert not torch.equal(buffer, before[name]), f'{name} did not change in training mode'
 
     def test_images_of_a_batch_do_not_see_each_other_in_eval_mode(self):
-        # In double precision: rounding, which depends on the batch size, would flip a sign now and then.
+        # In double precision: rounding depends on the batch size and would sometimes flip a sign in single precision.
         part = self.build().double()
         inputs = [x.double() for x in self.inputs()]
-        self.run(part, inputs)  # gives the norms some statistics
+        self.run(part, inputs)  # gives the norms running statistics
         part.eval()
         outs = self.run(part, inputs)
         alone = self.run(part, [x[1:] for x in inputs])
@@ -162,7 +163,7 @@ class Battery(ABC):
 
     def test_state_dict_round_trip(self):
         part, other = self.build(), self.build(seed=1)
-        self.run(part, self.inputs())  # makes the statistics differ
+        self.run(part, self.inputs())  # makes the running statistics differ
         part.eval()
         other.eval()
         outs = self.run(part, self.inputs())
@@ -193,8 +194,8 @@ class Battery(ABC):
     @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning', 'ignore::FutureWarning')
     @pytest.mark.parametrize('way', [export, trace], ids=lambda way: way.__name__)
     def test_an_evaluated_part_is_exported_and_traced(self, way):
-        """With gradients, as it comes out of training; tests/test_export.py has the other modes. In double precision:
-        with gradients the part runs lean, the program plain, and rounding would turn a sign now and then."""
+        """With gradients enabled, as after training; tests/test_export.py tests the other modes. The test uses double
+        precision: with gradients the part runs lean and the program plain, so rounding would sometimes flip a sign."""
         part = self.build().double()
         part.eval()
         inputs = [x.double() for x in self.inputs(batch=1)]
@@ -214,11 +215,11 @@ class Battery(ABC):
 
 
 class BackboneBattery(Battery):
-    """What every backbone must do; each of ``input_shapes`` is an image.
+    """Checks for every backbone; each of ``input_shapes`` is an image.
 
     Attributes:
-        out_channels: Channels of the maps that it returns.
-        out_strides: Strides of these maps.
+        out_channels: Channels of the output maps.
+        out_strides: Strides of the output maps.
     """
 
     input_shapes: Sequence[Shape] = ((3, 64, 96), (3, 47, 33), (3, 1, 2))
@@ -249,7 +250,7 @@ class BackboneBattery(Battery):
         every, chosen = self.build(), self.build(out_indices=(1, 3))
         every.eval()
         chosen.eval()
-        # Options such as learned scales exist only where maps are merged, which out_indices decides.
+        # out_indices decides which maps are merged, and parameters such as learned scales exist only for these.
         every.load_state_dict(chosen.state_dict(), strict=False)
         outs = self.run(every, self.inputs())
         assert_all_equal(self.run(chosen, self.inputs()), [outs[1], outs[3]])
@@ -285,7 +286,7 @@ class BackboneBattery(Battery):
         assert_finite_gradients(backbone)
 
     def test_recomputing_blocks_gives_the_same_gradients(self):
-        # In double precision, which leaves no room for rounding.
+        # In double precision, so rounding cannot flip a sign.
         plain, recomputing = self.build().double(), self.build(with_cp=True).double()
         for backbone in (plain, recomputing):
             project(self.run(backbone, [x.double() for x in self.inputs()])).backward()
@@ -294,17 +295,17 @@ class BackboneBattery(Battery):
 
 
 class PyramidBattery(Battery):
-    """What necks and heads have in common: ``input_shapes`` are the levels of one pyramid."""
+    """Common base of necks and heads: ``input_shapes`` are the levels of one pyramid."""
 
     def cases(self):
         channels = [shape[0] for shape in self.input_shapes]
-        # Down to a single pixel, and never square before.
+        # The coarsest level is a single pixel; the finest one is not square.
         tiny = [(c, -(-3 // 2**level), -(-5 // 2**level)) for level, c in enumerate(channels)]
         return [list(self.input_shapes), tiny]
 
 
 class NeckBattery(PyramidBattery):
-    """What every neck in the manner of a feature pyramid must do."""
+    """Checks for every neck that returns a feature pyramid."""
 
     def run(self, part, inputs):
         return list(part(tuple(inputs)))
@@ -323,7 +324,7 @@ class NeckBattery(PyramidBattery):
 
 
 class HeadBattery(PyramidBattery):
-    """What every dense head in the manner of FCOS must do: per level it returns classes, boxes and centre-ness."""
+    """Checks for every dense head with the outputs of FCOS: classes, boxes and centre-ness of every level."""
 
     def image_shape(self) -> tuple[int, int]:
         stride = self.config['strides'][0]
@@ -387,10 +388,10 @@ class HeadBattery(PyramidBattery):
 
 
 class DecodeHeadBattery(PyramidBattery):
-    """What every decode head of mmseg must do: logits of the finest map that it reads.
+    """Checks for every decode head of mmseg, which returns logits of the finest map that it reads.
 
-    ``input_shapes`` are the outputs of a backbone, ``config`` says by ``in_index`` which of them are read (and has
-    ``dropout_ratio=0``, so that calls can be compared).
+    ``input_shapes`` are the outputs of a backbone, and ``in_index`` in ``config`` selects those that the head reads.
+    ``config`` also needs ``dropout_ratio=0``, so that the outputs of two calls can be compared.
     """
 
     stride = 8  # of the finest map that is read

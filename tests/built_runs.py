@@ -1,4 +1,4 @@
-"""Runs that are only built, on data of a few pictures."""
+"""Runs that are built but not started, on data sets of a few pictures."""
 
 import json
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from tests.tiny_run import load_tiny_run
 
 
 class Run:
-    """The loops of a run, built when they are asked for, as mmengine's Runner does; its model is a head alone.
+    """A stand-in for mmengine's Runner, which builds loops on first access; its model is only a head.
 
     Args:
         cfg: The config.
-        num_classes: Of the head.
-        head: Where the head is in the model. Default: 'bbox_head'.
+        num_classes: Number of classes of the head.
+        head: Name of the head in the model. Default: 'bbox_head'.
     """
 
     def __init__(self, cfg: ConfigDict, num_classes: int, head: str = 'bbox_head') -> None:
@@ -50,7 +50,7 @@ class Run:
 
 
 def check(cfg: ConfigDict, num_classes: int = 2, head: str = 'bbox_head', stages: tuple[str, ...] = ('train', 'val')):
-    """Compares the parts of a run and returns it."""
+    """Checks the built parts of a run against each other and returns the run."""
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         run = Run(cfg, num_classes, head)
         check_built_parts(run, stages)
@@ -100,7 +100,7 @@ def segmentation(folder: Path, masks: list[np.ndarray], classes: tuple[str, ...]
 
 
 def classification(folder: Path, folders: tuple[str, ...] = ('cat', 'dog'), **dataset: object) -> Config:
-    """A run on a picture per folder."""
+    """A run on one picture in each folder."""
     for name in folders:
         (folder / name).mkdir()
         cv2.imwrite(str(folder / name / '0.png'), np.zeros((8, 8, 3), np.uint8))

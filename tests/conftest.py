@@ -5,14 +5,15 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
-# Without a GPU the interpreter runs Triton's kernels. It has to be asked for before Triton is imported.
+# Without a GPU Triton's interpreter runs its kernels. The variable must be set before Triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')
 
 
 @pytest.fixture(autouse=True, scope='module')
 def default_scopes_end_with_their_module() -> Iterator[None]:
-    """A Runner leaves its default scope behind, and unscoped types of the tests after it would mean something else."""
+    """Restores the default scopes: a Runner does not reset its scope, and in later tests types without a scope would
+    mean other classes."""
     before = dict(DefaultScope._instance_dict)
     yield
     DefaultScope._instance_dict.clear()
@@ -21,8 +22,8 @@ def default_scopes_end_with_their_module() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope='module')
 def threads_end_with_their_module() -> Iterator[None]:
-    """Benchmarks and tools set the number of threads; processes of tests that have more than cores wait for each
-    other."""
+    """Restores the number of threads, which benchmarks and tools set: with more threads than cores, test processes slow
+    each other down."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -30,8 +31,8 @@ def threads_end_with_their_module() -> Iterator[None]:
 
 @pytest.fixture
 def simulated_layers() -> Iterator[None]:
-    """Layers run as they train, also where no gradient is asked for: packed models are compared with these."""
-    from mmgroupnet.layers.packed import simulated  # it imports Triton
+    """Layers run simulated, as in training, also without gradients. Packed models are compared with these layers."""
+    from mmgroupnet.layers.packed import simulated  # here, since it imports Triton
 
     with simulated():
         yield

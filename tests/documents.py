@@ -17,7 +17,7 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
     if '_build' not in path.parts
 )
-# What a block may say that it holds. Commands are checked, Python runs; the others are for reading.
+# Languages of code blocks. Commands are checked, Python is run, and the others are not tested.
 COMMANDS, PYTHON = 'bash', 'python'
 FOR_READING = {'text', 'math', 'cpp', 'yaml', 'diff', '{toctree}', '{eval-rst}'}
 _NOT_RUN = re.compile(r'<!-- not run: (.+?) -->', re.DOTALL)
@@ -29,11 +29,11 @@ class Block(NamedTuple):
 
     Attributes:
         page: The page.
-        line: Where it begins, from 1.
-        language: What it says that it holds.
+        line: Its first line, counted from 1.
+        language: The language behind its backticks.
         code: Its text.
-        reason: Why it cannot run, if a comment in front of it says so: ``<!-- not run: REASON -->``.
-        file: The file of a guide that it is, if a comment in front of it says so: ``<!-- file: PATH -->``.
+        reason: The reason why it cannot run, from a comment in front of it: ``<!-- not run: REASON -->``.
+        file: The path of the file that it shows, from a comment in front of it: ``<!-- file: PATH -->``.
     """
 
     page: str
@@ -62,7 +62,7 @@ def blocks(page: str) -> Iterator[Block]:
 
 
 def inline(page: str, kind: str) -> Iterator[tuple[int, Token]]:
-    """What stands in the text of a page, with its line: ``code_inline``, ``link_open`` or ``image``."""
+    """The tokens of a kind (``code_inline``, ``link_open`` or ``image``) in the text of a page, with their lines."""
     for token in tokens(page):
         for child in token.children or ():
             if child.type == kind:
@@ -70,7 +70,7 @@ def inline(page: str, kind: str) -> Iterator[tuple[int, Token]]:
 
 
 def links(page: str) -> Iterator[tuple[int, str]]:
-    """Where the links and pictures of a page lead, with their lines."""
+    """The targets of the links and pictures of a page, with their lines."""
     for kind, attribute in (('link_open', 'href'), ('image', 'src')):
         for line, token in inline(page, kind):
             yield line, str(token.attrs[attribute])
@@ -78,7 +78,7 @@ def links(page: str) -> Iterator[tuple[int, str]]:
 
 @cache
 def anchors(page: str) -> set[str]:
-    """The anchors of the headings of a page, as GitHub makes them."""
+    """The anchors that GitHub makes for the headings of a page."""
     found: set[str] = set()
     parsed = tokens(page)
     for heading, content in zip(parsed, parsed[1:], strict=False):
@@ -95,10 +95,10 @@ def _numbered(slug: str) -> Iterator[str]:
 
 
 def commands(script: str) -> Iterator[list[str]]:
-    """The commands of lines of a shell, in words, with loops written out.
+    """The commands of a shell script, each as a list of words, with loops unrolled.
 
     Raises:
-        ValueError: A quotation has no end.
+        ValueError: If a closing quotation mark is missing.
     """
     lines = script.replace('\\\n', ' ').splitlines()
     while lines:
@@ -117,5 +117,5 @@ def commands(script: str) -> Iterator[list[str]]:
                 yield words[:end]
             separator = words[end : end + 1]
             words = words[end + 1 :]
-            if separator == ['>']:  # a file
+            if separator == ['>']:  # the output goes to a file
                 words = words[1:]

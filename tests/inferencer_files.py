@@ -1,4 +1,4 @@
-"""Tiny trained models of mmdet, mmseg and mmpretrain in every kind of file that the tools write."""
+"""Tiny trained models of mmdet, mmseg and mmpretrain, in all kinds of files that the tools write."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ KINDS = ('trained', 'packed', 'binarised', 'binarised, packed', 'dumped', 'pure 
 
 
 def as_pure_python(cfg: Config) -> str:
-    """A config in the style of pure Python: classes in place of their names."""
+    """A config in mmengine's pure Python style: classes in place of their names."""
     imports = []
 
     def import_class(match: re.Match) -> str:
@@ -36,7 +36,7 @@ def as_pure_python(cfg: Config) -> str:
 
 
 def _configs(folder: Path, library: str) -> tuple[Config, Config, Path]:
-    """A config of our parts, one of stock parts, and a picture of their data."""
+    """A config with our parts, one with a stock backbone, and a picture of their data."""
     folder.mkdir()
     if library == 'mmdet':
         cfg = Config.fromfile(write_tiny_run(folder))
@@ -47,10 +47,10 @@ def _configs(folder: Path, library: str) -> tuple[Config, Config, Path]:
         text = dict(mmseg=SEGMENTOR, mmpretrain=CLASSIFIER)[library]
         cfg = Config.fromstring(f'data_root = {str(folder)!r}\n{BACKBONE}{text}', '.py')
         cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
-        cfg.test_pipeline = cfg.dataset.pipeline  # mmseg's inference_model looks for it
+        cfg.test_pipeline = cfg.dataset.pipeline  # mmseg's inference_model reads it
         picture = folder / 'images/light/4.png'
         out_indices = (3,)
-    # No evaluation: the files are what counts.
+    # No evaluation: only the files are needed.
     for name in ('val_dataloader', 'val_evaluator', 'val_cfg'):
         cfg.pop(name, None)
     cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
@@ -62,7 +62,7 @@ def _configs(folder: Path, library: str) -> tuple[Config, Config, Path]:
 
 
 def _packed(config: Path, checkpoint: Path) -> tuple[Path, Path]:
-    """The packed checkpoint of a trained one, and the file of its config."""
+    """Packs a trained checkpoint; returns its config file and the packed checkpoint."""
     packed, packed_config = checkpoint.with_name('packed.pth'), checkpoint.with_name('packed.py')
     pack_checkpoint(load_config(str(config)), checkpoint, packed)
     packed_config.write_text(read_packed(packed)['meta']['cfg'])
@@ -70,10 +70,10 @@ def _packed(config: Path, checkpoint: Path) -> tuple[Path, Path]:
 
 
 def write_files(folder: Path, library: str) -> list[dict]:
-    """Trains the models of a library for an epoch and writes all files.
+    """Trains the models of a library for one epoch and writes all files.
 
     Args:
-        folder: Takes them.
+        folder: The folder for the files.
         library: 'mmdet', 'mmseg' or 'mmpretrain'.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Lean training beside plain autograd: the same outputs, gradients and running statistics."""
+"""Compares lean training with plain autograd: outputs, gradients and running statistics must be equal."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ DECOMPOSITIONS = ('soft_gate', 'gbd_v1', 'gbd_v2', 'gbd_v3', 'lbd')
 
 
 def randomise(model: nn.Module) -> nn.Module:
-    """Gives batch norms scales and shifts that keep sums from being exactly zero, where rounding would decide on a
+    """Gives batch norms random scales and shifts, so that no input of a sign is exactly zero: rounding would decide its
     sign."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.affine:
@@ -32,7 +32,7 @@ def set_lean(model: nn.Module, is_lean: bool) -> nn.Module:
 
 
 def relative(value: Tensor, expected: Tensor) -> float:
-    """Distance of a gradient, relative to its norm; sums that cancel are compared as if they were of norm 1."""
+    """Distance of a gradient relative to the expected norm; norms below 1, as of sums that cancel, count as 1."""
     return (value - expected).norm().item() / max(expected.norm().item(), 1.0)
 
 
@@ -44,7 +44,7 @@ def outputs_and_gradients(model: nn.Module, inputs: Sequence[Tensor], run: Run) 
     inputs = [x.clone().requires_grad_() for x in inputs]
     outs = run(model, *inputs)
     generator = torch.Generator().manual_seed(3)
-    # Of one dtype, since generators give other numbers in double precision.
+    # Always drawn in float32, since generators give other numbers in double precision.
     upstream = [torch.randn(out.shape, generator=generator).to(out) for out in outs]
     sum((out * gradient).sum() for out, gradient in zip(outs, upstream, strict=True)).backward()
     found = {f'output {index}': out.detach() for index, out in enumerate(outs)}
@@ -64,18 +64,20 @@ def assert_lean_is_plain(model: nn.Module, inputs: Sequence[Tensor], tolerance: 
     for name, value in expected.items():
         if value is None:
             assert found[name] is None or not found[name].any(), name
-        elif name.endswith('running_mean'):  # may be next to zero
+        elif name.endswith('running_mean'):  # may be close to zero
             assert_close(found[name], value, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: name + text)
         else:
             assert relative(found[name], value) <= tolerance, (name, relative(found[name], value))
 
 
 def assert_single_precision(model: nn.Module, x: Tensor, tolerance: float) -> None:
-    """To a tolerance, or, where sums cancel, to ten times the distance of plain training from double precision.
+    """Compares lean and plain training in single precision.
 
-    Both sum in an order of their own, and where a gradient is next to nothing, as that of a bias in front of a batch
-    norm, all of it is rounding: a tenth of the tolerance of the largest gradient is allowed, and all of it where it is
-    zero in double precision.
+    The two sum in different orders. The allowed distance of a gradient is the largest of these: the tolerance relative
+    to its norm; ten times the distance between plain training in single and in double precision, for sums that cancel;
+    a tenth of the tolerance relative to the largest gradient, for tiny gradients that are mostly rounding, such as of a
+    bias in front of a batch norm. If the gradient is zero in double precision, the tolerance is relative to the largest
+    gradient.
     """
     lean, plain = set_lean(copy.deepcopy(model), True), set_lean(copy.deepcopy(model), False)
     found, expected = (outputs_and_gradients(each, [x], call) for each in (lean, plain))
@@ -91,7 +93,7 @@ def assert_single_precision(model: nn.Module, x: Tensor, tolerance: float) -> No
 
 
 class PlainChain(nn.Module):
-    """A chain as an ordinary module: lean where it can be, else written down unit by unit."""
+    """A chain as an ordinary module: runs lean if possible, otherwise plain, unit by unit."""
 
     def __init__(self, chain: Chain, gate: Tensor | None = None, scales: Tensor | None = None) -> None:
         super().__init__()
@@ -150,7 +152,7 @@ def block_of(network: GroupNetResNet, stage: int) -> nn.Module:
 
 
 def saved_bytes(run: Callable[[], object]) -> int:
-    """Bytes that the graph of ``run`` keeps for the backward pass, beside parameters."""
+    """Bytes that the graph of ``run`` keeps for the backward pass, without the parameters."""
     storages: dict[int, int] = {}
 
     def note(value: Tensor) -> Tensor:

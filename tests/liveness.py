@@ -1,7 +1,7 @@
-"""Whether a binary network is alive: what its signs see, and whether its layers tell two pictures apart.
+"""Checks that a binary network is alive: its signs are not constant, and its layers distinguish two pictures.
 
-A sign that sees a map behind a ReLU is the constant +1. Such a network still trains "finitely", so that shapes, losses
-and gradients do not show it.
+The sign of a map behind a ReLU is the constant +1. Such a network still has finite losses and gradients, so checks of
+shapes, losses and gradients do not find this fault.
 """
 
 from collections.abc import Callable
@@ -16,17 +16,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmgroupnet.layers import BinaryConv2d
 
 ALIVE = (0.02, 0.98)
-# In a fresh network the norms centre what every sign sees; the bounds of life would only catch the far end of a drift.
+# Tighter bounds for a fresh network, where norms centre the input of every sign: ALIVE finds only extreme drifts.
 BALANCED = (0.25, 0.75)
 
 
 class LayerCall(NamedTuple):
-    """One call of a binary layer with a batch of two.
+    """One call of a binary layer with a batch of two pictures.
 
     Attributes:
         layer: Name of the layer.
-        positive: Share of +1 at its sign.
-        differs: Whether its outputs for the two differ.
+        positive: Share of +1 among its signs.
+        differs: Whether the outputs for the two pictures differ.
     """
 
     layer: str
@@ -45,17 +45,17 @@ def real_pictures(height: int, width: int) -> Tensor:
 
 
 def estimate_statistics(model: nn.Module, run: Callable[[], object]) -> None:
-    """Gives the batch norms of a fresh model the statistics of one training-mode ``run`` and turns to eval mode.
+    """Gives the batch norms of a fresh model the statistics of one ``run`` in training mode, then sets eval mode.
 
-    Neither mode as it stands is honest. In the eval mode of a fresh model a batch norm is the identity, so that every
-    map behind a ReLU stays non-negative: each network would look dead. In training mode a norm centres whatever the two
-    pictures give it, and they see each other through it: a nearly constant map would look alive. A trained detector
-    runs in eval mode with the statistics of other pictures, and so it does here.
+    Neither mode of a fresh model is suitable. In eval mode its batch norms are the identity, so every map behind a ReLU
+    stays non-negative and every network would look dead. In training mode a norm centres the maps of the two pictures,
+    and the result for one depends on the other: a nearly constant map would look alive. A trained detector runs in eval
+    mode with running statistics, and this function gives the same situation.
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.reset_running_stats()
-            module.momentum = None  # the plain average: one batch counts in full
+            module.momentum = None  # cumulative average: the running statistics equal those of the one batch
     model.train()
     with torch.no_grad():
         run()
@@ -63,8 +63,8 @@ def estimate_statistics(model: nn.Module, run: Callable[[], object]) -> None:
 
 
 def binary_layer_calls(model: nn.Module, run: Callable[[], object]) -> list[LayerCall]:
-    """What every binary layer of ``model`` does while ``run`` sends a batch of two through it, call by call (the towers
-    of a head are called once per pyramid level).
+    """Records every call of a binary layer of ``model`` while ``run`` sends a batch of two through it. (The towers of a
+    head are called once per pyramid level.)
 
     Raises:
         AssertionError: If a layer was not called, or called without its sign.
@@ -81,7 +81,7 @@ def binary_layer_calls(model: nn.Module, run: Callable[[], object]) -> list[Laye
 
         def after_layer(module: nn.Module, inputs: tuple, out: Tensor, name: str = name) -> None:
             assert name in positive, f'{name} ran without its sign'
-            # A layer that K branches share sees them as batch, the pictures one after the other.
+            # A layer that K branches share gets them as a batch: first all of one picture, then all of the other.
             first, second = out.chunk(2)
             calls.append(LayerCall(name, positive.pop(name), not torch.equal(first, second)))
 
@@ -98,8 +98,8 @@ def binary_layer_calls(model: nn.Module, run: Callable[[], object]) -> list[Laye
 
 
 def assert_alive(calls: list[LayerCall], bounds: tuple[float, float] = ALIVE) -> None:
-    """Checks that there are binary layers, and that in every call the outputs for the two differ and the share of +1
-    lies within ``bounds``."""
+    """Checks that there are binary layers, that the outputs for the two pictures differ in every call, and that the
+    share of +1 lies within ``bounds``."""
     assert calls, 'there is no binary layer'
     dead = [call for call in calls if not (call.differs and bounds[0] <= call.positive <= bounds[1])]
     assert not dead, f'{len(dead)} of {len(calls)} calls are dead: {dead[:8]}'

@@ -1,6 +1,6 @@
-"""The checkpoints of the authors of Group-Net: synthetic ones, and the network that they are of, branch by branch.
+"""Synthetic checkpoints in the format of Group-Net's authors, and their network as a loop over branches.
 
-Nothing here imports the package, and nothing is folded.
+This file does not import the package, and no branches are folded.
 """
 
 import math
@@ -15,7 +15,7 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
 class Family(NamedTuple):
-    """What tells the published checkpoints apart."""
+    """The options in which the published checkpoints differ."""
 
     depth: int
     scales: bool
@@ -35,7 +35,7 @@ FAMILIES = {
 def official_state_dict(
     family: Family, num_bases: int = 2, channels: int = 4, num_classes: int = 7, dtype: torch.dtype = torch.float64
 ) -> dict[str, Tensor]:
-    """A checkpoint with random weights, statistics, scales and gates, such that no map of it is of one sign alone."""
+    """A checkpoint with random weights, statistics, scales and gates, for which every map has both signs."""
     generator = torch.Generator().manual_seed(0)
     state_dict = {}
 
@@ -46,7 +46,7 @@ def official_state_dict(
         state_dict[name] = mean * (0.5 + torch.rand(shape, generator=generator, dtype=dtype))
 
     def conv(name: str, *shape: int) -> None:
-        # A map of deviation one, for signs and normal images.
+        # For signs and for normal images, the standard deviation of the output is one.
         normal(name, *shape, std=math.prod(shape[1:]) ** -0.5)
 
     def norm(name: str, width: int, mean: float) -> None:
@@ -118,7 +118,7 @@ class OfficialNetwork:
     def merge(self, outs: Sequence[Tensor], block: str) -> Tensor:
         if self.family.scales:
             return sum(self.weights[f'{block}.scales.{i}'] * out for i, out in enumerate(outs))
-        total = outs[0]  # the same tensor, no copy: that is the quirk
+        total = outs[0]  # not a copy: as in the authors' code, the sum below also changes the first branch
         for out in outs[1:]:
             total += out
         return total / self.num_bases

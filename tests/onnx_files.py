@@ -1,4 +1,4 @@
-"""Small models of the three libraries, and what ONNX Runtime makes of their .onnx files."""
+"""Small models of the three libraries, and a function that runs their .onnx files in ONNX Runtime."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ BINARY_BACKBONE = dict(
 
 
 def build(scope: str, config: dict) -> nn.Module:
-    """A model in evaluation mode with random weights, whose norms have statistics and weights of their own."""
+    """A model in evaluation mode with random weights; its norms have random statistics and weights as well."""
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(scope):
         model = MODELS.build(ConfigDict(config))
@@ -49,7 +49,7 @@ def shake_norms(model: nn.Module) -> None:
 
 
 class TinyPyramid(nn.Module):
-    """A float backbone of one conv and one level for each stride."""
+    """A float backbone with one conv, which returns one level per stride."""
 
     def __init__(self, strides: tuple[int, ...], channels: int = 8) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ MODELS.register_module(module=TinyPyramid, force=True)
 
 
 def detector(head: dict, test_cfg: dict | None = None, **options: object) -> nn.Module:
-    """A one-stage detector with two levels; its scores are spread, so that many boxes are found."""
+    """A one-stage detector with two levels; its scores are spread widely, so many boxes are found."""
     test_cfg = dict(
         nms_pre=60, score_thr=0.3, min_bbox_size=0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20
     ) | (test_cfg or {})
@@ -79,7 +79,7 @@ def detector(head: dict, test_cfg: dict | None = None, **options: object) -> nn.
     model = build('mmdet', config | options)
     for conv in model.bbox_head.modules():
         if isinstance(conv, nn.Conv2d) and conv.bias is not None:
-            # Without a norm the maps are larger, and scores would be 1 to the last bit, in any order.
+            # Without a norm the maps are larger: with std=0.3 many scores would be exactly 1 and their order arbitrary.
             nn.init.normal_(conv.weight, std=0.3 if 'norm_cfg' in head else 0.1)
             nn.init.zeros_(conv.bias)
     return model
@@ -104,7 +104,7 @@ HEADS = dict(fcos=FCOS, retinanet=RETINA, softmax=SOFTMAX, atss=ATSS, gfl=GFL)
 
 
 def binary_fcos() -> nn.Module:
-    """A small detector that is all binary; its scores are spread."""
+    """A small detector with binary backbone, neck and head; its scores are spread widely."""
     config = dict(
         type='FCOS',
         data_preprocessor=dict(type='DetDataPreprocessor', **PREPROCESSOR, bgr_to_rgb=True, pad_size_divisor=32),
@@ -138,12 +138,12 @@ def binary_fcos() -> nn.Module:
 
 
 def pictures(batch: int = 2, height: int = 61, width: int = 90) -> np.ndarray:
-    """``(batch, height, width, 3)``."""
+    """Random pictures of the shape ``(batch, height, width, 3)``."""
     return np.concatenate([random_picture(height, width, seed) for seed in range(batch)])
 
 
 def detect(model: nn.Module, images: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What a detector's own ``predict`` finds: boxes with scores, and labels, of each picture."""
+    """The results of the detector's own ``predict``: boxes with scores, and labels, for each picture."""
     shape = images.shape[1:3]
     samples = [DetDataSample(metainfo=dict(img_shape=shape, ori_shape=shape)) for _ in images]
     inputs = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
@@ -160,7 +160,7 @@ def detect(model: nn.Module, images: np.ndarray) -> list[tuple[np.ndarray, np.nd
 
 
 def assert_detections(dets: np.ndarray, labels: np.ndarray, expected: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Compares an answer with what pictures should have; the rest of their rows is empty."""
+    """Compares an answer with the expected boxes and labels of each picture; all further rows must be empty."""
     assert dets.shape[1] == labels.shape[1] == max(len(label) for _, label in expected) > 0
     for i, (boxes, label) in enumerate(expected):
         np.testing.assert_array_equal(labels[i], np.pad(label, (0, len(labels[i]) - len(label)), constant_values=-1))
@@ -169,7 +169,7 @@ def assert_detections(dets: np.ndarray, labels: np.ndarray, expected: list[tuple
 
 
 def run(path: Path, **given: np.ndarray) -> dict[str, np.ndarray]:
-    """What ONNX Runtime makes of a file, with the operators of this checkout where the file needs them."""
+    """Runs a file in ONNX Runtime, with the operators of this checkout if the file needs them; returns the outputs."""
     onnxruntime = pytest.importorskip('onnxruntime')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -1,4 +1,4 @@
-"""Small .onnx files of standard operators, whose answers are known by hand, with the metadata of the exporter."""
+"""Small .onnx files with standard operators and the exporter's metadata; their outputs can be computed by hand."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ SEGMENTOR = """(uint8[N, H, W, 3] image, int64[2] size) => (uint8[N, A, B] class
     best = ArgMax<axis = 1, keepdims = 0>(scores)
     classes = Cast<to = 2>(best)
 }"""
-# The same two objects in every picture, and a row that fills up a batch.
+# The same two objects for every picture, and one row of padding.
 DETECTOR = """(uint8[N, H, W, 3] image) => (float[1, 3, 5] dets, int64[1, 3] labels) {
     dets = Constant<value = float[1, 3, 5] {4, 2.5, 10, 20.25, 0.875, 0.5, 1, 30, 13, 0.25, 0, 0, 0, 0, 0}>()
     labels = Constant<value = int64[1, 3] {1, 0, -1}>()
@@ -33,7 +33,7 @@ MAPS = """(uint8[N, H, W, 3] image) => (float[N, H, W, 3] map_0) {
     map_0 = Cast<to = 1>(image)
 }"""
 
-# A box per channel of the picture, in parts of its width and height; its score is the mean of the channel.
+# One box per channel of the picture, as fractions of its width and height; the score is the mean of the channel.
 _BOXES = """(uint8[N, H, W, 3] image) => (float[N, 3, 5] dets, int64[N, 3] labels)
 <
     float[1, 3, 4] parts = {0, 0, 0.5, 0.5, 0.25, 0.25, 0.75, 1, 0, 0, 1, 1},
@@ -73,7 +73,7 @@ _RED_OR_NOT = """(uint8[N, H, W, 3] image, int64[2] size) => (uint8[N, h, w] cla
     byte = Cast<to = 2>(is_red)
     classes = Squeeze(byte, one)
 }"""
-# How blue and how green a picture is.
+# Softmax of the mean blue and the mean green of a picture.
 _BLUE_OR_GREEN = """(uint8[N, H, W, 3] image) => (float[N, 2] scores)
 <int64[2] axes = {1, 2}, int64[2] channels = {0, 1}, float white = {255}>
 {
@@ -83,12 +83,12 @@ _BLUE_OR_GREEN = """(uint8[N, H, W, 3] image) => (float[N, 2] scores)
     chosen = Gather<axis = 1>(shares, channels)
     scores = Softmax(chosen)
 }"""
-# Models of two classes, by their task; the last is a classifier that says of itself that it gives maps.
+# Models of two classes, by task; the last one is a classifier that is exported with the task 'maps'.
 TWO_CLASSES = dict(detection=_BOXES, segmentation=_RED_OR_NOT, classification=_BLUE_OR_GREEN, maps=_BLUE_OR_GREEN)
 
 
 def hash_weights(model: onnx.ModelProto) -> str:
-    """The sha256 of the weights, as the metadata have it."""
+    """The sha256 of the weights, as the exporter's metadata contain it."""
     digest = hashlib.sha256()
     for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name):
         values = onnx.numpy_helper.to_array(tensor)
@@ -102,15 +102,15 @@ def onnx_model(body: str, task: str, opsets: str = '"" : 18', **metadata) -> onn
 
     Args:
         body: Inputs, outputs and nodes in onnx's text format.
-        task: Of the metadata.
-        opsets: The domains that it imports. Default: the standard one.
-        metadata: More of the metadata; a key with the value ``...`` is left out.
+        task: The task in the metadata.
+        opsets: The operator domains that the model imports. Default: the standard one.
+        metadata: Further entries of the metadata; a key with the value ``...`` is left out.
 
     Returns:
         The model.
     """
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: [{opsets}]> tiny {body}')
-    for tensor in model.graph.initializer:  # In raw_data, as the format wants them.
+    for tensor in model.graph.initializer:  # The exporter's format needs the weights in raw_data.
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
     values = dict(
         format=1,
@@ -127,6 +127,6 @@ def onnx_model(body: str, task: str, opsets: str = '"" : 18', **metadata) -> onn
 
 
 def write_onnx(path: Path, body: str, task: str, **options) -> Path:
-    """Writes what :func:`onnx_model` builds, and returns the path."""
+    """Writes the model of :func:`onnx_model` and returns the path."""
     onnx.save(onnx_model(body, task, **options), path)
     return path

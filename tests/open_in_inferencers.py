@@ -1,7 +1,7 @@
 """Opens files in the inferencers and init functions of OpenMMLab: ``python tests/open_in_inferencers.py FILES.json``
-prints a line of json for each way.
+prints one line of JSON for each file and each way to open it.
 
-Each way gets a process of its own, forked from one that has imported the OpenMMLab libraries and nothing of mmgroupnet.
+Every attempt runs in a separate process, forked from one that has imported the OpenMMLab libraries but not mmgroupnet.
 """
 
 import contextlib
@@ -94,7 +94,7 @@ def main() -> None:
     with open(sys.argv[1]) as file:
         files = json.load(file)
     for library in dict.fromkeys(entry['library'] for entry in files):
-        # What mmengine imports for every model, once for all processes.
+        # mmengine imports these modules for every model; here they are imported once for all processes.
         import_module(f'{library}.utils').register_all_modules(init_default_scope=False)
     for entry in files:
         for way, run in _WAYS[entry['library']](entry['config'], entry['checkpoint'], entry['picture']):

@@ -14,8 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @cache
 def build_operators() -> Path:
-    """Compiles ``csrc/onnxruntime`` into ``build/``, what has changed since the last time. Processes that test side by
-    side wait for each other."""
+    """Compiles ``csrc/onnxruntime`` into ``build/`` if it has changed. Parallel test processes wait for each other."""
     for tool in ('cmake', 'g++'):
         if shutil.which(tool) is None:
             pytest.skip(f'needs {tool}')

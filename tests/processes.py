@@ -1,4 +1,4 @@
-"""Runs a function in two gloo processes, and notes the collectives that each issues."""
+"""Runs a function in two gloo processes, and records the collectives that each process issues."""
 
 import socket
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Collective = tuple[str, torch.dtype, tuple[int, ...]]
 
 @contextmanager
 def noted_collectives():
-    """Yields a list that takes name, dtype and shape of every collective that is issued."""
+    """Yields a list to which the name, dtype and shape of every issued collective are appended."""
     noted: list[Collective] = []
 
     def note(name: str, function: Callable) -> Callable:
@@ -47,8 +47,8 @@ def _run(rank: int, port: int, folder: str, function: Callable, arguments: tuple
 
 
 def run_in_two_processes(folder: Path, function: Callable, *arguments: object) -> list:
-    """What ``function(rank, *arguments)`` returns in each of two processes; it is a function of a module, and returns
-    tensors in dicts and lists."""
+    """Runs ``function(rank, *arguments)`` in two processes and returns the two results. The function must be defined at
+    the top level of a module and return tensors in dicts and lists."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]

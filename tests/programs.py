@@ -1,4 +1,4 @@
-"""Models as programs, exported and traced."""
+"""Exported and traced programs of models."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -9,11 +9,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class Maps(nn.Module):
-    """All maps that a model gives, as one tuple, which every kind of program can return.
+    """Returns all output maps of a model as one flat tuple, which both kinds of programs support.
 
     Args:
         model: The model.
-        run: Calls it with inputs, as ``run(model, inputs)``. Default: ``model(*inputs)``.
+        run: A function that calls the model: ``run(model, inputs)``. Default: ``model(*inputs)``.
     """
 
     def __init__(self, model: nn.Module, run: Callable[[nn.Module, Sequence[Tensor]], object] | None = None) -> None:
@@ -27,7 +27,7 @@ class Maps(nn.Module):
 
 
 def export(model: nn.Module, *inputs: Tensor, reload: bool = False) -> nn.Module:
-    """The exported program, on request saved and loaded."""
+    """The exported program; with ``reload`` it is saved and loaded again."""
     program = torch.export.export(model, inputs)
     if reload:
         file = io.BytesIO()
@@ -38,7 +38,7 @@ def export(model: nn.Module, *inputs: Tensor, reload: bool = False) -> nn.Module
 
 
 def trace(model: nn.Module, *inputs: Tensor, reload: bool = False) -> nn.Module:
-    """The traced program, on request saved and loaded."""
+    """The traced program; with ``reload`` it is saved and loaded again."""
     program = torch.jit.trace(model, inputs, check_trace=False)
     if reload:
         file = io.BytesIO()

@@ -1,6 +1,6 @@
-"""What binary layers mean, spelled out with plain tensor operations: the reference that the package is tested against.
+"""Reference implementation of binary layers in plain tensor operations, against which the package is tested.
 
-Nothing here imports the package.
+This file does not import the package.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def with_gradient_of(value: Tensor, approximation: Tensor) -> Tensor:
-    """``value`` exactly, with the gradient of ``approximation``."""
+    """Returns ``value``, with the gradient of ``approximation``."""
     return value.detach() + (approximation - approximation.detach())
 
 
@@ -45,7 +45,8 @@ def reference_conv(
 ) -> Tensor:
     """One binary conv of one branch: sign, explicit border of ``padding_value``, ``F.conv2d`` without padding.
 
-    Products that cancel are exactly zero, as in integers: what is left of rounding would pass a ReLU or not.
+    Sums that are zero in integers are set to exactly zero: otherwise a rounding error of either sign would remain, and
+    the sign decides whether a ReLU passes the gradient.
     """
     signs = sign(x)
     (height, width), (rows, columns) = x.shape[2:], padding

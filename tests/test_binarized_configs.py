@@ -1,4 +1,4 @@
-"""Policies and the configs that are made binary by one."""
+"""Policies, and the configs that use one to binarise a stock model."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ FLOAT_TWIN = FOLDER / 'binarized/retinanet_r18_half_bccd.py'
 
 
 def narrow(path: Path) -> Config:
-    """A config with a thin backbone and two bases, and without pretrained weights."""
+    """A config with a thin backbone and two bases, without pretrained weights."""
     cfg = read_config_file(path)
     inner = cfg.model.model
     expansion = 1 if inner.backbone.depth == 18 else 4
@@ -77,8 +77,8 @@ def test_parts_of_a_policy(policy, binary_parts):
     assert isinstance(downsample, BinaryConv2d) == (policy != 'groupnet_k4_float-downsample')
     assert isinstance(model.backbone.conv1, torch.nn.Conv2d)
     assert all(type(lateral.conv) is torch.nn.Conv2d for lateral in model.neck.lateral_convs)
-    # In each of four branches two blocks a stage, whose first conv changes the shape in three of four stages; three
-    # output convs of the pyramid (the fourth halves the size); two towers of two convs.
+    # Backbone: four branches with two blocks per stage; in three of the four stages the first conv changes the shape,
+    # so it has no skip. Neck: three output convs; the fourth halves the size. Head: two towers of two convs.
     expected = dict(backbone=4 * (4 + 3 * 3), neck=3, bbox_head=4)
     for part, number in expected.items():
         skips = [module for module in model.get_submodule(part).modules() if isinstance(module, RealValuedSkip)]
@@ -92,7 +92,7 @@ def test_every_kind_of_detector_and_segmentor_is_there():
 
 
 def without_scope(node: object) -> object:
-    """A config without what mmengine notes in those that come from another library."""
+    """A config without the key that mmengine adds to configs from other libraries."""
     if isinstance(node, dict):
         return {key: without_scope(value) for key, value in node.items() if key != '_scope_'}
     return [without_scope(value) for value in node] if isinstance(node, list) else node

@@ -1,4 +1,4 @@
-"""The classification configs on toy trees laid out as CIFAR-10 and ImageNet are: train, evaluate, resume, transfer."""
+"""The classification configs on toy data in the layouts of CIFAR-10 and ImageNet: train, evaluate, resume, transfer."""
 
 import pickle
 import re
@@ -27,12 +27,12 @@ NUM_BASES = 2
 SIZES = dict(RandomResizedCrop=dict(scale=32), ResizeEdge=dict(scale=40), CenterCrop=dict(crop_size=32))
 
 
-# Training that changes nothing but the statistics of norms.
+# Options with which training changes only the running statistics of norms.
 FROZEN = {'optim_wrapper.optimizer.lr': 0.0, 'param_scheduler': []}
 
 
 def write_cifar10(folder: Path) -> Path:
-    """Six batches of eight images; the label shows in the brightness."""
+    """Writes six batches of eight images, whose brightness depends on the label."""
     (folder / 'cifar-10-batches-py').mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name in [*(f'data_batch_{number}' for number in range(1, 6)), 'test_batch']:
@@ -44,7 +44,7 @@ def write_cifar10(folder: Path) -> Path:
 
 
 def write_imagenet(folder: Path) -> Path:
-    """``{train,val}/<class>/*.JPEG`` with lists in ``meta``."""
+    """Writes ``{train,val}/<class>/*.JPEG`` and lists of files in ``meta``."""
     rng = np.random.default_rng(0)
     (folder / 'meta').mkdir(parents=True)
     for split, number in (('train', 4), ('val', 2)):
@@ -60,7 +60,7 @@ def write_imagenet(folder: Path) -> Path:
 
 
 def load(name: str, folder: Path, work: str, **options: object):
-    """A config on a toy tree, small enough for seconds; ``options`` as for ``--cfg-options``."""
+    """A config on toy data, small enough to train in seconds; ``options`` are those of ``--cfg-options``."""
     cfg = load_config(str(CONFIGS / f'{name}.py'))
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(batch_size=4, num_workers=0, persistent_workers=False)
@@ -111,7 +111,7 @@ def test_two_stages_train_evaluate_and_resume(pattern, write, iterations, tmp_pa
     run_training(load(stage_a, tmp_path, 'a'))
     assert set(losses(tmp_path / 'a')) == set(range(1, iterations + 1))
 
-    # The second stage begins with all that the first learned, gates and norms included: nothing has another name.
+    # The second stage starts from all parameters of the first, including gates and norms, under the same names.
     first = tmp_path / 'a' / 'epoch_1.pth'
     model = run_training(load(stage_b, tmp_path, 'frozen', load_from=str(first), **FROZEN))
     learned = {name: value for name, value in weights(first).items() if 'running' not in name and 'num_b' not in name}
@@ -119,7 +119,7 @@ def test_two_stages_train_evaluate_and_resume(pattern, write, iterations, tmp_pa
     for name, value in learned.items():
         assert torch.equal(dict(model.named_parameters())[name], value), name
 
-    # A second epoch resumed gives the losses of two in one go.
+    # Resuming for the second epoch gives the same losses as two epochs without interruption.
     options = {'load_from': str(first), 'train_cfg.max_epochs': 2}
     run_training(load(stage_b, tmp_path, 'whole', **options))
     half = str(tmp_path / 'whole' / 'epoch_1.pth')
@@ -140,7 +140,7 @@ def test_the_second_stage_of_another_network_starts_from_what_fits(tmp_path):
     run_training(load('groupnet_r20_k3_stage-b_cifar10', tmp_path, 'b', **options))
     (log,) = (tmp_path / 'b').glob('*/*.log')
     text = log.read_text()
-    assert re.search(r'^\| backbone \| \d+ \| 2 \| 0 \|$', text, flags=re.M)  # The gates are dropped.
+    assert re.search(r'^\| backbone \| \d+ \| 2 \| 0 \|$', text, flags=re.M)  # The two gates are dropped.
     assert re.search(r'^not in the model: .*connection\.theta', text, flags=re.M)
 
 
@@ -152,7 +152,8 @@ def test_the_second_stage_without_the_first_is_refused(tmp_path):
 
 def test_the_modern_recipe_starts_from_a_float_resnet_and_listens_to_another(tmp_path):
     write_imagenet(tmp_path / 'data')
-    # A student that says the same of every image, class 7 with odds e^5, and a teacher that is sure of class 7.
+    # The student predicts class 7 for every image, with a logit of 5 and zeros for the other classes. The teacher
+    # predicts class 7 with certainty.
     float_resnet = resnet18(weights=None)
     with torch.no_grad():
         float_resnet.fc.weight.fill_(0.01)
@@ -175,14 +176,14 @@ def test_the_modern_recipe_starts_from_a_float_resnet_and_listens_to_another(tmp
     assert torch.equal(model.head.fc.weight, float_resnet.fc.weight)
     assert torch.equal(model.backbone.stem[0].weight, float_resnet.conv1.weight)
     assert not [key for key in weights(tmp_path / 'work' / 'epoch_1.pth') if 'teacher' in key]
-    # Labels: 0.9 of the teacher and 0.1 of the data, which has no class 7, then smoothed by 0.1.
+    # The target of class 7: 0.9 from the teacher and none from the data, which has no class 7; then smoothed by 0.1.
     target = 0.9 * 0.9 + 0.1 / 1000
     partition = np.log(np.exp(5) + 999)
     assert_allclose(list(losses(tmp_path / 'work').values()), partition - 5 * target, rtol=1e-5)
 
 
 def test_a_picture_is_read_as_the_data_set_is(tmp_path):
-    """tools/predict.py reads files, the batches of CIFAR-10 hold pixels: both must reach the network as the same."""
+    """tools/predict.py reads files, but the batches of CIFAR-10 contain pixels: both must give the same input."""
     from mmpretrain import ImageClassificationInferencer
 
     write_cifar10(tmp_path / 'data')
@@ -194,7 +195,7 @@ def test_a_picture_is_read_as_the_data_set_is(tmp_path):
     cv2.imwrite(picture, dataset.get_data_info(3)['img'])
     (data,) = inferencer.preprocess([picture])
     assert torch.equal(data['inputs'][0], dataset[3]['inputs'])
-    # The preprocessor hands the network RGB.
+    # The preprocessor gives the network RGB.
     with open(tmp_path / 'data/cifar-10-batches-py/test_batch', 'rb') as file:
         red, green, blue = pickle.load(file)['data'][3].reshape(3, 32, 32).astype(np.float32)
     preprocessor = inferencer.model.data_preprocessor
@@ -203,7 +204,7 @@ def test_a_picture_is_read_as_the_data_set_is(tmp_path):
 
 
 def fit(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, steps: int) -> list[float]:
-    """Trains on all images at once, and returns the losses of the steps."""
+    """Trains on all images in one batch and returns the loss of each step."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     scheduler = OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps, pct_start=0.2)
     losses = []
@@ -239,14 +240,14 @@ def test_two_stages_learn_a_handful_of_digits_by_heart(tmp_path):
     second.load_state_dict(first.state_dict())
     losses, losses_from_scratch = fit(second, images, labels, steps=25), fit(scratch, images, labels, steps=25)
     assert losses[-1] < 0.3 < losses_from_scratch[-1]
-    # Running statistics are still those of weights that changed with every step.
+    # The running statistics lag behind the weights, which changed with every step, so they are computed again.
     estimate_statistics(second, lambda: second(images))
     assert (second(images).argmax(1) == labels).double().mean() > 0.9
 
 
 @pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
 def test_a_classifier_starts_detectors_and_segmenters(library, tmp_path):
-    """At output stride 8 with BPAC, too: dilation adds no parameters."""
+    """Also at output stride 8 with BPAC, since dilation adds no parameters."""
     backbone = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=2, base_channels=8, stage_blocks=(1, 1, 1, 1))
     classifier = dict(
         type='ImageClassifier',

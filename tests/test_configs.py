@@ -18,7 +18,7 @@ from mmgroupnet.layers import BinaryConv2d
 from tests.liveness import assert_alive, binary_layer_calls, estimate_statistics, real_pictures
 
 FOLDER = Path(__file__).parents[1] / 'configs'
-# Those of configs/binarized have tests of their own, test_binarized_configs.py.
+# The configs in configs/binarized are tested in test_binarized_configs.py.
 CONFIGS = sorted(
     str(path.relative_to(FOLDER))
     for path in FOLDER.rglob('*.py')
@@ -34,13 +34,13 @@ FLAGSHIP = 'fcos_groupnet_r50_coco.py'
 SCOPES = dict(demo='mmdet', detection='mmdet', segmentation='mmseg', classification='mmpretrain')
 
 
-# Those that have a relative on ResNet-18 and differ from it in depth alone; the flagship stands for their layers.
+# Configs that differ from one with ResNet-18 only in depth. The flagship config is tested in place of them.
 DEEPER = [
     name
     for name in CONFIGS
     if name != FLAGSHIP and any(name.replace(depth, '_r18_') in set(CONFIGS) - {name} for depth in ('_r34_', '_r50_'))
 ]
-# Small, for the sake of time; the last of the five levels of the COCO configs still has 1x2 positions.
+# Small to save time; the last of the five levels of the COCO configs still has 1x2 positions.
 HEIGHT, WIDTH = 96, 160
 
 
@@ -51,7 +51,7 @@ def load(name: str) -> Config:
 
 @pytest.fixture
 def cfg(name: str) -> Iterator[Config]:
-    """The config of a test, within its scope."""
+    """The config of a test; its default scope is active during the test."""
     cfg = load(name)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         yield cfg
@@ -63,13 +63,13 @@ def innermost(dataset: Config) -> list[Config]:
 
 
 def numbers_of_classes(model: Config) -> set[int]:
-    """What the heads of a model say of their number of classes."""
+    """The values of ``num_classes`` in the heads of a model."""
     heads = [model.get(name) for name in ('bbox_head', 'decode_head', 'auxiliary_head', 'head')]
     return {head.num_classes for head in heads if head}
 
 
 def with_few_bases(cfg: Config) -> Config:
-    """The config of a model with two bases wherever it has more than three, for the sake of time."""
+    """The config of a model, with two bases in place of more than three to save time."""
     cfg = copy.deepcopy(cfg)
     for part in cfg.values():
         if isinstance(part, dict) and part.get('num_bases', 0) > 3:
@@ -78,7 +78,7 @@ def with_few_bases(cfg: Config) -> Config:
 
 
 def save_float_resnet(depth: int, path: Path) -> None:
-    """A float ResNet of random weights, under torchvision's names or, for CIFAR-10, mmpretrain's."""
+    """Saves a float ResNet with random weights, under torchvision's names or, for CIFAR-10, mmpretrain's."""
     if depth == 20:
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             network = MODELS.build(load('classification/r20_cifar10.py').model)
@@ -104,14 +104,14 @@ def test_data_and_classes(name, cfg):
     for split in ('train', 'val', 'test'):
         for dataset in innermost(cfg[f'{split}_dataloader'].dataset):
             Compose(dataset.pipeline)
-            # What the config says, or else what the dataset brings with it, as in training.
+            # The metainfo of the config, or else that of the dataset's class, as in training.
             metainfo = resolve_type(dataset.type, scope)._load_metainfo(dataset.get('metainfo'))
             assert {len(metainfo['classes'])} == numbers_of_classes(cfg.model)
     assert cfg.auto_scale_lr.base_batch_size > 0 and not cfg.auto_scale_lr.enable
 
 
 def assert_everything_is_trained(model: nn.Module, cfg: Config) -> None:
-    """Checks that the optimizer builds and has every parameter."""
+    """Checks that the optimizer can be built and has every parameter."""
     groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
     trained = sum(parameter.numel() for group in groups for parameter in group['params'])
     assert trained == sum(parameter.numel() for parameter in model.parameters())
@@ -132,11 +132,11 @@ def run(model: nn.Module, cfg: Config, images: Tensor) -> None:
     'name', [pytest.param(name, marks=[pytest.mark.slow] if name in DEEPER else []) for name in CONFIGS]
 )
 def test_every_binary_layer_is_alive(name, cfg, tmp_path):
-    """The config builds, its optimizer too; then, on two real pictures, every binary layer (at every pyramid level)
-    tells the two apart and sees neither nearly all +1 nor nearly all -1."""
+    """The model and its optimizer can be built. On two real pictures, the outputs of every binary layer (at every
+    pyramid level) differ between the two, and its signs are neither nearly all +1 nor nearly all -1."""
     torch.manual_seed(0)
     model_cfg = with_few_bases(cfg.model)
-    if 'data_preprocessor' in cfg:  # Of mmpretrain's configs; its Runner puts it there.
+    if 'data_preprocessor' in cfg:  # In mmpretrain's configs; the Runner moves it into the model.
         model_cfg.data_preprocessor = cfg.data_preprocessor
     if 'init_cfg' in model_cfg.backbone:
         save_float_resnet(model_cfg.backbone.depth, tmp_path / 'float.pth')
@@ -159,7 +159,7 @@ def test_every_binary_layer_is_alive(name, cfg, tmp_path):
 
 @pytest.mark.parametrize('name', DEEPER)
 def test_parts_of_deeper_networks_fit_together(name, cfg):
-    """By shapes alone: the parts take the channels of each other, and the optimizer has their parameters."""
+    """Only shapes are checked: the channels of the parts match, and the optimizer has all parameters."""
     with torch.device('meta'), torch.no_grad():
         model = MODELS.build(with_few_bases(cfg.model))
         assert_everything_is_trained(model, cfg)

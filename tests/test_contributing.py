@@ -1,4 +1,4 @@
-"""What the repository tells contributors and a public CI to run exists."""
+"""The commands for contributors and for a public CI exist."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ TARGETS = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MUL
 
 
 def test_the_command_of_the_issue_template_prints_versions(capsys, monkeypatch):
-    # It asks compilers, which takes seconds.
+    # The real function runs compilers, which takes seconds.
     monkeypatch.setattr('mmengine.utils.dl_utils.collect_env', lambda: {'PyTorch': torch.__version__})
     template = (ROOT / '.github/ISSUE_TEMPLATE/bug_report.md').read_text()
     (code,) = re.findall(r'^python -c "\n(.*?)^"$', template, re.DOTALL | re.MULTILINE)

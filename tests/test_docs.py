@@ -1,4 +1,4 @@
-"""The documents say what is true of this checkout: code runs, commands are understood, links lead somewhere."""
+"""The documents match this checkout: their code runs, their command lines can be parsed, and their links exist."""
 
 import argparse
 import ast
@@ -31,14 +31,14 @@ from tests import documents
 from tests.documents import COMMANDS, FOR_READING, PAGES, PYTHON, ROOT, Block
 
 BLOCKS = [block for page in PAGES for block in documents.blocks(page)]
-# Guides make these; tests/test_guides.py follows them.
+# Files that the guides create; tests/test_guides.py follows the guides.
 MADE = {block.file for block in BLOCKS if block.file}
-# Programs that are not ours.
+# Programs of other projects.
 FOREIGN = {'apt-get', 'cd', 'cmake', 'curl', 'export', 'git', 'ln', 'mkdir', 'mim', 'pre-commit', 'scp', 'ssh', 'unzip'}
 FOREIGN_MODULES = {'pip', 'venv', 'pytest', 'build', 'torch.distributed.run'}
 NUMBER = re.compile(r'(?<![\w#])-?\d+(?:\.\d+)?')
-OTHER_NAMES = {'mmgroupnet.threads'}  # an entry of the configuration of an ONNX Runtime session
-# What the scripts that launch several processes take in front of the options of their tool.
+OTHER_NAMES = {'mmgroupnet.threads'}  # a configuration entry of an ONNX Runtime session
+# Positional arguments of the scripts that launch several processes, in front of the options of their tool.
 LAUNCHERS = {
     'tools/dist_train.sh': ('tools/train.py', ('CONFIG', 'PROCESSES')),
     'tools/dist_test.sh': ('tools/test.py', ('CONFIG', 'CHECKPOINT', 'PROCESSES')),
@@ -66,12 +66,12 @@ def test_every_block_says_what_it_holds():
 
 @pytest.mark.parametrize('page', sorted({block.page for block in of_language(PYTHON) if not block.file}))
 def test_python_runs(page, tmp_path, monkeypatch):
-    """Blocks of a page run one behind the other, as if they were typed into one session."""
+    """The blocks of a page run one after the other in the same session."""
     monkeypatch.chdir(tmp_path)
     register_all_modules(init_default_scope=False)
     registered = dict(MODELS.module_dict)
     for name, kind in registered.items():
-        if not kind.__module__.startswith('mmgroupnet.'):  # of other tests, perhaps under the names of this page
+        if not kind.__module__.startswith('mmgroupnet.'):  # of other tests, which may use the same names as this page
             del MODELS.module_dict[name]
     namespace: dict[str, object] = {}
     if page in FILES:
@@ -96,14 +96,14 @@ def run_block(block: Block, namespace: dict[str, object], folder: Path) -> None:
 
 
 def read_config_block(block: Block, folder: Path) -> None:
-    """Loads a config, checks its arguments, and builds what it defines, without numbers."""
+    """Loads a config, checks its arguments, and builds its model on the meta device."""
     configs = folder / 'configs'
     if not configs.exists():
         configs.mkdir()
         for path in (ROOT / 'configs').iterdir():
             (configs / path.name).symlink_to(path)
         (configs / 'mine').mkdir()
-    # In a folder of its own beside ours, or, where it inherits `configs/...`, in the root of the checkout.
+    # In a new folder next to ours, or in the root of the checkout if the config inherits from `configs/...`.
     path = (folder if "'configs/" in block.code else configs / 'mine') / f'line_{block.line}.py'
     path.write_text(block.code)
     cfg = load_config(str(path))
@@ -118,7 +118,7 @@ def read_config_block(block: Block, folder: Path) -> None:
 
 
 def prepare_checkpoints(folder: Path) -> None:
-    """A small one of the authors' files."""
+    """A small checkpoint in the authors' format."""
     from tests.official import FAMILIES, official_state_dict
 
     state_dict = official_state_dict(FAMILIES['r18-scales-gates'], dtype=torch.float32)
@@ -136,7 +136,7 @@ def prepare_device(folder: Path) -> None:
     cv2.imwrite(str(folder / 'picture.jpg'), np.zeros((48, 64, 3), np.uint8))
 
 
-# What the code of a page opens.
+# Functions that write the files which the code of a page opens.
 FILES: dict[str, Callable[[Path], None]] = {
     'docs/checkpoints.md': prepare_checkpoints,
     'docs/deployment.md': prepare_device,
@@ -157,14 +157,14 @@ def test_commands_in_the_text_are_understood(page):
     for _, token in documents.inline(page, 'code_inline'):
         if re.match(r'(python|make|mmgroupnet|tools/\w+\.sh|mmgroupnet-run) \S', token.content):
             for words in documents.commands(token.content):
-                # A program that is named without its options is a name, no command line.
+                # A program without options is only mentioned; it is not a command line.
                 if re.fullmatch(r'python tools/\S+', token.content):
                     assert (ROOT / words[1]).is_file(), f'{page}: {words[1]} does not exist'
                 else:
                     check_command(*words)
 
 
-@cache  # Many are on several pages.
+@cache  # Many commands are on several pages.
 def check_command(*words: str) -> None:
     """Checks one command line as far as that is possible without running it."""
     while words and re.fullmatch(r'\w+=.*', words[0]):
@@ -196,7 +196,7 @@ def check_command(*words: str) -> None:
     elif name == 'source':
         assert arguments == ['.venv/bin/activate'], words
     else:
-        assert name in FOREIGN, f'{words}: what is {name}?'
+        assert name in FOREIGN, f'{words}: unknown program {name}'
 
 
 def check_python(arguments: list[str]) -> None:
@@ -212,7 +212,7 @@ def check_python(arguments: list[str]) -> None:
     elif first == '-m' and rest[0] == 'mmgroupnet':
         check_console(rest[1:])
     elif first == '-m':
-        assert rest[0] in FOREIGN_MODULES, f'{arguments}: what is {rest[0]}?'
+        assert rest[0] in FOREIGN_MODULES, f'{arguments}: unknown module {rest[0]}'
     else:
         check_script(first, rest)
 
@@ -236,7 +236,7 @@ def check_pip(arguments: list[str]) -> None:
 
 
 def check_script(script: str, arguments: list[str]) -> None:
-    """A script of the checkout exists, and its command line is understood."""
+    """A script of the checkout exists and can parse this command line."""
     path = ROOT / script
     assert path.is_file(), f'{script} does not exist'
     if 'ArgumentParser' in path.read_text() or script.startswith('demo/'):
@@ -244,11 +244,11 @@ def check_script(script: str, arguments: list[str]) -> None:
 
 
 class _Parsed(BaseException):
-    """Raised in place of what a program does once its command line is read."""
+    """Ends a program after it has parsed its command line."""
 
 
 def check_arguments_of(name: str, program: Callable[[], object], arguments: list[str]) -> None:
-    """Lets a program read its command line, and nothing more."""
+    """Runs a program only until it has parsed its command line."""
     parse = argparse.ArgumentParser.parse_args
 
     def parse_and_stop(parser: argparse.ArgumentParser, given=None, namespace=None) -> None:
@@ -265,7 +265,7 @@ def check_arguments_of(name: str, program: Callable[[], object], arguments: list
         except SystemExit as refused:
             pytest.fail(f'{name} {arguments}: {said.getvalue()} ({refused})')
         else:
-            pytest.fail(f'{name} {arguments}: it reads no command line')
+            pytest.fail(f'{name} {arguments}: it does not parse its command line')
     sys.path[:] = path
 
 
@@ -275,7 +275,7 @@ def load(config: str) -> Config:
 
 
 def check_values(args: argparse.Namespace) -> None:
-    """Configs and policies that a command line names exist, and have the settings that it overrides."""
+    """The configs and policies in a command line exist, and the configs have the overridden settings."""
     config = getattr(args, 'config', None)
     if config and (config.startswith('configs/') or '::' in config):
         cfg = load(config)
@@ -315,7 +315,7 @@ def test_files_and_names_that_the_text_mentions_exist(page):
 
 
 def find_name(name: str) -> bool:
-    """Whether a dotted name is that of a module or of something in one."""
+    """Whether a dotted name is that of a module or of an attribute in one."""
     parts = name.split('.')
     for end in range(len(parts), 0, -1):
         module = '.'.join(parts[:end])
@@ -335,7 +335,7 @@ def find_name(name: str) -> bool:
 
 
 def test_plots_are_those_of_the_quantizers(tmp_path):
-    """Numbers may differ by what another processor rounds."""
+    """Numbers may differ slightly, since other processors round differently."""
     from docs import plots
 
     plots.draw_all(tmp_path)

@@ -1,4 +1,4 @@
-"""Evaluated models through ``torch.export.export`` and ``torch.jit.trace``, in any grad mode, frozen or not."""
+"""Models in eval mode through ``torch.export.export`` and ``torch.jit.trace``: in any grad mode, frozen or not."""
 
 import itertools
 from pathlib import Path
@@ -25,7 +25,7 @@ IMAGE = (1, 3, 64, 96)
 
 
 class BackboneAndNeck(nn.Module):
-    """The maps of a detector in front of its head, as one tuple."""
+    """Returns the input maps of a detector's head as one tuple."""
 
     def __init__(self, backbone: nn.Module, neck: nn.Module) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def flagship() -> nn.Module:
     return BackboneAndNeck(MODELS.build(model.backbone), MODELS.build(model.neck))
 
 
-# Both kinds of blocks, with a projection and without.
+# Blocks with a projection in the shortcut and blocks without.
 SHALLOW = dict(depth=18, num_bases=2, base_channels=8, stage_blocks=(1, 2, 1, 1))
 MODELS_OF = dict(
     resnet18=lambda: GroupNetResNet(**SHALLOW),
@@ -48,8 +48,8 @@ MODELS_OF = dict(
     recomputed=lambda: GroupNetResNet(**SHALLOW, with_cp=True),
     binarised_retinanet=lambda: Maps(mmgroupnet.binarize(retinanet(), POLICY)),
 )
-# A layer chooses its path by the mode, in every model alike: one model in all modes, the others as they come out of
-# training and as they are deployed.
+# The mode decides between lean and plain in each layer, regardless of the model. So one model is tested in all modes;
+# the others are tested as after training (with gradients) and as deployed (frozen, without gradients).
 MODES = [
     pytest.param(name, grad, frozen, marks=() if name == 'resnet18' else pytest.mark.slow)
     for name, grad, frozen in itertools.product(MODELS_OF, (True, False), (True, False))
@@ -63,7 +63,8 @@ FULL_SIZE = dict(
 
 
 def assert_programs_agree(model: nn.Module, x: Tensor) -> None:
-    """Against the plain model, as a program is one: lean training rounds otherwise, which may turn a sign."""
+    """Compares the programs with the plain model, since programs run plain. Lean layers round differently, which could
+    flip a sign."""
     model, x = model.double(), x.double()
     estimate_statistics(randomise(model), lambda: model(x))
     model.eval()
@@ -89,13 +90,13 @@ class TestPrograms:
     @pytest.mark.parametrize('name', FULL_SIZE)
     def test_agree_in_full_size(self, name):
         torch.manual_seed(0)
-        # The coarsest map of the pyramid has two pixels, of which its norms take statistics.
+        # At this size the coarsest map has two pixels; its norms need at least two for their statistics.
         assert_programs_agree(FULL_SIZE[name](), torch.randn(1, 3, 128, 192))
 
 
 @pytest.mark.parametrize('stem', ['imagenet', 'cifar'])
 def test_efficient_conv_bn_eval_of_mmengine(stem):
-    """It traces with torch.fx: binary blocks are nodes that run as ever, lean in training."""
+    """mmengine traces the model with torch.fx. Binary blocks are single nodes that run as before: lean in training."""
     torch.manual_seed(0)
     model, expected = (GroupNetResNet(depth=18, num_bases=2, base_channels=8, stem=stem).double() for _ in range(2))
     load_state_dict(expected, model.state_dict(), strict=True)

@@ -1,4 +1,4 @@
-"""The guides for contributors, followed literally in a copy of this checkout."""
+"""Follows the guides for contributors literally in a copy of this checkout."""
 
 import os
 import platform
@@ -26,9 +26,9 @@ def run(command: Sequence[str], folder: Path, **options) -> str:
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """A repository with the files of this checkout, its changes included, and its kernels."""
+    """A repository with the files of this checkout, including uncommitted changes, and its compiled kernels."""
     if not (ROOT / '.git').exists():
-        pytest.skip('this is no checkout')
+        pytest.skip('this folder is not a git checkout')
     for name in run(['git', 'ls-files', '-co', '--exclude-standard', '-z'], ROOT).split('\0'):
         if name and (ROOT / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -44,12 +44,12 @@ def checkout(tmp_path) -> Path:
 @pytest.mark.parametrize('page', GUIDES)
 def test_a_guide_works_and_touches_what_it_says(page, checkout):
     if page.endswith('instruction_set.md') and (platform.machine() != 'x86_64' or shutil.which('g++') is None):
-        pytest.skip('its example is compiled for x86-64')
+        pytest.skip('the example of this guide needs an x86-64 machine and g++')
     for block in documents.blocks(page):
         if block.file:
             (checkout / block.file).write_text(block.code)
         elif block.language == 'diff':
-            # Hunks may have no lines behind them that tell where they belong.
+            # The guides' hunks may have no context lines.
             run(['git', 'apply', '--unidiff-zero', '-'], checkout, input=block.code)
         elif block.language == COMMANDS:
             for words in documents.commands(block.code):
@@ -62,7 +62,7 @@ def test_a_guide_works_and_touches_what_it_says(page, checkout):
 
 
 def run_command(words: Sequence[str], checkout: Path) -> None:
-    """Runs a command with the Python of the tests and the packages of the copy."""
+    """Runs a command with the tests' Python and the packages of the copy."""
     settings = [word for word in words if re.fullmatch(r'[A-Z_]+=.*', word)]
     program, *arguments = words[len(settings) :]
     assert program == 'python', words
@@ -73,7 +73,8 @@ def run_command(words: Sequence[str], checkout: Path) -> None:
 
 @pytest.mark.parametrize('page', GUIDES)
 def test_a_guide_stays_in_the_rooms_of_the_architecture(page):
-    """Sources that it touches lie in one room, which the table of rooms names; the rest is tests and documents."""
+    """The sources that a guide changes are in one room of docs/architecture.md; all others are tests, documents or
+    setup.py."""
     rooms = set(re.findall(r'^\| `([\w/]+)`', (ROOT / 'docs/architecture.md').read_text(), re.MULTILINE))
     touched = [name for name, _, _ in _ROW.findall((ROOT / page).read_text())]
     sources = [name for name in touched if name.startswith(('mmgroupnet/', 'csrc/'))]

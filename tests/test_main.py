@@ -68,7 +68,7 @@ def test_a_wrong_option_is_the_tools_own_error(monkeypatch, capsys):
 
 
 def test_a_command_does_what_its_tool_does(tmp_path, monkeypatch, capsys):
-    """A config by its name, from a folder that is no checkout."""
+    """The commands also find a config by its name, from a folder outside the checkout."""
     monkeypatch.chdir(tmp_path)
     run(monkeypatch, 'digits', '--num-train', '2', '--num-val', '1')
     assert 'digits: 2 training and 1 validation images are in data/digits' in capsys.readouterr().out

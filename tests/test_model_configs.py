@@ -1,4 +1,4 @@
-"""What is read in a config's model."""
+"""Values that are read from the model of a config."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A small detector, binary from backbone to head, learns two images of real digits by heart."""
+"""A small detector with binary backbone, neck and head overfits two images of real digits."""
 
 import cv2
 import pytest
@@ -56,7 +56,7 @@ CONFIG = dict(
 
 @pytest.fixture(scope='module')
 def images_and_samples(tmp_path_factory) -> tuple[list[Tensor], list[DetDataSample]]:
-    """A few of the embedded digits: images ``(3, 128, 128)`` and their ground truth."""
+    """Images ``(3, 128, 128)`` with a few of the embedded digits, and their ground truth."""
     root = generate_digits(
         tmp_path_factory.mktemp('overfit') / 'digits', num_train=NUM_IMAGES, num_val=1, image_size=IMAGE_SIZE
     )
@@ -78,7 +78,7 @@ def images_and_samples(tmp_path_factory) -> tuple[list[Tensor], list[DetDataSamp
 
 
 def train(model: nn.Module, images: list[Tensor], samples: list[DetDataSample]) -> list[float]:
-    """Trains on all images at once, and returns the losses of the steps."""
+    """Trains on all images in one batch and returns the loss of each step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
     scheduler = OneCycleLR(optimizer, max_lr=1e-2, total_steps=STEPS, pct_start=0.1)
     losses = []
@@ -97,7 +97,7 @@ def train(model: nn.Module, images: list[Tensor], samples: list[DetDataSample]) 
 
 @torch.no_grad()
 def average_precision(model: nn.Module, images: list[Tensor], samples: list[DetDataSample]) -> float:
-    """AP at IoU 0.5 over the classes, in eval mode."""
+    """The mean AP at IoU 0.5 over the classes, in eval mode."""
     model.eval()
     results = [result.pred_instances for result in model.test_step(dict(inputs=images, data_samples=samples))]
     detections = [
@@ -121,6 +121,6 @@ def test_overfits_two_images(images_and_samples):
     losses = train(model, *images_and_samples)
     after = average_precision(model, *images_and_samples)
     assert before < 0.05
-    # Cross entropy against centre-ness targets between 0 and 1 has a floor: the sum cannot come near zero.
+    # Targets of centre-ness lie between 0 and 1, so their cross entropy, and the sum of the losses, stay above zero.
     assert losses[-1] < losses[0] / 3
     assert after > 0.95

@@ -29,7 +29,7 @@ SOURCES = (
 
 @pytest.fixture(scope='module')
 def checkout(tmp_path_factory):
-    """A copy of what a package is made from, so that building leaves nothing in the real checkout."""
+    """A copy of the files that a package is built from, so that building does not change the real checkout."""
     copy = tmp_path_factory.mktemp('packaging') / 'checkout'
     copy.mkdir()
     for name in SOURCES:
@@ -37,14 +37,14 @@ def checkout(tmp_path_factory):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('__pycache__', '.mim', '*.so'))
         else:
             shutil.copy2(ROOT / name, copy / name)
-    # Packaging that imports torch fails here.
+    # setup.py must not import torch: this file makes such an import fail.
     (copy / 'torch.py').write_text("raise ImportError('setup.py imports torch')")
     return copy
 
 
 @pytest.fixture(scope='module')
 def quick_compiler(tmp_path_factory):
-    """What the environment of a build needs so that kernels are compiled without optimisation, which takes most of its
+    """Environment variables with which a build compiles the kernels without optimisation, which takes most of the
     time."""
     if not shutil.which('g++'):
         return {}
@@ -101,7 +101,7 @@ def test_the_wheel_declares_ranges_and_extras(wheel):
     extras = {line.removeprefix('Provides-Extra: ') for line in metadata if line.startswith('Provides-Extra')}
     upstream = {'mim', 'mmdet', 'mmseg', 'mmpretrain'}
     assert extras == upstream | {'onnx', 'demo', 'tests', 'lint', 'benchmark', 'all', 'onedl'}
-    # The forks have the same modules as upstream's packages: nothing asks for both.
+    # The forks have the same modules as upstream's packages, so no extra may install both.
     forks = [line for line in metadata if line.startswith('Requires-Dist: onedl-')]
     assert len(forks) == 4
     assert all(line.endswith('; extra == "onedl"') for line in forks)
@@ -114,7 +114,7 @@ def test_a_wheel_from_a_source_archive_is_the_same(checkout, wheel, quick_compil
 
 
 def test_a_source_archive_carries_what_is_built_and_no_tests(checkout, tmp_path):
-    """setuptools finds tests/test_*.py by itself, which cannot run without the folders below."""
+    """setuptools adds tests/test_*.py by itself, but these tests cannot run without the folders in tests/."""
     (checkout / 'tests').mkdir()
     (checkout / 'tests/test_orphan.py').touch()
     subprocess.run([sys.executable, 'setup.py', '--quiet', 'sdist', '--dist-dir', tmp_path], cwd=checkout, check=True)
@@ -149,7 +149,7 @@ def test_without_a_compiler_the_package_is_built_without_kernels(checkout, wheel
 
 
 def install(wheel, folder):
-    """A wheel in an environment that has torch and OpenMMLab, and no checkout."""
+    """Installs a wheel into a folder; returns a function that runs Python with it, outside the checkout."""
     pip('install', '--no-deps', '--target', folder, wheel)
     environ = {**os.environ, 'PYTHONPATH': str(folder)}
     cwd = folder.parent / 'empty'
@@ -174,7 +174,7 @@ def test_an_installed_wheel_has_the_command_and_configs_by_name(wheel, tmp_path)
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('g++'), reason='needs g++')
 def test_the_digits_demo_without_a_checkout(checkout, tmp_path):
-    """`make wheels`, and from data to an .onnx file with what it has built."""
+    """Builds a wheel like `make wheels`, installs it, and runs all commands from the data to the .onnx file."""
     subprocess.run([sys.executable, '.ci/build_wheels.py'], cwd=checkout, check=True)
     (wheel,) = (checkout / 'dist').glob('*.whl')
     assert re.fullmatch(r'mmgroupnet-.*-py3-none-manylinux_2_(1[789]|2[0-8])_\w+\.whl', wheel.name)

@@ -1,4 +1,4 @@
-"""The ranges that setup.py declares and the versions that the lock file pins."""
+"""The pinned versions of the lock file lie in the ranges that setup.py declares."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 FOLDER = Path(__file__).parents[1] / 'requirements'
-# The same modules, without a window.
+# Packages with the same modules as the declared ones, here without windows.
 STANDS_FOR = {'opencv-python': 'opencv-python-headless'}
-BUILT_FROM_SOURCE = 'mmcv'  # so that no version of it is pinned here
+BUILT_FROM_SOURCE = 'mmcv'  # therefore not in the lock file
 
 
 def read(name):

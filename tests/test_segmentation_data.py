@@ -1,4 +1,4 @@
-"""Small trees in the layout of VOC and of Cityscapes go through the shipped configs: train two iterations, evaluate."""
+"""The shipped configs on small data sets in the layouts of VOC and Cityscapes: train for two iterations, evaluate."""
 
 import itertools
 import subprocess
@@ -26,7 +26,7 @@ def write(path: Path, picture: np.ndarray) -> None:
 
 @pytest.fixture
 def voc(tmp_path: Path) -> Path:
-    """VOC 2012 with SBD: two images in `train`, two in `aug`, two in `val`."""
+    """A data set like VOC 2012 with SBD: two images each in `train`, `aug` and `val`."""
     root = tmp_path / 'VOCdevkit' / 'VOC2012'
     rng = np.random.default_rng(0)
     for split, folder in (('train', ''), ('aug', 'Aug'), ('val', '')):
@@ -45,7 +45,7 @@ def voc(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cityscapes(tmp_path: Path) -> Path:
-    """Cityscapes with label ids, converted by the tool: two images to train, one to evaluate."""
+    """A data set like Cityscapes with label ids converted by the tool: two images for training, one for evaluation."""
     root = tmp_path / 'cityscapes'
     rng = np.random.default_rng(0)
     for split, city, number in (('train', 'ulm', 0), ('train', 'ulm', 1), ('val', 'lindau', 0)):
@@ -60,7 +60,7 @@ def cityscapes(tmp_path: Path) -> Path:
 
 
 def load(name: str, root: Path, **options: object) -> Config:
-    """A shipped config, narrow, on a small tree."""
+    """A shipped config with a narrow backbone, on a small data set."""
     cfg = load_config(str(ROOT / 'configs' / 'segmentation' / f'{name}.py'))
     text = cfg.pretty_text.replace(cfg.data_root.rstrip('/'), str(root))
     cfg = Config.fromstring(text, '.py')
@@ -77,7 +77,7 @@ def load(name: str, root: Path, **options: object) -> Config:
             'test_dataloader.persistent_workers': False,
             'work_dir': str(root.parent / 'work'),
             'experiment_name': root.parent.name,
-            # mmengine keeps visualizers, and their folders, by name.
+            # mmengine reuses a visualizer, and its folder, if the name is the same.
             'visualizer.name': f'{root.parent.name}_{next(_NUMBERS)}',
             'launcher': 'none',
             **options,
@@ -89,7 +89,7 @@ def load(name: str, root: Path, **options: object) -> Config:
 
 def test_voc(voc):
     def config():
-        # Two iterations of an epoch: the four images of `train` and `aug`.
+        # One epoch has two iterations, for the four images of `train` and `aug`.
         options = {
             'model.decode_head.in_channels': [32, 64],
             'train_cfg.max_epochs': 1,

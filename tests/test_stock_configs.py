@@ -1,6 +1,6 @@
-"""Every config that mmdet, mmseg and mmpretrain install passes our checks: ``make test ARGS='-m slow -s -k stock'``.
+"""All configs installed by mmdet, mmseg and mmpretrain pass our checks: ``make test ARGS='-m slow -s -k stock'``.
 
-It takes a quarter of an hour.
+The test takes a quarter of an hour.
 """
 
 from importlib.util import find_spec
@@ -12,10 +12,10 @@ from mmgroupnet.engine import configs
 from mmgroupnet.engine.configs import check_arguments, load_config
 from mmgroupnet.engine.guards import GUARDS, add_guards
 
-# What mmengine itself cannot load as it is installed, and its words.
+# Installed configs that mmengine itself cannot load, and parts of its error messages.
 BROKEN = {
     'mmdet': {
-        # They inherit from files that are not there.
+        # They inherit from missing files.
         'bytetrack/bytetrack_yolox_x_8xb4-amp-80e_crowdhuman-mot17halftrain_test-mot17test.py': 'No such file',
         'sort/faster-rcnn_r50_fpn_8xb2-4e_mot17train_test-mot17train.py': 'does not exist',
         'sort/faster-rcnn_r50_fpn_8xb2-8e_mot20halftrain_test-mot20halfval.py': 'does not exist',
@@ -23,12 +23,12 @@ BROKEN = {
     },
     'mmseg': {},
     'mmpretrain': {
-        # An import in a base makes mmengine take that one for a pure Python config.
+        # Because of an import in a base, mmengine treats this base as a pure Python config.
         'replknet/deploy/replknet-31B-deploy_32xb64_in1k-384px.py': 'configuration file type in the inheritance chain',
         'replknet/deploy/replknet-31B-deploy_32xb64_in1k.py': 'configuration file type in the inheritance chain',
         'replknet/replknet-31B_32xb64_in1k-384px.py': 'configuration file type in the inheritance chain',
         'replknet/replknet-31B_32xb64_in1k.py': 'configuration file type in the inheritance chain',
-        # Its base of the data has no such pipeline.
+        # The base with the data set defines no test_pipeline.
         'swin_transformer_v2/swinv2-base-w12_8xb128_in21k-192px.py': 'test_pipeline',
         'swin_transformer_v2/swinv2-large-w12_8xb128_in21k-192px.py': 'test_pipeline',
     },
@@ -48,7 +48,7 @@ def test_all_load_and_pass_without_a_warning(library, monkeypatch):
         said.clear()
         try:
             cfg = load_config(str(root / name))
-        except Exception as error:  # mmengine's, of many kinds
+        except Exception as error:  # mmengine raises many kinds of errors
             broken[name] = str(error)
             continue
         try:

@@ -35,12 +35,12 @@ def check(cfg):
     assert model.type == 'FCOS'
     assert model.backbone.type == 'mmgroupnet.GroupNetResNet'
     assert model.backbone.norm_cfg.type == 'BN'
-    # mmdet has a MobileNetV2 of its own: the scope tells them apart.
+    # mmdet has a MobileNetV2 as well, so the name needs the scope.
     assert model.neck.type == 'mmpretrain.MobileNetV2'
     assert model.bbox_head.type == 'FCOSHead' and model.mask_head.type == 'mmseg.FCNHead'
     assert cfg.optimizer.type == 'Adam'
     assert cfg.pipeline[0].type == 'LoadImageFromFile' and cfg.pipeline[1][0].type == 'ResNet'
-    # Not registered.
+    # This class is not registered.
     assert cfg.others[0].type in (torch.utils.data.Dataset, 'torch.utils.data.Dataset')
     assert [entry['type'] for entry in cfg.others[1:]] == ['a.b.c', '..', 3]
 
@@ -61,7 +61,7 @@ def test_what_cannot_be_imported_is_left(tmp_path):
 
 
 def test_dotted_names(cfg, tmp_path):
-    """As mmengine writes classes."""
+    """In a dumped config, mmengine writes classes as dotted names."""
     cfg.dump(tmp_path / 'dumped.py')
     assert "'mmcv.transforms.LoadImageFromFile'" in (tmp_path / 'dumped.py').read_text()
     check(load_config(str(tmp_path / 'dumped.py')))

@@ -7,5 +7,5 @@ from tests.arm import machine
 
 @pytest.fixture(scope='session')
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Objects of csrc/, cross-compiled as setup.py compiles them on ARM; any warning is an error."""
+    """Object files of csrc/, cross-compiled with setup.py's flags for ARM; warnings are errors."""
     return machine.compile_kernels(tmp_path_factory.mktemp('kernels'))

@@ -1,8 +1,8 @@
-// A plugin of qemu that counts the instructions of a program by the encoding of A64: all of them, those of SIMD and
-// floating-point data processing, of these the float multiply-adds of 128 bits, and loads and stores. It writes the four
-// numbers to the file of its argument `out=FILE` when the program ends.
+// A plugin of qemu that counts the instructions of a program by their A64 encoding. It counts four classes: all
+// instructions, SIMD and floating-point data processing, 128-bit float multiply-adds (a part of the second class), and
+// loads and stores. When the program ends, it writes the four numbers to the file given by its argument `out=FILE`.
 //
-// Distributions ship qemu without the header of its plugins: what is used of it is declared here, as in its version 1.
+// Distributions ship qemu without the header for plugins, so this file declares the parts of version 1 that it uses.
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -31,7 +31,8 @@ enum { ALL, SIMD, MULTIPLY_ADD, MEMORY, CLASSES };
 static uint64_t counts[CLASSES];
 static const char* out_path;
 
-// Qemu translates a program block by block; each run of a block adds what was counted in it.
+// Qemu translates a program block by block. This function counts the instructions of a block once, and each run of the
+// block adds these counts.
 static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb* block) {
   (void)id;
   uint64_t found[CLASSES] = {0};
@@ -42,7 +43,7 @@ static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb* block) {
     const uint32_t group = word >> 25 & 0xf;  // "op0" of the top level of A64's encoding
     found[ALL] += 1;
     found[SIMD] += (group & 7) == 7;    // x111
-    // fmla by vector, and by element
+    // fmla (vector) and fmla (by element)
     found[MULTIPLY_ADD] += (word & 0xffa0fc00) == 0x4e20cc00 || (word & 0xff80f400) == 0x4f801000;
     found[MEMORY] += (group & 5) == 4;  // x1x0
   }

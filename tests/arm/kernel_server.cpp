@@ -1,12 +1,12 @@
-// Runs functions of the C interface for another process, see remote_kernels.py: what it reads from stdin are commands,
-// each a letter and numbers of 64 bits.
+// Runs functions of the C interface for another process, see remote_kernels.py. It reads commands from stdin; each is a
+// letter followed by 64-bit numbers.
 //
 //   a SIZE                  allocates memory, aligned to 64 bytes; writes its address
 //   f ADDRESS               frees it
 //   w ADDRESS SIZE BYTES    writes to it
 //   r ADDRESS SIZE          reads from it; writes the bytes
-//   c FUNCTION ARGUMENTS... calls the function of that number with 12 arguments; writes what it returns
-//   t ADDRESS               writes the length of a text, and the text
+//   c FUNCTION ARGUMENTS... calls the function of that number with 12 arguments; writes the return value
+//   t ADDRESS               writes the length of the text at this address, then the text
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -23,7 +23,7 @@ void* address_of(Function* function) {
   return reinterpret_cast<void*>(function);
 }
 
-// In the order of remote_kernels.py.
+// In the same order as in remote_kernels.py.
 void* const functions[] = {
     address_of(mmg_abi_version),      address_of(mmg_failure),         address_of(mmg_available_kernels),
     address_of(mmg_selected_kernels), address_of(mmg_select_kernels),  address_of(mmg_arranged_bytes),
@@ -53,8 +53,8 @@ void write_number(uint64_t number) { write_exactly(&number, sizeof number); }
 
 char* read_address() { return reinterpret_cast<char*>(read_number()); }
 
-// On this machine an argument of any type takes a register, or 8 bytes of the stack, so that all functions can be
-// called as if they took numbers of 64 bits.
+// On 64-bit ARM every integer or pointer argument takes one register or 8 bytes of the stack, so all functions can be
+// called as if they took 64-bit numbers.
 uint64_t call() {
   const uint64_t function = read_number();
   uint64_t a[kArguments];

@@ -1,6 +1,6 @@
-"""64-bit ARM on any Linux machine: programs that are cross-compiled, and an ARM Python, both run by qemu.
+"""64-bit ARM on any Linux machine: cross-compiled programs and an ARM Python, both run by qemu.
 
-Everything here skips the test that calls it, with the reason, where it cannot be had.
+If a program is missing or a download fails, the functions here skip the calling test and give the reason.
 """
 
 import os
@@ -25,31 +25,31 @@ EMULATOR = 'qemu-aarch64'
 
 @dataclass(frozen=True)
 class Core:
-    """What the kernel of a device tells of a core.
+    """Data of a core in /proc/cpuinfo of a device.
 
     Args:
-        part: Its number, in hexadecimal.
-        features: Names of instructions that it has beyond ARMv8.0.
+        part: The core's part number, in hexadecimal.
+        features: Names of its instruction set features beyond ARMv8.0.
     """
 
     part: str
     features: str = ''
 
 
-# By the names that qemu has for them.
+# By qemu's names of the cores.
 CORES = {
     'cortex-a53': Core('0xd03'),  # Raspberry Pi 3
     'cortex-a72': Core('0xd08'),  # Raspberry Pi 4
     'cortex-a76': Core('0xd0b', 'atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp'),  # Raspberry Pi 5
 }
 
-# Debian packages that an ARM Python 3.11 consists of.
+# Debian packages of an ARM Python 3.11.
 _RELEASE = 'bookworm'
 _PACKAGES = (
     'python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 libgcc-s1 libstdc++6 libexpat1 zlib1g libssl3 '
     'libffi8 libbz2-1.0 liblzma5 libsqlite3-0 libuuid1 libcrypt1'
 ).split()
-# Raised when the folder that is made of all this changes.
+# Increase this number when the layout of the folder made from these packages changes.
 _LAYOUT = 1
 _WHEELS = ('numpy', 'onnxruntime', 'pillow')
 _PLATFORMS = ('manylinux_2_28_aarch64', 'manylinux_2_27_aarch64', 'manylinux2014_aarch64')
@@ -64,14 +64,14 @@ def compiler() -> str:
 
 
 def emulator(cpu: str) -> list[str]:
-    """The command that runs a program as on this core."""
+    """The command that runs a program with qemu's model of this core."""
     if shutil.which(EMULATOR) is None:
         pytest.skip(f'there is no {EMULATOR}: apt-get install qemu-user')
     return [EMULATOR, '-cpu', cpu]
 
 
 def flags() -> list[str]:
-    """Flags of csrc/ on ARM, from setup.py, which cannot be imported."""
+    """Flags of csrc/ on ARM, read from the source of setup.py, since importing it would run setup()."""
     for statement in parse((ROOT / 'setup.py').read_text(encoding='utf-8')).body:
         if isinstance(statement, Assign) and statement.targets[0].id == 'KERNEL_FLAGS':
             includes = [f'-I{ROOT / folder}' for folder in ('csrc', 'csrc/onnxruntime/include')]
@@ -80,19 +80,19 @@ def flags() -> list[str]:
 
 
 def compile_kernels(folder: Path) -> list[Path]:
-    """Compiles csrc/, and returns the objects."""
+    """Compiles csrc/ and returns the object files."""
     return [_compile(source, folder) for source in sorted((ROOT / 'csrc').glob('*.cpp'))]
 
 
 def compile_operators(folder: Path) -> list[Path]:
-    """Compiles csrc/onnxruntime, and returns the objects; they take the place of the kernels' own ``threads.o``."""
-    # glibc.cpp is for a library: a program that holds its C library has these symbols already.
+    """Compiles csrc/onnxruntime and returns the object files; they replace the kernels' own ``threads.o``."""
+    # Only the shared library needs glibc.cpp: a static program already contains these symbols of the C library.
     sources = [source for source in sorted((ROOT / 'csrc' / 'onnxruntime').glob('*.cpp')) if source.stem != 'glibc']
     return [_compile(source, folder) for source in sources]
 
 
 def link_program(source: Path, kernels: Sequence[Path], folder: Path) -> Path:
-    """Compiles a program, and links it with the kernels; it needs no library of its machine."""
+    """Compiles a program and links it statically with the kernels."""
     program = folder / source.stem
     subprocess.run([compiler(), '-static', '-fopenmp', _compile(source, folder), *kernels, '-o', program], check=True)
     return program
@@ -105,7 +105,7 @@ def _compile(source: Path, folder: Path) -> Path:
 
 
 def compile_counter(folder: Path) -> Path:
-    """Compiles the plugin of qemu that counts instructions, instruction_count.c; it runs on this machine."""
+    """Compiles instruction_count.c, qemu's plugin that counts instructions, for this machine."""
     if shutil.which('gcc') is None:
         pytest.skip('there is no gcc')
     library = folder / 'libinstruction_count.so'
@@ -119,19 +119,19 @@ class Python:
     """An ARM Python with numpy, onnxruntime and pillow, run by qemu.
 
     Args:
-        command: What comes in front of its arguments.
-        environment: Variables that it needs.
+        command: The command in front of the arguments.
+        environment: Environment variables to set.
     """
 
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
 
     def run(self, *arguments: str | Path, paths: Sequence[Path] = (), **options) -> subprocess.CompletedProcess:
-        """Runs it, and captures what it writes.
+        """Runs the ARM Python and captures its output.
 
         Args:
-            arguments: Its arguments.
-            paths: Folders in which it looks for modules first, such as those of :func:`unpack`. Default: none.
+            arguments: The arguments.
+            paths: Folders that are searched first for modules, such as those of :func:`unpack`. Default: none.
             options: As for ``subprocess.run``.
 
         Returns:
@@ -143,10 +143,10 @@ class Python:
         return subprocess.run([*self.command, *map(str, arguments)], env=environment, **options)
 
     def count(self, counter: Path, *arguments: str | Path, paths: Sequence[Path] = ()) -> list[int]:
-        """Runs it, and counts what it does.
+        """Runs the ARM Python and counts its instructions.
 
         Args:
-            counter: What :func:`compile_counter` made.
+            counter: The plugin from :func:`compile_counter`.
             arguments, paths: As for :meth:`run`.
 
         Returns:
@@ -166,7 +166,7 @@ class Python:
 
 
 def python(cpu: str) -> Python:
-    """An ARM Python on a core of :data:`CORES`; it is fetched once, some 100 MB, and kept in ``~/.cache/mmgroupnet``.
+    """An ARM Python on a core of :data:`CORES`; it is downloaded once (about 100 MB) into ``~/.cache/mmgroupnet``.
 
     Args:
         cpu: Name of the core.
@@ -175,15 +175,15 @@ def python(cpu: str) -> Python:
     folder = _fetched_python()
     root = folder / cpu
     interpreter = root / 'usr' / 'bin' / 'python3.11'
-    # qemu hands open() of /proc/cpuinfo and others to this folder: onnxruntime does not start without them.
+    # qemu redirects open() of files such as /proc/cpuinfo to this folder; onnxruntime does not start without them.
     environment = dict(QEMU_LD_PREFIX=str(root), PYTHONPATH=str(folder / 'site'), PYTHONDONTWRITEBYTECODE='1')
-    # Counts repeat: dicts have one order, and no thread of numpy's BLAS spins while it waits for work.
+    # These make counts reproducible: a fixed hash seed, and no BLAS threads of numpy that spin while idle.
     environment |= dict(PYTHONHASHSEED='0', OPENBLAS_NUM_THREADS='1')
     return Python([*command, str(interpreter)], environment)
 
 
 def unpack(wheel: Path, folder: Path) -> Path:
-    """Unpacks a wheel into a folder, which then is one of ``paths`` of :meth:`Python.run`; returns the folder."""
+    """Unpacks a wheel into a folder and returns the folder, for ``paths`` of :meth:`Python.run`."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
     return folder
@@ -202,11 +202,11 @@ def _fetched_python() -> Path:
             pytest.skip(f'there is no {program}, which fetches an ARM Python: this needs Debian or Ubuntu')
     if not Path(_KEYRING).exists():
         pytest.skip(
-            f'there is no {_KEYRING}, the keys of what an ARM Python is fetched from: '
+            f'there is no {_KEYRING}, the keys of the archive with the ARM Python: '
             'apt-get install debian-archive-keyring'
         )
     cache_folder.mkdir(parents=True, exist_ok=True)
-    # It gets its name when it is complete; of two processes that make it, one comes too late.
+    # The complete folder is renamed at the end. If another process was faster, its folder is used.
     with tempfile.TemporaryDirectory(dir=cache_folder) as name:
         made = Path(name) / 'made'
         try:
@@ -225,7 +225,7 @@ def _fetched_python() -> Path:
 
 
 def _pinned(names: Sequence[str]) -> list[str]:
-    """Requirements of packages, of the versions that the tests have on this machine."""
+    """Requirements of packages with the versions of requirements/lock.txt."""
     lines = (ROOT / 'requirements' / 'lock.txt').read_text(encoding='utf-8').splitlines()
     return [line for line in lines if line.partition('==')[0] in names]
 
@@ -235,8 +235,8 @@ def _run(*command: str | Path, cwd: Path | None = None) -> None:
 
 
 def _fetch_packages(root: Path, state: Path) -> None:
-    """Unpacks the Debian packages. apt keeps lists of its own for that: this system stays as it is, whatever its
-    release, and no rights are needed."""
+    """Downloads and unpacks the Debian packages. apt uses separate lists and caches, so the release of this system does
+    not matter, nothing in the system changes, and no root rights are needed."""
     downloads = state / 'downloads'
     for folder in ('lists/partial', 'cache/archives/partial', 'downloads'):
         (state / folder).mkdir(parents=True)
@@ -270,7 +270,7 @@ def _fetch_wheels(site: Path, requirements: Sequence[str], downloads: Path) -> N
 
 
 def _make_root(root: Path, core: Core) -> None:
-    """A root of the file system with what the kernel of a device tells of this core."""
+    """Makes a root folder with the files in /proc and /sys by which a Linux kernel describes this core."""
     root.mkdir()
     for name in ('usr', 'lib'):
         (root / name).symlink_to(Path('..') / 'debian' / name)

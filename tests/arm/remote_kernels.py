@@ -1,8 +1,8 @@
 """A plugin of pytest that runs the tests of tests/test_ops with kernels of another machine.
 
-``mmgroupnet.ops.kernels.library()`` then is an object with the functions of the C interface that copies what a call
-reads to a process that runs ``kernel_server.cpp``, calls the function there, and copies back what it wrote. The command
-of that process is in the variable :data:`SERVER`.
+It replaces ``mmgroupnet.ops.kernels.library()`` by an object with the functions of the C interface. Each of them copies
+its inputs to a server process that runs ``kernel_server.cpp``, calls the function there, and copies the outputs back.
+The environment variable :data:`SERVER` holds the command of the server.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from mmgroupnet.ops.geometry import PARAMETERS, SAME_PADDING, Residual, UnitGeom
 
 SERVER = 'MMGROUPNET_KERNEL_SERVER'  # a list in JSON
 
-# In the order of kernel_server.cpp.
+# In the same order as in kernel_server.cpp.
 FUNCTIONS = (
     'abi_version failure available_kernels selected_kernels select_kernels arranged_bytes arrange_weights sign_pack '
     'convolve run_block connect pack_weights relu_sums relu_affine gradient_sums affine_gradient branch_signs '
@@ -33,7 +33,7 @@ _ARGUMENTS = 12
 
 
 class Server:
-    """The other process, and its memory."""
+    """The server process and its memory."""
 
     def __init__(self, command: list[str]) -> None:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -62,7 +62,7 @@ class Server:
 
     @contextmanager
     def memory(self, data: bytes) -> Iterator[int]:
-        """Address of some bytes over there."""
+        """Address of a copy of some bytes in the server."""
         self._send(b'a', len(data))
         address = self._receive_number()
         self._send(b'w', address, len(data), data=data)
@@ -76,10 +76,10 @@ class Server:
 
 
 class Call:
-    """One call, with the memory that it needs over there until it ends.
+    """One call, with the memory that it needs in the server until it ends.
 
     Args:
-        server: The other process.
+        server: The server process.
     """
 
     def __init__(self, server: Server) -> None:
@@ -97,12 +97,12 @@ class Call:
         return self._memory.enter_context(self._server.memory(data))
 
     def input(self, address: int | None, *shape: int, size: int = 4) -> int:
-        """Copies an array of this shape and size of an element."""
+        """Copies an array of this shape and element size to the server."""
         return self.bytes(ctypes.string_at(address, prod(shape) * size)) if address else 0
 
     def output(self, address: int | None, *shape: int, size: int = 4) -> int:
-        """Makes room for an array that is copied back in the end; what it has in it goes there, too, since kernels may
-        leave parts as they are."""
+        """Allocates an array in the server that is copied back at the end. Its present values are copied to the server
+        as well, since kernels may leave parts of it unchanged."""
         there = self.input(address, *shape, size=size)
         if address:
             self._outputs.append((address, there, prod(shape) * size))
@@ -113,7 +113,7 @@ class Call:
             ctypes.memmove(here, self._server.read(there, size), size)
 
     def unit(self, unit: kernels.Unit) -> bytes:
-        """The struct of a unit with all that it points to."""
+        """The struct of a unit, whose pointers refer to copies in the server."""
         g = geometry_of(unit)
         there = kernels.Unit.from_buffer_copy(unit)
         dilations = struct.pack(f'<{g.num_bases}i', *g.dilations)
@@ -141,7 +141,7 @@ class Call:
 
 
 def geometry_of(unit: kernels.Unit) -> UnitGeometry:
-    """The numbers of a struct."""
+    """The geometry in a unit's struct."""
     numbers = {}
     for field in fields(UnitGeometry):
         value = getattr(unit, field.name)
@@ -157,7 +157,7 @@ def _words(channels: int) -> int:
     return -(-channels // 64)
 
 
-# What each function reads and writes, by its arguments.
+# For the functions of the C interface: each copies the inputs to the server and returns the arguments for the server.
 
 
 def _select_kernels(call: Call, name: bytes) -> list[int]:
@@ -291,7 +291,7 @@ def _padding_sums(
 
 
 def _batch_norm(call: Call, norm: kernels.BatchNorm) -> int:
-    """Address of a struct with all that it points to."""
+    """Address of a batch norm's struct in the server, whose pointers refer to copies in the server."""
     there = kernels.BatchNorm.from_buffer_copy(norm)
     for name in ('scale', 'weight', 'bias'):
         setattr(there, name, call.input(getattr(norm, name), norm.channels))
@@ -319,10 +319,10 @@ def _norm_gradients(
 
 
 class RemoteLibrary:
-    """What stands for the library that ctypes loads.
+    """Replaces the library that ctypes loads.
 
     Args:
-        command: Runs ``kernel_server.cpp``.
+        command: The command that runs ``kernel_server.cpp``.
     """
 
     def __init__(self, command: list[str]) -> None:
@@ -342,13 +342,13 @@ class RemoteLibrary:
             with Call(self._server) as call:
                 status = self._server.call(name, *globals()[f'_{name}'](call, *map(_number, arguments)))
                 call.copy_back()
-            # A status has 32 bits; what is above them in the register counts for nothing.
+            # A status has 32 bits; the upper bits of the register are undefined.
             kernels._raise_failure(status % 2**32, f'mmg_{name}', self.mmg_failure)
             return status
 
 
 def _number(argument: object) -> object:
-    """None is an address of zero; anything but a struct or text is a number."""
+    """Converts None to the address zero and a bool to a number; other arguments stay as they are."""
     return 0 if argument is None else int(argument) if isinstance(argument, bool) else argument
 
 

@@ -1,6 +1,6 @@
-// The blocks of a Group-Net ResNet-18 behind its stem, through the C interface: 16 units of 3x3 and three shortcuts of
-// 1x1, soft gates in front of all blocks but the first. Counting the instructions of two runs that differ in `passes`
-// gives those of one pass, without what prepares it.
+// Runs the blocks of a Group-Net ResNet-18 behind its stem through the C interface: 16 units with 3x3 kernels, three
+// shortcuts with 1x1 kernels, and soft gates in front of all blocks except the first. The difference between the
+// instruction counts of two runs with different `passes` is the count of the passes alone, without the preparation.
 //
 //   resnet18 K passes [kernels]
 #include <cstddef>
@@ -35,7 +35,7 @@ void check(int32_t status) {
   std::exit(1);
 }
 
-// A unit with what it points to.
+// A unit that owns the arrays its struct points to.
 struct Unit {
   mmg_unit numbers = {};
   std::vector<int32_t> dilations;
@@ -71,7 +71,7 @@ struct Unit {
 };
 
 struct Block {
-  std::vector<Unit> units;  // and the shortcut
+  std::vector<Unit> units;  // the shortcut, if any, is the last one
   std::vector<mmg_unit> numbers;
   std::vector<float> gate;
   mmg_block block = {};
@@ -88,7 +88,7 @@ struct Block {
     block.batch = 1;
     block.height = block.width = size;
     block.num_bases = K;
-    // The map of one branch is its own mean: it is not gated.
+    // With one branch the merged map equals the branch, so there is no gate.
     block.connection = is_first ? MMG_BROADCAST : K == 1 ? MMG_SEPARATE : MMG_GATED;
     block.gate = block.connection == MMG_GATED ? gate.data() : nullptr;
     block.shortcut = stride == 2 ? &numbers[2] : nullptr;

@@ -1,5 +1,5 @@
-"""Instructions of the blocks of a ResNet-18 at 224x224, see resnet18.cpp. The counts depend on the code and the
-compiler alone, not on the machine."""
+"""Instruction counts of the blocks of a ResNet-18 at 224x224, see resnet18.cpp. The counts depend only on the code and
+the compiler, not on the machine."""
 
 import subprocess
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.arm import machine
 pytestmark = pytest.mark.arm
 
 FOLDER = Path(__file__).parent
-# Of GCC 12.2, in millions: all instructions, and those of SIMD. Who makes kernels faster lowers them.
+# Counts with GCC 12.2, in millions: all instructions, and SIMD instructions. Lower them when kernels become faster.
 COMPILER_VERSION = '12.2.0'
 BUDGET = {
     ('cortex-a53', 1): (55.9, 37.6),
@@ -19,7 +19,7 @@ BUDGET = {
     ('cortex-a72', 1): (63.7, 45.4),
     ('cortex-a72', 4): (262.7, 184.7),
 }
-# An allocator's ways differ a little from one C library to another.
+# Allocators of different C libraries execute slightly different numbers of instructions.
 TOLERANCE = 0.01
 
 
@@ -34,7 +34,7 @@ def network(kernels, tmp_path_factory) -> Path:
 
 
 def run(network: Path, plugin: Path, cpu: str, num_bases: int, passes: int, *kernels: str) -> tuple[list[int], str]:
-    """Counted instructions, and what the program writes."""
+    """Returns the instruction counts and the program's output."""
     counts = network.parent / 'counts.txt'
     command = [*machine.emulator(cpu), '-plugin', f'{plugin},out={counts}', network, str(num_bases), str(passes)]
     done = subprocess.run([*command, *kernels], check=True, capture_output=True, text=True)
@@ -45,13 +45,13 @@ def run(network: Path, plugin: Path, cpu: str, num_bases: int, passes: int, *ker
 def test_instructions_of_a_pass(network, plugin, cpu, num_bases):
     version = subprocess.run([machine.compiler(), '-dumpfullversion'], capture_output=True, text=True).stdout.strip()
     if version != COMPILER_VERSION:
-        pytest.skip(f'{machine.COMPILER} is version {version}: the budget is that of {COMPILER_VERSION}')
+        pytest.skip(f'{machine.COMPILER} is version {version}: the budget is for {COMPILER_VERSION}')
     once, twice = (run(network, plugin, cpu, num_bases, passes)[0] for passes in (1, 2))
     found = [(after - before) / 1e6 for before, after in zip(once, twice, strict=True)]
     print(f'{cpu}, K = {num_bases}: {found[0]:.1f} M instructions, SIMD {found[1]:.1f}, load/store {found[3]:.1f}')
     for name, count, budget in zip(('all', 'SIMD'), found, BUDGET[cpu, num_bases], strict=False):
-        assert count <= budget * (1 + TOLERANCE), f'{name}: {count:.2f} M instructions for {budget} M'
-        assert count >= budget * (1 - 5 * TOLERANCE), f'{name}: {count:.2f} M instructions, lower the budget to that'
+        assert count <= budget * (1 + TOLERANCE), f'{name}: {count:.2f} M instructions, the budget is {budget} M'
+        assert count >= budget * (1 - 5 * TOLERANCE), f'{name}: {count:.2f} M instructions, lower the budget to it'
 
 
 def test_the_counted_network_gives_what_the_portable_kernels_give(network, plugin):
@@ -61,7 +61,8 @@ def test_the_counted_network_gives_what_the_portable_kernels_give(network, plugi
 
 
 def test_classes_of_instructions(plugin, tmp_path):
-    """A program without a library. Of 6 instructions a round one adds vectors, two multiply and add, one loads."""
+    """A program without libraries. Each round of its loop has 6 instructions: one vector addition, two multiply-adds,
+    one load, and two that control the loop."""
     source = tmp_path / 'loop.S'
     source.write_text(
         '.global _start\n_start:\n mov x1, #1000\n adr x2, _start\n'

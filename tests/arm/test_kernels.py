@@ -1,4 +1,5 @@
-"""The NEON kernels by qemu: the Cortex-A72 has kernels of its own, by popcount, the other cores those by look-up."""
+"""The NEON kernels under qemu: the Cortex-A72 uses kernels with popcount, the other cores kernels with look-up
+tables."""
 
 import json
 import os
@@ -34,7 +35,7 @@ def test_fuzzer(fuzzer, cpu, rounds):
 
 
 def test_grid_of_the_ops(server):
-    """All tests of tests/test_ops that run with each set of kernels, with those of ARM; see remote_kernels.py."""
+    """Runs all tests of tests/test_ops that take a set of kernels with the ARM kernels; see remote_kernels.py."""
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'tests.arm.remote_kernels', 'tests/test_ops', '-k', 'neon']
     environment = os.environ | {SERVER: json.dumps([*machine.emulator('cortex-a53'), str(server)])}
     done = subprocess.run(command, cwd=machine.ROOT, env=environment, capture_output=True, text=True)

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.arm
 
 @pytest.mark.parametrize('cpu', machine.CORES)
 def test_onnxruntime_on_each_core(cpu, tmp_path):
-    """The model is one addition; no core may meet an instruction that it lacks."""
+    """The model is one addition; onnxruntime must not use instructions that the core lacks."""
     onnx = pytest.importorskip('onnx')
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 3]) for name in 'xyz']
     graph = onnx.helper.make_graph([onnx.helper.make_node('Add', ['x', 'y'], ['z'])], 'sum', values[:2], values[2:])

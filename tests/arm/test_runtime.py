@@ -1,4 +1,4 @@
-"""The runtime on ARM: its wheel with an exported detector, against this machine's, and the fuzzer of its operators."""
+"""The runtime on ARM: the predictions of an exported detector equal those on this machine; the operators' fuzzer."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def packages(tmp_path_factory) -> tuple[Path, Path]:
     done = subprocess.run([sys.executable, RUNTIME / 'build_wheels.py'], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     folders = [machine.unpack(Path(wheel), tmp_path_factory.mktemp('package')) for wheel in done.stdout.splitlines()]
-    return folders[0], folders[-1]  # an ARM machine builds its own alone
+    return folders[0], folders[-1]  # an ARM machine builds only one wheel
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def expected(packages, model, folder, tmp_path_factory) -> dict[str, np.ndarray]:
-    """What this machine answers."""
+    """The predictions on this machine."""
     file = tmp_path_factory.mktemp('answers') / 'answers.npz'
     paths = os.pathsep.join(filter(None, [str(packages[0]), os.environ.get('PYTHONPATH')]))
     command = [sys.executable, '-m', 'mmgroupnet_runtime', model, folder, '--npz', file]

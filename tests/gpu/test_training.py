@@ -1,4 +1,4 @@
-"""Training on a GPU, with either backend: ``make test-gpu``. Skipped where torch sees no GPU."""
+"""Training on a GPU with both backends: ``make test-gpu``. Skipped if torch sees no GPU."""
 
 import copy
 import subprocess
@@ -23,7 +23,7 @@ BACKENDS = ('torch', 'triton')
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch) -> str:
-    """The backend of lean training; Triton's kernels must work on the GPU."""
+    """Selects the backend of lean training. If it is Triton, its kernels must work on this GPU."""
     monkeypatch.setenv(choice.ENVIRONMENT_VARIABLE, request.param)
     if request.param == 'triton':
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -33,7 +33,7 @@ def backend(request, monkeypatch) -> str:
 
 @pytest.fixture
 def without_tf32(monkeypatch) -> Iterator[None]:
-    """Convolutions of float32 are those of float32."""
+    """Float32 convolutions are computed in float32, not in TF32."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
@@ -43,7 +43,7 @@ def images(batch: int = 2) -> Tensor:
 
 
 def gradients(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None, scale: float = 1.0) -> dict[str, Tensor]:
-    """Gradients of a loss, scaled as a GradScaler does, and scaled back."""
+    """Gradients of a loss that is multiplied by ``scale``, as by a GradScaler, divided by ``scale`` again."""
     model = copy.deepcopy(model)
     with torch.autocast('cuda', dtype=dtype, enabled=dtype is not None):
         out = model(x)[-1].float()
@@ -58,7 +58,7 @@ def distance(value: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize('decomposition', DECOMPOSITIONS)
 def test_gradients_are_those_of_plain_autograd(decomposition, backend, without_tf32):
-    """Of one block in evaluation mode, so that rounding cannot turn the signs of many."""
+    """The network has one block with norms in evaluation mode, so a sign that rounding flips affects few others."""
     options = dict(decomposition=decomposition, stage_blocks=(1,), strides=(1,), base_channels=32, norm_eval=True)
     network = small_network(**options).cuda()
     found, expected = (gradients(set_lean(network, is_lean), images()) for is_lean in (True, False))
@@ -83,7 +83,8 @@ def test_autocast(dtype, scale, backend):
 @pytest.mark.parametrize('kernel', [1, 3])
 @pytest.mark.parametrize('channels', [64, 256, 454, 512])
 def test_convolutions_of_signs_are_exact(channels, kernel):
-    """Whatever algorithm cuDNN takes for them: most terms are equal, so that the sums are as large as they get."""
+    """They are exact with every algorithm that cuDNN selects. Most terms are equal, so the sums are almost as large as
+    possible."""
     triton_passes = pytest.importorskip('mmgroupnet.ops.passes.triton_passes', reason='Triton is not installed')
     pad = kernel // 2
     unit = UnitGeometry(2, channels, 32, 1, (kernel, kernel), (1, 1), (pad, pad), 1, (1, 1))
@@ -135,7 +136,7 @@ def test_training_with_a_grad_scaler_and_an_average(backend, with_cp):
 
 
 def test_steps_repeat(backend):
-    """The passes add in one order. (cuDNN's gradients of weights need not.)"""
+    """The passes always sum in the same order. cuDNN is set to deterministic, since its weight gradients may not."""
     network = small_network().cuda()
     with torch.backends.cudnn.flags(enabled=True, deterministic=True):
         first, second = (gradients(network, images()) for _ in range(2))
@@ -148,7 +149,7 @@ def test_nothing_waits_for_the_gpu():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(choice.ENVIRONMENT_VARIABLE, 'triton')
         network, x = small_network().cuda(), images()
-        network(x)[-1].sum().backward()  # compiles, and compares with torch
+        network(x)[-1].sum().backward()  # compiles the kernels and compares them with torch
         torch.cuda.set_sync_debug_mode('error')
         try:
             network(x)[-1].sum().backward()
@@ -165,7 +166,7 @@ def test_a_packed_model_stays_on_the_cpu():
 
 
 def test_the_demo_trains(backend, tmp_path):
-    """One epoch of the all-binary detector under ``--amp``, by the command that people type."""
+    """Trains the all-binary detector for one epoch with ``--amp`` from the command line."""
     from mmgroupnet.datasets import generate_digits
 
     generate_digits(tmp_path / 'digits')

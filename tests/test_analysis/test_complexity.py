@@ -1,4 +1,4 @@
-"""Counts beside counts by hand."""
+"""Operation and parameter counts against values computed by hand."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from mmgroupnet.layers import BinaryConv2d, BinaryLinear, LayerwiseBinaryConv2d
 
 
 def counts(model: nn.Module, *shape: int) -> tuple[int, int]:
-    """Float and binary operations."""
+    """Numbers of float and of binary operations."""
     row = total(analyze(model, lambda: model(torch.zeros(shape))))
     return row.flops, row.bops
 
@@ -68,9 +68,9 @@ class TestParameters:
         row = total(analyze(conv))
         weights, norm = 2 * 5 * 3 * 9, 2 * 3
         assert row.parameters == weights + 10 + 2 * norm and row.binary_parameters == weights
-        others = 4 * (10 + 4 * norm) + 8  # bias, weight and bias and statistics of the norm, its counter
+        others = 4 * (10 + 4 * norm) + 8  # bias of the conv; weight, bias, mean, variance and counter of the norm
         assert row.bytes_now == 4 * weights + others
-        assert row.bytes_packed == 10 * 4 + others  # 27 bits are 4 bytes
+        assert row.bytes_packed == 10 * 4 + others  # 27 bits take 4 bytes
         assert (row.binary_layers, row.float_layers) == (1, 0)
 
     def test_shared_parameters_count_once(self):
@@ -78,7 +78,7 @@ class TestParameters:
         assert total(analyze(nn.ModuleList([conv, nn.Sequential(conv)]))).parameters == 4
 
 
-# ResNet-18 at 224x224 by hand: convs of each stage, on the maps of 56x56 and less, and its shortcut.
+# ResNet-18 at 224x224 by hand: the convs and the shortcut of each stage, on maps of 56x56 to 7x7.
 STEM = 64 * 3 * 49 * 112**2
 STAGES = [4 * 64 * 64 * 9 * 56**2] + [
     (c * c // 2 * 9 + 3 * c * c * 9 + c * c // 2) * size**2 for c, size in ((128, 28), (256, 14), (512, 7))
@@ -118,7 +118,7 @@ class TestResNet18:
         options = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=num_bases, out_indices=(3,))
         rows = resnet18_rows(**options)
         assert [row.flops for row in rows] == [STEM, 0, 0, 0, 0, HEAD]
-        # The shortcut is shared, and runs for every branch.
+        # The branches share the weights of the shortcut, but it runs once per branch.
         assert [row.bops for row in rows] == [0, *(num_bases * stage for stage in STAGES), 0]
         assert total(rows).ops == STEM + HEAD + num_bases * sum(STAGES) / 64
         assert total(rows).ops == pytest.approx(ops, rel=0.005)  # groupnet.md, section 7

@@ -110,9 +110,9 @@ class TestLoading:
         tiles = load_tiles(*coco_set([9, 5, 3]))
         assert [tile.image[0, 0, 0] for tile in tiles] == [3, 5, 9]
         assert tiles[0].true_boxes.tolist() == [[1, 2, 4, 6]]
-        assert tiles[0].true_labels.tolist() == [1]  # 'dog' by its name, whatever its id
+        assert tiles[0].true_labels.tolist() == [1]  # the label of 'dog' follows from its name, not from its id
         assert tiles[1].true_boxes.shape == (0, 4)
-        assert tiles[0].boxes.tolist() == [[1, 2, 4, 6]]  # the other one is below 0.3
+        assert tiles[0].boxes.tolist() == [[1, 2, 4, 6]]  # the score of the other box is below 0.3
         assert tiles[0].scores.tolist() == [pytest.approx(0.9)]
 
     def test_selection_is_evenly_spaced(self, coco_set):

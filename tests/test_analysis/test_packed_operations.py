@@ -1,4 +1,4 @@
-"""Operations of packed models beside those of the models that were packed."""
+"""Operation counts of packed models, compared with those of the models before packing."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ from tests.test_models.test_combinations import BACKBONES, HEADS, NECKS, build
 
 
 def count(packed: nn.Module, *inputs: torch.Tensor) -> dict[str, int]:
-    """What mmengine counts with our handles, by kind."""
+    """Operations that mmengine counts with our handles, by kind."""
     return dict(FlopAnalyzer(packed, inputs).set_op_handle(**PACKED_HANDLES).by_operator())
 
 
@@ -65,17 +65,17 @@ def test_packed_blocks_do_what_simulated_ones_do(options):
 
 
 def test_a_shared_shortcut_of_one_map_is_computed_once():
-    """Its branches are copies of one another in the simulated model."""
+    """In the simulated model each branch computes it again."""
     model = build_backbone(num_bases=2, base_channels=8, decomposition='gbd_v1')
     packed, x = pack(model), torch.zeros(1, 3, 64, 64)
-    # Input channels and output size of the three shortcuts.
+    # Input channels and output sizes of the three shortcuts.
     copies = sum(channels * 2 * channels * size * size for channels, size in ((8, 8), (16, 4), (32, 2)))
     assert binary_operations(model, x) - count(packed, x)['binary'] == copies
 
 
 def test_mmengine_describes_a_packed_detector():
-    """As mmdet's tools/analysis_tools/get_flops.py asks: its counter knows no handles of ours, and counts the float
-    layers."""
+    """Calls mmengine in the same way as mmdet's tools/analysis_tools/get_flops.py, without our handles: mmengine counts
+    only the float layers."""
     packed = pack(build(BACKBONES['binary'], NECKS['binary'], HEADS['binary']).eval())
     x = pictures(96, 160)
     everything = count(packed, x)

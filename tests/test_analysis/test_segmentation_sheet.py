@@ -7,7 +7,7 @@ PALETTE = [[200, 0, 0], [0, 0, 200]]
 
 
 def make_row(**maps: int) -> Row:
-    """A white picture of 20x40 pixels, and maps of one class each."""
+    """A white picture of 20x40 pixels and maps, each filled with one class."""
     return Row(
         np.full((20, 40, 3), 255, dtype=np.uint8), {name: np.full((20, 40), value) for name, value in maps.items()}
     )

@@ -1,4 +1,4 @@
-"""The policies, and the table."""
+"""The benchmarked policies and their table."""
 
 from benchmarks import bccd_policies
 

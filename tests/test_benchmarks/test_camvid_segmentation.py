@@ -1,4 +1,4 @@
-"""The recorded runs, and what happens where their checkpoints are not."""
+"""The recorded runs, and drawing without their checkpoints."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which networks the decomposition benchmark trains, and what becomes of their results."""
+"""The networks that the decomposition benchmark trains, and the table and plot of their results."""
 
 import pytest
 import torch

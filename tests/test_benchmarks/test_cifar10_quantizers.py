@@ -1,4 +1,4 @@
-"""The configs of the variants, and the table."""
+"""The configs of the variants and the table of their results."""
 
 import pytest
 from mmengine.config import Config

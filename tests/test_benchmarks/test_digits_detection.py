@@ -1,4 +1,4 @@
-"""The recorded runs, and the configs of the variants."""
+"""The recorded runs and the configs of the variants."""
 
 from pathlib import Path
 

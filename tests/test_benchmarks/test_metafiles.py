@@ -1,4 +1,4 @@
-"""The metafiles list the configs that there are, with the figures that were measured."""
+"""The metafiles list all configs, with their measured figures."""
 
 import json
 from collections import Counter
@@ -29,7 +29,7 @@ def test_every_config_is_listed_once():
 
 
 def test_models_have_the_measured_figures():
-    """Read here without the script."""
+    """The test reads the results itself, without the script that writes the metafiles."""
     lines = (ROOT / 'benchmarks/results/bccd_detection.jsonl').read_text().splitlines()
     for line in map(json.loads, lines):
         (model,) = (model for model in MODELS.values() if model['Config'] == line['config'])

@@ -1,4 +1,4 @@
-"""Boxes around the parts of masks, and the configs of the runs."""
+"""Boxes around connected parts of masks, and the configs of the runs."""
 
 import numpy as np
 from mmengine.config import Config
@@ -14,7 +14,7 @@ def test_boxes_are_those_of_connected_pixels(tmp_path):
     mask[20:31, 5:17] = 8  # another one of 12 x 11
     mask[20:31, 30:41] = 9  # a pedestrian of 11 x 11
     mask[0:9, 50:60] = 6  # a sign of 90 pixels, too small
-    mask[35:40, :] = 3  # the road is no object
+    mask[35:40, :] = 3  # road, not an object class
     Image.fromarray(mask).save(tmp_path / 'b.png')
     Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / 'a.png')
     found = boxes_of_masks(tmp_path)

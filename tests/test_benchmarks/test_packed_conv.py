@@ -1,4 +1,4 @@
-"""The benchmark of single convolutions, on small ones."""
+"""The benchmark of single convolutions, run on small ones."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_the_float_chain_convolves_in_channels_last():
     out = chain()
     assert out.shape == (1, 64, 5, 4)
     assert out.is_contiguous(memory_format=torch.channels_last)
-    assert 0.1 < out.std() < 10  # neither vanishing nor exploding, which would change its speed
+    assert 0.1 < out.std() < 10  # neither denormal nor infinite values, which would change the speed
 
 
 def test_a_packed_measurement_is_the_difference_of_two_chains(monkeypatch):

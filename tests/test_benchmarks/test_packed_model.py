@@ -1,4 +1,4 @@
-"""The benchmark of whole models, on a small one."""
+"""The benchmark of whole models, run on a small one."""
 
 import builtins
 import importlib.util
@@ -41,7 +41,7 @@ def keep_threads():
 
 @pytest.fixture
 def no_engines(monkeypatch):
-    """Only torch is installed."""
+    """Imports of the other engines fail, as if only torch were installed."""
     real = builtins.__import__
 
     def fake(name, *args, **kwargs):
@@ -65,7 +65,7 @@ def test_packed_weights_take_a_bit():
     model = GroupNetClassifier(18, 2, **SMALL)
     conv = nn.Module()
     conv.layers = model.backbone.stages
-    # All but shifts, scales and statistics of norms is 32 times smaller.
+    # Everything is 32 times smaller except the shifts, scales and statistics of the norms.
     assert megabytes(conv) / megabytes(pack(model).backbone.stages) > 15
     shared = nn.ModuleList([nn.Linear(10, 10, bias=False)] * 2)
     assert megabytes(shared) == 400e-6
@@ -118,7 +118,7 @@ def compare_engines(folder: Path) -> None:
     assert skipped == {}
     for name in ('ONNX Runtime float32', 'OpenVINO float32'):
         assert contestants[name].difference < 1e-5
-    assert 1e-5 < contestants['OpenVINO int8'].difference < 0.3  # it did quantize
+    assert 1e-5 < contestants['OpenVINO int8'].difference < 0.3  # not zero: the model was quantized
     assert [output.shape for output in contestants['OpenVINO int8'].run()] == [(1, 64)]
 
 
@@ -127,7 +127,7 @@ def compare_engines(folder: Path) -> None:
     reason='requirements/benchmark.txt is not installed',
 )
 def test_other_engines_agree(tmp_path):
-    # In a process of its own: with these engines in it, a process that forks later (workers of a data loader) crashes.
+    # In a separate process: after importing these engines, a process crashes when it forks, such as for data loaders.
     code = 'import sys, pathlib; from tests.test_benchmarks import test_packed_model as test; '
     code += 'test.compare_engines(pathlib.Path(sys.argv[1]))'
     environ = {**os.environ, 'PYTHONPATH': str(ROOT)}

@@ -1,4 +1,4 @@
-"""What is counted of the paper's trainings."""
+"""Steps, operations and memory of the paper's trainings."""
 
 import pytest
 
@@ -17,9 +17,10 @@ def test_every_training_is_listed_once():
 def test_steps_and_products_of_resnet_18():
     found = count(Row(ROOT_18, IMAGENET, 8))
     assert (found['batch'], found['epochs'], found['steps']) == (32, 40, 40 * 5005)
-    # A ResNet-18 has 1.8e9 multiply-adds an image, of which the stem has 0.12e9; K = 5, three passes.
+    # A ResNet-18 needs 1.8e9 multiply-adds per image, of which the stem needs 0.12e9. K = 5; training takes three times
+    # the operations of a forward pass.
     assert found['products'] == pytest.approx(3 * 40 * 1_281_167 * (5 * 1.69e9 + 0.12e9), rel=0.02)
-    # Weights, gradients, two moments.
+    # Weights, gradients, and Adam's two moments.
     assert found['weight_bytes'] == pytest.approx(4 * 4 * 55.66e6, rel=0.001)
 
 

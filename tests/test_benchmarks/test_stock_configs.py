@@ -1,4 +1,4 @@
-"""The sweep's list, its table, and that no failure is silent."""
+"""The list of configs in the sweep and its table, and failures that the table must report."""
 
 import json
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""The documents have the tables of the results."""
+"""The tables in the documents match the recorded results."""
 
 from collections import Counter
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ def test_documents_have_the_tables_of_the_results(path):
     document = tables.ROOT / path
     text = document.read_text()
     if 'triton_kernels' in NAMES[path] and find_spec('triton') is None:
-        pytest.skip('its table of Triton kernels needs Triton')
+        pytest.skip('the table of Triton kernels needs Triton')
     assert tables.fill(text, document.parent) == text, 'run `python benchmarks/tables.py`'
 
 

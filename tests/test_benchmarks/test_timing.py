@@ -1,4 +1,4 @@
-"""The stopwatch and the turns of the benchmarks, without any benchmark."""
+"""The benchmarks' stopwatch and the order in which they run the contestants."""
 
 import json
 import time

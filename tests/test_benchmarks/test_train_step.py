@@ -1,4 +1,4 @@
-"""The contestants of the training benchmark: the plain loop is the same network as ours."""
+"""The contestants of the training benchmark; the plain loop over branches is the same network as ours."""
 
 import io
 import json
@@ -19,7 +19,7 @@ SETTING = Setting(18, 2, 64, 2)
 
 
 def copy_weights(plain: nn.Module, ours: nn.Module) -> None:
-    """Gives the plain loop the weights of ours."""
+    """Copies the weights of our network to the plain loop."""
     backbone = ours.backbone
     plain.stem.load_state_dict(backbone.stem.state_dict())
     plain.fc.load_state_dict(ours.fc.state_dict())
@@ -44,7 +44,7 @@ def test_plain_loop_is_the_same_network(depth, name):
     plain, ours = train_step.build(name, setting).double().eval(), train_step.build(OURS, setting).double().eval()
     for module in ours.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.bias)  # no sum is exactly zero, where rounding would decide on a sign
+            nn.init.normal_(module.bias)  # no input of a sign is exactly zero: rounding would decide its sign
     copy_weights(plain, ours)
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
     found, expected = plain(x), ours(x)
@@ -54,14 +54,14 @@ def test_plain_loop_is_the_same_network(depth, name):
         torch.autograd.grad(expected.sum(), [ours.backbone.stem[0].weight, ours.fc.weight]),
         strict=True,
     ):
-        # Where products cancel, a ReLU of the plain loop sees what is left of rounding, in about one of thirty.
+        # In the plain loop, about one in thirty sums that should be zero is a rounding error, and its ReLU may pass it.
         assert (value - wanted).norm() < 0.5 * wanted.norm()
 
 
 def test_saved_bytes_are_counted_once():
     layer = nn.Sequential(nn.Linear(3, 5), nn.Sigmoid())
     x = torch.randn(7, 3)
-    # The sigmoid keeps its output, the square and its mean what they square; weights and the image do not count.
+    # The sigmoid keeps its output, and the square in the loss the same tensor; weights and the image do not count.
     assert train_step.saved_bytes(layer, x) == 7 * 5 * 4
 
 
@@ -78,7 +78,7 @@ def test_lean_keeps_less():
 
 
 def test_the_peak_is_that_of_a_process_of_its_own(monkeypatch):
-    def run(command, **_):  # what the process would do, without the seconds of its imports
+    def run(command, **_):  # runs main here, since a process would spend seconds on its imports
         assert command[:2] == [sys.executable, train_step.__file__]
         with redirect_stdout(io.StringIO()) as printed:
             train_step.main(command[2:])
@@ -92,7 +92,7 @@ def test_main_writes_and_prints_all_of_it(tmp_path, capsys, monkeypatch):
     peaks = {FLOAT: 3 * train_step.MIB, PLAIN: 8 * train_step.MIB, OURS: 2 * train_step.MIB}
     monkeypatch.setattr(train_step, 'peak_in_a_process', lambda name, setting, threads: peaks[name])
     path = tmp_path / 'results.json'
-    # Two threads would wait for each other where tests run side by side.
+    # One thread: with several, test processes that run in parallel would slow each other down.
     arguments = ['18', '1', '64', '2', '--rounds', '1', '--threads', '1', '--out', str(path)]
     train_step.main([*arguments, '--contestants', *peaks])
     printed = capsys.readouterr().out
@@ -110,7 +110,7 @@ def test_without_a_gpu_one_line_says_so(monkeypatch):
 
 @pytest.mark.parametrize('contestant', train_step_cuda.OF_NETWORKS, ids=lambda each: each.name)
 def test_contestants_of_a_gpu_take_a_step(contestant):
-    # Without the compiler, and without Triton's interpreter: both take minutes for a network of this size.
+    # Without torch.compile and without Triton's interpreter: both take minutes for a network of this size.
     contestant = contestant._replace(is_compiled=False, passes='torch')
     model, x = train_step_cuda.make(contestant, Setting(18, 1, 32, 2))
     with train_step_cuda.with_passes(contestant):

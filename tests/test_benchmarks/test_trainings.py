@@ -1,4 +1,4 @@
-"""What benchmarks that train do with finished runs."""
+"""How benchmarks collect the results of finished trainings."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The networks of the zoo, and its table."""
+"""The networks of the model zoo and its table."""
 
 import pytest
 

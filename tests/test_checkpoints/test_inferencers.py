@@ -1,4 +1,4 @@
-"""Every file that the tools write opens in every inferencer and init function of its library, in a fresh process."""
+"""In a fresh process, every file that the tools write opens in all inferencers and init functions of its library."""
 
 import json
 import os

@@ -37,7 +37,7 @@ def test_what_fits_is_loaded():
 
 
 class Versioned(nn.Linear):
-    """Reads files of its first version otherwise, as heads of mmdet do."""
+    """Negates the weights of files of version 1; heads of mmdet convert old files in a similar way."""
 
     _version = 2
 

@@ -1,4 +1,4 @@
-"""Files of packed models: what they hold, every road by which they are loaded, and what is refused."""
+"""Files of packed models: their content, all ways to load them, and errors."""
 
 import io
 import pickle
@@ -35,7 +35,7 @@ from tests.test_engine.test_libraries import BACKBONE, CLASSIFIER, SEGMENTOR
 from tests.tiny_run import load_tiny_run
 
 DATASET_META = dict(classes=('red', 'blue'), palette=[(200, 10, 10), (10, 10, 200)])
-# Every candidate is kept: the metrics of untrained weights are not zero then.
+# Keeps all candidates, so that the metrics of untrained weights are not zero.
 OPTIONS = dict(model__test_cfg__max_per_img=100)
 BINARY_HEAD = dict(model__bbox_head__type='mmgroupnet.BinaryFCOSHead', model__bbox_head__num_bases=2)
 REAL_WEIGHTS = dict(weight=dict(type='mmgroupnet.RealWeight'))
@@ -47,7 +47,7 @@ def build(model, scope):
 
 
 def write_float(cfg, path, dataset_meta=DATASET_META):
-    """A checkpoint of untrained weights, with norms as training would move them; returns the model."""
+    """Writes a checkpoint of untrained weights, whose norms have random statistics and weights; returns the model."""
     torch.manual_seed(2)
     model = build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')), cfg.default_scope)
     model.init_weights()
@@ -58,14 +58,14 @@ def write_float(cfg, path, dataset_meta=DATASET_META):
         nn.init.normal_(norm.bias, std=0.3)
     if hasattr(model, 'bbox_head'):
         nn.init.normal_(model.bbox_head.conv_cls.weight, std=0.5)
-        nn.init.constant_(model.bbox_head.conv_reg.bias, 2.1)  # boxes of the squares' size
+        nn.init.constant_(model.bbox_head.conv_reg.bias, 2.1)  # gives boxes of the size of the squares
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dataset_meta)), path)
     return model.eval()
 
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
-    """The tiny detector, its head binary too: its folder with float.pth and packed.pth."""
+    """The folder of the tiny detector with a binary head; it contains float.pth and packed.pth."""
     folder = tmp_path_factory.mktemp('packed')
     cfg = load_tiny_run(folder, **OPTIONS, **BINARY_HEAD)
     write_float(cfg, folder / 'float.pth')
@@ -99,7 +99,7 @@ class TestFormat:
         state_dict = read_packed(tiny / 'packed.pth')['state_dict']
         bits = [tensor for name, tensor in state_dict.items() if name.endswith('bits')]
         assert {tensor.dtype for tensor in bits} == {torch.uint8}
-        # Levels of a tower have the same weights: counted once.
+        # The levels of a tower share their weights, so these are counted once.
         assert sum({tensor.data_ptr(): tensor.numel() for tensor in bits}.values()) == expected
 
     def test_every_tensor_is_stored_once_and_without_slack(self, tiny):
@@ -162,7 +162,7 @@ class TestPackedInConfigs:
 
     @pytest.mark.parametrize('kind', ['Packed', 'Binarized'])
     def test_options_of_the_backbone_beside_the_model_are_refused(self, tiny, kind):
-        """Nobody would read them there."""
+        """They would have no effect there."""
         model = dict(type=f'mmgroupnet.{kind}', backbone=dict(depth=34), model=tiny_config(tiny).model)
         if kind == 'Binarized':
             model['policy'] = []
@@ -290,7 +290,7 @@ class TestStockInferencers:
 
 
 def test_no_part_of_a_float_model_takes_packed_weights(tiny):
-    """By whatever key the bits are named now: of units, conv modules, skips around them, towers, shortcuts."""
+    """Packing renames the keys of units, conv modules, skips, towers and shortcuts; the float model refuses all."""
     model = build(tiny_config(tiny).model, 'mmdet')
     state_dict = read_packed(tiny / 'packed.pth')['state_dict']
     convs = {name: module for name, module in model.named_modules() if isinstance(module, BinaryConv2d)}
@@ -388,7 +388,7 @@ class TestPackCheckpoint:
         assert (tmp_path / 'float.pth').read_bytes() == (tiny / 'float.pth').read_bytes()
 
     def test_a_layer_of_zeros(self, tiny, tmp_path):
-        """Its scale is zero, that of the model that the file is loaded into is not."""
+        """Its scale is zero, but the scale of the new model that loads the file is not."""
         content = torch.load(tiny / 'float.pth', weights_only=True)
         units = [name for name in content['state_dict'] if name.endswith('units.0.conv.weight')]
         content['state_dict'][units[0]].zero_()
@@ -399,7 +399,7 @@ class TestPackCheckpoint:
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
-    """A packed checkpoint of one layer, and what it holds."""
+    """The path of a packed checkpoint of one layer, and its content."""
     layer = dict(type='mmgroupnet.LayerwiseBinaryConv2d', in_channels=9, out_channels=5, kernel_size=3)
     cfg = Config(dict(default_scope='mmgroupnet', model=layer))
     torch.manual_seed(0)
@@ -448,7 +448,7 @@ class TestDamage:
             else:
                 assert self.is_same(found, expected), f'case {number}'
                 outcomes.append('whole')
-        # Both occur: there is padding between the records.
+        # Some damage is harmless, since there is padding between the records.
         assert outcomes.count('refused') > 90 and outcomes.count('whole') > 5
 
     @pytest.mark.parametrize(
@@ -515,7 +515,7 @@ class TestDamage:
         stored = io.BytesIO(content)
         with zipfile.ZipFile(stored) as archive:
             record = max(archive.infolist(), key=lambda entry: entry.file_size * ('/data/' in entry.filename))
-        content[record.header_offset + 200] ^= 1  # behind the record's header and padding
+        content[record.header_offset + 200] ^= 1  # in the data behind the record's header and padding
         damaged = tmp_path / 'damaged.pth'
         damaged.write_bytes(content)
         assert is_packed(read_checkpoint(damaged))

@@ -60,7 +60,7 @@ def test_no_network_is_one_line_with_the_option(monkeypatch, error):
 class TestFetched:
     @pytest.fixture
     def addresses(self, monkeypatch):
-        """What is downloaded, with the options of reading it."""
+        """File names that are requested for download; also checks the options for reading them."""
         for name in ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK'):
             monkeypatch.delenv(name, raising=False)
         found = []
@@ -142,7 +142,7 @@ def test_files_that_are_no_checkpoints_are_refused(content, tmp_path):
 
 def test_what_was_downloaded_and_is_no_checkpoint_is_refused(monkeypatch):
     def download(*args, **kwargs):
-        raise KeyError(101)  # as torch of a page of text
+        raise KeyError(101)  # the error of torch for a page of text
 
     monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', download)
     with pytest.raises(UserError, match="host/a.pth cannot be read in torch's safe mode: 101"):

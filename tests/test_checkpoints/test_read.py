@@ -1,4 +1,4 @@
-"""Reading checkpoints in safe mode, refusing bad ones, finding the one to resume from."""
+"""Reading checkpoints in safe mode, refusing bad ones, and finding the checkpoint to resume from."""
 
 import os
 
@@ -18,7 +18,7 @@ class Code:
 
 
 class OtherMethod:
-    """Refers to a method as a HistoryBuffer refers to its statistics."""
+    """Its pickle refers to a method, in the same way as a pickled HistoryBuffer refers to its statistics."""
 
     def __reduce__(self):
         return getattr, (HistoryBuffer, '__init__')

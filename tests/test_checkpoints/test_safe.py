@@ -1,4 +1,5 @@
-"""The allow-list around each load: files of mmengine are read, whoever has left torch's context before."""
+"""The allow-list around each load: mmengine's files are read even after other code has left torch's ``safe_globals``
+context, which removes entries from torch's list."""
 
 import multiprocessing
 import pickle
@@ -15,7 +16,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import nn
 from torch.serialization import get_safe_globals, safe_globals
 
-import mmgroupnet.registry  # noqa: F401  mmengine reads by our loaders
+import mmgroupnet.registry  # noqa: F401  registers our loaders with mmengine
 from mmgroupnet.checkpoints.pretrained import fetch_checkpoint
 from mmgroupnet.checkpoints.read import last_finite, read_checkpoint
 from mmgroupnet.checkpoints.safe import mmengine_globals
@@ -32,7 +33,7 @@ def history(*values: float) -> HistoryBuffer:
 
 @pytest.fixture
 def path(tmp_path):
-    """A file as mmengine's own Runner writes it."""
+    """A file with the same content as a checkpoint of mmengine's Runner."""
     hub = dict(log_scalars={'train/loss': history(1.5, 2)}, runtime_info=dict(best_score=np.float64(0.25)))
     torch.save(dict(state_dict=nn.Linear(3, 2).state_dict(), message_hub=hub), tmp_path / 'epoch_1.pth')
     return tmp_path / 'epoch_1.pth'
@@ -91,14 +92,14 @@ def test_a_forked_process_does_not_wait_for_a_thread_of_the_other(path):
     child.start()
     is_forked.set()
     child.join(60)
-    child.kill()  # Where it waits for ever.
+    child.kill()  # In case it waits for ever.
     thread.join()
     assert child.exitcode == 0
 
 
 @HOOKS.register_module()
 class ContextLeavingHook(Hook):
-    """Leaves the context as another library may, and notes the history that the run goes on from."""
+    """Leaves a ``safe_globals`` context, as another library may, and records the history that the run resumes from."""
 
     seen: list[float] = []
 
@@ -111,7 +112,7 @@ class ContextLeavingHook(Hook):
 
 
 def test_a_run_goes_on_from_a_file_of_mmengine(tmp_path):
-    """Its history is taken up, too."""
+    """The resumed run also restores the history of the losses."""
     options = dict(train_cfg__val_interval=9, default_hooks__logger__interval=4)
     run_training(load_tiny_run(tmp_path, train_cfg__max_epochs=1, **options))
     path = tmp_path / 'work/epoch_1.pth'

@@ -1,4 +1,5 @@
-"""Bases that a float layer becomes: close to it in the scale that is in use, and never equal."""
+"""Bases made from a float layer: with the scale in use their mean is close to the float weights, and they differ from
+each other."""
 
 import copy
 
@@ -19,7 +20,7 @@ QUANTIZERS = [TensorScaleWeight(), ChannelScaleWeight(), UnscaledWeight()]
 
 
 class LearnedBaseScale(SignWeight):
-    """A quantizer of a user: a learned scale per base."""
+    """A user-defined quantizer with one learned scale per base."""
 
     def __init__(self, scales=(0.06, 0.06, 0.06, 0.06)):
         super().__init__()
@@ -30,7 +31,7 @@ class LearnedBaseScale(SignWeight):
 
 
 class CentredWeight(nn.Module):
-    """Another one, with a forward of its own: signs of weights less their mean, as IR-Net has them."""
+    """A user-defined quantizer with its own forward: the signs of weights minus their mean, as in IR-Net."""
 
     def forward(self, weight, num_bases=1):
         centred = weight - weight.mean(dim=(1, 2, 3), keepdim=True)
@@ -51,20 +52,20 @@ def merged(bases, quantizer, num_bases):
 
 
 def fit_error(weight, num_bases, quantizer, fitted_for=None):
-    """Squared error of the merged weights, as a part of the weights' squares."""
+    """Squared error of the merged weights, divided by the sum of the squared weights."""
     bases = fit_bases(weight, draw(num_bases, weight), fitted_for or quantizer)
     return ((merged(bases, quantizer, num_bases) - weight).square().sum() / weight.square().sum()).item()
 
 
 def direction_error(weight, num_bases, quantizer):
-    """1 less the squared cosine: the squared error up to a factor."""
+    """1 minus the squared cosine: the relative squared error with the best scale."""
     bases = fit_bases(weight, draw(num_bases, weight), quantizer)
     cosine = torch.cosine_similarity(merged(bases, quantizer, num_bases).flatten(), weight.flatten(), dim=0)
     return 1 - cosine.square().item()
 
 
 def assert_bases_differ(bases, num_bases, share=0.5):
-    """Every pair of bases differs in at least a share of all weights, beyond rounding."""
+    """Checks that in every pair of bases at least this share of the weights differs by more than rounding."""
     bases = bases.detach().unflatten(0, (num_bases, -1))
     for i in range(num_bases):
         for j in range(i):
@@ -74,20 +75,21 @@ def assert_bases_differ(bases, num_bases, share=0.5):
 
 class TestFit:
     weight = 0.05 * torch.randn(32, 32, 3, 3, generator=torch.Generator().manual_seed(1))
-    # The deviation of the channels spreads by a factor of e^0.5.
+    # The standard deviations of the channels vary by factors of about e^0.5.
     uneven = weight * torch.randn(32, 1, 1, 1, generator=torch.Generator().manual_seed(2)).mul(0.5).exp()
 
     @pytest.mark.parametrize('quantizer', QUANTIZERS[:2], ids=['layer', 'channel'])
     def test_the_error_falls_with_every_base(self, quantizer):
         errors = [fit_error(self.weight, num_bases, quantizer) for num_bases in (1, 2, 3, 4)]
-        # Of a normal distribution: 1 - 2 / pi for one sign, then what greedy fits leave.
+        # For a normal distribution one sign leaves 1 - 2 / pi; the other values are those of greedy fits.
         assert errors == pytest.approx([1 - 2 / torch.pi, 0.13, 0.058, 0.033], abs=0.01)
 
     @pytest.mark.parametrize('quantizer', QUANTIZERS[:2], ids=['layer', 'channel'])
     def test_each_base_takes_all_that_one_scale_can(self, quantizer):
-        """The scale is the least squares one of its signs: the squares fall by those of every base."""
+        """Each scale is the least squares solution for its signs, so each base reduces the squared error by its own sum
+        of squares."""
         bases = fit_bases(self.uneven, draw(4, self.uneven), quantizer)
-        of_bases = quantizer(bases, 4).square().sum() / 16  # each is a quarter of what it adds to the mean
+        of_bases = quantizer(bases, 4).square().sum() / 16  # each base adds a quarter of its weights to the mean
         left = (merged(bases, quantizer, 4) - self.uneven).square().sum()
         assert_close(left, self.uneven.square().sum() - of_bases, rtol=1e-4, atol=0)
 
@@ -102,7 +104,7 @@ class TestFit:
             assert fit_bases(self.weight, draw(1, self.weight), quantizer) is self.weight
 
     def test_a_learned_scale_is_what_it_is_now(self):
-        """Levels of -s, -s/2, 0, s/2 and s: every weight within them is at the nearest."""
+        """Four bases of scale s have the levels -s, -s/2, 0, s/2 and s; each weight is rounded to the nearest level."""
         quantizer = LearnedBaseScale()
         bases = fit_bases(self.weight, draw(4, self.weight), quantizer)
         found = merged(bases, quantizer, 4)
@@ -140,7 +142,7 @@ class TestBasesDiffer:
         is_fixed = not isinstance(quantizer, TensorScaleWeight | ChannelScaleWeight | RealWeight)
         if num_bases % 2 == 0 or not is_fixed:
             assert not found.any()
-        else:  # An odd sum of signs is not zero.
+        else:  # The sum of an odd number of signs is not zero.
             scale = 0.05 if isinstance(quantizer, LearnedBaseScale) else 1
             assert_close(found.abs(), torch.full_like(found, scale / num_bases))
 
@@ -187,7 +189,7 @@ SCALES = ['TensorScaleWeight', 'ChannelScaleWeight']
 
 
 class TestNonLocal:
-    """Its last conv starts with zeros, so that it is the identity."""
+    """The weights of its last conv start at zero, so the block is the identity."""
 
     def build(self, scale, **rule):
         model = nn.Sequential(NonLocal2d(16, mode='dot_product'))
@@ -227,7 +229,7 @@ class TestNonLocal:
 
 
 class Residual(nn.Module):
-    """A residual block whose last conv starts with zeros."""
+    """A residual block in which the weights of the last conv start at zero."""
 
     def __init__(self):
         super().__init__()

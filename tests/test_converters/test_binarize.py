@@ -32,7 +32,7 @@ POLICY = [
 
 
 def retinanet(depth: int = 18, seed: int = 0) -> nn.Module:
-    """A thin RetinaNet, frozen as mmdet's configs have it."""
+    """A thin RetinaNet with frozen layers, as in mmdet's configs."""
     torch.manual_seed(seed)
     channels = [8, 16, 32, 64] if depth == 18 else [32, 64, 128, 256]
     model = MODELS.build(
@@ -69,7 +69,7 @@ def retinanet(depth: int = 18, seed: int = 0) -> nn.Module:
 
 
 def kinds(model: nn.Module) -> dict[str, str]:
-    """Classes of convolutions and linears by name."""
+    """Class names of convolutions and linear layers, by layer name."""
     return {
         name: type(module).__name__
         for name, module in model.named_modules()
@@ -179,10 +179,10 @@ class TestLayers:
 class TestNothingIsLost:
     @pytest.mark.parametrize('depth', [18, 50])
     def test_groups_of_one_branch_and_kept_convs_are_the_stock_model(self, depth):
-        """The transformation itself loses nothing: no sign, no tanh, the stock order of operations."""
+        """Without signs and tanh the transformed model computes the stock model's operations in the same order."""
         stock = retinanet(depth)
         for module in stock.modules():
-            if isinstance(module, nn.BatchNorm2d):  # Norms that a mistake would show in.
+            if isinstance(module, nn.BatchNorm2d):  # Random values, so that exchanged norms change the output.
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.uniform_(module.running_mean, -0.3, 0.3)
         twin = copy.deepcopy(stock)
@@ -242,7 +242,7 @@ class TestWeights:
         mmgroupnet.binarize(model, POLICY)
         first, second = (branch.conv1.weight for branch in model.backbone.layer1[0].blocks[0].branches)
         assert torch.equal(first, expected)
-        # Noise of the deviation of the weights: a correlation of 1 / sqrt(2).
+        # The noise has the standard deviation of the weights, so the correlation is 1 / sqrt(2).
         correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].item()
         assert correlation == pytest.approx(2**-0.5, abs=0.1)
 
@@ -256,7 +256,7 @@ class TestWeights:
         assert torch.equal(first, second) and first is not second
 
     def test_a_model_without_memory(self):
-        """As the names and shapes of a checkpoint are compared."""
+        """A model on the meta device, as for comparing its names and shapes with those of a checkpoint."""
         with torch.device('meta'):
             model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
             rules = [dict(become='binary', names='0'), dict(become='layerwise', num_bases=3)]
@@ -294,7 +294,7 @@ class TestTraining:
                 assert_close(out, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
     def test_lean_gradients_are_those_of_plain_autograd(self):
-        """Binary layers inside of foreign blocks keep nothing but their input, and get the same gradients."""
+        """Binary layers inside the blocks of other libraries run lean and get the gradients of plain autograd."""
         policy = [dict(become='keep', names='conv1'), dict(POLICY[2])]
         torch.manual_seed(0)
         lean = mmgroupnet.binarize(ResNet(18, base_channels=8, zero_init_residual=False), policy).double()

@@ -26,7 +26,7 @@ BACKBONE = dict(
 
 
 def tiny_config(folder, **overrides) -> Config:
-    """The tiny run with stock parts alone, binarised."""
+    """The tiny run with a binarised model of stock parts."""
     cfg = load_tiny_run(folder, **overrides)
     inner = cfg.model.to_dict()
     inner['backbone'] = BACKBONE
@@ -70,7 +70,7 @@ def test_the_optimizer_has_the_parameters_of_before_initialisation(cfg):
 
 
 def test_initialisation_is_the_float_models_own(cfg, tmp_path):
-    """Pretrained weights come into the bases, kept layers and norms."""
+    """Pretrained weights initialise the bases, the kept layers and the norms."""
     with DefaultScope.overwrite_default_scope('mmdet'):
         source = MODELS.build(BACKBONE)
         for parameter in source.parameters():
@@ -86,13 +86,13 @@ def test_initialisation_is_the_float_models_own(cfg, tmp_path):
         assert torch.equal(block.branches[0].conv1.weight, source.layer2[position].conv1.weight)
         for branch in block.branches:
             assert torch.equal(branch.bn1.weight, source.layer2[position].bn1.weight)
-    # mmdet's heads start with a bias of -log(99), which the float model's own initialisation alone knows of.
+    # Only the float model's own initialisation sets the bias of mmdet's heads to -log(99).
     assert model.bbox_head.conv_cls.bias.mean().item() == pytest.approx(-4.595, abs=1e-3)
 
 
 @pytest.mark.parametrize('duplicate', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_initialises_itself(cfg, duplicate):
-    """As an exponential moving average has it, or a process that was spawned."""
+    """EMAHook copies the model, and spawned processes pickle it."""
     model = build(cfg.model)
     twin = duplicate(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -104,7 +104,7 @@ def test_a_copy_initialises_itself(cfg, duplicate):
 
 
 def test_ema_checkpoints_and_resume(tmp_path):
-    """As for the plain model: losses after a resume are those of a run that never stopped."""
+    """As for a stock model, the losses after a resume are those of an uninterrupted run."""
     hooks = [dict(type='EMAHook', momentum=0.1)]
 
     def losses(work_dir, epochs, **options):

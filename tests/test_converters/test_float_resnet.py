@@ -1,4 +1,4 @@
-"""From float ResNets of torchvision, mmpretrain and CIFAR-10 to the start of a Group-Net."""
+"""Initialising a Group-Net from float ResNets of torchvision, mmpretrain and CIFAR-10."""
 
 import logging
 import re
@@ -31,7 +31,7 @@ def float_network(block=BasicBlock, blocks=(1, 1, 1, 1)) -> ResNet:
     network = ResNet(block, list(blocks), num_classes=10)
     for value in network.state_dict().values():
         if value.dtype.is_floating_point and value.dim() == 1:
-            value.copy_(torch.rand(value.shape))  # Norms that would be noticed.
+            value.copy_(torch.rand(value.shape))  # Random norms, so that copied norms would be found.
     return network
 
 
@@ -53,7 +53,7 @@ def initialised(checkpoint: str, seed: int = 0, **kwargs) -> nn.Module:
 
 
 def torchvision_pairs(backbone, network):
-    """The convs of the residual branches of both, side by side."""
+    """Pairs of corresponding convs in the residual branches of both networks."""
     for stage, blocks in enumerate(backbone.stages):
         for index, block in enumerate(blocks):
             source = getattr(network, f'layer{stage + 1}')[index]
@@ -89,14 +89,14 @@ def test_bases_are_the_weights_with_noise_of_their_own(decomposition, tmp_path):
         flat = noise.flatten(1)
         assert (torch.corrcoef(flat) - torch.eye(num_bases)).abs().max() < 0.03
         assert torch.corrcoef(torch.stack([flat[0], source.flatten()]))[0, 1].abs() < 0.03
-    # The branches share this one, but for LBD, which has it K times.
+    # The branches share the shortcut's weights, except with LBD, which has K copies.
     shortcut, source = backbone.stages[1][0].shortcut[0].weight, network.layer2[0].downsample[0].weight
     assert len(shortcut) == (num_bases if decomposition == 'lbd' else 1) * len(source)
     assert torch.equal(shortcut, source) == (decomposition != 'lbd')
 
 
 def test_signs_of_many_bases_together_keep_the_magnitude(tmp_path):
-    """The mean of sign(w + n) is erf(sqrt(2) w / sigma), as the docstring claims."""
+    """The mean of sign(w + n) is erf(sqrt(2) w / sigma), as the docstring of FromFloatResNet states."""
     network = float_network(blocks=(1, 1, 1, 1))
     num_bases = 400
     state_dict = {
@@ -238,7 +238,7 @@ def test_a_config_initialises_backbone_and_head(tmp_path):
         torch.corrcoef(torch.stack([weight.unflatten(0, (2, -1)).mean(0).flatten(), source.flatten()]))[0, 1]
         for weight, source in torchvision_pairs(model.backbone, network)
     ]
-    # Two bases with noise of half the weights' deviation: 1 / sqrt(1 + 0.25 / 2) = 0.943.
+    # Two bases, with noise of half the weights' standard deviation: 1 / sqrt(1 + 0.25 / 2) = 0.943.
     assert_close(torch.stack(correlations), torch.full((8,), 0.943), atol=0.01, rtol=0)
 
 

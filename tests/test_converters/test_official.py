@@ -1,4 +1,4 @@
-"""The authors' checkpoints: the converted classifier against the authors' network, branch by branch in float64."""
+"""The authors' checkpoints: the converted classifier against the authors' network, a loop over branches, in float64."""
 
 import logging
 import re
@@ -41,7 +41,7 @@ def test_logits_are_those_of_the_authors_network(family, num_bases):
     model = converted(state_dict)
     x = images()
     expected = OfficialNetwork(state_dict, family, num_bases)(x)
-    assert (expected[0] - expected[1]).abs().max() > 0.1 * expected.abs().max()  # alive to the last layer
+    assert (expected[0] - expected[1]).abs().max() > 0.1 * expected.abs().max()  # the logits depend on the image
     assert relative_error(model(x, mode='tensor'), expected) < 1e-9  # lean
     with torch.no_grad():
         assert relative_error(model(x, mode='tensor'), expected) < 1e-9
@@ -49,7 +49,7 @@ def test_logits_are_those_of_the_authors_network(family, num_bases):
 
 @pytest.mark.parametrize('family', [FAMILIES['r18-gates'], FAMILIES['r18-scales-gates']], ids=str)
 def test_every_part_of_the_wiring_counts(family):
-    """The reference notices each: other gates, scales of the last block, sums in place, and the bias of the stem."""
+    """The logits change with each of them: gates and scales of the last block, a norm's statistics, the stem's bias."""
     num_bases = 3
     state_dict = official_state_dict(family, num_bases)
     expected = OfficialNetwork(state_dict, family, num_bases)(images())
@@ -238,7 +238,7 @@ class TestErrors:
 
 @families
 def test_the_classifier_packs(family):
-    """The packed classifier against the authors' network, up to float32."""
+    """The packed classifier equals the authors' network up to the rounding of float32."""
     state_dict = official_state_dict(family, num_bases=3)
     packed, layers = pack_and_report(converted(state_dict).float())
     assert [layer.problem for layer in layers if layer.problem] == []

@@ -14,7 +14,7 @@ class Block(nn.Module):
 
 
 class Child(Block):
-    """Its base's name selects it, too."""
+    """The name of its base class selects it as well."""
 
 
 class _Model(nn.Module):
@@ -26,7 +26,7 @@ class _Model(nn.Module):
 
 
 def decided(policy, of=None) -> dict[str, int | None]:
-    """Index of the rule of every layer."""
+    """The index of the rule that decides for each layer."""
     decisions = decide(of or _Model(), parse_policy(policy))
     return {name: decision.rule for decision in decisions.layers for name in decision.names}
 

@@ -30,7 +30,7 @@ def test_one_sample_for_every_digit_of_the_detection_set(source):
 
 
 def test_a_crop_is_the_square_around_the_box_and_repeats_the_border(tmp_path):
-    """Red is the column and green the row of a pixel, so that a crop says where it was cut out."""
+    """The red value of a pixel is its column and the green value its row, so a crop shows its position."""
     rows, columns = np.mgrid[:100, :120].astype(np.uint8)
     (tmp_path / 'train').mkdir()
     cv2.imwrite(str(tmp_path / 'train' / 'a.png'), np.dstack([np.zeros_like(rows), rows, columns]))
@@ -44,7 +44,7 @@ def test_a_crop_is_the_square_around_the_box_and_repeats_the_border(tmp_path):
     (tmp_path / 'annotations' / 'instances_train.json').write_text(json.dumps(content))
     first, second = DigitCrops('train', tmp_path, image_size=8)
     assert (first['gt_label'], second['gt_label']) == (2, 3)
-    # Sides 48 = 1.2 * 40 and 24, in eight pixels; a pixel shows the mean of what it covers.
+    # Squares with sides of 48 = 1.2 * 40 and 24 become eight pixels; each is the mean of the area that it covers.
     steps = np.arange(8) + 0.5
     assert_allclose(first['img'][0, :, 2], 50 - 24 + 6 * steps - 0.5, atol=1)
     assert_allclose(first['img'][:, 0, 1], 40 - 24 + 6 * steps - 0.5, atol=1)

@@ -49,7 +49,7 @@ class TestAnnotations:
             mask = coco_mask.decode(annotation['segmentation'])
             rows, columns = np.nonzero(mask)
             x, y, w, h = annotation['bbox']
-            assert mask.shape == (160, 160)  # so the box lies inside the image
+            assert mask.shape == (160, 160)  # the size of the image, so the box lies inside it
             assert (x, y) == (columns.min(), rows.min())
             assert (x + w - 1, y + h - 1) == (columns.max(), rows.max())
             assert annotation['area'] == mask.sum()

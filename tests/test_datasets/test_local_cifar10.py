@@ -1,4 +1,4 @@
-"""CIFAR-10 as it lies on the disk."""
+"""CIFAR-10 from files on the disk."""
 
 import pickle
 
@@ -11,7 +11,8 @@ NUM_PER_BATCH = 3
 
 @pytest.fixture
 def batches(tmp_path):
-    """Files in the layout of the Python version, with pixels of one number per image."""
+    """Files in the layout of the Python version. The green value of all pixels is the number of the image; one pixel is
+    blue."""
     folder = tmp_path / 'cifar-10-batches-py'
     folder.mkdir()
     for index, name in enumerate([*(f'data_batch_{number}' for number in range(1, 6)), 'test_batch']):

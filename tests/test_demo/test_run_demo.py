@@ -1,4 +1,4 @@
-"""The drivers of the demos, with stand-ins for the tools: what they do themselves is tested elsewhere."""
+"""The scripts that run the demos, with stand-ins for the tools, which have their own tests."""
 
 import json
 import pickle
@@ -13,7 +13,7 @@ import mmgroupnet.datasets
 import mmgroupnet.engine.model_report
 from demo import run_demo, run_segmentation_demo, steps
 
-# Each stand-in appends its arguments to calls.txt and leaves what the real tool would.
+# Each stand-in appends its arguments to calls.txt and writes the same files as the real tool.
 TRAIN = """
 import json, shutil, sys
 from pathlib import Path
@@ -47,7 +47,7 @@ else:
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A checkout of stand-ins, which is the current folder."""
+    """A checkout with stand-ins for the tools; it is the current folder."""
     (tmp_path / 'tools').mkdir()
     (tmp_path / 'tools' / 'train.py').write_text(TRAIN)
     (tmp_path / 'tools' / 'test.py').write_text(TEST)
@@ -152,7 +152,7 @@ def test_an_unfinished_demo_goes_on_and_a_finished_one_is_kept(checkout):
 
 @pytest.mark.parametrize('kind', ['folder', 'file', 'link'])
 def test_nothing_of_others_is_removed_for_the_last_results(checkout, capsys, kind):
-    """``--work-dir runs`` keeps the last results in ``runs_previous``, which may be anything of the user's."""
+    """``--work-dir runs`` keeps the last results in ``runs_previous``, but the user may have other files there."""
     runs, previous = Path('runs'), Path('runs_previous')
     runs.mkdir()
     (runs / 'summary.json').write_text('last')

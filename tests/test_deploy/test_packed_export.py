@@ -1,5 +1,5 @@
-"""Packed models through ``torch.export.export`` and ``torch.jit.trace``: the programs, saved and loaded, give
-what the models give."""
+"""Packed models through ``torch.export.export`` and ``torch.jit.trace``: the saved and loaded programs give the outputs
+of the models."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from tests.test_models.test_combinations import BACKBONES, HEADS, NECKS, build
 
 
 class FeaturesOf(nn.Module):
-    """A neck behind one map, which it sees in four sizes."""
+    """A neck that takes its four levels from one map by subsampling."""
 
     def __init__(self, neck: nn.Module) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ def binarized_retinanet() -> nn.Module:
     return mmgroupnet.binarize(retinanet(), POLICY)
 
 
-# Both kinds of blocks, with a projection and without.
+# Blocks with a projection in the shortcut and blocks without.
 BLOCKS = (1, 2, 1, 1)
 SHALLOW = dict(num_bases=2, base_channels=8, stage_blocks=BLOCKS)
 MODELS_OF = dict(

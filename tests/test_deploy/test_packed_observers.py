@@ -1,4 +1,4 @@
-"""Observers of packed layers see the signs that the simulated layers see, and change nothing."""
+"""Observers of packed layers get the signs of the simulated layers, and do not change the outputs."""
 
 import copy
 import pickle
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures('simulated_layers')
 
 
 def observe(packed: nn.Module) -> list[Tensor]:
-    """Takes what all packed units of a model report from now on."""
+    """Observes all packed units of a model; their signs are appended to the returned list."""
     seen: list[Tensor] = []
     for module in packed.modules():
         if isinstance(module, PackedUnit):
@@ -30,7 +30,7 @@ def observe(packed: nn.Module) -> list[Tensor]:
 
 
 def signs_of_simulated(model: nn.Module, *inputs: object) -> list[Tensor]:
-    """Where the signs of a model that was not packed are +1, in the order of the calls."""
+    """Boolean maps of the positions with sign +1 in a model before packing, in the order of the calls."""
     seen: list[Tensor] = []
     handles = [
         module.register_forward_hook(lambda module, inputs, signs: seen.append(signs >= 0))
@@ -45,7 +45,7 @@ def signs_of_simulated(model: nn.Module, *inputs: object) -> list[Tensor]:
 
 
 def assert_reports_agree(found: list[Tensor], expected: list[Tensor]) -> None:
-    """Behind the first layer values may differ by rounding, and so a sign next to zero."""
+    """The signs of the first layer are equal; later ones may differ for values close to zero, because of rounding."""
     assert len(found) == len(expected) > 0
     for positive, wanted in zip(found, expected, strict=True):
         assert positive.dtype == torch.bool and positive.shape == wanted.shape
@@ -55,8 +55,8 @@ def assert_reports_agree(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def assert_layers_agree(model: nn.Module, run: Callable[[nn.Module], object], part: str = '') -> list[nn.Module]:
-    """Compares the reports of all packed layers of a part, each fed with what its simulated twin saw, and returns
-    them."""
+    """Compares the observed signs of all packed layers of a part with those of the simulated layers. Each packed layer
+    gets the inputs of its simulated twin. Returns the packed layers."""
     packed = pack(model)
     names = {module: name for name, module in packed.named_modules()}
     observed = []
@@ -65,7 +65,7 @@ def assert_layers_agree(model: nn.Module, run: Callable[[nn.Module], object], pa
             unobserved = twin(*inputs)
             found = observe(twin)
             assert torch.equal(twin(*inputs), unobserved)
-            # The merge of the block before.
+            # A module among the inputs is the merge of the previous block.
             given = (model.get_submodule(names[x]) if isinstance(x, nn.Module) else x for x in inputs)
             assert_reports_agree(found, signs_of_simulated(model.get_submodule(name), *given))
             observed.append(twin)
@@ -102,7 +102,7 @@ def test_blocks(options):
 
 @pytest.mark.parametrize('part', ['neck', 'bbox_head'])
 def test_necks_and_towers(part):
-    """The levels of a tower share their convs, and each level is a unit of its own when packed."""
+    """The levels of a tower share their convs; in the packed tower each level is a separate unit."""
     model = build(BACKBONES['binary'], NECKS['binary'], HEADS['binary'])
     estimate_statistics(model, lambda: model(pictures(96, 160)))
     twins = assert_layers_agree(as_trained(model), lambda model: model(pictures(96, 160)), part)
@@ -149,7 +149,7 @@ class TestObserver:
         assert len(calls) == 1
         block.shortcut.sign_observer = lambda positive: None
         block(x, merge)
-        assert len(calls) == 1 + 1 + 3  # the block as before, the shortcut and two units
+        assert len(calls) == 1 + 1 + 3  # the whole block twice; for the observer, the shortcut and the two units
 
     def test_it_is_not_taken_over_from_the_conv(self):
         conv = LayerwiseBinaryConv2d(6, 4, 3, num_bases=3)

@@ -39,7 +39,7 @@ class TestAutocast:
         ids=['soft_gate', 'lbd', 'float_shortcut', 'in_place_sum', 'detector'],
     )
     def test_every_layer_computes_in_float32(self, build_model, dtype):
-        """Maps of half precision give exactly what they give after a cast to float32."""
+        """A half precision map gives exactly the same output as its copy in float32."""
         model = build_model()
         packed = pack(model)
         for name, twin, inputs, _ in calls_of_twins(model, packed, lambda model: model(pictures(96, 160))):
@@ -49,7 +49,7 @@ class TestAutocast:
                 expected = twin(*floats)
                 with torch.autocast('cpu', dtype):
                     assert torch.equal(twin(*floats), expected), name
-                    if not isinstance(twin, PackedTower):  # which begins with a float norm
+                    if not isinstance(twin, PackedTower):  # a tower begins with a float norm
                         assert torch.equal(twin(*halves), expected), name
                     assert twin(*halves).dtype == expected.dtype == torch.float32, name
 
@@ -64,7 +64,7 @@ class TestAutocast:
         with torch.no_grad(), torch.autocast('cpu', dtype):
             features = packed.neck(packed.backbone(x))
             assert {feature.dtype for feature in features} == {torch.float32}
-            # The last convs of the head are torch's.
+            # The last convs of the head are float convs, which autocast runs in half precision.
             assert all(out.isfinite().all() for out in tree_leaves(packed(x)))
 
 

@@ -1,4 +1,4 @@
-"""Packed models beside their simulated twins, layer by layer, each packed layer fed with what its twin saw."""
+"""Packed models against simulated ones, layer by layer: each packed layer gets the inputs of its simulated twin."""
 
 import copy
 import pickle
@@ -27,7 +27,8 @@ from tests.test_models.test_segmentors import build as build_segmentor
 
 pytestmark = pytest.mark.usefixtures('simulated_layers')
 
-# Of the standard deviation of a layer's output: what rounding may change, and how near to zero a sign may flip.
+# Relative to the standard deviation of a layer's output: the allowed rounding error, and the largest magnitude at which
+# a sign may differ.
 TOLERANCE = 1e-5
 
 
@@ -36,8 +37,8 @@ def pictures(height: int = 65, width: int = 97) -> Tensor:
 
 
 def as_trained(model: nn.Module) -> nn.Module:
-    """Moves the norms a little. Behind a binary conv a channel takes few values, and one of them may be its mean over
-    two small pictures: a fresh norm makes it a zero, whose sign is a matter of rounding."""
+    """Gives the norms random weights and biases. Behind a binary conv a channel has few different values, and one may
+    equal its mean over two small pictures. A fresh norm maps it to zero, and rounding would decide its sign."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -46,7 +47,7 @@ def as_trained(model: nn.Module) -> nn.Module:
 
 
 def build_backbone(**options) -> nn.Module:
-    """A small backbone with the statistics of real pictures, as after training."""
+    """A small backbone whose norms have the statistics of real pictures, as after training."""
     torch.manual_seed(0)
     config = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=3, base_channels=16)
     backbone = MODELS.build({**config, **options})
@@ -55,7 +56,8 @@ def build_backbone(**options) -> nn.Module:
 
 
 def calls_of_twins(model: nn.Module, packed: nn.Module, run) -> list[tuple[str, nn.Module, tuple, Tensor]]:
-    """Name, packed layer, inputs and output of the simulated twin, for every call of a layer that was packed."""
+    """For every call of a simulated layer that was packed: its name, the packed layer, and the inputs and output of the
+    simulated one."""
     names = {module: name for name, module in model.named_modules()}
     twins: dict[str, nn.Module] = {}
     for name, twin in packed.named_modules():
@@ -86,7 +88,7 @@ def assert_agrees(name: str, out: Tensor, expected: Tensor) -> None:
 
 
 def assert_signs_agree(name: str, out: Tensor, expected: Tensor) -> None:
-    """Signs differ only next to zero, and hardly ever."""
+    """Signs differ only for values close to zero, and only in at most one of a million (or a single one)."""
     differing = (out >= 0) != (expected >= 0)
     num_differing = differing.sum().item()
     assert num_differing <= max(1, expected.numel() * 1e-6), name
@@ -123,7 +125,7 @@ def test_a_norm_that_cannot_be_folded_stays_in_front():
     packed, x = pack(nn.Sequential(conv)), torch.randn(2, 8, 9, 7)
     assert_close(packed(x), conv(x))
     assert isinstance(packed[0][0], nn.GroupNorm) and isinstance(packed[0][1], PackedUnit)
-    assert conv.input_norm is not None  # the model that was packed is as it was
+    assert conv.input_norm is not None  # packing did not change the original model
 
 
 @pytest.mark.parametrize('decomposition', ['lbd', 'gbd_v1', 'gbd_v2', 'gbd_v3', 'soft_gate'])
@@ -193,7 +195,7 @@ def test_single_units_give_the_exact_signs():
 
 
 def test_dyadic_blocks_are_exactly_equal():
-    """Sums of multiples of 1/64 are exact in any order, so that nothing is left to rounding."""
+    """All values are multiples of 1/64, whose sums are exact in any order, so rounding has no effect."""
     backbone = build_backbone(num_bases=4, binary_cfg=dict(weight=dict(type='mmgroupnet.UnscaledWeight')))
     generator = torch.Generator().manual_seed(1)
     for module in backbone.modules():
@@ -214,7 +216,7 @@ def test_dyadic_blocks_are_exactly_equal():
                 out = block(out, merge)
                 packed_out = packed_block(packed_out, packed_merge)
                 assert torch.equal(out, packed_out)
-                # The mantissa grows from block to block: start each from few bits again.
+                # The number of significant bits grows with each block, so it is reduced before the next one.
                 out = packed_out = out.mul(8).round().clamp(-64, 64) / 8
                 merge, packed_merge = block.merge, packed_block.merge
 
@@ -246,7 +248,7 @@ def test_segmentors(backbone, head):
 
 @pytest.mark.parametrize('part', ['tower', 'blocks'])
 def test_what_is_packed_in_part_runs(part):
-    """Norms that cannot be folded stay, between packed convs."""
+    """Norms that cannot be folded stay as float layers between packed convs."""
     options = {
         'tower': dict(head=dict(HEADS['binary'], norm_cfg=dict(type='GN', num_groups=2))),
         'blocks': dict(backbone=dict(BACKBONES['binary'], norm_cfg=dict(type='BN', track_running_stats=False))),
@@ -283,7 +285,7 @@ class TestSharedLayers:
         assert len(layers) == 1
 
     def test_a_conv_of_several_parents_stores_its_bits_once(self):
-        """As RTMDet's head shares convs between levels that have norms of their own."""
+        """RTMDet's head shares convs in this way between levels that have separate norms."""
         torch.manual_seed(0)
         levels = nn.ModuleList(
             ConvModule(
@@ -424,7 +426,7 @@ class ShiftedNorm(nn.BatchNorm2d):
 
 
 class NoisyWeight(TensorScaleWeight):
-    """Adds noise in training, as some estimators do."""
+    """Adds noise in training, like some estimators."""
 
     def forward(self, weight, num_bases=1):
         noise = torch.randn_like(weight) if self.training else 0
@@ -437,7 +439,7 @@ class ShiftedConv(BinaryConv2d):
 
 
 class TestWhatIsRewritten:
-    """A packed twin computes what the layer computes; where it cannot, the layer stays."""
+    """A packed twin computes the same as the layer; a layer without such a twin stays as it is."""
 
     def check(self, backbone: nn.Module) -> list:
         x = pictures()
@@ -492,7 +494,7 @@ class TestReport:
         first = layers[0]
         assert first.name == 'stages.0.0.units.0.conv' and first.problem is None
         assert first.bytes_before == 2 * 8 * 8 * 9 * 4
-        assert first.bytes_after == 2 * 8 * 9  # 72 weights of each of 16 channels
+        assert first.bytes_after == 2 * 8 * 9  # 72 weights, 9 bytes, for each of 16 channels
         stored = sum(buffer.numel() for name, buffer in packed.named_buffers() if name.endswith('bits'))
         assert stored == sum(layer.bytes_after for layer in layers)
 
@@ -505,7 +507,7 @@ class TestReport:
         assert problems == {'RealWeight has no signs: its weights are real-valued'}
         assert all(layer.bytes_after == layer.bytes_before for layer in layers)
         with torch.no_grad():
-            # Float convs of another memory format add up in another order.
+            # In another memory format float convs sum in another order.
             assert_close(packed(pictures())[0], model.eval()(pictures())[0], rtol=1e-4, atol=1e-4)
 
     def test_a_model_without_binary_layers_is_refused(self):
@@ -526,7 +528,7 @@ class TestPackedModel:
         for parameter in second.parameters():
             nn.init.normal_(parameter)
         first, second = pack(first), pack(second)
-        first(pictures())  # weights that were arranged before are arranged anew
+        first(pictures())  # arranges the weights for the kernels; load_state_dict must cause this again
         second(pictures())
         second.load_state_dict(first.state_dict())
         with torch.no_grad():

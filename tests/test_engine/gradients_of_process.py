@@ -1,4 +1,4 @@
-"""Run by test_distributed.py in every process of a launcher: writes the gradients of the tiny model to a file."""
+"""Script that test_distributed.py runs in every process of a launcher: writes gradients of the tiny model to a file."""
 
 import sys
 
@@ -10,20 +10,20 @@ from mmgroupnet.engine.launch import CPUDistributedDataParallel, setup_distribut
 
 
 def gradients(config: str, launcher: str) -> dict[str, torch.Tensor]:
-    """Gradients of the loss over four images, the processes of the launcher share them; batch norms in eval mode."""
+    """Gradients of the loss over four images, which the launcher's processes share. Batch norms are in eval mode."""
     cfg = Config.fromfile(config)
     cfg.launcher = launcher
     setup_distribution(cfg)
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
     cfg.model.backbone.norm_cfg = dict(type='SyncBN')
-    # Rounding differs between batch sizes: in double precision it cannot turn a sign.
+    # In double precision, since rounding differs between batch sizes and would flip a sign in single precision.
     model = MODELS.build(cfg.model).double().eval()
     rank, processes = 0, 1
     if launcher == 'pytorch':
         model = CPUDistributedDataParallel(model, device_ids=[0], broadcast_buffers=False)
         rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    dataset = DATASETS.build(cfg.val_dataloader.dataset)  # Without random flips.
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)  # Validation data, since it has no random flips.
     samples = [dataset[index] for index in range(4)][rank::processes]
     data = dict(
         inputs=[sample['inputs'] for sample in samples], data_samples=[sample['data_samples'] for sample in samples]

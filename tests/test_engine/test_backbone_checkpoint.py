@@ -1,4 +1,4 @@
-"""A detector's backbone starts from a classification checkpoint, or says that it does not."""
+"""A detector's backbone starts from a classification checkpoint; a missing or unsuitable checkpoint is reported."""
 
 import logging
 
@@ -24,7 +24,7 @@ def config(checkpoint):
 
 @pytest.fixture
 def classifier(tmp_path):
-    """A checkpoint as mmpretrain writes it: backbone and head."""
+    """A checkpoint in mmpretrain's format, with backbone and head."""
     backbone = MODELS.build(BACKBONE)
     state_dict = {f'backbone.{name}': value for name, value in backbone.state_dict().items()}
     path = tmp_path / 'classifier.pth'
@@ -67,7 +67,7 @@ def test_another_backbone_is_refused(classifier):
 
 
 NUM_BASES = 3
-# Output stride 8, with a dilation of its own for every branch.
+# Output stride 8, with a different dilation for every branch.
 BPAC = dict(strides=(1, 2, 1, 1), dilations=(1, 1, 'bpac', 'bpac'))
 
 
@@ -80,7 +80,7 @@ def pretrained(path, prefix='backbone.', **options):
 
 
 def save_classifier(path, backbone):
-    """A checkpoint as a Runner saves it, with the classifier's head."""
+    """Writes a checkpoint in the format of a Runner, with the classifier's head."""
     state_dict = {f'backbone.{name}': value for name, value in backbone.state_dict().items()}
     torch.save(dict(meta=dict(epoch=1), state_dict={**state_dict, 'head.fc.weight': torch.zeros(10, 64)}), path)
 

@@ -1,4 +1,4 @@
-"""The figures that tell whether a binary network is alive."""
+"""The statistics that show whether a binary network is alive."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from torch import nn
 from mmgroupnet.engine.hooks import BinaryStatisticsHook
 from mmgroupnet.layers import BinaryConv2d
 
-# (N, C, H, W) = (1, 2, 1, 4): channel 0 is +1 everywhere (zero counts as +1), channel 1 at one place of four.
+# (N, C, H, W) = (1, 2, 1, 4): the signs of channel 0 are all +1 (also of zero); channel 1 has one +1 in four pixels.
 HALF_DEAD = torch.tensor([[[[0.0, 1.0, 2.0, 3.0]], [[1.0, -1.0, -2.0, -3.0]]]])
 
 
@@ -66,7 +66,7 @@ def test_iterations_between_the_samples_are_not_seen(runner):
 
 
 def test_all_levels_of_a_pyramid_and_all_samples_count(runner):
-    """Channel 0 is +1 at one level and -1 at the other: it is not dead."""
+    """Channel 0 is +1 at one level and -1 at the other, so it is not dead."""
     hook = BinaryStatisticsHook(interval=1)
     run_epoch(hook, runner, [[HALF_DEAD, -1 - HALF_DEAD[..., :2]]])
     row = table(runner)[0]

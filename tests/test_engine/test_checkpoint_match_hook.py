@@ -1,4 +1,4 @@
-"""Checkpoints that are, and are not, of the model."""
+"""Checkpoints that match the model, and others."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from mmgroupnet.errors import UserError
 
 
 class Renamed(nn.Linear):
-    """A stock model that takes files in which its weights have older names."""
+    """A layer that also loads files with the old name of its weights."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         if f'{prefix}kernel' in state_dict:
@@ -23,7 +23,7 @@ class Renamed(nn.Linear):
 
 
 def check(given, trains=False, resumes=False, **parts):
-    """The hook on a checkpoint of a runner that tests, trains or resumes."""
+    """Runs the hook on a checkpoint, for a runner that tests, trains or resumes."""
     model = nn.Sequential(Renamed(2, 3), nn.ReLU(), nn.Linear(3, 4))
     optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.0)) if trains else dict(optimizer={})
     runner = SimpleNamespace(model=model, cfg=dict(load_from='old.pth'), optim_wrapper=optimizer, _resume=resumes)
@@ -49,7 +49,7 @@ def test_weights_that_the_model_renames_are_its_own(said, trains):
     check(WEIGHTS, trains)
     given = dict(OLD)
     check(given, trains)
-    assert list(given) == list(OLD)  # mmengine has still to load them.
+    assert list(given) == list(OLD)  # unchanged, since mmengine loads them afterwards
     assert said == []
 
 
@@ -92,7 +92,8 @@ def test_a_training_does_not_start_from(given, parts, said):
 
 @pytest.mark.parametrize('width', [2, 5])
 def test_what_is_compared_is_what_a_resumed_average_puts_in_its_place(width):
-    """A checkpoint with an average holds that as its weights; EMAHook swaps both back before they are loaded."""
+    """In a checkpoint with an EMA the averaged weights are in ``state_dict``; EMAHook swaps the two before loading. The
+    hook must check the swapped weights."""
     model = nn.Sequential(nn.Linear(2, 3))
     runner = SimpleNamespace(model=model, cfg={}, optim_wrapper=None, _resume=True, _hooks=[], iter=0, epoch=0)
     average = EMAHook()

@@ -1,4 +1,4 @@
-"""What is refused in a config before anything is built from it."""
+"""Errors in a config that are found before anything is built from it."""
 
 import logging
 import re
@@ -64,7 +64,7 @@ def test_nearest():
     ],
 )
 def test_types_are_found_without_noise(name, scope, expected, monkeypatch):
-    """mmengine warns of kinds of registries that a scope lacks; of that only it knows."""
+    """mmengine warns if a scope lacks some of its registries; for users this warning is noise."""
     said = []
     monkeypatch.setattr(MMLogger, 'callHandlers', lambda logger, record: said.append(record))
     assert resolve_type(name, scope) is expected
@@ -118,10 +118,10 @@ def test_arguments_that_our_parts_do_not_take(cfg, path, value, message):
     ('path', 'value', 'message'),
     [
         ('model.bakbone', {}, "model: FCOS takes no argument 'bakbone' (did you mean 'backbone'?)"),
-        ('model.extra', {}, None),  # like nothing that it takes
-        ('model.bbox_head.stacked_conv', 2, None),  # handed on, nobody knows where to
-        ('model.bbox_head.loss_cls', dict(type='CrossEntropyLoss', bg_cls_weight=0.1), None),  # for the head
-        ('train_dataloader.dataset.anns_file', 'train.json', None),  # no part of the model
+        ('model.extra', {}, None),  # not similar to any argument
+        ('model.bbox_head.stacked_conv', 2, None),  # passed on by **kwargs, so the arguments are not known
+        ('model.bbox_head.loss_cls', dict(type='CrossEntropyLoss', bg_cls_weight=0.1), None),  # read by the head
+        ('train_dataloader.dataset.anns_file', 'train.json', None),  # not in the model
     ],
 )
 def test_arguments_of_other_parts_are_warned_of_where_they_look_misspelt(cfg, path, value, message, monkeypatch):
@@ -191,7 +191,8 @@ def test_names_that_do_not_exist(name, message):
 
 
 def test_a_base_by_name(tmp_path):
-    """Also where the file reads what it inherits, and within a scope of its own: the parts stay those of mmdet."""
+    """The file may also read values that it inherits. The scope of the base's name does not become the scope of its
+    parts: they stay parts of mmdet."""
     file = tmp_path / 'mine.py'
     file.write_text(
         "_base_ = ['mmgroupnet::fcos_groupnet_r50_coco.py']\n"

@@ -1,4 +1,4 @@
-"""What is refused when data is missing or does not fit."""
+"""Errors for data that is missing or does not fit."""
 
 import re
 import shutil
@@ -119,7 +119,7 @@ def test_data_that_is_not_on_this_disk(cfg):
 
 @pytest.mark.parametrize('option', ['backend_args', 'file_client_args'])
 def test_pictures_that_are_not_on_this_disk(cfg, option):
-    """Beside annotations that are."""
+    """The annotations are on this disk, and are checked."""
     dataset = cfg.train_dataloader.dataset
     dataset.data_prefix.img = 'elsewhere'
     refuse(cfg, 'elsewhere (train_dataloader) does not exist')

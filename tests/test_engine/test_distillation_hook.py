@@ -15,11 +15,11 @@ from mmgroupnet.errors import UserError
 
 
 class Constant(nn.Module):
-    """A teacher that says the same of every image."""
+    """A teacher with the same predictions for every image."""
 
     def forward(self, images, mode):
         assert mode == 'tensor'
-        return torch.tensor([[0.0, 3.0]]).log1p().repeat(len(images), 1)  # odds 1 : 4
+        return torch.tensor([[0.0, 3.0]]).log1p().repeat(len(images), 1)  # probabilities 0.2 and 0.8, a ratio of 1 : 4
 
 
 def test_labels_are_blended():
@@ -29,7 +29,7 @@ def test_labels_are_blended():
     assert given is images
     assert_close(blended, torch.tensor([[0.6, 0.4], [0.1, 0.9]]))
     _, flat = TeacherLabels(Constant(), weight=1.0, temperature=2.0, before=None)(images, labels)
-    assert_close(flat, torch.tensor([[1 / 3, 2 / 3]] * 2))  # odds 1 : sqrt(4)
+    assert_close(flat, torch.tensor([[1 / 3, 2 / 3]] * 2))  # a ratio of 1 : sqrt(4)
 
 
 def test_augmentations_of_the_config_come_first():
@@ -90,8 +90,8 @@ def test_a_students_loss_is_the_cross_entropy_with_the_teacher(student, tmp_path
     )
     hook.before_train(FakeRunner(student))
     hook.before_train_epoch(FakeRunner(student))
-    assert set(student.state_dict()) == names  # The teacher is in no checkpoint,
-    assert len(list(student.parameters())) == len(dict(student.named_parameters()))  # and is not trained.
+    assert set(student.state_dict()) == names  # The teacher's weights are neither in checkpoints
+    assert len(list(student.parameters())) == len(dict(student.named_parameters()))  # nor trained.
 
     images = [torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8) for _ in range(2)]
     samples = [DataSample().set_gt_label(label) for label in (3, 5)]
@@ -105,7 +105,7 @@ def test_a_students_loss_is_the_cross_entropy_with_the_teacher(student, tmp_path
     logits = student(data['inputs'])
     assert_close(loss, -(target * logits.log_softmax(1)).sum(1).mean())
 
-    # Evaluation is left alone.
+    # The hook does not change evaluation.
     samples = [DataSample().set_gt_label(label) for label in (3, 5)]
     data = student.data_preprocessor(dict(inputs=images, data_samples=samples), training=False)
     assert torch.equal(data['inputs'], torch.stack(images).float())
@@ -122,7 +122,7 @@ def test_the_teacher_stays_where_batch_augmentations_are_switched(augments, stud
     hook = DistillationHook(TEACHER, str(tmp_path / 'teacher.pth'))
     runner = FakeRunner(student)
     hook.before_train(runner)
-    for _ in range(2):  # Once is enough, whatever the number of epochs.
+    for _ in range(2):  # In later epochs the hook must not add the teacher again.
         hook.before_train_epoch(runner)
         labels = student.data_preprocessor.batch_augments
         assert isinstance(labels, TeacherLabels) and labels.before is None

@@ -1,4 +1,4 @@
-"""Training with several processes without GPUs."""
+"""Training without GPUs in several processes."""
 
 import os
 import socket

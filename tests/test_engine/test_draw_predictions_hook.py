@@ -12,7 +12,7 @@ from mmpretrain.structures import DataSample
 from mmgroupnet.engine.hooks import DrawPredictionsHook, draw_predictions_hook
 from mmgroupnet.errors import UserError
 
-# One process, and what a hook asks of a runner.
+# The attributes of a runner that the hook reads.
 RUNNER = SimpleNamespace(
     cfg=Config(dict(default_scope='mmpretrain')),
     visualizer=SimpleNamespace(dataset_meta=dict(classes=('cat', 'dog'))),
@@ -45,7 +45,7 @@ def test_pictures_of_arrays_are_drawn_as_they_come(tmp_path, inputs):
     assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == names
     drawn = cv2.imread(str(tmp_path / 'drawn/000001.png'))[..., ::-1]
     expected = pictures[1].expand(3, 40, 60).permute(1, 2, 0).numpy()
-    # Text stands in the upper left corner.
+    # The text is in the upper left corner; the rest is the picture.
     assert (drawn[30:, 45:] == expected[30:, 45:]).all()
     assert (drawn != expected).any()
 

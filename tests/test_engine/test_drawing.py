@@ -26,5 +26,5 @@ def test_colours_may_be_lists_and_arrays(tmp_path, palette):
     )
     visualizer = build_visualizer(cfg, 'mmdet', meta)
     draw(visualizer, 'mmdet', np.zeros((40, 60, 3), np.uint8), sample, tmp_path / 'a.png', draw_gt=False)
-    blue, _, red = cv2.imread(str(tmp_path / 'a.png'))[26:34, 20:28].max(axis=(0, 1))  # The lower right edges.
+    blue, _, red = cv2.imread(str(tmp_path / 'a.png'))[26:34, 20:28].max(axis=(0, 1))  # Lower right edges of the box.
     assert blue > 100 and red == 0

@@ -1,4 +1,4 @@
-"""Random streams by seed, iteration and rank."""
+"""Random streams depend on the seed, the iteration and the rank."""
 
 import random
 from functools import partial
@@ -15,7 +15,7 @@ from mmgroupnet.engine.hooks import EpochSeedHook
 
 @pytest.fixture(autouse=True)
 def streams_of_the_tests():
-    """The hook seeds the global generators."""
+    """Restores the global random generators, which the hook seeds."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     yield
     random.setstate(states[0])
@@ -24,7 +24,7 @@ def streams_of_the_tests():
 
 
 def start_epoch(rank: int = 0, seed: int = 3, iteration: int = 0) -> SimpleNamespace:
-    """The hook at an epoch's start; returns the loader of the epoch."""
+    """Calls the hook at the start of an epoch; returns the data loader."""
     init = partial(worker_init_fn, num_workers=2, rank=rank, seed=seed)
     loader = SimpleNamespace(worker_init_fn=init)
     EpochSeedHook().before_train_epoch(SimpleNamespace(seed=seed, iter=iteration, rank=rank, train_dataloader=loader))
@@ -32,7 +32,7 @@ def start_epoch(rank: int = 0, seed: int = 3, iteration: int = 0) -> SimpleNames
 
 
 def flips() -> list[bool]:
-    """An augmentation's draws for 64 images."""
+    """The random decisions of an augmentation for 64 images."""
     flip = RandomFlip(prob=0.5)
     return [flip(dict(img=np.zeros((2, 2, 3), np.uint8)))['flip'] for _ in range(64)]
 

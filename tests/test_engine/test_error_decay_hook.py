@@ -29,7 +29,7 @@ def progress_of(conv: BinaryConv2d) -> float:
 
 
 class Model(BaseModel):
-    """Notes the progress of its conv in every iteration."""
+    """Records the progress of its conv in every iteration."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Model(BaseModel):
 
 
 def run(folder, train_cfg, **options) -> list[float]:
-    """The progress in the iterations of a run over two batches."""
+    """Runs a training with two batches per epoch; returns the progress in each iteration."""
     runner = Runner(
         model=Model(),
         work_dir=str(folder),

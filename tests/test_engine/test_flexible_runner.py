@@ -1,4 +1,4 @@
-"""Training and testing with mmengine's FlexibleRunner, which builds its model late and by a strategy."""
+"""Training and testing with mmengine's FlexibleRunner, in which a strategy builds the model when a loop starts."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ FLEXIBLE = dict(runner_type='FlexibleRunner')
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """Two epochs of four iterations, with the Runner in ``plain`` and with FlexibleRunner in ``work``."""
+    """Runs of two epochs with four iterations each: the Runner's is in ``plain``, FlexibleRunner's in ``work``."""
     folder = tmp_path_factory.mktemp('flexible')
     epochs = dict(train_cfg__max_epochs=2, train_cfg__val_interval=3)
     run_training(load_tiny_run(folder, work_dir=str(folder / 'plain'), **epochs))

@@ -1,4 +1,4 @@
-"""Guards that a config gets, names, or goes without."""
+"""Guard hooks that are added to a config, set in it, or switched off by it."""
 
 from pathlib import Path
 
@@ -31,17 +31,17 @@ def test_a_config_that_says_nothing_gets_all(hooks):
     cfg = guarded(**hooks)
     assert guards_of(cfg) == GUARDS
     assert cfg.default_hooks.checkpoint.to_dict() == dict(type='CheckpointHook', interval=1, backend_args=WHOLE)
-    assert 'logger' not in cfg.default_hooks or cfg.default_hooks.logger is None  # mmengine's own: as it was
+    assert 'logger' not in cfg.default_hooks or cfg.default_hooks.logger is None  # not a guard, so not changed
 
 
 @pytest.mark.parametrize('left_out', GUARDS)
 def test_one_that_is_set_to_none_stays_out(left_out):
     cfg = guarded(default_hooks={left_out: None})
     assert guards_of(cfg) == {name: kind for name, kind in GUARDS.items() if name != left_out}
-    assert left_out not in cfg.default_hooks  # mmengine takes no None for it
+    assert left_out not in cfg.default_hooks  # mmengine does not allow None here
     again = Config(cfg.to_dict())
     add_guards(again)
-    assert again.to_dict() == cfg.to_dict()  # as dumped into the work directory
+    assert again.to_dict() == cfg.to_dict()  # the config dumped into the work directory gives the same hooks
 
 
 def test_a_config_can_go_without():
@@ -67,7 +67,7 @@ def test_those_among_custom_hooks_are_not_doubled():
     ],
 )
 def test_our_configs_write_them_out(name):
-    """What is taken out of configs/_base_ stays out."""
+    """A guard that is removed from configs/_base_ is not added again."""
     cfg = load_config(str(CONFIGS / name))
     of_masks = {} if cfg.default_scope == 'mmseg' else {'label_range'}
     assert guards_of(cfg) == {name: kind for name, kind in GUARDS.items() if name not in of_masks}
@@ -94,7 +94,7 @@ class TestCheckpoints:
         assert guarded(default_hooks=dict(checkpoint=hook)).default_hooks.checkpoint.to_dict() == hook
 
     def test_hooks_of_others_are_left_alone(self):
-        """They may not take the arguments of mmengine's."""
+        """They may not have the arguments of mmengine's hook."""
         hook = dict(type='some.CheckpointHookOfMine', interval=2)
         assert guarded(default_hooks=dict(checkpoint=hook)).default_hooks.checkpoint.to_dict() == hook
 

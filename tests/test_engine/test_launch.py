@@ -1,4 +1,5 @@
-"""What a config gets before its Runner is built: wrappers for machines without a GPU, and stacked batches."""
+"""Changes of a config before its Runner is built: wrappers for machines without a GPU, mixed precision, and stacked
+batches."""
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from mmgroupnet.errors import UserError
 
 
 class TestWithoutGPUs:
-    """The wrappers of a distributed run; test_distributed.py has runs of two processes."""
+    """The model wrappers of a distributed run; test_distributed.py runs two processes."""
 
     @pytest.fixture(autouse=True)
     def no_gpu_and_no_processes(self, monkeypatch):

@@ -1,4 +1,4 @@
-"""The same tools train, test and predict for mmpretrain and mmseg (mmdet: test_training.py and test_tools.py)."""
+"""Training, testing and prediction with models of mmpretrain and mmseg (for mmdet: test_training.py, test_tools.py)."""
 
 import json
 
@@ -61,7 +61,8 @@ visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBa
 
 
 def write_pictures(folder):
-    """Four dark and four light pictures of 48x32 pixels, and maps of the light ones: class 0 left, class 1 right."""
+    """Writes four dark and four light pictures of 48x32 pixels. The light ones have class maps: class 0 in the left
+    half, class 1 in the right half."""
     rng = np.random.default_rng(0)
     for part in ('images/dark', 'images/light', 'maps'):
         (folder / part).mkdir(parents=True)

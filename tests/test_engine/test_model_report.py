@@ -127,7 +127,7 @@ def test_a_detector_gets_as_many_proposals_as_it_may_have():
 
 
 def test_all_learned_proposals_are_refined_and_get_masks():
-    """Of QueryInst, a Sparse R-CNN with masks, before it has weights that give boxes of positive size."""
+    """The model is QueryInst, a Sparse R-CNN with masks; its untrained weights give boxes without area."""
     stages = outputs_of_narrow('mmdet::queryinst/queryinst_r50_fpn_1x_coco.py', {'model.rpn_head.num_proposals': 7})
     assert len(stages) == 6
     for boxes, masks in stages:
@@ -143,7 +143,7 @@ def test_a_packed_model(tmp_path):
 
 
 def test_parameters_of_a_config(tmp_path):
-    """Of them 1-bit: the weights of all binary convs."""
+    """The 1-bit parameters are the weights of all binary convs."""
     config = write_tiny_run(tmp_path)
     model = build_model(Config.fromfile(config))
     bits = sum(module.weight.numel() for module in model.modules() if isinstance(module, BinaryConv2d))
@@ -151,7 +151,7 @@ def test_parameters_of_a_config(tmp_path):
 
 
 def test_complexity_of_a_config(tmp_path):
-    """The same as the table's last line; no operations where the size of images is not known."""
+    """The values equal the last line of the table. If the size of the images is unknown, there are no operations."""
     config = write_tiny_run(tmp_path)
     whole = measure_complexity(str(config))
     last_line = describe_model(Config.fromfile(config)).splitlines()[-1].split()

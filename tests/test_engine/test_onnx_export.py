@@ -1,4 +1,4 @@
-"""Checkpoints to .onnx files: which model is written, its names, its resize rule, and what is refused."""
+"""Exporting checkpoints to .onnx files: the exported model, its names, its resize rule, and errors."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ META = dict(classes=('red', 'blue'), palette=[(220, 20, 60), (0, 0, 230)])
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """The tiny detector's config and weights, as trained and packed."""
+    """The tiny detector's config, with a float and a packed checkpoint."""
     folder = tmp_path_factory.mktemp('onnx_export')
     cfg = load_tiny_run(folder)
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -37,7 +37,7 @@ def cfg(folder) -> Config:
 
 @pytest.fixture
 def given(monkeypatch):
-    """What ``export`` is called with; it writes a file of four bytes, since tracing takes seconds."""
+    """The arguments of ``export``, replaced by a function that writes four bytes, since tracing takes seconds."""
     given = {}
 
     def fake(model, path, raw, scores, classes, palette, resize):

@@ -1,4 +1,4 @@
-"""Exported models in the place of checkpoints: what they put into data samples, whole runs, and what is refused."""
+"""Exported models in place of checkpoints: predictions in data samples, whole runs, and errors."""
 
 import copy
 import pickle
@@ -49,7 +49,7 @@ def picture(height, width, blue=0, green=0, red=0):
 
 class TestAnswers:
     def test_detections_in_pixels_of_the_picture(self, tmp_path):
-        # The first two are a batch, whose rows of label -1 are left out.
+        # The two pictures are one batch; the rows with label -1 pad it and are left out.
         samples = [DetDataSample(metainfo=dict(ori_shape=(20, 80), scale_factor=(0.5, 2.0))) for _ in range(2)]
         data = dict(inputs=[picture(40, 40, blue=255), picture(40, 40, green=51, red=255)], data_samples=samples)
         found = build(write(tmp_path, 'detection')).test_step(data)
@@ -140,7 +140,7 @@ class TestRuns:
 
     def test_a_segmentor(self, pictures):
         folder, config = pictures
-        # All is light: class 1 everywhere, which is right in one half.
+        # The pictures are light, so the model predicts class 1 everywhere, which is right in one half.
         assert run_test(config(SEGMENTOR), write(folder, 'segmentation'))['mIoU'] == 25
 
     def test_a_classifier(self, pictures):
@@ -169,7 +169,7 @@ class TestRuns:
     def test_a_classifier_draws(self, pictures):
         folder, config = pictures
         images = find_images(folder / 'images/light')
-        with DefaultScope.overwrite_default_scope('mmpretrain'):  # Its inferencer leaves that to the process.
+        with DefaultScope.overwrite_default_scope('mmpretrain'):  # mmpretrain's inferencer does not set it.
             drawn = draw_on_pictures(config(CLASSIFIER), write(folder, 'classification'), images, folder / 'drawn')
         assert len(list(drawn.iterdir())) == 4
 
@@ -236,7 +236,7 @@ class TestRefused:
 
 @pytest.fixture(scope='module')
 def with_operators():
-    """The runtime takes the operators of this checkout, compiled for the tests."""
+    """The runtime uses the operators of this checkout, compiled for the tests."""
     library = str(build_operators())
     with mock.patch('mmgroupnet_runtime.model.library_path', lambda: library):
         yield
@@ -244,7 +244,7 @@ def with_operators():
 
 @pytest.mark.usefixtures('with_operators')
 class TestAgainstPackedCheckpoints:
-    """With untrained weights: what a model finds is of no use, but all of it comes out again."""
+    """The models are untrained, so their predictions are wrong, but those of both files must be the same."""
 
     @pytest.mark.slow
     def test_a_detector(self, tmp_path):
@@ -267,7 +267,7 @@ class TestAgainstPackedCheckpoints:
         assert drawn[1] == drawn[0]
         for packed, exported in zip(*predictions, strict=True):
             assert_close(exported['scores'], packed['scores'], atol=1e-5, rtol=1e-4)
-            # Boxes of one score may come in another order.
+            # Boxes with equal scores may have another order.
             ordered, other = (
                 torch.cat([found['bboxes'], 100 * found['labels'][:, None], 100 * found['scores'][:, None]], dim=1)
                 for found in (packed, exported)

@@ -1,4 +1,4 @@
-"""``--cfg-options``: free as mmengine's, but for what would not be read."""
+"""``--cfg-options``: allows the same overrides as mmengine, except those that would have no effect."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def cfg(tmp_path):
 
 @pytest.fixture
 def said(monkeypatch):
-    """The warnings."""
+    """The logged warnings."""
     said = []
     monkeypatch.setattr(overrides, 'print_log', lambda text, logger, level: said.append(text))
     return said
@@ -32,8 +32,8 @@ def said(monkeypatch):
     'path',
     [
         'model.backbone.depth',
-        'model.backbone.avg_down',  # not in the config, but its parent is
-        'model.backbone.norm_cfg.type',  # an argument that the config leaves at its default
+        'model.backbone.avg_down',  # not in the config, but an argument of the backbone in it
+        'model.backbone.norm_cfg.type',  # norm_cfg is not in the config either
         'model.init_cfg.checkpoint',
         'optim_wrapper.clip_grad.max_norm',
         'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult',
@@ -54,7 +54,7 @@ def test_what_mmengine_takes(cfg, said, path):
     'name',
     [
         'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
-        'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',  # has custom_keys, none of them the backbone
+        'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',  # its custom_keys have no 'backbone'
         str(CONFIGS / 'classification' / 'groupnet_r20_k3_scratch_cifar10.py'),  # its optim_wrapper has no type
     ],
 )
@@ -115,7 +115,7 @@ def test_what_is_probably_not_meant_is_warned_of(cfg, said, path, message):
     node = cfg
     for key in path.split('.'):
         node = node[key]
-    assert node == 18  # a hook of one's own may read it
+    assert node == 18  # it is set nevertheless, since a user's hook may read it
 
 
 def test_misspelt_arguments_of_our_parts_are_errors(cfg, said):
@@ -149,7 +149,7 @@ def test_a_variable_of_a_setting_s_name_was_read_with_the_file(cfg):
 
 
 def test_a_key_of_one_s_own_may_have_any_value(cfg, said):
-    cfg.metric_of_my_hook = 'bbox'  # as the evaluator's
+    cfg.metric_of_my_hook = 'bbox'  # the same value as the evaluator's metric
     assert check_overrides(cfg, {'metric_of_my_hook': 'segm'}) == {'metric_of_my_hook': 'segm'}
     assert len(said) == 1
 

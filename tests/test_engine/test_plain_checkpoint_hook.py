@@ -1,4 +1,4 @@
-"""Checkpoints of a run are read in safe mode without an allow-list, and the run goes on from them as ever."""
+"""A run's checkpoints can be read in safe mode without an allow-list, and resuming from them works as before."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tests.tiny_run import load_tiny_run
 
 @HOOKS.register_module()
 class HistoryNotingHook(Hook):
-    """Notes the history of the losses at the start and at the end of a run."""
+    """Records the history of the losses at the start of a resumed run and at the end of each run."""
 
     seen: list[list[float]] = []
 
@@ -31,7 +31,7 @@ class HistoryNotingHook(Hook):
 
 @pytest.fixture(scope='module')
 def work(tmp_path_factory):
-    """A run of an epoch that keeps the best checkpoint."""
+    """The work folder of a run with one epoch, which also keeps the best checkpoint."""
     folder = tmp_path_factory.mktemp('plain')
     keep = dict(type='CheckpointHook', interval=1, save_best='auto')
     cfg = load_tiny_run(

@@ -1,4 +1,4 @@
-"""Pictures of every kind and name, and configs as people write them; the libraries' models: test_libraries.py."""
+"""Predictions on pictures of all kinds and names, with typical configs; test_libraries.py tests all libraries."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ NAMES = ['a.jpg', 'a.png', 'sub/a.png', 'sub/deep/a.png', '.hidden.png', 'with s
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory) -> Path:
-    """A tiny run with a checkpoint of random weights."""
+    """The folder of a tiny run with a checkpoint of random weights."""
     folder = tmp_path_factory.mktemp('prediction')
     cfg = load_tiny_run(folder)
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -97,7 +97,7 @@ def test_configs_as_people_write_them(trained, tmp_path, kind):
 
 
 def test_the_same_predictions_as_in_a_test(trained, tmp_path):
-    """The config's own pipeline reads and resizes: the files are those of mmdet's inferencer."""
+    """The config's own pipeline reads and resizes the pictures; the drawn files equal those of mmdet's inferencer."""
     from mmdet.apis import DetInferencer
 
     folder = write(tmp_path / 'pictures', ['a.png'])

@@ -1,4 +1,5 @@
-"""What a rehearsal finds before the first step, what it lets pass, and that it leaves no trace."""
+"""Errors that a rehearsal finds before the first step, those that it only warns of, and that it does not change a
+run."""
 
 import copy
 import json
@@ -34,7 +35,7 @@ from tests.tiny_run import load_tiny_run
 
 
 class RehearsedNumbers(Dataset):
-    """Samples of eight numbers and their sum, which draw random numbers and count how many were given."""
+    """Samples of eight numbers and their sum. They depend on random numbers and on the count of samples read so far."""
 
     metainfo = dict(classes=('sum',))
 
@@ -55,7 +56,7 @@ class RehearsedNumbers(Dataset):
 
 
 class RehearsedModel(BaseModel):
-    """A linear model behind a batch norm, which refuses a batch of one."""
+    """A linear layer behind a batch norm; the norm refuses a batch of one."""
 
     def __init__(self, prepared=True):
         super().__init__()
@@ -76,7 +77,7 @@ class RehearsedModel(BaseModel):
 
 
 class RehearsedMetric(BaseMetric):
-    """A mean that may want all of a set, may write a file, and may give a value for every result."""
+    """The mean error. Options: fail unless there are ``wanted`` results, write a file, return every single result."""
 
     default_prefix = 'toy'
 
@@ -100,21 +101,21 @@ class RehearsedMetric(BaseMetric):
 
 
 class RehearsedHook(Hook):
-    """Prepares the model for validation."""
+    """Prepares the model for validation; without it the model fails."""
 
     def before_val(self, runner):
         runner.model.prepared = True
 
 
 class RehearsedLoop(IterBasedTrainLoop):
-    """Has steps of its own."""
+    """A loop with its own training step."""
 
     def run_iter(self, data_batch):
         super().run_iter(data_batch)
 
 
 class RehearsedValLoop(ValLoop):
-    """Validates in a way of its own."""
+    """A loop with its own validation."""
 
     def run(self):
         return super().run()
@@ -136,8 +137,8 @@ def _registered():
 
 
 def numbers_run(folder, **overrides):
-    """Two epochs of three batches, two samples each; a name with ``__`` is the path of a setting, others replace a
-    part of the config."""
+    """The config of a run with two epochs of three batches with two samples each. An override with ``__`` in its name
+    sets the value at this path of the config; others replace a part of the config."""
     loader = dict(
         batch_size=2,
         num_workers=0,
@@ -176,7 +177,7 @@ def log_of(cfg):
 
 
 def refusal(cfg):
-    """The error of a run that ends before its first step."""
+    """The error of a run in which the rehearsal fails, before the first step."""
     with pytest.raises(UserError, match='the rehearsal failed in ') as caught:
         run_training(cfg)
     assert 'Epoch(train)' not in log_of(cfg)
@@ -206,7 +207,7 @@ class TestLeavesNoTrace:
         ids=['epochs', 'epochs, workers', 'iterations', 'iterations, workers', 'two batches a step'],
     )
     def test_losses(self, tmp_path, monkeypatch, kind):
-        # It would hide that random numbers were drawn.
+        # The hook would hide random numbers drawn by the rehearsal, since it seeds the generators again.
         monkeypatch.setattr(EpochSeedHook, 'before_train_epoch', lambda self, runner: None)
         monkeypatch.setattr('mmengine.runner.utils.sync_random_seed', lambda: 3)
         found = []
@@ -262,11 +263,11 @@ class TestLeavesNoTrace:
 
 
 class TestFinds:
-    """Of mmdet's runs."""
+    """Errors in runs of mmdet."""
 
     @pytest.fixture(autouse=True)
     def _comparisons(self, monkeypatch):
-        """Comparing the built parts would find some of it even before."""
+        """The checks of built parts would find some of the errors before the rehearsal, so they are switched off."""
         monkeypatch.setattr('mmgroupnet.engine.training.check_built_parts', lambda *_: None)
 
     def test_a_pipeline_without_scale_factor(self, tmp_path):
@@ -282,14 +283,14 @@ class TestFinds:
 
     @pytest.mark.parametrize('score_thr', [0.0, 0.99])
     def test_an_evaluator_of_another_file(self, tmp_path, score_thr):
-        """Found with predictions and without any, of which mmdet's metric says nothing."""
+        """The error is also found if the model predicts nothing; mmdet's metric alone does not report it then."""
         cfg = load_tiny_run(tmp_path, model__test_cfg__score_thr=score_thr)
         cfg.val_evaluator.ann_file = cfg.val_evaluator.ann_file.replace('val.json', 'train.json')
         assert 'in validation by CocoMetric: AssertionError: Results do not correspond' in str(refusal(cfg))
 
     @pytest.mark.parametrize('number', [8, 11])
     def test_an_unreadable_picture(self, tmp_path, number):
-        """The first one and the last one."""
+        """The rehearsal reads the first and the last picture."""
         cfg = load_tiny_run(tmp_path)
         picture = tmp_path / f'data/images/{number}.png'
         picture.write_bytes(b'no picture')
@@ -307,7 +308,7 @@ class TestFinds:
         error = refusal(cfg)
         assert 'reading training data: FileNotFoundError: ' in str(error)
         assert f'{tmp_path}/data/images/images/' in str(error)
-        # Of the process that read it.
+        # The cause has the traceback of the worker process.
         assert 'in __getitem__' in str(error.__cause__)
 
     @pytest.mark.parametrize(
@@ -377,7 +378,7 @@ class TestFindsInAnyRun:
 
 
 class TestLetsPass:
-    """What may be due to the rehearsal, or is not needed by training."""
+    """Failures that only cause a warning: the rehearsal itself may be their reason, or training is not affected."""
 
     @pytest.mark.parametrize(
         ('parts', 'remark'),
@@ -422,7 +423,7 @@ class TestLetsPass:
         assert 'left out' not in log_of(cfg)
 
     def test_a_metric_that_needs_the_whole_set_has_it(self, tmp_path):
-        """Then what fails is no artefact."""
+        """If the rehearsal gives the metric the whole set, a failure is an error."""
         cfg = numbers_run(tmp_path, val_evaluator__wanted=7, val_dataloader__batch_size=6)
         assert 'RehearsedMetric: RuntimeError: 6 of 7 results' in str(refusal(cfg))
 
@@ -478,7 +479,7 @@ class TestLetsPass:
         run_training(again, resume=str(tmp_path / 'work' / 'epoch_2.pth'))
 
     def test_options_of_workers_without_workers(self, tmp_path):
-        """As where ``--cfg-options`` takes the workers away."""
+        """For example if ``--cfg-options`` sets num_workers to 0."""
         parts = dict(val_dataloader__persistent_workers=True, train_dataloader__prefetch_factor=2)
         cfg = numbers_run(tmp_path, train_cfg__max_epochs=1, **parts)
         run_training(cfg)
@@ -547,7 +548,7 @@ def _train_in_two_processes(rank, folder):
         registry.register_module(module=part)
     wrapper = dict(type=CPUDistributedDataParallel.__name__, broadcast_buffers=False)
     parts = dict(launcher='pytorch', model_wrapper_cfg=wrapper, train_dataloader__dataset__size=8)
-    # In the second process the picture of the other is gone.
+    # Sample 1 cannot be read; only the second process reads it.
     cfg = numbers_run(Path(folder), work='broken', val_dataloader__dataset__broken=[1], **parts)
     try:
         run_training(cfg)
@@ -562,7 +563,8 @@ def _train_in_two_processes(rank, folder):
 
 
 def test_two_processes(tmp_path):
-    """One that fails takes the other one along, and weights are those of a run without a rehearsal."""
+    """If the rehearsal fails in one process, both processes stop. If it passes, the weights after training equal those
+    of a run without a rehearsal."""
     first, second = run_in_two_processes(tmp_path, _train_in_two_processes, str(tmp_path))
     failure = 'the rehearsal failed in reading validation data: OSError: number 1 is gone'
     assert bytes(second[0].tolist()).decode().startswith(failure)

@@ -1,4 +1,4 @@
-"""Predictions that a device wrote: the same metrics as the model's own, and files that are refused."""
+"""Predictions stored on a device: they give the same metrics as the model, and unsuitable files are refused."""
 
 import json
 import pickle
@@ -26,7 +26,7 @@ NAMES = ['8.png', '9.png', '10.png', '11.png']
 
 
 def write(path, names=NAMES, task='detection', classes=CLASSES, **arrays):
-    """A file of predictions; for pictures that no array is given for, one box."""
+    """Writes a file of predictions. For detection, pictures without given arrays get one box."""
     for index in range(len(names)) if task == 'detection' else ():
         box = np.array([[index, 2, 30, 40]], np.float32)
         for key, array in dict(boxes=box, labels=np.array([1]), scores=np.array([0.5], np.float32)).items():
@@ -51,7 +51,7 @@ class TestRuns:
     def test_the_same_as_the_model_that_predicted(self, tiny, tmp_path):
         model = str(write_onnx(tmp_path / 'model.onnx', TWO_CLASSES['detection'], 'detection', classes=CLASSES))
         stored = str(tmp_path / 'stored.npz')
-        images = [str(tiny / 'data/images' / name) for name in reversed(NAMES)]  # The data set has another order.
+        images = [str(tiny / 'data/images' / name) for name in reversed(NAMES)]  # not in the order of the data set
         main([model, *images, '--npz', stored])
         predictions = []
         for source in (model, stored):
@@ -74,7 +74,7 @@ class TestRuns:
     @pytest.mark.parametrize('channels', [1, 2])
     def test_class_maps(self, tmp_path, channels):
         classes = np.array([[0, 1, 1]], np.uint8)
-        # One score may tell two classes apart.
+        # With two classes, one channel of scores is enough.
         scores = np.stack([1 - classes, classes][-channels:]).astype(np.float32)
         sample = SegDataSample(metainfo=dict(img_path='folder/a.png', ori_shape=(1, 3)))
         file = write(tmp_path / 'a.npz', ['a.png'], 'segmentation', classes_0=classes, scores_0=scores)
@@ -91,7 +91,7 @@ class TestRuns:
 
 
 def dataset(paths=NAMES, **metainfo):
-    """Names of pictures in the place of a data set."""
+    """A stand-in for a data set, with only the paths of the pictures."""
 
     class Pictures(list):
         def get_data_info(self, index):
@@ -159,7 +159,7 @@ class TestRefused:
     def test_a_damaged_array(self, tmp_path):
         file = write(tmp_path / 'a.npz')
         content = bytearray((tmp_path / 'a.npz').read_bytes())
-        content[content.index(np.float32([3, 2, 30, 40]).tobytes())] ^= 1  # A box, whose checksum is wrong then.
+        content[content.index(np.float32([3, 2, 30, 40]).tobytes())] ^= 1  # changes a box, so its checksum is wrong
         (tmp_path / 'a.npz').write_bytes(content)
         with pytest.raises(UserError, match=r'boxes_3, of 11\.png, is damaged: copy the file again'):
             build(file).test_step(dict(inputs=None, data_samples=[DetDataSample(metainfo=dict(img_path='11.png'))]))

@@ -1,4 +1,4 @@
-"""Tests of checkpoints, by configs as people write them."""
+"""Testing checkpoints with typical configs."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,8 @@ from mmgroupnet.engine.testing import adopt_validation, augment_test, draw_predi
 from mmgroupnet.errors import UserError
 from tests.tiny_run import load_tiny_run
 
-# As in configs of pure Python: classes in place of names, and no default_scope, which is 'mmengine' unless it is None.
+# A config in pure Python style: classes in place of names, and no default scope. It must be set to None, since mmengine
+# sets a missing one to 'mmengine'.
 PURE = """
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
@@ -59,7 +60,7 @@ visualizer = dict(type=DetLocalVisualizer)
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory) -> Path:
-    """A tiny run with a checkpoint of random weights."""
+    """The folder of a tiny run with a checkpoint of random weights."""
     folder = tmp_path_factory.mktemp('testing')
     cfg = load_tiny_run(folder)
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -73,7 +74,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def in_two_folders(cfg: Config, root: Path) -> None:
-    """Doubles the test data: pictures of the same names in another folder."""
+    """Doubles the test data: adds copies of the pictures with the same names in another folder."""
     data = root / 'data'
     shutil.copytree(data / 'images', data / 'more/images', dirs_exist_ok=True)
     plain = cfg.test_dataloader.dataset
@@ -85,14 +86,14 @@ def in_two_folders(cfg: Config, root: Path) -> None:
 def test_pictures_of_one_name_in_two_folders_are_all_drawn(trained, tmp_path, tta):
     cfg = load_tiny_run(trained, work_dir=str(tmp_path))
     in_two_folders(cfg, trained)
-    # Nothing but the test's own hook: mmengine has default hooks of its own.
+    # Without default_hooks in the config, mmengine's own default hooks remain.
     cfg.pop('default_hooks')
     cfg.pop('visualizer')
     run_test(cfg, str(trained / 'weights.pth'), show_dir=str(tmp_path / 'drawn'), tta=tta)
     expected = [f'{folder}/{number}.png' for folder in ('images', 'more/images') for number in (10, 11, 8, 9)]
     assert names_in(tmp_path / 'drawn') == expected
     drawn = cv2.imread(str(tmp_path / 'drawn/images/8.png'))
-    assert drawn.shape == (48, 128, 3)  # beside the ground truth
+    assert drawn.shape == (48, 128, 3)  # predictions next to the ground truth
     assert (drawn != np.tile(cv2.imread(str(trained / 'data/images/8.png')), (1, 2, 1))).any()
 
 

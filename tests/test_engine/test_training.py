@@ -1,4 +1,4 @@
-"""Training and testing in this process: the same losses after a resume, stops before work is lost."""
+"""Training and testing in this process: resuming gives the same losses, and errors are reported early."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from tests.tiny_run import load_tiny_run
 
 
 def losses(work_dir):
-    """Loss of every iteration that a run (the last one in this folder) logged."""
+    """The loss of every iteration in the log of the last run in a folder."""
     log = max(work_dir.glob('*/vis_data/scalars.json'), key=lambda path: path.stat().st_mtime)
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     return {row['step']: row['loss'] for row in rows if 'loss' in row}
@@ -25,7 +25,7 @@ def losses(work_dir):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A run of three epochs, four iterations each."""
+    """The folder of a run with three epochs of four iterations."""
     folder = tmp_path_factory.mktemp('trained')
     run_training(load_tiny_run(folder))
     return folder
@@ -33,7 +33,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def without_kernels(monkeypatch, tmp_path):
-    """As if nothing had been compiled."""
+    """Hides the compiled kernels."""
     caches = (kernels.library, kernels.selected_kernels)
     for cache in caches:
         cache.cache_clear()
@@ -66,7 +66,7 @@ class TestResume:
         assert losses(resumed) == {step: loss for step, loss in expected.items() if step > 4}
 
     def test_epochs_draw_different_numbers(self, trained):
-        """The same seed in every epoch would flip the same images."""
+        """With the same seed in every epoch, the same images would be flipped."""
         values = list(losses(trained / 'work').values())
         assert len(set(values)) == len(values)
 
@@ -76,7 +76,8 @@ class TestResume:
 
     @pytest.mark.parametrize('named', [False, True])
     def test_a_config_that_resumes(self, trained, tmp_path, named):
-        """``resume = True``, as mmengine reads it: from ``load_from``, else from the work directory."""
+        """``resume = True`` has the same meaning as in mmengine: the run resumes from ``load_from`` if it is set, else
+        from the work directory."""
         shutil.copy(trained / 'work/epoch_1.pth', tmp_path)
         load_from = str(trained / 'work/epoch_2.pth') if named else None
         cfg = load_tiny_run(trained, work_dir=str(tmp_path), train_cfg__max_epochs=3, resume=True, load_from=load_from)
@@ -95,7 +96,7 @@ class TestResume:
 
 
 def test_a_data_preprocessor_beside_the_model_is_in_its_config(tmp_path):
-    """Inferencers that read the run's files do not look beside the model: they would predict without it."""
+    """Inferencers read only the preprocessor inside the model's config; without it they would predict without one."""
     cfg = load_tiny_run(tmp_path, train_cfg__max_epochs=1)
     expected = cfg.model.pop('data_preprocessor')
     cfg.data_preprocessor = expected
@@ -118,7 +119,7 @@ class TestRefused:
 
     @pytest.mark.parametrize('by_epoch', [True, False])
     def test_loss_that_is_no_number_where_a_checkpoint_is_due(self, tmp_path, by_epoch):
-        """In the last iteration of the second epoch: these weights are in no checkpoint."""
+        """The loss is invalid in the last iteration of the second epoch; these weights must not be saved."""
         jump = dict(type='MultiStepLR', milestones=[6], gamma=1e30, by_epoch=False)
         saving = dict(type='CheckpointHook', by_epoch=by_epoch, interval=1 if by_epoch else 4)
         cfg = load_tiny_run(tmp_path, param_scheduler=[jump], default_hooks__checkpoint=saving)
@@ -210,7 +211,7 @@ def test_a_backbone_alone_can_be_loaded(trained, tmp_path):
 
 
 def test_a_training_starts_from_a_checkpoint_with_another_head(trained, tmp_path):
-    """As every tutorial fine-tunes; the learning rate of zero leaves what was taken."""
+    """The usual fine-tuning, here with a learning rate of zero, so that the loaded weights do not change."""
     checkpoint = torch.load(trained / 'work/epoch_1.pth')
     weights = checkpoint['state_dict']
     weights['bbox_head.conv_cls.weight'], weights['bbox_head.conv_cls.bias'] = torch.ones(5, 8, 3, 3), torch.ones(5)
@@ -232,7 +233,7 @@ def test_a_training_starts_from_a_checkpoint_with_another_head(trained, tmp_path
 
 
 def test_the_learning_rate_scales(tmp_path):
-    """The base is a batch of 2, four are drawn: twice the rate."""
+    """The base batch size is 2 and the batch size 4, so the learning rate doubles."""
     cfg = load_tiny_run(
         tmp_path,
         train_dataloader__batch_size=4,

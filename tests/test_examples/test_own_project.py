@@ -1,4 +1,4 @@
-"""The template of a project is copied, and works where it is."""
+"""A copy of the project template works in its folder."""
 
 import shutil
 from pathlib import Path

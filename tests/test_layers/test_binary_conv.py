@@ -37,7 +37,7 @@ def branch_loop(conv: BinaryConv2d, x: torch.Tensor, stride=1, padding=(0, 0), d
 
 
 def layerwise_sum(conv: LayerwiseBinaryConv2d, x: torch.Tensor, stride=1, padding=(0, 0), dilation=1, **options):
-    """The layer-wise conv as the explicit sum of K convs that read one input."""
+    """The layer-wise conv as the explicit sum of K convs with the same input."""
     scales = getattr(conv.merge, 'scales', torch.full((conv.num_bases,), 1 / conv.num_bases, dtype=x.dtype))
     pads = same_padding(conv.weight.shape[2:], dilation) if padding == 'same' else padding
     weights = conv.weight.chunk(conv.num_bases)
@@ -49,7 +49,7 @@ def layerwise_sum(conv: LayerwiseBinaryConv2d, x: torch.Tensor, stride=1, paddin
 
 
 def double(conv: BinaryConv2d) -> BinaryConv2d:
-    """The conv in float64 with a bias, if any, that is not zero."""
+    """The conv in float64; its bias, if any, gets random values."""
     conv = conv.double()
     if conv.bias is not None:
         nn.init.normal_(conv.bias)
@@ -61,7 +61,7 @@ def double_input(channels: int, height: int = 7, width: int = 9) -> torch.Tensor
 
 
 def check_folded(x_size: tuple[int, int], layer: dict, pads=None, **reference) -> None:
-    """Compares ``BinaryConv2d(**layer)`` with the loop, values and gradients."""
+    """Compares values and gradients of ``BinaryConv2d(**layer)`` with those of the loop."""
     conv = double(BinaryConv2d(**layer))
     x = double_input(conv.num_bases * conv.in_channels, *x_size)
     options = {key: layer[key] for key in ('stride', 'dilation', 'groups', 'padding_value') if key in layer}
@@ -104,7 +104,8 @@ class TestBinaryConv2d:
         weight = torch.tensor([[1.0, -2, 3], [-4, 0, 4], [3, -2, -1]])  # mean magnitude 20 / 9
         conv.weight.data.copy_(weight)
         out = conv(torch.tensor([[[[0.5, -0.5]]]]))
-        # Left: signs 1 1 1 / 1 1 -1 / 1 1 1; right: 1 1 1 / 1 -1 1 / 1 1 1; the kernel's signs: + - + / - + + / + - -.
+        # The signs in the left window are 1 1 1 / 1 1 -1 / 1 1 1, in the right one 1 1 1 / 1 -1 1 / 1 1 1. Those of the
+        # kernel are + - + / - + + / + - -.
         assert_close(out, torch.tensor([[[[-1.0, -1.0]]]]) * 20 / 9)
 
     @pytest.mark.parametrize('num_bases', [1, 2, 5])
@@ -370,7 +371,7 @@ class TestState:
         for parameter in conv.parameters():
             nn.init.normal_(parameter)
         x = torch.randn(2, conv.num_folded * 4, 6, 7)
-        conv(x)  # moves the running statistics
+        conv(x)  # changes the running statistics
         other.load_state_dict(conv.state_dict())
         assert torch.equal(other.eval()(x), conv.eval()(x))
         norm = {f'input_norm.{key}' for key in ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')}
@@ -435,7 +436,7 @@ class TestInsideStockModules:
         assert_same_gradients(module(x), expected, [x, *module.parameters()])
 
     def test_conv_module_leaves_the_initial_weights_of_branches(self):
-        # mmcv's own initialisation would count all branches as one wide conv: a standard deviation of half the size.
+        # mmcv's own initialisation would count all bases as one wide conv and halve the standard deviation.
         module = ConvModule(32, 32, 3, conv_cfg=dict(type='mmgroupnet.LayerwiseBinaryConv2d', num_bases=4))
         assert module.conv.weight.std().item() == pytest.approx(math.sqrt(2 / (32 * 9)), rel=0.05)
 
@@ -481,7 +482,7 @@ class TestInsideStockModules:
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
 def test_weights_of_another_dtype_than_the_input(dtype):
-    """The kernels read float32 alone; signs are the same in all of them."""
+    """The kernels read only float32; the signs of the weights are the same in every dtype."""
     torch.manual_seed(0)
     conv = BinaryConv2d(6, 4, 3, padding=1, weight=dict(type='mmgroupnet.UnscaledWeight'))
     x = torch.randn(2, 6, 5, 7)

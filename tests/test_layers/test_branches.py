@@ -38,7 +38,7 @@ def random_branches(num_bases: int, channels: int = 3, memory_format=torch.conti
 
 
 def rows(x: torch.Tensor, num_bases: int) -> list[torch.Tensor]:
-    """The branches by index, as the layout promises them: branch by branch along the channels."""
+    """The branches by index: in the folded layout they follow each other along the channels."""
     size = x.shape[1] // num_bases
     return [x[:, branch * size : (branch + 1) * size] for branch in range(num_bases)]
 
@@ -212,7 +212,7 @@ class TestRealValuedSkip:
             _ = skip.stride_of_nothing
 
     def test_private_names_are_its_own(self):
-        """A module with a ``__deepcopy__`` of its own would otherwise be what a copy of the skip is."""
+        """Otherwise a copy of the skip would call the ``__deepcopy__`` of its module and return only the module."""
 
         class Copied(nn.Identity):
             def __deepcopy__(self, memo):

@@ -6,7 +6,7 @@ from mmgroupnet.layers import GroupwiseChain
 
 
 class Block(nn.Module):
-    """A foreign block."""
+    """A block of another library."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class Block(nn.Module):
 
 
 def chain(num_bases: int, gates: bool) -> GroupwiseChain:
-    """Two blocks whose branches differ."""
+    """A chain of two blocks whose branches have different weights."""
     torch.manual_seed(0)
     built = GroupwiseChain([Block(3, 4), Block(4, 4)], num_bases, gates)
     for parameter in built.parameters():
@@ -26,7 +26,7 @@ def chain(num_bases: int, gates: bool) -> GroupwiseChain:
 
 
 def test_soft_gates_between_merged_and_separate_branches():
-    """The equations of Group-Net, branch by branch."""
+    """The outputs follow Group-Net's equations, written here branch by branch."""
     built, x = chain(3, gates=True), torch.randn(2, 3, 5, 6)
     first, second = built.blocks
     outs = [branch(x) for branch in first.branches]

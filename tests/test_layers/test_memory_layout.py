@@ -7,7 +7,7 @@ from mmgroupnet.layers import guard_foreign_code
 
 
 def test_roi_align_reads_channels_last():
-    """mmcv's kernel alone takes the wrong pixels, silently."""
+    """Without the guard, mmcv's kernel silently reads wrong pixels of channels_last maps."""
     align = RoIAlign(3, 1.0, 2)
     x, rois = torch.randn(1, 8, 9, 7), torch.tensor([[0.0, 1, 1, 6, 7]])
     expected = align(x, rois)
@@ -18,7 +18,8 @@ def test_roi_align_reads_channels_last():
 
 @pytest.mark.parametrize('conv_type', [DeformConv2dPack, ModulatedDeformConv2dPack])
 def test_deformable_convs_take_a_packed_models_weights(conv_type):
-    """Those of the conv that makes the offsets too: its output lies in memory as its weights do."""
+    """Weights of a packed model are in channels_last. The guard also changes those of the conv that computes the
+    offsets, since its output has the memory format of its weights."""
     conv = conv_type(4, 4, 3, padding=1)
     torch.nn.init.normal_(conv.conv_offset.weight)
     x = torch.randn(1, 4, 6, 5)
@@ -50,7 +51,7 @@ def test_what_leaves_a_head_can_be_viewed():
 
 
 def test_features_can_be_flattened():
-    """A VGG, which calls its features one by one."""
+    """VGG calls the layers of its ``features`` one by one."""
 
     class Backbone(nn.Module):
         def __init__(self):

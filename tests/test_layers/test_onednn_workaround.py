@@ -1,5 +1,6 @@
-"""oneDNN (3.12) writes beyond its scratch memory as it makes the gradient of strided 1x1 weights of few channels from
-channels_last maps, https://github.com/uxlfoundation/oneDNN/issues/6035. Binary convs give it contiguous maps there."""
+"""oneDNN (3.12) writes beyond its scratch memory when it computes the weight gradient of strided 1x1 convs with few
+channels from channels_last maps, https://github.com/uxlfoundation/oneDNN/issues/6035. In this case binary convs give it
+contiguous maps."""
 
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # The conv has fewer channels than a vector has lanes (8 with AVX2, 16 with AVX-512). Its map is so large that oneDNN
-# would write beyond the heap, and not only over what lies behind its scratch memory.
+# would write beyond the heap, and not only into the memory directly behind its scratch memory.
 CODE = """
 import torch
 from mmgroupnet.layers import BinaryConv2d
@@ -27,7 +28,7 @@ for is_lean, threads in ((True, 1), (True, 2), (False, 1), (False, 2)):
 
 
 def test_gradient_of_strided_1x1_weights():
-    """A process of its own: without the workaround it crashes, hangs or has a wrong gradient."""
+    """In a separate process, since without the workaround it crashes, hangs or has a wrong gradient."""
     command = [sys.executable, '-c', CODE]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

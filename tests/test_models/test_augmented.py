@@ -1,4 +1,4 @@
-"""Merged predictions of test-time augmentation, against values that are computed by hand."""
+"""Merged predictions of test-time augmentation, against values computed by hand."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from mmgroupnet.models import AugmentedClassifier, AugmentedDetector, AugmentedS
 
 
 class Module(nn.Module):
-    """What the merging asks of a model."""
+    """A model with only the parts that the merging needs."""
 
     def __init__(self, **parts: object) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def test_scores_of_several_channels_are_averaged_after_softmax():
     (merged,) = AugmentedSegmentor(Module(decode_head=Head())).merge_preds([samples])
     expected = (first.softmax(0) + second.softmax(0)) / 2
     torch.testing.assert_close(merged.seg_logits.data, expected)
-    # 0.953 + 0.269 against 0.047 + 0.731; 0.269 + 0.622 against 0.731 + 0.378.
+    # First pixel: 0.953 + 0.269 for class 0, 0.047 + 0.731 for class 1. Second: 0.269 + 0.622 and 0.731 + 0.378.
     assert merged.pred_sem_seg.data.tolist() == [[[0, 1]]]
 
 

@@ -1,4 +1,4 @@
-"""Backbone, neck and head are binary or stock independently of each other, from the config alone."""
+"""Backbone, neck and head can each be binary or stock, selected only by the config."""
 
 import itertools
 
@@ -55,12 +55,12 @@ def build(backbone: dict, neck: dict, head: dict):
 
 
 def pictures(detector):
-    """The real pictures as the detector's data preprocessor hands them on."""
+    """The real pictures after the detector's data preprocessor."""
     return detector.data_preprocessor(dict(inputs=list(real_pictures(96, 160)), data_samples=None))['inputs']
 
 
 def check(detector):
-    """A training step, a prediction, and life in every binary layer."""
+    """Checks the losses and gradients of a training step, a prediction, and that every binary layer is alive."""
     images = pictures(detector)
     samples = detection_samples([[[8, 10, 60, 50], [60, 20, 150, 90]], []], (96, 160))
     losses = detector.loss(images, samples)
@@ -84,7 +84,7 @@ def test_every_combination_trains_and_predicts(backbone, neck, head):
 
 
 def test_stock_parts_take_binary_convs():
-    """``conv_cfg`` alone binarises mmdet's own neck and head."""
+    """``conv_cfg`` is enough to binarise mmdet's own neck and head."""
     detector = build(
         BACKBONES['stock'],
         dict(NECKS['stock'], conv_cfg=BINARY_CONV, norm_cfg=dict(type='BN')),

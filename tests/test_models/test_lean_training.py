@@ -1,4 +1,4 @@
-"""Lean and plain training of the demo's detector: the same losses."""
+"""Lean and plain training of the demo's detector give the same losses."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ ITERATIONS = 50
 
 
 def losses(config: Config, batches: list, is_lean: bool) -> list[float]:
-    """Losses of the first iterations in double precision, as the schedule's optimizer makes them."""
+    """Trains in double precision with the optimizer of the config, one iteration per batch; returns the losses."""
     config = config.copy()
     for part in ('backbone', 'neck', 'bbox_head'):
         binary_cfg = config.model[part].get('binary_cfg') or {}
@@ -41,7 +41,7 @@ def losses(config: Config, batches: list, is_lean: bool) -> list[float]:
 
 @pytest.mark.slow
 def test_losses_on_the_digits_coincide(tmp_path):
-    """In double precision, over the first fifty iterations."""
+    """The first fifty iterations are compared, in double precision."""
     root = generate_digits(tmp_path / 'digits', num_train=4 * ITERATIONS, num_val=1)
     config = Config.fromfile(ROOT / 'configs/demo/fcos_groupnet_digits.py')
     dataset = config.train_dataloader.dataset

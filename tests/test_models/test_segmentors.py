@@ -1,4 +1,4 @@
-"""Backbone, decode head and auxiliary head, binary or stock in every combination, under mmseg's EncoderDecoder."""
+"""Binary and stock backbones and decode heads in all combinations, in mmseg's EncoderDecoder."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_every_combination_trains_and_predicts(backbone, head):
     (losses['decode.loss_ce'] + losses['aux.loss_ce']).backward()
     assert_finite_gradients(segmentor)
     estimate_statistics(segmentor, lambda: segmentor.loss(images.flip(3), samples(images)))
-    # The auxiliary head is called in training alone.
+    # The auxiliary head is called only in training.
     assert_alive(binary_layer_calls(segmentor, lambda: segmentor.loss(images, samples(images))))
     predicted = segmentor.predict(images, samples(images))
     assert [result.pred_sem_seg.shape for result in predicted] == [(64, 96)] * 2
@@ -106,6 +106,6 @@ def test_slides_cover_a_larger_image():
     images = pictures(100, 130)
     (first, _) = slide.predict(images, samples(images))
     assert first.seg_logits.data.shape == (4, 100, 130) and first.seg_logits.data.isfinite().all()
-    # Further windows begin at row 36, since the last one ends with the image, and at column 40.
+    # The other windows begin at row 36, since the last one must end with the image, and at column 40.
     corner = slide.encode_decode(images[:1, :, :64, :64], [dict(img_shape=(64, 64))])[0, :, :36, :40]
     assert_close(first.seg_logits.data[:, :36, :40], corner)

@@ -13,7 +13,7 @@ def seed() -> None:
 
 @pytest.fixture(scope='session')
 def library() -> Path:
-    """The compiled operators; tests are skipped where they cannot be."""
+    """The compiled operators; tests are skipped if they cannot be compiled or run."""
     pytest.importorskip('onnxruntime')
     pytest.importorskip('onnx')
     return build_operators()

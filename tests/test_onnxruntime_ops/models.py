@@ -18,14 +18,14 @@ NAME = 'layer1/block'
 
 @dataclass
 class Node:
-    """A node whose parts can be changed before it is made.
+    """The parts of a node, which can be changed before a model is made from it.
 
     Args:
         op: ``Block`` or ``Connect``.
         attributes: Its attributes; those that are None are left out.
         inputs: Names of its inputs.
-        initializers: Arrays of those that are initializers.
-        types: Element types of the others, float32 where not said.
+        initializers: Arrays of the inputs that are initializers.
+        types: Element types of the other inputs. Default: float32.
     """
 
     op: str
@@ -56,7 +56,7 @@ class Node:
 def open_session(library: Path, model: onnx.ModelProto, threads: int = 1) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # errors are raised as well
+    options.log_severity_level = 4  # logs no errors, since they are also raised
     options.add_session_config_entry('mmgroupnet.threads', str(threads))
     options.register_custom_ops_library(str(library))
     return onnxruntime.InferenceSession(model.SerializeToString(), options)
@@ -93,7 +93,7 @@ def connect_node(num_bases: int, merge_scales: Tensor | None = None, gate: Tenso
 
 
 def nhwc(x: Tensor) -> np.ndarray:
-    """A map as graphs have it."""
+    """A map in the layout of the graphs, channels_last."""
     return x.permute(0, 2, 3, 1).contiguous().numpy()
 
 
@@ -105,5 +105,5 @@ def feeds(block: Block, x: Tensor) -> dict[str, np.ndarray]:
 
 
 def assert_equal(out: np.ndarray, expected: Tensor) -> None:
-    """Bit for bit, but for not-a-numbers, of which there are none here."""
+    """Checks that an output equals the expected map exactly."""
     assert torch.equal(torch.from_numpy(out).permute(0, 3, 1, 2), expected)

@@ -1,8 +1,8 @@
-"""Runs models in a process of its own, with numpy and ONNX Runtime alone.
+"""Script that runs models in a separate process, with only numpy and ONNX Runtime.
 
     run_models.py LIBRARY INPUTS.npz OUTPUTS.npz THREADS MODEL...
 
-The inputs of model i are ``{i}/{name}``, its output is ``{i}``.
+In the files, the inputs of model i are named ``{i}/{name}``, and its output ``{i}``.
 """
 
 import sys

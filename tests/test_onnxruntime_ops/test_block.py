@@ -1,4 +1,4 @@
-"""The operator Block against the op of torch, bit for bit."""
+"""The operator Block gives exactly the results of our op in torch."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +15,7 @@ from tests.test_ops.test_run_block import BASIC, BLOCKS, blocks, input_of, make_
 
 
 def assert_same(library, block: Block, *inputs: torch.Tensor) -> None:
-    """One session for maps of all sizes, with one thread and with two."""
+    """Compares one session for maps of all sizes with our op, with one thread and with two."""
     model = block_node(block).model()
     for threads in (1, 2):
         session = open_session(library, model, threads)
@@ -49,7 +49,7 @@ def test_any_block(library, described, seed):
 
 
 def test_merged_bases(library):
-    """Layer-wise decomposition: the bases of each unit are added up."""
+    """Layer-wise decomposition: the outputs of a unit's bases are added."""
     units = [dict(out_channels=33, num_bases=3, merges=True, relu=True, residual=Residual.INPUT)] * 2
     block = make_block(units, num_bases=1, in_channels=33, parameters=PARAMETERS)
     assert_same(library, block, input_of(block))
@@ -73,7 +73,7 @@ def test_dilations_of_branches(library):
 
 
 def test_a_map_whose_output_is_padding_alone(library):
-    """Each sum is that of zeros, and the norm adds its shift."""
+    """The padding is zero, so each sum is zero and the output is the shift of the norm."""
     block = make_block([dict(kernel_size=(1, 1), padding=(1, 1), padding_value=0)])
     (out,) = open_session(library, block_node(block).model()).run(None, feeds(block, torch.empty(2, 32, 0, 4)))
     assert_equal(out, block.units[0].parameters['norm_shift'].view(1, 32, 1, 1).expand(2, 32, 2, 6))
@@ -86,7 +86,7 @@ def test_empty_batch(library):
 
 
 def test_sessions_side_by_side(library):
-    """Each runs on its own threads, while the other runs, too."""
+    """Several sessions run at the same time, each with its own threads."""
     block = make_block(**BASIC)
     x = input_of(block, height=30, width=30)
     expected = ops.run_block(x, *block.arguments)

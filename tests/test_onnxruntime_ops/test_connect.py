@@ -1,4 +1,4 @@
-"""The operator Connect against the op of torch, bit for bit."""
+"""The operator Connect gives exactly the results of our op in torch."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""runtime/examples/detect.cpp is compiled, linked with the library of the wheel of ONNX Runtime, and run."""
+"""Compiles runtime/examples/detect.cpp, links it with the library in ONNX Runtime's wheel, and runs it."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.test_ops.test_run_block import make_block
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / 'runtime' / 'examples' / 'detect.cpp'
-# Where Debian's libonnxruntime-dev puts the official header; ours declares the part of it that is used.
+# Debian's libonnxruntime-dev installs the official header here. Our header only declares the parts that we use.
 OFFICIAL_HEADER = Path('/usr/include/onnxruntime')
 HEADER = ROOT / 'csrc' / 'onnxruntime' / 'include'
 FLAGS = ['-std=c++17', '-O1', '-Wall', '-Wextra', '-Werror']
@@ -26,7 +26,7 @@ FLAGS = ['-std=c++17', '-O1', '-Wall', '-Wextra', '-Werror']
 def program(library, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('detect')
     (found,) = (Path(onnxruntime.__file__).parent / 'capi').glob('libonnxruntime.so.*')
-    linked = folder / 'libonnxruntime.so.1'  # the name by which programs look for it
+    linked = folder / 'libonnxruntime.so.1'  # the name under which the linked program loads it
     linked.symlink_to(found)
     header = OFFICIAL_HEADER if OFFICIAL_HEADER.is_dir() else HEADER
     command = ['g++', *FLAGS, f'-I{header}', SOURCE, linked, f'-Wl,-rpath,{folder}', '-o', folder / 'detect']
@@ -36,8 +36,8 @@ def program(library, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory) -> Path:
-    """Each pixel is a detection: five numbers that a binary layer makes of its colour, the best of which is its
-    label."""
+    """Each pixel is a detection: a binary layer computes its five numbers from the colour, and the index of the largest
+    number is the label."""
     block = block_node(make_block([dict(out_channels=5)], num_bases=1, in_channels=3))
     made = block.model()
     graph = made.graph
@@ -74,7 +74,7 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def picture() -> np.ndarray:
-    """Blue, green and red."""
+    """A random picture with the channels blue, green and red."""
     return np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""What is malformed becomes an error of ONNX Runtime with a sentence."""
+"""Malformed nodes and inputs cause an error in ONNX Runtime with a clear message."""
 
 import re
 import subprocess
@@ -15,13 +15,13 @@ from mmgroupnet.ops import Connection, Residual
 from tests.test_onnxruntime_ops.models import Node, block_node, connect_node, feeds, open_session
 from tests.test_ops.test_run_block import make_block
 
-# Places in the geometry of a unit of two branches.
+# Positions of the numbers in the geometry of a unit with two branches.
 NUM_BASES, IN_CHANNELS, OUT_CHANNELS, GROUPS, KERNEL, STRIDE, PADDING, PADDING_VALUE = 0, 1, 2, 3, 4, 6, 8, 10
 DILATIONS, SHARES, MERGES, RELU, RESIDUAL, UNIT = 11, 13, 14, 15, 16, 17
 
 
 def node() -> Node:
-    """Two units with a gate and scales, which adds each unit's input."""
+    """A block of two units with a gate and scales; the input of each unit is added to its output."""
     units = [dict(relu=True, residual=Residual.INPUT)] * 2
     return block_node(make_block(units, Connection.GATED, has_merge_scales=True))
 
@@ -52,7 +52,7 @@ def tensor(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[N
 
 
 def without(name: str) -> Callable[[Node], None]:
-    """Takes a parameter away, with its place."""
+    """Removes a parameter and its place."""
 
     def apply(node: Node) -> None:
         del node.initializers[name]
@@ -175,14 +175,14 @@ def test_too_many_products(library):
 
 
 def test_too_many_channels_by_shared_weights(library):
-    """The unit itself has one branch, and serves as many as there are."""
+    """A unit with shared weights has one branch itself, but computes all branches of the block."""
     changed = block_node(make_block([dict(shares_weights=True, num_bases=1, out_channels=2**15)], num_bases=1))
     changed.attributes['num_bases'] = 1024
     refused(library, changed, 'maps of 1024 * 32768 channels: give no more than 16777216 channels')
 
 
 def test_even_kernels_with_dilations_that_differ(library):
-    """A map would lose a row by the first dilation, and none by the second."""
+    """With the first dilation a map would lose one row, with the second none."""
     changed = block_node(make_block([dict(kernel_size=(2, 3), padding=None)]))
     changed.attributes['geometry'][DILATIONS + 1] = 2
     refused(library, changed, 'padding=(-1, -1) gives maps of different size, give kernels of odd size')
@@ -190,7 +190,7 @@ def test_even_kernels_with_dilations_that_differ(library):
 
 @pytest.mark.parametrize('name', ['gate', 'parameter_0', 'parameter_3'])
 def test_a_parameter_that_is_computed(library, name):
-    """It is an input of the graph, not an initializer."""
+    """The parameter is an input of the graph, not an initializer."""
     changed = node()
     changed.types[name] = helper.np_dtype_to_tensor_dtype(changed.initializers.pop(name).dtype)
     refused(library, changed, 'it must be an initializer')
@@ -221,7 +221,7 @@ def test_no_inputs(library):
 
 @pytest.mark.parametrize('index', [0, 3])
 def test_a_missing_input(library, index):
-    """A name that is empty stands for an input that is left out, which ONNX Runtime itself refuses."""
+    """An empty name means that an input is left out; ONNX Runtime itself refuses this."""
     changed = node()
     changed.inputs[index] = ''
     refused(library, changed, 'is absent, but not optional')
@@ -310,7 +310,7 @@ def test_unknown_kernels(library):
 
 
 def test_constants_from_nodes_serve_as_initializers(library):
-    """ONNX Runtime makes initializers of them."""
+    """ONNX Runtime converts them to initializers."""
     made = node()
     gate = made.initializers.pop('gate')
     model = made.model()

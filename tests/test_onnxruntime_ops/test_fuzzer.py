@@ -1,4 +1,4 @@
-"""The operators with random and malformed nodes, see tests/csrc/fuzz_onnxruntime_ops.cpp."""
+"""Runs the operators with random and malformed nodes, see tests/csrc/fuzz_onnxruntime_ops.cpp."""
 
 import os
 import shutil
@@ -46,7 +46,7 @@ def assert_runs(program: Path, rounds: int, seed: int, **environment: str) -> No
 @pytest.mark.slow
 def test_with_sanitizers(tmp_path):
     program = compile_fuzzer(tmp_path, '-g', '-fsanitize=address,undefined', '-fno-sanitize-recover=all')
-    # An allocation that fails is one of the things that a node may bring about.
+    # A malformed node may cause an allocation that fails; the program must survive this.
     options = 'allocator_may_return_null=1:max_allocation_size_mb=64'
     for kernels in ('', 'portable'):
         for seed in range(2):

@@ -1,4 +1,4 @@
-"""The library as a whole: what it needs, with which kernels and ONNX Runtimes it runs, and how much memory it takes."""
+"""The whole library: its dependencies, all kernels, several versions of ONNX Runtime, and its memory use."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def test_it_gives_two_functions_and_needs_the_c_library_alone(library):
     defined = {line.split()[-1] for line in symbols(library, '-T').splitlines() if ' .text' in line}
     assert defined == {'RegisterCustomOps', 'mmg_selected_kernels'}
     needed = set(re.findall(r'NEEDED +(\S+)', symbols(library, '-p')))
-    # The last is the unwinder, which ONNX Runtime needs as well.
+    # libgcc_s is the unwinder, which ONNX Runtime needs as well.
     assert {name for name in needed if not name.startswith('ld-linux')} == {'libc.so.6', 'libgcc_s.so.1'}
 
 
@@ -48,7 +48,7 @@ def test_it_runs_with_an_old_glibc(library):
 
 @pytest.fixture(scope='module')
 def cases(tmp_path_factory) -> tuple[Path, list, list[torch.Tensor]]:
-    """A folder with inputs, its models, and what torch's ops give for them."""
+    """A folder with inputs, the models, and the results of our ops in torch."""
     folder = tmp_path_factory.mktemp('models')
     torch.manual_seed(0)
     models, inputs, expected = [], {}, []
@@ -74,7 +74,7 @@ def cases(tmp_path_factory) -> tuple[Path, list, list[torch.Tensor]]:
 
 
 def run(library: Path, cases: tuple, outputs: Path, threads: int = 1, **environment: str) -> str:
-    """Compares all outputs with torch's; returns the version of ONNX Runtime."""
+    """Runs all models and compares the outputs with those of torch; returns the version of ONNX Runtime."""
     folder, models, expected = cases
     arguments = [SCRIPT, library, folder / 'inputs.npz', outputs, threads, *models]
     done = subprocess.run(
@@ -108,7 +108,7 @@ def test_older_onnxruntimes(library, cases, tmp_path, version):
         assert run(library, cases, tmp_path / 'outputs.npz', threads, PYTHONPATH=path) == version
 
 
-# Prints by how many bytes a process grows with a session of each model, and what stays when the session is gone.
+# For each model, prints by how many bytes the process has grown with a session, and after the session was deleted.
 MEMORY = """
 import gc, os, sys
 import onnxruntime
@@ -135,7 +135,7 @@ for model in sys.argv[2:]:
 
 
 def chain(nodes: int, are_equal: bool) -> onnx.ModelProto:
-    """Nodes one behind the other with initializers of their own, which hold the same weights or others."""
+    """A chain of nodes, each with its own initializers; their weights are all equal or all different."""
     model = block_node(make_block([dict(out_channels=1024)], num_bases=1, in_channels=1024)).model()
     graph, generator = model.graph, np.random.default_rng(0)
     first, bits = graph.node[0], next(array for array in graph.initializer if array.name == 'parameter_0')
@@ -155,7 +155,7 @@ def chain(nodes: int, are_equal: bool) -> onnx.ModelProto:
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_equal_weights_are_kept_once(library, tmp_path):
-    """The initializers of both models are of the same size: the difference is that of the arranged weights."""
+    """The initializers of both models have the same size, so the difference in memory comes from arranged weights."""
     nodes = 8
     paths = [tmp_path / 'equal.onnx', tmp_path / 'different.onnx']
     for path in paths:
@@ -168,6 +168,6 @@ def test_equal_weights_are_kept_once(library, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     equal, rest_of_equal, different, rest_of_different = map(int, done.stdout.split())
-    arranged = 1024 * 1024 * 9 // 8  # of one node, or more
+    arranged = 1024 * 1024 * 9 // 8  # least number of bytes of one node's arranged weights
     assert different - equal > (nodes - 2) * arranged
     assert max(rest_of_equal, rest_of_different) < 2 * arranged

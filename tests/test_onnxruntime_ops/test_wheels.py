@@ -1,4 +1,4 @@
-"""The wheels of mmgroupnet-runtime, built in a copy of the checkout."""
+"""Builds the wheels of mmgroupnet-runtime in a copy of the checkout."""
 
 import os
 import re
@@ -77,7 +77,7 @@ def test_both_wheels(checkout):
 
 
 def test_without_a_cross_compiler(checkout, tmp_path):
-    """Of all programs only that one is missing."""
+    """PATH has all programs except those for aarch64."""
     for folder in reversed(os.environ['PATH'].split(os.pathsep)):
         for program in Path(folder).glob('*'):
             if not program.name.startswith('aarch64-'):

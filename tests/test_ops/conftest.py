@@ -10,7 +10,7 @@ from tests.test_ops.oracle import KERNEL_SETS
 
 @pytest.fixture(autouse=True)
 def seed_and_threads() -> Iterator[None]:
-    """Tests that change the number of threads leave no trace."""
+    """Seeds the random numbers, and restores the number of threads, which some tests change."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     yield
@@ -19,7 +19,7 @@ def seed_and_threads() -> Iterator[None]:
 
 @pytest.fixture
 def compiled() -> list[str]:
-    """The kernel sets of this machine; the test is skipped where there are none."""
+    """The names of this machine's kernel sets; the test is skipped if there are none."""
     names = ops.available_kernels()
     if not names:
         pytest.skip('the kernels were not compiled')
@@ -28,7 +28,7 @@ def compiled() -> list[str]:
 
 @pytest.fixture(params=[*KERNEL_SETS, 'simulated'])
 def kernel_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Runs the test with each set of kernels, and with what runs where they were not compiled."""
+    """Runs the test with each set of kernels, and with the simulation that runs if no kernels were compiled."""
     name = request.param
     if name == 'simulated':
         monkeypatch.setattr(kernels, 'library', lambda: None)

@@ -1,4 +1,4 @@
-"""Packed units and blocks written down branch by branch: what the ops must give, without their folding and bits."""
+"""Reference implementation of packed units and blocks, branch by branch, without folding and bits."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from mmgroupnet import ops
 from mmgroupnet.ops import Connection, Residual, UnitGeometry
 
-# In front of, at and behind the sign's jump; the zeros count as +1.
+# Values below, at and above zero, where the sign jumps; the sign of both zeros is +1.
 SIGN_VALUES = torch.tensor([-2.0, -1.0, -0.125, -0.0, 0.0, 0.125, 1.0, 2.0])
 # The sets of kernels, from the slowest to the fastest; a machine has some of them.
 KERNEL_SETS = ('portable', 'neon', 'avx2', 'avx512bw', 'avx512')
@@ -17,12 +17,13 @@ PARAMETERS = ('scale', 'bias', 'norm_scale', 'norm_shift', 'sign_scale', 'sign_s
 
 
 def signs(x: Tensor) -> Tensor:
-    """+1 and -1; zeros are +1, not-a-number is -1."""
+    """Signs as +1 and -1; the sign of zeros is +1, that of NaN is -1."""
     return (x >= 0).to(x.dtype) * 2 - 1
 
 
 def geometry(**overrides) -> UnitGeometry:
-    """A 3x3 unit of two branches, changed by ``overrides``; one dilation stands for all branches."""
+    """The geometry of a 3x3 unit with two branches, changed by ``overrides``; a single dilation is used for all
+    branches."""
     settings = dict(
         num_bases=2,
         in_channels=16,
@@ -42,7 +43,7 @@ def geometry(**overrides) -> UnitGeometry:
 
 @dataclass
 class Unit:
-    """A unit with float weights, ``(rows, in_channels / groups, kh, kw)``, of which the signs count."""
+    """A unit with float weights, ``(rows, in_channels / groups, kh, kw)``; only their signs are used."""
 
     geometry: UnitGeometry
     weight: Tensor
@@ -58,7 +59,7 @@ class Unit:
         return [ops.pack_weight(self.weight), *(self.parameters.get(name) for name in PARAMETERS)]
 
     def parameter(self, name: str, branch: int, channels: int) -> Tensor | None:
-        """Part of one branch of a parameter, to be broadcast; one part may serve all branches."""
+        """One branch's part of a parameter, in a shape for broadcasting; branches may share a single part."""
         value = self.parameters.get(name)
         if value is None:
             return None
@@ -67,7 +68,7 @@ class Unit:
 
 
 def dyadic(*shape: int, smallest: int = -16, largest: int = 16) -> Tensor:
-    """Random multiples of 1/8, zeros and negative zeros included: sums and products of a few of them are exact."""
+    """Random multiples of 1/8, including zeros and negative zeros; sums and products of a few of them are exact."""
     values = torch.randint(smallest, largest + 1, shape) / 8
     return torch.where(torch.rand(shape) < 0.1, SIGN_VALUES[3:5][torch.randint(2, shape)], values)
 
@@ -77,7 +78,7 @@ def random_signs(*shape: int) -> Tensor:
 
 
 def random_unit(numbers: UnitGeometry, names: tuple[str, ...] = (), exact: bool = True) -> Unit:
-    """A unit with random weights and the parameters ``names``, dyadic where ``exact``."""
+    """A unit with random weights and the parameters ``names``, which are dyadic if ``exact``."""
     draw = dyadic if exact else torch.randn
     parameters = {}
     for name in names:
@@ -105,7 +106,7 @@ def convolve_branch(unit: Unit, x: Tensor, base: int) -> Tensor:
 
 
 def convolve(unit: Unit, x: Tensor) -> Tensor:
-    """The bare integers, as :func:`mmgroupnet.ops.convolve` gives them."""
+    """The integers that :func:`mmgroupnet.ops.convolve` must give."""
     g = unit.geometry
     inputs = x.split(g.in_channels, dim=1)
     if g.shares_weights:
@@ -116,7 +117,7 @@ def convolve(unit: Unit, x: Tensor) -> Tensor:
 
 
 def run_unit(unit: Unit, inputs: list[Tensor], shortcut: list[Tensor] | None, near: list[float]) -> list[Tensor]:
-    """Runs a unit on its branches. ``near`` takes how near to the sign's jump its inputs came."""
+    """Runs a unit on its branches. The smallest magnitudes among the inputs of its signs are appended to ``near``."""
     g = unit.geometry
 
     def before_sign(x: Tensor, branch: int) -> Tensor:
@@ -156,7 +157,7 @@ def run_unit(unit: Unit, inputs: list[Tensor], shortcut: list[Tensor] | None, ne
 
 @dataclass
 class Block:
-    """Everything that :func:`mmgroupnet.ops.run_block` takes but the input."""
+    """All arguments of :func:`mmgroupnet.ops.run_block` except the input."""
 
     connection: Connection
     num_bases: int
@@ -193,7 +194,7 @@ class Block:
         )
 
     def run_oracle(self, x: Tensor) -> tuple[Tensor, float]:
-        """The output, and how near to its jump any sign came."""
+        """The output, and the smallest magnitude among the inputs of all signs."""
         near: list[float] = []
         branches = list(x.split(self.units[0].geometry.in_channels, dim=1))
         if self.connection in (Connection.MERGED, Connection.GATED):
@@ -210,7 +211,7 @@ class Block:
 
 
 def connect(branches: list[Tensor], merge_scales: Tensor | None, gate: Tensor | None) -> list[Tensor]:
-    """The merged branch alone, or with a gate all of them, each with its share of the merged one."""
+    """Without a gate only the merged branch; with a gate all branches, each mixed with the merged one."""
     if merge_scales is None:
         merge_scales = torch.full((len(branches),), 1 / len(branches))
     merged = sum(scale * branch for scale, branch in zip(merge_scales, branches, strict=True))

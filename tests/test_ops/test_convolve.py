@@ -1,4 +1,4 @@
-"""The bare integers of packed convolutions, for every set of kernels, against torch's convolution of -1 and +1."""
+"""The integer sums of packed convolutions, for every set of kernels, against torch's convolution of -1 and +1."""
 
 import pytest
 import torch
@@ -17,12 +17,12 @@ OUT_CHANNELS = [1, 16, 32, 33, 64, 65, 130]
 
 
 def assert_exact(unit: Unit, x: Tensor) -> None:
-    """The op gives the integers of the oracle, whatever the layout of its input and the number of threads."""
+    """The op gives the integers of the oracle, with both memory formats of its input and with one and two threads."""
     torch.set_num_threads(1)
     expected = oracle.convolve(unit, x)
     bits = ops.pack_weight(unit.weight)
     for threads, memory_format in ((1, torch.contiguous_format), (2, torch.channels_last)):
-        # Threads are the kernels' own matter: torch's would only cost time.
+        # Only the kernels are tested with several threads; in torch, threads would only cost time.
         torch.set_num_threads(threads if kernels.library() else 1)
         out = ops.convolve(x.contiguous(memory_format=memory_format), bits, unit.numbers)
         assert out.dtype == torch.int32
@@ -70,7 +70,7 @@ def test_small_maps(kernel_set, size, padding_value):
     assert_exact(random_unit(numbers), random_signs(3, 40, *size))
 
 
-# 8000 * 9 = 72,000 products: sums that do not fit 16 bits. Four output pixels fill a tile of every set of kernels.
+# 8000 * 9 = 72,000 products, so the sums do not fit 16 bits. Four output pixels fill a tile of every set of kernels.
 @pytest.mark.parametrize(('x', 'weight'), [(-1, 1), (1, -1), (1, 1), (None, None)], ids=str)
 def test_sums_beyond_16_bits(kernel_set, x, weight):
     unit = random_unit(geometry(num_bases=1, in_channels=8000, out_channels=33, padding=(0, 0)))
@@ -83,7 +83,8 @@ def test_sums_beyond_16_bits(kernel_set, x, weight):
         assert torch.equal(out, torch.full_like(out, 72000 * x * weight))
 
 
-# AVX2 keeps sums in bytes for 63 steps of 4 channels: all of them different, around that edge.
+# AVX2 counts different signs in bytes for up to 63 steps of 4 channels. Here all signs differ, and the numbers of
+# channels are around this limit.
 @pytest.mark.parametrize('in_channels', [248, 252, 253, 256, 500, 504, 505, 511, 513])
 def test_sums_at_the_edge_of_a_byte(kernel_set, in_channels):
     unit = random_unit(geometry(num_bases=1, in_channels=in_channels, kernel_size=(1, 1), padding=(0, 0)))
@@ -137,7 +138,7 @@ def geometries(draw: st.DrawFn) -> UnitGeometry:
 @given(geometries(), st.integers(1, 2), st.tuples(st.integers(0, 6), st.integers(0, 6)), st.booleans(), seeds())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_geometry(kernel_set, numbers, batch, more, one_map, seed):
-    """Maps are the smallest that the kernel fits on, and up to ``more`` larger."""
+    """The maps are by ``more`` larger than the smallest ones that the kernel fits on."""
     torch.manual_seed(seed)
     rate, (pad_height, pad_width) = numbers.dilations[0], numbers.pad_of(0)
     height = max(1, rate * (numbers.kernel_size[0] - 1) + 1 - 2 * pad_height) + more[0]

@@ -1,4 +1,4 @@
-"""Memory that cannot be had, and other failures of the kernels: a Python exception, and the process goes on."""
+"""Failed allocations and other failures of the kernels raise a Python exception, and the process continues."""
 
 import ctypes
 import subprocess
@@ -21,7 +21,7 @@ BYTES = dict(portable=8, neon=256, avx2=32, avx512bw=32, avx512=8)
 @pytest.fixture
 def library(kernel_set) -> ctypes.CDLL:
     if kernel_set == 'simulated':
-        pytest.skip('torch allocates its own memory')
+        pytest.skip('without kernels torch allocates the memory')
     return kernels.library()
 
 
@@ -32,17 +32,18 @@ def assert_works() -> None:
 
 
 class TestOutOfMemory:
-    """More than an address space holds: no input is read before that is found."""
+    """The calls need more memory than the address space has. They fail before they read any input, so these are
+    None."""
 
     def test_in_the_calling_thread(self, library):
-        bytes_needed = 2**50 // 256 * 3 * 64 * 4  # Three sums for each of 64 channels and 256 pixels.
+        bytes_needed = 2**50 // 256 * 3 * 64 * 4  # Three sums for each of 64 channels, for every 256 pixels.
         with pytest.raises(MemoryError, match=f'^mmg_relu_sums: {bytes_needed} bytes could not be allocated$'):
             library.mmg_relu_sums(None, 0, 2**50, 64, None, 2)
         assert_works()
 
     @pytest.mark.parametrize('threads', [1, 2, 3])
     def test_in_a_job(self, library, kernel_set, threads):
-        """A job keeps the activations of its rows, here one row."""
+        """A job allocates the activations of its rows, here of one row."""
         channels, height, width = 2**23, 8, 2**28
         numbers = geometry(num_bases=1, in_channels=channels, kernel_size=(1, 1), padding=(0, 0))
         bytes_needed = channels // 64 * BYTES[kernel_set] * width
@@ -51,7 +52,7 @@ class TestOutOfMemory:
         assert_works()
 
     def test_of_an_op(self, compiled):
-        """A block needs room for a map between its units."""
+        """A block allocates the map between its units."""
         code = """
 import resource
 import torch

@@ -38,7 +38,8 @@ def test_decodes_what_was_encoded(units):
     assert all(type(number) is int for number in numbers)
     decoded = UnitGeometry.decode(tuple(numbers))
     assert decoded == tuple(units)
-    # Decoding gives back the types, too: the numbers of a residual and of a flag are equal to those of others.
+    # Decoding must also restore the types, which the comparison above does not check: a Residual or a bool equals its
+    # number.
     assert all(type(unit.residual) is Residual and type(unit.relu) is bool for unit in decoded)
 
 

@@ -1,4 +1,4 @@
-"""How the kernels are found, chosen, described and run by several threads."""
+"""How the kernels are found, selected and run by several threads, and how units are described for them."""
 
 import copy
 import logging
@@ -35,7 +35,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def example(seed: int, size: int = 9) -> tuple[Block, Tensor, Tensor]:
-    """A block of two units, an input and the output that the oracle gives."""
+    """A block of two units, an input, and the output of the oracle."""
     torch.manual_seed(seed)
     numbers = [geometry(in_channels=70, out_channels=70, relu=True, residual=Residual(kind)) for kind in (2, 1)]
     block = Block(Connection.SEPARATE, 2, [random_unit(unit, PARAMETERS) for unit in numbers])
@@ -100,14 +100,14 @@ class TestWithoutKernels:
         kernels.library.cache_clear()
         kernels.selected_kernels.cache_clear()
         yield
-        # The library is loaded again: its choice of kernels is the one that it had.
+        # The library is loaded again; it still has its previous selection of kernels.
         monkeypatch.undo()
         kernels.library.cache_clear()
         kernels.selected_kernels.cache_clear()
 
     @pytest.fixture
     def warnings(self, monkeypatch) -> list[str]:
-        """What was logged as a warning."""
+        """The logged warnings."""
         seen = []
 
         def print_log(message: str, logger: str, level: int) -> None:
@@ -146,7 +146,7 @@ class TestWithoutKernels:
 
 
 class TestDescribedUnits:
-    """The struct of a unit is kept with its weights, but only for as long as nothing changes."""
+    """The struct of a unit is cached for its weights until weights or parameters change."""
 
     def test_weights_changed_in_place(self, kernel_set):
         unit, other = (random_unit(geometry()) for _ in range(2))
@@ -156,7 +156,7 @@ class TestDescribedUnits:
         assert torch.equal(ops.convolve(x, bits, unit.numbers), oracle.convolve(other, x))
 
     def test_same_weights_in_units_of_other_norms_and_geometry(self, kernel_set):
-        """As on the levels of a pyramid."""
+        """The levels of a pyramid share weights in this way."""
         first = random_unit(geometry(padding_value=0), PARAMETERS)
         bits = ops.pack_weight(first.weight)
         x = oracle.dyadic(1, 32, 7, 6)
@@ -174,7 +174,7 @@ class TestDescribedUnits:
         ops.run_block(x, *arguments)
         for tensor in arguments[5]:
             if tensor.dtype == torch.float32:
-                tensor.mul_(-1)  # those of the oracle, too
+                tensor.mul_(-1)  # also changes the parameters of the oracle
         assert torch.equal(ops.run_block(x, *arguments), block.run_oracle(x)[0])
 
     def test_too_long_a_sum(self, compiled):
@@ -193,7 +193,7 @@ class TestDescribedUnits:
         assert torch.equal(out, oracle.convolve(unit, x))
 
     def test_weights_of_inference_mode_that_change(self, kernel_set):
-        """Nothing counts their changes."""
+        """Tensors of inference mode have no version counter."""
         first, second = random_unit(geometry()), random_unit(geometry())
         x = random_signs(1, 32, 5, 5)
         with torch.inference_mode():
@@ -210,7 +210,7 @@ class TestDescribedUnits:
         levels = [[bits, None, None, *norm, None, None] for norm in norms]
         structs = [kernels.describe_unit(unit.geometry, level) for level in levels]
         assert len({struct.norm_scale for struct in structs}) == 3 and len({s.weights for s in structs}) == 1
-        monkeypatch.setattr(kernels, 'check_parameters', None)  # is not called again
+        monkeypatch.setattr(kernels, 'check_parameters', None)  # must not be called again
         for level, struct in zip(levels, structs, strict=True):
             assert kernels.describe_unit(unit.geometry, level) is struct
 
@@ -234,7 +234,7 @@ class TestDescribedUnits:
             assert torch.equal(ops.convolve(x, twin, unit.numbers), expected)
 
     def test_struct_keeps_its_weights(self, compiled, monkeypatch):
-        """A thread may still use a struct that another thread, which came there at the same time, has replaced."""
+        """A thread may still use a struct that another thread has just replaced."""
         freed = []
         arrange = kernels._arrange_weights
 
@@ -257,7 +257,7 @@ class TestDescribedUnits:
 
 
 class Outputs(Dataset):
-    """Runs the op in a worker process, with two threads."""
+    """A data set that runs the op with two threads, in a worker process."""
 
     def __init__(self, block: Block, x: Tensor) -> None:
         self.arguments, self.x = block.arguments, x
@@ -280,8 +280,8 @@ class TestThreads:
             assert torch.equal(ops.sign_pack(x, 2), signs)
 
     def test_forked_workers(self, compiled):
-        """A forked process has none of its parent's threads, and must not wait for them."""
-        # Small enough for torch not to use threads of its own, which do not outlive a fork.
+        """A forked process has none of its parent's threads, so it must not wait for them."""
+        # Small enough that torch does not use threads itself; these would not survive a fork.
         block, x, expected = example(0, size=13)
         assert x.numel() < 32768
         torch.set_num_threads(2)
@@ -307,7 +307,7 @@ class TestThreads:
             assert all(pool.map(run, range(16)))
 
     def test_first_calls_at_the_same_time(self, compiled):
-        """All of them arrange the same weights."""
+        """The threads all arrange the same weights."""
         unit = random_unit(geometry(in_channels=256, out_channels=256))
         x = random_signs(1, 512, 4, 4)
         expected = oracle.convolve(unit, x)
@@ -323,7 +323,8 @@ class TestThreads:
 
 
 def flags_of_build() -> tuple[list[str], dict[str, list[str]]]:
-    """Flags of all kernels and of single files, from setup.py, which cannot be imported."""
+    """Flags of all kernels and of single files, read from the source of setup.py, since importing it would run
+    setup()."""
     values = {
         statement.targets[0].id: statement.value
         for statement in parse((ROOT / 'setup.py').read_text(encoding='utf-8')).body
@@ -333,7 +334,7 @@ def flags_of_build() -> tuple[list[str], dict[str, list[str]]]:
 
 
 def compile_fuzzer(folder: Path) -> Path:
-    """Compiles csrc/ and the fuzzer into one program, file by file as setup.py does, with sanitizers."""
+    """Compiles csrc/ and the fuzzer into one program with sanitizers, file by file like setup.py."""
     sanitizers = 'address,undefined'
     common, by_file = flags_of_build()
     common = [flag for flag in common if not flag.startswith('-O')]
@@ -357,7 +358,8 @@ def assert_runs(program: Path, rounds: int, seed: int, names: list[str]) -> None
 
 @needs_compiler
 class TestFuzzer:
-    """csrc/ by itself, with buffers of exactly the size that its header says; see tests/csrc/fuzz_kernels.cpp."""
+    """Runs csrc/ without Python, with buffers of exactly the size that its header states; see
+    tests/csrc/fuzz_kernels.cpp."""
 
     def test_the_compiled_library(self, compiled, tmp_path):
         library = next(Path(kernels.__file__).parent.glob('_kernels*.so'))

@@ -1,4 +1,4 @@
-"""Max pooling with a norm behind it, in every instruction set, beside torch's."""
+"""Max pooling with a norm behind it, with every set of kernels, against torch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The ops as torch sees them: their registration, their shape functions, and what they refuse."""
+"""The ops in torch: their registration, their shape functions, and errors for wrong arguments."""
 
 import pytest
 import torch
@@ -10,12 +10,11 @@ from mmgroupnet.ops import Connection, Residual
 from tests.test_ops.oracle import PARAMETERS, Block, Unit, dyadic, geometry, random_unit
 
 NUM_BASES, CHANNELS = 2, 20
-# Not run: they would take the process down, or pass by luck.
 
 
 @pytest.fixture
 def block() -> Block:
-    """A gated basic block whose map gets smaller, with everything that an op takes."""
+    """A gated basic block that halves the map, with all optional parameters."""
     units = [
         geometry(in_channels=CHANNELS, out_channels=24, stride=(2, 2), relu=True, residual=Residual.SHORTCUT),
         geometry(in_channels=24, out_channels=24, relu=True, residual=Residual.INPUT),
@@ -59,7 +58,7 @@ def packed_chain(block: Block) -> PackedChain:
 
 
 class TestRegistration:
-    """Schemas, shape functions (with dynamic shapes, too) and autograd registration, by torch's own checks."""
+    """Schemas, shape functions (also with dynamic shapes) and autograd registration, by torch's own checks."""
 
     def test_sign_pack(self, x):
         torch.library.opcheck(ops.sign_pack, (x, NUM_BASES))
@@ -80,7 +79,7 @@ class TestRegistration:
 
 
 class TestShapeFunctions:
-    """Meta tensors get the shape, the type and the layout of real outputs."""
+    """Outputs on the meta device have the shape, dtype and strides of real outputs."""
 
     @staticmethod
     def assert_same_on_meta(op, x: Tensor, *arguments) -> None:
@@ -133,14 +132,14 @@ class TestShapeFunctions:
 
 
 class TestPackedModules:
-    """Compiled and exported, they give what they give by themselves."""
+    """Packed modules give the same results when they are compiled, traced or exported."""
 
     def test_chain(self, block, x):
         block.merge_scales = None
         assert torch.equal(packed_chain(block)(x), block.run_oracle(x)[0])
 
     def test_layerwise_unit(self, kernel_set):
-        """A conv of several bases that are added up stands for itself, of one branch."""
+        """A unit that adds up several bases also runs without a block; it has one branch."""
         unit = random_unit(geometry(num_bases=3, in_channels=CHANNELS, merges=True, relu=True), PARAMETERS)
         x = dyadic(2, CHANNELS, 7, 5)
         expected, _ = Block(Connection.SEPARATE, 1, [unit]).run_oracle(x)
@@ -152,7 +151,7 @@ class TestPackedModules:
         compiled = torch.compile(chain, fullgraph=True, backend='aot_eager')
         with torch.no_grad():
             assert torch.equal(compiled(x), chain(x))
-            other = dyadic(1, NUM_BASES * CHANNELS, 9, 6)  # compiled again, for shapes that change
+            other = dyadic(1, NUM_BASES * CHANNELS, 9, 6)  # compiles the module again, for dynamic shapes
             out = compiled(other)
         assert torch.equal(out, chain(other))
         assert out.is_contiguous(memory_format=torch.channels_last)
@@ -176,7 +175,7 @@ class TestPackedModules:
 
 
 class TestGradients:
-    """There are none, and nobody gets wrong ones in silence."""
+    """The ops have no gradients: calling backward raises an error, or the output does not require a gradient."""
 
     def test_run_block(self, block, x):
         out = block.run_op(x.requires_grad_())
@@ -196,7 +195,7 @@ class TestGradients:
 
 
 def calls(x: Tensor) -> dict:
-    """A call of each op with ``x``, which is right for two branches of 20 channels."""
+    """One call of each op with ``x``; a correct ``x`` has two branches of 20 channels."""
     unit = random_unit(geometry(in_channels=CHANNELS))
     return dict(
         sign_pack=lambda: ops.sign_pack(x, NUM_BASES),
@@ -231,7 +230,7 @@ class TestWrongInputs:
 
 
 class TestChannels:
-    """The message says which numbers of channels would do."""
+    """The message states the allowed numbers of channels."""
 
     def test_convolve(self, x):
         unit = random_unit(geometry(in_channels=16))
@@ -251,7 +250,7 @@ class TestChannels:
 
 
 class TestWrongParameters:
-    """Tensors of another size or layout would be read beyond their ends."""
+    """The kernels would read beyond the end of tensors with a wrong size or layout, so the ops refuse them."""
 
     @pytest.mark.parametrize(
         'change',
@@ -295,7 +294,7 @@ class TestWrongParameters:
             Block(Connection.SEPARATE, NUM_BASES, [unit], shortcut_map=torch.ones(shape)).run_op(x)
 
     def test_shortcut_map_of_a_unit_in_the_middle(self, x):
-        """Kernels read the map as one of the output's channels, of which this unit has half as many."""
+        """Kernels read the shortcut map with the output's number of channels, but this unit has half as many."""
         units = [
             random_unit(geometry(in_channels=CHANNELS, residual=Residual.SHORTCUT)),
             random_unit(geometry(out_channels=32)),
@@ -332,7 +331,7 @@ class TestWrongParameters:
 
 
 def test_strided_parameters(kernel_set, x):
-    """Kernels see addresses alone: they would read a view as if it were contiguous."""
+    """Kernels get only addresses, so they would read a view as if it were contiguous."""
     unit = random_unit(geometry(in_channels=CHANNELS), PARAMETERS)
     unit.parameters = {name: torch.stack([value, -value], dim=1)[:, 0] for name, value in unit.parameters.items()}
     with pytest.raises(ValueError, match=r'scale is .* strides \(2,\): give .* contiguous'):

@@ -11,7 +11,7 @@ from tests.test_ops.oracle import SIGN_VALUES
 
 
 def words_of(x: Tensor, branches: int) -> Tensor:
-    """Signs in words of 64 bits, made by numpy: (N, H, W, branches, words)."""
+    """Signs in words of 64 bits, computed with numpy: (N, H, W, branches, words)."""
     negative = ~(x >= 0).permute(0, 2, 3, 1).unflatten(3, (branches, -1)).numpy()
     channels = negative.shape[-1]
     padded = np.zeros((*negative.shape[:-1], -(-channels // 64) * 64), dtype=bool)
@@ -63,7 +63,7 @@ class TestSignPack:
         assert ops.sign_pack(x, 2).tolist() == [expected]
 
     def test_zeros_are_positive_and_not_a_number_is_negative(self, kernel_set):
-        # As many channels as the widest vector has lanes and one more, so that vectors and what is left over see them.
+        # More channels than the widest vector has lanes, so that whole vectors and the remainder get these values.
         values = torch.tensor([0.0, -0.0, torch.nan, -torch.inf, torch.inf, -1e-42, 1e-42, -1.0, 1.0] * 4)
         expected = sum(bit << i for i, bit in enumerate([0, 0, 1, 1, 0, 1, 0, 1, 0] * 4))
         assert ops.sign_pack(values.view(1, -1, 1, 1), 1).tolist() == [[[[[expected]]]]]

@@ -1,4 +1,4 @@
-"""Passes of lean training, for every set of kernels and in torch, against formulas in double precision."""
+"""The passes of lean training, for every set of kernels and in torch, against formulas in double precision."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from mmgroupnet.ops.passes.protocol import Running
 from tests.test_ops import oracle
 from tests.test_ops.oracle import geometry, random_unit
 
-# Channels of a branch: fewer than a vector, whole vectors, whole ones and some.
+# Channels of a branch: less than one vector, whole vectors, and whole vectors with a remainder.
 CHANNELS = (1, 7, 16, 70)
 NUM_BASES = 3
 
@@ -37,7 +37,7 @@ def vectors(channels: int, count: int) -> list[Tensor]:
 
 @pytest.fixture
 def passes(kernel_set) -> Passes:
-    """The backend of a set of kernels, and torch's."""
+    """The passes of each set of kernels, and those in torch."""
     return TorchPasses(torch.float32) if kernel_set == 'simulated' else KernelPasses()
 
 
@@ -185,7 +185,7 @@ def test_sums_beyond_sixteen_bits_are_floats(passes):
 
 
 class TestExactSums:
-    """Sums of r and of r * r are exact, so that a variance does not cancel."""
+    """Sums of r and of r * r are exact, so a variance computed from them does not cancel."""
 
     @staticmethod
     def assert_exact(passes: Passes, y: Tensor, relu: bool) -> None:
@@ -227,7 +227,7 @@ class TestChoiceOfABackend:
         x = torch.ones(1)
         with torch.autocast('cpu', dtype=torch.bfloat16):
             assert choose_passes(x, x, 'a conv').dtype == torch.bfloat16
-            assert choose_passes(x.double(), x.double(), 'a conv').dtype == torch.float64  # which autocast leaves alone
+            assert choose_passes(x.double(), x.double(), 'a conv').dtype == torch.float64  # autocast keeps float64
         assert choose_passes(x, x, 'a conv').dtype == torch.float32
 
     def test_a_dtype_without_kernels_is_refused(self):
@@ -238,7 +238,7 @@ class TestChoiceOfABackend:
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 class TestSumsOfHalfPrecision:
-    """Products and sums over pixels are float32: of maps whose sums half precision cannot hold."""
+    """Products and sums over pixels are float32; the sums of these maps exceed the range of half precision."""
 
     def test_products_of_gradients_and_integers(self, dtype):
         gradient = torch.full((1, 1, 4, 4), 100.0, dtype=dtype)
@@ -251,7 +251,8 @@ class TestSumsOfHalfPrecision:
         x[:, 1] = 1.0
         gate, scales = torch.tensor([0.5, 0.25]), torch.tensor([0.5, 0.5])
         _, of_gate, of_scales = TorchPasses(dtype).connect_gradient(torch.full_like(x, 8.0), x, gate, scales)
-        # m = 2; g * (x - m) = +-8 in 40,000 pixels; (1 - gate) * g sums up to 10.
+        # The merged map m is 2, so g * (x - m) is 8 and -8 in 40,000 pixels. The sum of (1 - gate) * g over the
+        # branches is 10.
         assert_close(of_gate, torch.tensor([320000.0, -320000.0]))
         assert_close(of_scales, torch.tensor([1.2e6, 4e5]))
 
@@ -286,7 +287,7 @@ PADDED = [
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('overrides', PADDED, ids=str)
 def test_sums_over_padding(passes, overrides, layout):
-    """Against the sums that torch makes in double precision."""
+    """The reference sums are computed in torch, in double precision."""
     g = geometry(**dict(in_channels=3, out_channels=5, kernel_size=(3, 3), num_bases=1, dilations=(1,)) | overrides)
     gradient = torch.randn(2, g.out_channels, *g.output_size(6, 5)).contiguous(memory_format=layout)
     found = passes.sums_over_padding(g, 0, gradient, (6, 5))
@@ -297,7 +298,7 @@ def test_sums_over_padding(passes, overrides, layout):
 @pytest.mark.parametrize('padding_value', [-1, 0, 1])
 @pytest.mark.parametrize('overrides', PADDED, ids=str)
 def test_gradients_of_padded_signs(overrides, padding_value):
-    """Against autograd of a padded copy."""
+    """The reference is autograd through a padded copy."""
     options = dict(in_channels=3, out_channels=5, kernel_size=(3, 3), num_bases=1, dilations=(1,)) | overrides
     g = geometry(**options, padding_value=padding_value)
     signs = oracle.dyadic(2, g.in_channels, 6, 5).sign().add(0.5).sign().double().requires_grad_()
@@ -310,7 +311,7 @@ def test_gradients_of_padded_signs(overrides, padding_value):
         assert_close(value, wanted)
 
 
-@pytest.mark.parametrize('size', [3, 12])  # fewer pixels than channels, which go another way, and more
+@pytest.mark.parametrize('size', [3, 12])  # fewer pixels than channels, which takes another code path, and more
 def test_weight_gradients_of_half_maps_are_float32(size):
     g = geometry(in_channels=32, out_channels=4, kernel_size=(3, 3), num_bases=1, dilations=(1,), padding_value=1)
     signs = torch.randn(1, 32, size, size).sign().bfloat16()

@@ -1,4 +1,4 @@
-"""Blocks and connections, for every set of kernels, against the oracle and against the simulation."""
+"""Blocks and connections, for every set of kernels, against the oracle and the simulation."""
 
 from collections.abc import Callable
 
@@ -31,7 +31,7 @@ def make_block(
     exact: bool = True,
     has_merge_scales: bool = False,
 ) -> Block:
-    """A block of random units, each described by what differs from ``geometry()``."""
+    """A block of random units; each entry of ``units`` has the changes to the default of ``geometry()``."""
     made, channels = [], in_channels
     for overrides in units:
         numbers = geometry(**dict(num_bases=num_bases, in_channels=channels) | overrides)
@@ -59,14 +59,14 @@ def input_of(block: Block, batch: int = 2, height: int = 7, width: int = 5, exac
 
 
 def assert_exact(block: Block, x: Tensor) -> None:
-    """The op gives the floats of the oracle and of the simulation, whatever the threads and the layout of its input."""
+    """The op gives the floats of the oracle and the simulation, with both memory formats and one and two threads."""
     torch.set_num_threads(1)
     before = x.clone()
     expected, _ = block.run_oracle(x)
     assert torch.equal(block.run_simulation(x), expected)
     arguments = block.arguments
     for threads, memory_format in ((1, torch.contiguous_format), (2, torch.channels_last)):
-        # Threads are the kernels' own matter: torch's would only cost time.
+        # Only the kernels are tested with several threads; in torch, threads would only cost time.
         torch.set_num_threads(threads if kernels.library() else 1)
         out = ops.run_block(x.contiguous(memory_format=memory_format), *arguments)
         assert out.is_contiguous(memory_format=torch.channels_last)
@@ -143,7 +143,7 @@ def test_blocks(kernel_set, name, connection, parameters):
 @pytest.mark.parametrize('connection', [Connection.GATED, Connection.BROADCAST], ids=['gated', 'broadcast'])
 @pytest.mark.parametrize('name', BLOCKS)
 def test_large_maps(kernel_set, name, connection):
-    """Maps of a MiB and more are made band by band; each band needs rows of those before and behind it."""
+    """Maps of one MiB or more are computed in bands of rows; each band needs rows of its neighbours."""
     block = make_block(**BLOCKS[name], connection=connection)
     width = 60
     row_bytes = 4 * block.run_oracle(input_of(block, batch=1, height=7, width=width))[0][0, :, 0].numel()
@@ -167,7 +167,7 @@ def test_half_a_norm_is_refused(kernel_set, parameter):
 @connections
 @pytest.mark.parametrize('position', [0, 1, 2])
 def test_shortcut_map(kernel_set, connection, position):
-    """A map of the output's shape, added behind any unit that has this shape."""
+    """The shortcut map has the shape of the output; any unit with this shape can add it."""
     units = [dict(out_channels=24, stride=(2, 2)), dict(out_channels=24), dict(out_channels=24)]
     units[position] = units[position] | dict(residual=Residual.SHORTCUT)
     block = make_block(units, connection, 4, shortcut_size=(2, 96, 4, 3))
@@ -183,7 +183,7 @@ def test_merge_scales(kernel_set, connection):
 
 
 def test_shortcut_is_kept_until_its_last_use(kernel_set):
-    """Every unit has the output's shape and could write where the shortcut lies."""
+    """All units have the shape of the output, so each could overwrite the buffer of the shortcut."""
     residuals = [Residual.NONE, Residual.SHORTCUT, Residual.INPUT, Residual.SHORTCUT, Residual.INPUT]
     units = [dict(residual=residual, relu=True) for residual in residuals]
     for connection in Connection:
@@ -193,7 +193,7 @@ def test_shortcut_is_kept_until_its_last_use(kernel_set):
 
 
 def test_shortcut_of_the_shape_of_the_connected_map(kernel_set):
-    """The shortcut unit must not write over the connected map, which the first unit adds."""
+    """The shortcut unit must not overwrite the connected map, which the first unit adds."""
     units = [dict(residual=Residual.INPUT), dict(residual=Residual.SHORTCUT)]
     for connection in (Connection.MERGED, Connection.GATED):
         block = make_block(units, connection, shortcut=dict())
@@ -204,7 +204,7 @@ def test_shortcut_of_the_shape_of_the_connected_map(kernel_set):
 @pytest.mark.parametrize('parameters', [('scale',), PARAMETERS], ids=['scale', 'all_parameters'])
 @pytest.mark.parametrize('residuals', [(Residual.NONE, Residual.INPUT), (Residual.INPUT, Residual.SHORTCUT)], ids=str)
 def test_layerwise(kernel_set, residuals, parameters, padding_value):
-    """The bases of each unit are added up."""
+    """The outputs of a unit's bases are added."""
     units = [
         dict(out_channels=33, num_bases=3, merges=True, relu=True, residual=residual, padding_value=padding_value)
         for residual in residuals
@@ -220,7 +220,7 @@ def test_layerwise_units_take_one_branch(kernel_set):
 
 
 def test_zero_counts_as_positive_between_units(kernel_set):
-    """Sums of an even number of products are often zero, and zeros of both signs come out of the norm."""
+    """Sums of an even number of products are often zero, and negative scales make negative zeros of them."""
     units = [dict(in_channels=4, out_channels=70, **POINTWISE), dict(out_channels=8, **POINTWISE)]
     block = make_block(units, in_channels=4, parameters=())
     block.units[0].parameters['scale'] = torch.tensor([1.0, -1.0]).repeat(70)
@@ -231,7 +231,7 @@ def test_zero_counts_as_positive_between_units(kernel_set):
 
 
 class TestSharedWeights:
-    """Units whose branches have the weights and parameters of one."""
+    """Units in which all branches use the weights and parameters of one branch."""
 
     @connections
     @pytest.mark.parametrize('parameters', [(), NORM, PARAMETERS], ids=['bare', 'norms', 'all_parameters'])
@@ -241,7 +241,8 @@ class TestSharedWeights:
         assert_exact(block, input_of(block))
 
     def test_behind_another_it_is_refused(self, kernel_set):
-        """The unit in front packs signs for as many channels as it has, with parameters of each."""
+        """The unit in front packs the signs with parameters for each of its own channels, so only the first unit may
+        share weights."""
         units = [dict(out_channels=65), dict(out_channels=65, shares_weights=True, num_bases=1)]
         block = make_block(units, in_channels=5, parameters=PARAMETERS)
         with pytest.raises(ValueError, match='shares_weights=True: only the shortcut and the first unit'):
@@ -249,7 +250,7 @@ class TestSharedWeights:
 
 
 def test_branches_behind_one_map_are_refused(kernel_set):
-    """Only the first unit may give one map to all its branches."""
+    """Only the branches of the first unit may share one input map."""
     units = [dict(num_bases=3, merges=True), dict(num_bases=3, out_channels=40)]
     block = make_block(units, num_bases=1, parameters=PARAMETERS)
     with pytest.raises(ValueError, match='1 branches of 16 channels for a unit that reads 3 of 16'):
@@ -258,7 +259,7 @@ def test_branches_behind_one_map_are_refused(kernel_set):
 
 @st.composite
 def blocks(draw: st.DrawFn) -> dict:
-    """What ``make_block`` takes, and the size of the input."""
+    """Arguments of ``make_block``, and the size of the input."""
     height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     size, units = (height, width), []
     in_channels = channels = draw(st.sampled_from([1, 4, 16, 31, 64, 66]))
@@ -272,7 +273,7 @@ def blocks(draw: st.DrawFn) -> dict:
             kernel_size=kernel_size,
             padding=draw(st.sampled_from([None, (1, 1)])) if not keeps_shape else None,
             dilations=draw(st.integers(1, 2)),
-            # Not (1, 2): torch's own convolution (oneDNN 3.12) is wrong for one channel and one column of output.
+            # Not (1, 2), since oneDNN 3.12, which torch uses, is wrong for one channel and one column of output.
             stride=(1, 1) if keeps_shape else draw(st.sampled_from([(1, 1), (2, 2)])),
             padding_value=draw(st.sampled_from([1, -1, 0])),
             relu=draw(st.booleans()),
@@ -313,7 +314,8 @@ class TestRandomFloats:
     @connections
     @pytest.mark.parametrize('name', BLOCKS)
     def test_close_to_the_oracle(self, kernel_set, name, connection):
-        """For blocks of which no sign is a near thing: rounding could turn it over, and with it whole sums."""
+        """Only blocks in which no input of a sign is close to zero: rounding could flip the sign and change whole
+        sums."""
         for seed in range(100):
             torch.manual_seed(seed)
             block = make_block(**BLOCKS[name], connection=connection, num_bases=3, exact=False, parameters=PARAMETERS)
@@ -348,7 +350,7 @@ class TestRandomFloats:
 
 
 def assert_same_bits(names: list[str], run: Callable[[], Tensor]) -> None:
-    """Floats of all sets of kernels are equal bit for bit, zeros' signs included."""
+    """All sets of kernels give exactly the same floats, including the signs of zeros."""
     before = ops.selected_kernels()
     outs = []
     try:
@@ -390,7 +392,7 @@ class TestConnect:
 
 
 def test_unit_alone_equals_the_integers(kernel_set):
-    """A block of one bare unit gives what the convolution gives."""
+    """A block of one unit without parameters gives the integers of the convolution."""
     unit: Unit = random_unit(geometry(in_channels=66, out_channels=70))
     x = dyadic(1, 132, 6, 5)
     out = Block(Connection.SEPARATE, 2, [unit]).run_op(x)

@@ -1,4 +1,4 @@
-"""Passes by Triton's kernels against formulas in double precision: compiled on a GPU, else by the interpreter."""
+"""The passes in Triton against formulas in double precision: compiled on a GPU, otherwise in Triton's interpreter."""
 
 from collections.abc import Callable, Iterator
 
@@ -20,11 +20,11 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 # Images, channels of a branch, height, width and branches: one value, odd sizes, more channels than a tile.
 SHAPES = [(1, 1, 1, 1, 1), (2, 7, 5, 3, 2), (1, 130, 3, 4, 3), (2, 16, 6, 7, 5)]
 MAPS = (torch.float32, torch.float16, torch.bfloat16)
-# Those of sums: where they are exact, beyond that, and of merged bases.
+# Dtypes of sums: float16 if it is exact, else int16; float32 for merged bases.
 SUMS = (torch.float16, torch.int16, torch.float32)
-# Distances of what is rounded to a dtype.
+# Allowed distances of values that are rounded to a dtype.
 ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-# Of gradients of convolutions: a GPU multiplies float32 in TF32.
+# Allowed distances of gradients of convolutions: a GPU multiplies float32 in TF32.
 OF_CONVOLUTIONS = {**ROUNDING, torch.float32: 1e-5 if DEVICE == 'cpu' else 2e-3}
 
 
@@ -74,7 +74,7 @@ def rectified(y: Tensor, relu: bool) -> Tensor:
 
 
 def assert_near(value: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Elements, beside the largest one."""
+    """Compares elements with a tolerance relative to the largest one."""
     assert_close(
         value.double(), expected.double(), rtol=tolerance, atol=tolerance * max(expected.abs().max().item(), 1e-3)
     )
@@ -157,7 +157,7 @@ def test_batch_norm(has_affine, shares_weights, relu, uses_batch):
 
 
 def test_floats_may_come_in_any_order():
-    """As those of a full-precision shortcut do."""
+    """The maps of a full-precision shortcut may be contiguous or channels_last."""
     shape, passes = (2, 7, 5, 3, 2), triton_passes.TritonPasses(torch.float32)
     y, (gradient,), (scale, shift) = sums(shape, torch.float32), maps(shape, torch.float32, 1), vectors(14, 2)
     found, expected = (
@@ -177,12 +177,12 @@ def test_floats_may_come_in_any_order():
 
 @pytest.mark.parametrize('padding_value', [-1, 0, 1])
 def test_signs_made_on_the_way(passes, dtype, padding_value):
-    """Of a map that the next convolution takes: the same map and the same sums."""
+    """The passes can compute the signs for the next convolution together with the map; map and sums must not change."""
     unit = geometry(in_channels=7, out_channels=3, num_bases=3, padding=(2, 1), padding_value=padding_value)
     shape = (2, 7, 5, 6, 3)
     y, (residual,), (scale, shift) = sums(shape, torch.int16), maps(shape, dtype, 1), vectors(21, 2)
     y[0, 0], residual[0, 0], shift = 0, 0, shift - 0.7
-    shift[0] = 0  # zeros, which are +1
+    shift[0] = 0  # gives zeros, whose sign is +1
     gate, scales = vectors(3, 2)
     weight = weight_of(unit)
     for run in (
@@ -217,7 +217,7 @@ class TestStatistics:
     def test_more_parts_than_tiles_of_parts(self, monkeypatch):
         monkeypatch.setattr(triton_passes.triton_launch, 'PROGRAMS', 20)
         y = last(torch.randint(-9, 10, (1, 3, 37, 41)).short())
-        mean, inverse = self.statistics(y)  # 48 tiles in 20 parts
+        mean, inverse = self.statistics(y)  # 48 tiles, divided among 20 programs
         variance, expected = torch.var_mean(y.double(), (0, 2, 3), correction=0)
         assert_close(mean.double(), expected, rtol=1e-5, atol=1e-5)
         assert_close(inverse.double(), (variance + 1e-5).rsqrt(), rtol=1e-5, atol=0)
@@ -275,13 +275,13 @@ GEOMETRIES = {
 
 
 def unit_of(name: str) -> tuple[UnitGeometry, int]:
-    """A geometry and the branches of its input."""
+    """A geometry and the number of branches of its input."""
     unit = geometry(**GEOMETRIES[name])
     return unit, 3 if unit.shares_weights else unit.num_bases
 
 
 def convolved(unit: UnitGeometry, branches: int, signs: Tensor, weight: Tensor) -> Tensor:
-    """The convolutions of signs branch by branch, with padded copies, in the dtype of both."""
+    """The convolutions of signs, branch by branch with padded copies, in the dtype of the arguments."""
     outs = []
     for k, part in enumerate(signs.chunk(branches, dim=1)):
         at = 0 if unit.shares_weights else k
@@ -321,14 +321,14 @@ def test_convolve(name):
     [
         (2048, 1, 0, torch.float16),
         (2049, 1, 1, torch.int16),  # an odd number of terms
-        (4096, 1, 0, torch.float16),  # even sums, none of which lacks a term
+        (4096, 1, 0, torch.float16),  # the number of terms is always even, and so are the sums
         (454, 3, 1, torch.float16),  # 4086 terms
-        (454, 3, 0, torch.int16),  # fewer terms at the border, which may be odd
+        (454, 3, 0, torch.int16),  # at the border the number of terms may be odd
         (4098, 1, 1, torch.int16),
     ],
 )
 def test_sums_are_exact_in_whichever_type(channels, kernel, padding_value, expected):
-    """The largest sums: all terms but a few are equal."""
+    """The sums are the largest possible ones, or close to them: at most a few terms differ."""
     unit = geometry(
         in_channels=channels,
         out_channels=3,
@@ -354,7 +354,8 @@ SURROGATES: dict[str, Callable[[], nn.Module]] = {
 
 
 def gradients(unit: UnitGeometry, branches: int, dtype: torch.dtype, surrogate, **options) -> tuple[Tensor, ...]:
-    """What the passes give, and what autograd does in double precision: gradients of input and latent weights."""
+    """Gradients of the input and of the latent weights: two from the passes, then two from autograd in double
+    precision."""
     passes = triton_passes.TritonPasses(dtype)
     x, residual = maps((2, unit.in_channels, 6, 5, branches), dtype, 2)
     x[0, 0, 0, :3] = torch.tensor([0.0, -0.0, 1.0])
@@ -402,7 +403,7 @@ def test_surrogate_gradients(name, geometry_name):
 
 
 def test_not_a_number_stays_one():
-    """No ReLU and no surrogate gradient makes a number of it."""
+    """ReLUs and surrogate gradients keep NaN."""
     y = last(torch.tensor([[1.0, float('nan'), -1.0]]).view(1, 3, 1, 1))
     passes, ones = triton_passes.TritonPasses(torch.float32), torch.ones(3, device=DEVICE)
     out = passes.affine(y, ones, ones, None, True, torch.float32)
@@ -446,7 +447,7 @@ def test_gradients_that_nobody_asks_for(name, needs):
 
 
 def test_sums_repeat():
-    """Whatever order a GPU runs programs in: none adds to what another one wrote."""
+    """Sums do not depend on the order in which a GPU runs programs, since no program adds to the result of another."""
     shape = (2, 33, 9, 8, 3)
     (x, gradient), y = maps(shape, torch.float32, 2), sums(shape, torch.float16)
     gate, scales = vectors(3, 2)

@@ -22,7 +22,7 @@ SIGN_IDS = ['polynomial', 'clipped', 'shifted', 'swish', 'error decay']
 
 
 def polynomial(x: torch.Tensor) -> torch.Tensor:
-    """The surrogate gradient of Bi-Real Net, piece by piece as the paper writes it."""
+    """The surrogate gradient of Bi-Real Net, piece by piece as in the paper."""
     zero = torch.zeros_like(x)
     return torch.where((x >= -1) & (x < 0), 2 + 2 * x, torch.where((x >= 0) & (x < 1), 2 - 2 * x, zero))
 
@@ -100,7 +100,7 @@ class TestGradient:
     @settings(deadline=None)
     @given(float_tensors(dtypes=(torch.float64,)))
     def test_polynomial_is_the_derivative_of_its_approximation(self, x):
-        # Bi-Real Net replaces the sign by this function backwards; autograd differentiates it for us.
+        # Bi-Real Net uses the derivative of this function in the backward pass; here autograd computes it.
         leaf, reference = x.clone().requires_grad_(), x.clone().requires_grad_()
         PolynomialSign()(leaf).sum().backward()
         clipped = reference.clamp(-1, 1)
@@ -124,7 +124,7 @@ class TestSwishSign:
         at_two = 5 * (2 - 2 * 0.761594) / (1 + 3.762196)
         at_ten = 5 * (2 - 10 * 0.999909) / (1 + 11013.233)
         assert_close(x.grad, torch.tensor([at_two, 5, 5, at_two, at_ten]), rtol=1e-4, atol=0)
-        assert at_ten < 0  # the tails are negative
+        assert at_ten < 0  # the surrogate gradient is negative far from zero
 
     @settings(deadline=None)
     @given(float_tensors(dtypes=(torch.float64,)), st.floats(0.5, 10))

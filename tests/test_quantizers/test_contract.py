@@ -1,5 +1,5 @@
-"""Quantizers of one's own, as a user would write them: each runs lean where lean training honours it, else plain as it
-is written, or is refused; packing honours it or names it."""
+"""User-defined quantizers. Each of them runs lean if lean training supports it, otherwise plain, or it is refused.
+Packing supports it or reports it as a problem."""
 
 import copy
 import pickle
@@ -26,7 +26,7 @@ SMALL = dict(stage_blocks=(1, 1), strides=(1, 2), dilations=(1, 1))
 
 @MODELS.register_module()
 class ChannelWidthSign(SignActivation):
-    """Reads a buffer per channel in its surrogate gradient."""
+    """Its surrogate gradient reads a buffer with one value per channel."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class ChannelWidthSign(SignActivation):
 
 @MODELS.register_module()
 class ThresholdSign(SignActivation):
-    """Learns a threshold per channel by its logarithm."""
+    """Learns the logarithm of a threshold for each channel."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class ThresholdSign(SignActivation):
 
 @MODELS.register_module()
 class CentredSign(PolynomialSign):
-    """Has a forward of its own, which takes the mean of every map away."""
+    """Has its own forward, which subtracts the mean of every map."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x - x.mean((2, 3), keepdim=True))
@@ -62,7 +62,7 @@ class CentredSign(PolynomialSign):
 
 @MODELS.register_module()
 class LearnedWidthSign(SignActivation):
-    """A parameter that only the surrogate gradient reads."""
+    """Has a parameter that only the surrogate gradient reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class LearnedWidthSign(SignActivation):
 
 @MODELS.register_module()
 class LearnedWidthShiftedSign(LearnedWidthSign):
-    """The same beside a parameter that is differentiated."""
+    """Has such a parameter and another one that gets a gradient."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -86,17 +86,17 @@ class LearnedWidthShiftedSign(LearnedWidthSign):
 
 @MODELS.register_module()
 class NoGradientSign(SignActivation):
-    """Lacks its surrogate gradient."""
+    """Defines no surrogate gradient."""
 
 
 @MODELS.register_module()
 class NoScaleWeight(SignWeight):
-    """Lacks its scale."""
+    """Defines no scale."""
 
 
 @MODELS.register_module()
 class ClippedWeight(ChannelScaleWeight):
-    """Clips latent weights in a forward of its own: those beyond get no gradient."""
+    """Its own forward clips latent weights, so weights outside the limits get no gradient."""
 
     def forward(self, weight: Tensor, num_bases: int = 1) -> Tensor:
         return super().forward(weight.clamp(-0.2, 0.2), num_bases)
@@ -104,7 +104,7 @@ class ClippedWeight(ChannelScaleWeight):
 
 @MODELS.register_module()
 class ThresholdedWeight(ChannelScaleWeight):
-    """Has signs of its own."""
+    """Computes signs in its own way."""
 
     def signs(self, weight: Tensor, num_bases: int = 1) -> tuple[Tensor, Tensor]:
         return super().signs(weight - 0.1, num_bases)
@@ -112,7 +112,7 @@ class ThresholdedWeight(ChannelScaleWeight):
 
 @MODELS.register_module()
 class TernaryWeight(ChannelScaleWeight):
-    """Has signs of its own that are none."""
+    """Its own signs are wrong, since some of them are zero."""
 
     def signs(self, weight: Tensor, num_bases: int = 1) -> tuple[Tensor, Tensor]:
         signs, scale = super().signs(weight, num_bases)
@@ -121,7 +121,7 @@ class TernaryWeight(ChannelScaleWeight):
 
 @MODELS.register_module()
 class TwoMagnitudes(nn.Module):
-    """Not of our classes: the last input channel weighs twice as much."""
+    """An ordinary module, not one of our classes; weights of the last input channel are twice as large."""
 
     def forward(self, weight: Tensor, num_bases: int) -> Tensor:
         factor = torch.ones(weight.shape[1], dtype=weight.dtype)
@@ -131,7 +131,7 @@ class TwoMagnitudes(nn.Module):
 
 @MODELS.register_module()
 class OneMagnitude(nn.Module):
-    """Not of our classes, but with one magnitude per output channel."""
+    """An ordinary module, not one of our classes; all its weights have the same magnitude."""
 
     def forward(self, weight: Tensor, num_bases: int) -> Tensor:
         return (binary_sign(weight.detach()) + weight - weight.detach()) * 0.5
@@ -139,7 +139,7 @@ class OneMagnitude(nn.Module):
 
 @MODELS.register_module()
 class SoftClippedWeight(ChannelScaleWeight):
-    """Overrides all that lean training honours, with a surrogate gradient that is not even."""
+    """Overrides all methods that lean training supports; the surrogate gradient is not an even function."""
 
     def latent(self, weight: Tensor) -> Tensor:
         return weight.tanh() + 0.01
@@ -150,7 +150,7 @@ class SoftClippedWeight(ChannelScaleWeight):
 
 @MODELS.register_module()
 class LearnedSoftClippedWeight(SoftClippedWeight):
-    """The same with learned scales, some of them negative, and a learned shift of the weights."""
+    """Has learned scales, some of them negative, and a learned shift of the weights as well."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class LearnedSoftClippedWeight(SoftClippedWeight):
 
 @MODELS.register_module()
 class LearnedWidthWeight(ChannelScaleWeight):
-    """A parameter that only the surrogate gradient reads."""
+    """Has a parameter that only the surrogate gradient reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class LearnedWidthWeight(ChannelScaleWeight):
 
 @MODELS.register_module()
 class MeanWeight(SignWeight):
-    """Forgets the absolute value in its scale."""
+    """Its scale is wrong, since the absolute value is missing."""
 
     def scale(self, latent: Tensor) -> Tensor:
         return latent.mean(dim=(2, 3, 4), keepdim=True)
@@ -186,7 +186,7 @@ class MeanWeight(SignWeight):
 
 @MODELS.register_module()
 class BufferScaleWeight(SignWeight):
-    """Scales in a buffer, one of them negative."""
+    """Its scales are in a buffer; some of them are negative."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ def options(activation: str | None, weight: str | None) -> dict:
 
 
 def build_conv(activation: str | None = None, weight: str | None = None, kind=BinaryConv2d, **kwargs) -> BinaryConv2d:
-    """A conv of two bases in double precision; learned scales have both signs, and zeros are among the weights."""
+    """A conv with two bases in double precision. Learned scales have both signs, and some weights are zero."""
     torch.manual_seed(0)
     conv = MODELS.build(
         dict(
@@ -248,7 +248,7 @@ def picture(conv: BinaryConv2d) -> Tensor:
 
 
 def run_backward(conv: BinaryConv2d) -> Tensor:
-    """The output, for a random gradient of which the gradients are taken."""
+    """Runs a forward pass, and a backward pass with a random gradient of the output; returns the output."""
     out = conv(picture(conv))
     out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=out.dtype))
     return out.detach()
@@ -269,7 +269,8 @@ def runs_lean(part: nn.Module) -> bool:
 
 
 def assert_packs(model: nn.Module, x: Tensor, problem: str | None = None) -> None:
-    """Packs, or is named as not packed, with the outputs of the evaluated model."""
+    """Checks that a model packs, or that packing reports this problem; the outputs are those of the model in eval
+    mode."""
     model, x = copy.deepcopy(nn.Sequential(model)).float().eval(), x.float()
     packed, layers = pack_and_report(model)
     assert {layer.problem for layer in layers} == {problem}
@@ -280,7 +281,7 @@ def assert_packs(model: nn.Module, x: Tensor, problem: str | None = None) -> Non
 
 
 class TestRunsLean:
-    """What the contract names runs lean with the results of plain training, and packs."""
+    """Quantizers that follow the documented contract run lean with the results of plain training, and they pack."""
 
     @pytest.mark.parametrize('kind', [BinaryConv2d, LayerwiseBinaryConv2d])
     @pytest.mark.parametrize(
@@ -328,7 +329,7 @@ class TestRunsLean:
 
 
 class TestLearnedScales:
-    """They get their gradients wherever a conv can stand."""
+    """Learned scales get gradients in all kinds of convs and at all places in a network."""
 
     def scales(self, model: nn.Module) -> dict[str, nn.Parameter]:
         return {name: value for name, value in model.named_parameters() if name.endswith(('alpha', 'factor'))}
@@ -351,7 +352,7 @@ class TestLearnedScales:
     @pytest.mark.parametrize('weight', LEARNED)
     @pytest.mark.parametrize('decomposition', ['soft_gate', 'lbd'])
     def test_in_a_chain_and_in_a_shortcut_that_branches_share(self, weight, decomposition):
-        # In training a batch norm takes a scale away. In evaluation mode it does not, and maps are large.
+        # In training mode a batch norm removes scales, so eval mode is used. There maps are large.
         network = build_network('ErrorDecaySign', weight, decomposition=decomposition).eval()
         assert runs_lean(network)
         assert_lean_is_plain(network, [images()], 1e-9)
@@ -372,7 +373,7 @@ class TestLearnedScales:
 
 
 class TestRunsPlain:
-    """What lean training cannot know runs as it is written."""
+    """Quantizers that lean training does not support run plain."""
 
     def test_an_estimator_with_a_forward_of_its_own(self):
         conv = build_conv('CentredSign', padding=1)
@@ -437,7 +438,7 @@ class TestRunsPlain:
     [(sign, None) for sign in LEAN_SIGNS + PLAIN_SIGNS] + [(None, weight) for weight in LEAN_WEIGHTS + PLAIN_WEIGHTS],
 )
 class TestModules:
-    """Whatever runs is an ordinary module."""
+    """Convs with supported quantizers can be traced, exported, copied and pickled."""
 
     def test_traces_and_exports(self, activation, weight):
         conv = build_conv(activation, weight).float().eval()
@@ -457,7 +458,7 @@ class TestModules:
 
 
 class TestRefused:
-    """Each is named by its class, where the conv is built or where it first runs."""
+    """Errors name the class of the quantizer; they are raised when the conv is built or when it runs first."""
 
     @pytest.mark.parametrize(
         'activation, weight, error, message',

@@ -1,4 +1,4 @@
-"""The error decay estimator: its gradients against the paper's formula, for activations and for weights."""
+"""The error decay estimator: its gradients of activations and of weights against the paper's formula."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A small classifier learns a few real digits by heart with every quantizer: lean and plain alike, and packed."""
+"""A small classifier overfits a few real digits with every quantizer; lean, plain and packed give equal results."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ LEARNED = ('activation.shift', 'weight_quantizer.alpha')
 
 
 class Classifier(nn.Module):
-    """Group-Net of two blocks and two bases, and a linear layer."""
+    """A Group-Net with two blocks and two bases, and a linear layer."""
 
     def __init__(self, **binary_cfg) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Classifier(nn.Module):
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """Two of each digit, ``(20, 1, 8, 8)``, and their labels."""
+    """Two images of each digit, ``(20, 1, 8, 8)``, and their labels."""
     data = load_digits()
     return torch.from_numpy(data.images[:20]).unsqueeze(1) / 8 - 1, torch.from_numpy(data.target[:20]).long()
 
@@ -54,7 +54,7 @@ def build(is_lean: bool, options: dict) -> Classifier:
 
 
 def train(model: Classifier) -> list[float]:
-    """Trains on all digits at once, and returns the losses of the steps."""
+    """Trains on all digits in one batch and returns the loss of each step."""
     images, labels = digits()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
     losses = []

@@ -24,7 +24,7 @@ QUANTIZERS = [*STRAIGHT, MagnitudeAwareWeight, BalancedWeight]
 
 @st.composite
 def folded_weights(draw) -> tuple[torch.Tensor, int]:
-    """Latent weights of K folded branches, with zeros of both kinds among them, and K."""
+    """Latent weights of K folded branches, some with a zero or a negative zero, and K."""
     num_bases = draw(st.integers(1, 4))
     shape = [num_bases * draw(st.integers(1, 4)), *(draw(st.integers(1, 3)) for _ in range(3))]
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(draw(seeds())), dtype=torch.float64)
@@ -37,7 +37,7 @@ def signs(weight: torch.Tensor) -> torch.Tensor:
 
 
 class TestValues:
-    # Two branches of two filters with two weights each.
+    # Two branches with two filters each, and two weights per filter.
     weight = torch.tensor([[1.0, -3.0], [0.0, 4.0], [-0.5, -0.0], [0.5, -1.0]]).view(4, 2, 1, 1)
 
     @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ class TestGradient:
         weight, num_bases = drawn
         upstream = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed), dtype=weight.dtype)
         for quantizer in (*STRAIGHT, RealWeight):
-            # Unclipped: weights far outside of [-1, 1] get the gradient too.
+            # Nothing is clipped: weights far outside of [-1, 1] get the gradient as well.
             latent = (100 * weight).requires_grad_()
             quantizer()(latent, num_bases).backward(upstream)
             assert torch.equal(latent.grad, upstream)
@@ -108,7 +108,7 @@ class TestGradient:
     @pytest.mark.parametrize('quantizer', [*QUANTIZERS, lambda: LearnedScaleWeight(4)])
     @pytest.mark.parametrize('dtype', FLOAT_DTYPES, ids=str)
     def test_is_finite(self, quantizer, dtype):
-        """Of a channel of zeros, one of equal weights, one of small weights, and one of large ones as well."""
+        """The four channels have zeros, equal weights, small weights and large weights."""
         weight = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
         weight = (weight * torch.tensor([0, 0, 1e-3, 100]).view(-1, 1, 1, 1)).to(dtype)
         weight[1] = 0.1
@@ -151,11 +151,11 @@ class TestLearnedScaleWeight:
             signs, scale = quantizer.signs(latent)
             assert scale.tolist() == [2, 0.5, 0.25]
             out = signs * scale.view(-1, 1, 1, 1)
-        # That of a zero as well.
+        # The sign of a zero flips as well.
         assert out.flatten(1).tolist() == [[2, -2], [-0.5, -0.5], [-0.25, -0.25]]
         upstream = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]).view(3, 2, 1, 1)
         out.backward(upstream)
-        # A larger weight gives a smaller product.
+        # With a negative scale a larger weight gives a smaller product, so the gradient is negated.
         assert_close(latent.grad.flatten(1), torch.tensor([[1.0, 2.0], [-3.0, -4.0], [-5.0, -6.0]]))
         assert_close(quantizer.alpha.grad, torch.tensor([1.0 - 2.0, 3.0 + 4.0, 5.0 + 6.0]))
 
@@ -170,7 +170,7 @@ class TestMagnitudeAwareWeight:
         weight = torch.tensor([[0.5, -1.5], [-0.0, 0.25], [1.0, -1.0]]).view(3, 2, 1, 1).requires_grad_()
         upstream = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]).view(3, 2, 1, 1)
         MagnitudeAwareWeight()(weight).backward(upstream)
-        # alpha is 1, 0.125 and 1; weights of magnitude 1 and more get nothing.
+        # alpha is 1, 0.125 and 1; weights of magnitude 1 and more get no gradient.
         assert weight.grad.flatten(1).tolist() == [[1, 0], [0.375, 0.5], [0, 0]]
 
     @settings(deadline=None)
@@ -191,11 +191,11 @@ class TestBalancedWeight:
         mirrored = 3 + torch.cat([weight, -weight], dim=1)
         assert (mirrored > 0).float().mean() > 0.99
         assert_close(BalancedWeight()(mirrored, 2).sign().mean((1, 2, 3)), torch.zeros(8), rtol=0, atol=0.01)
-        # Of others about as many.
+        # Without mirrored weights about half of the signs are positive.
         assert BalancedWeight()(3 + weight).sign().mean((1, 2, 3)).abs().max() < 0.1
 
     def test_scale_is_a_power_of_two(self):
-        # Of normal weights mean|u| is 0.8. Of 63 zeros and a one it is 2 * sqrt(63) / 64 = 0.248.
+        # The mean of |u| is 0.8 for normal weights. For 63 zeros and a one it is 2 * sqrt(63) / 64 = 0.248.
         weight = torch.randn(2, 64, 1, 1, generator=torch.Generator().manual_seed(0))
         weight[1] = torch.eye(1, 64).view(64, 1, 1)
         assert BalancedWeight().signs(weight)[1].tolist() == [1, 0.25]

@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def run(capsys):
-    """Runs the command and returns the lines that it printed."""
+    """A function that runs the command and returns the printed lines."""
 
     def call(*arguments):
         main([str(argument) for argument in arguments])
@@ -39,7 +39,7 @@ def run(capsys):
 
 @pytest.fixture
 def refused(capsys):
-    """Runs a command that fails and returns its sentence."""
+    """A function that runs a command that must fail; returns its error message."""
 
     def call(*arguments):
         with pytest.raises(SystemExit) as stopped:
@@ -102,7 +102,7 @@ def test_drawn_pictures(tmp_path, folder, run):
     assert sorted(path.name for path in drawn.iterdir()) == ['a.jpg', 'b.jpg']
     pixels = np.asarray(Image.open(drawn / 'a.jpg')).astype(int)
     assert pixels.shape == (40, 60, 3)
-    assert (pixels[25:, 20:] // 128 == [1, 0, 0]).all()  # The picture.
+    assert (pixels[25:, 20:] // 128 == [1, 0, 0]).all()  # The red picture.
     assert (pixels[20, 4:10, 1] > 100).all()  # The lower edge of the green box.
 
 
@@ -159,7 +159,7 @@ def test_pictures_are_not_overwritten(tmp_path, folder, refused):
     assert f'--draw {folder} would overwrite the picture {folder / "a.jpg"}: give another folder' in sentence
 
 
-# Imports of everything but the standard library, numpy, onnxruntime and what is named fail.
+# Makes all imports fail except the standard library, numpy, onnxruntime and the allowed packages.
 ALONE = """
 import sys
 class Blocker:

@@ -27,7 +27,7 @@ def test_boxes_have_the_colour_of_their_class(picture):
     assert pixels.shape == picture.shape
     assert (pixels[60:91, 20] == PALETTE[0]).all() and (pixels[90, 20:81] == PALETTE[0]).all()
     assert (pixels[70:111, 150] == PALETTE[1]).all()
-    # Where nothing is drawn it is the picture, RGB.
+    # The other pixels are those of the picture, in RGB.
     assert (pixels[95:, :90] == [30, 20, 10]).all()
 
 

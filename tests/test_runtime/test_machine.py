@@ -22,7 +22,7 @@ PI_5 = PI_4.replace('0xd08', '0xd0b').replace('crc32', 'crc32 atomics fphp asimd
 
 @pytest.fixture
 def board(tmp_path, monkeypatch):
-    """Makes the machine one with this /proc/cpuinfo."""
+    """A function that simulates a machine with this /proc/cpuinfo."""
 
     def make(cpuinfo, machine='aarch64'):
         file = tmp_path / 'cpuinfo'

@@ -58,7 +58,7 @@ def test_boxes_are_those_that_mmdet_brings_back_to_the_picture(tmp_path, picture
     expected = scale_boxes(torch.from_numpy(BOXES), [1 / factor for factor in results['scale_factor']])
     assert answer.boxes.dtype == np.float32
     np.testing.assert_array_equal(answer.boxes, expected.numpy())
-    # Without the row that fills up a batch.
+    # The row that pads the batch is left out.
     np.testing.assert_array_equal(answer.labels, np.array([1, 0]))
     np.testing.assert_array_equal(answer.scores, np.array([0.875, 0.25], np.float32))
 
@@ -189,7 +189,7 @@ def test_a_binary_network_without_the_library(tmp_path, monkeypatch):
     path = write_onnx(tmp_path / 'model.onnx', CLASSIFIER, 'classification', opsets=BINARY)
     with pytest.raises(UserError, match="library of mmgroupnet's operators, is missing: run `make runtime`"):
         load(path)
-    # Its float twin needs none.
+    # A float model needs no library.
     assert model_of(tmp_path, CLASSIFIER, 'classification').task == 'classification'
 
 

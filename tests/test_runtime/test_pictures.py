@@ -40,7 +40,7 @@ def test_no_pictures(tmp_path):
     ('mode', 'suffixes'),
     [
         ('RGB', ('.png', '.bmp', '.ppm', '.tif')),
-        ('RGBA', ('.png', '.bmp')),  # In a TIFF file cv2 puts the picture on black, by its alpha channel.
+        ('RGBA', ('.png', '.bmp')),  # not TIFF, since cv2 blends such a file with black, by its alpha channel
         ('L', ('.png', '.bmp', '.ppm', '.tif')),
         ('LA', ('.png',)),
         ('P', ('.png', '.bmp', '.tif')),

@@ -73,7 +73,7 @@ def test_the_predictions_file(tmp_path, model):
             predictions.add(name, answer)
         assert not path.exists()
     assert [file.name for file in path.parent.iterdir()] == ['predictions.npz']
-    with np.load(path) as file:  # Without pickled objects.
+    with np.load(path) as file:  # By default np.load refuses pickled objects.
         content = dict(file)
     assert content.pop('names').tolist() == ['ü.png', 'b.jpg', 'c.jpg', 'd.jpg']
     assert json.loads(content.pop('metadata').item()) == model.metadata

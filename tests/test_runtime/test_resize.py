@@ -13,7 +13,7 @@ from tests.strategies import seeds
 
 def random_picture(height, width, seed=0, channels=3):
     picture = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
-    # Black and white show overflows, small steps show the rounding.
+    # Black and white pixels reveal overflows, small differences reveal wrong rounding.
     return np.where(picture > 127, 255, 0).astype(np.uint8) if seed % 3 == 0 else picture
 
 
@@ -27,7 +27,7 @@ sizes = st.integers(1, 70)
 
 @given(sizes, sizes, sizes, sizes, seeds())
 @settings(max_examples=300, deadline=None)
-@example(40, 30, 20, 15, 1)  # cv2 takes another path for exact halves.
+@example(40, 30, 20, 15, 1)  # cv2 uses another algorithm for exactly half the size
 @example(1, 1, 9, 7, 1)
 @example(33, 21, 1, 1, 1)
 def test_pixels_are_those_of_cv2(height, width, new_height, new_width, seed):
@@ -86,7 +86,7 @@ def test_resize_edge_is_that_of_mmpretrain(height, width, length, edge):
 
 @given(sizes, sizes, sizes, sizes)
 @settings(max_examples=150, deadline=None)
-@example(11, 14, 4, 3)  # Halves are rounded to the even number.
+@example(11, 14, 4, 3)  # offsets of 4 rows and 5 columns
 def test_center_crop_is_that_of_mmcv(height, width, crop_width, crop_height):
     step = dict(type='center_crop', width=crop_width, height=crop_height)
     assert_same_as_transform(CenterCrop((crop_width, crop_height)), step, height, width)
@@ -96,7 +96,7 @@ def assert_same_as_transform(transform, step, height, width):
     picture = random_picture(height, width, 1)
     try:
         results = transform(dict(img=picture))
-    except cv2.error:  # Nothing is left of the picture.
+    except cv2.error:  # The resized picture would be empty.
         with pytest.raises(UserError, match=rf'picture of {width} x {height} pixels is too long and narrow'):
             apply_steps(picture, [step])
         return

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """A config of stock parts, and what one epoch of it leaves when it is made binary."""
+    """The folder with a config of stock parts, a policy, and the results of training one epoch with this policy."""
     folder = tmp_path_factory.mktemp('binarize')
     text = write_tiny_run(folder).read_text()
     text += f"""
@@ -136,7 +136,7 @@ class TestGetComplexity:
 
 
 def test_a_binary_config_as_a_file(folder, tmp_path, monkeypatch, capsys):
-    """tools/binarize.py writes what ``--binarize`` leaves in the work directory, but for what that run has set."""
+    """tools/binarize.py writes the same config as ``--binarize`` in the work directory, except the run's settings."""
     words = [folder / 'stock.py', folder / 'policy.py', '--out', tmp_path / 'binary.py']
     monkeypatch.setattr('sys.argv', ['binarize.py', *map(str, words)])
     runpy.run_path(str(ROOT / 'tools/binarize.py'), run_name='__main__')

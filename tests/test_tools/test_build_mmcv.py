@@ -178,7 +178,7 @@ class TestMissingTools:
 class TestCudaOps:
     @pytest.fixture
     def nvcc(self, tmp_path, monkeypatch):
-        """Puts an nvcc of a version where ``CUDA_HOME`` points to."""
+        """A function that creates an nvcc of some version in ``CUDA_HOME``."""
 
         def put(version):
             make_executable(tmp_path / 'bin' / 'nvcc', f'#!/bin/sh\necho "release {version}, V{version}.1"\n')
@@ -223,7 +223,8 @@ class TestCudaOps:
 class TestBuild:
     @pytest.fixture
     def commands(self, script, monkeypatch):
-        """Stands in for pip and mmcv's setup.py: puts a source archive, then a wheel, where they would."""
+        """Replaces pip and mmcv's setup.py by a function that creates the source archive and the wheel. Returns the
+        list of commands."""
         commands = []
 
         def run_logged(command, log, cwd, env=None, progress=None):
@@ -280,7 +281,8 @@ class TestBuild:
             text=True,
             check=True,
         )
-        # gcc's -H marks a precompiled header that it takes with an exclamation mark, one that does not fit with an x.
+        # With -H, gcc prints an exclamation mark in front of a precompiled header that it uses, and an x in front of an
+        # unsuitable one.
         assert f'! {tmp_path}/torch_types.hpp.gch' in result.stdout + result.stderr
 
     def test_other_compilers_do_without_a_precompiled_header(self, script, monkeypatch, tmp_path):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / 'tools' / 'dataset_converters' / 'cityscapes.py'
-# Of the 34 label ids 19 are trained (Cordts et al., CVPR 2016): road, sidewalk, building, wall, fence, pole, light,
-# sign, vegetation, terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle.
+# 19 of the 34 label ids are used for training (Cordts et al., CVPR 2016): road, sidewalk, building, wall, fence, pole,
+# light, sign, vegetation, terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle.
 EXPECTED = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14,
             28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a person sees of an error, and what is in the log."""
+"""The error messages on the screen and the tracebacks in the log."""
 
 import argparse
 import functools
@@ -21,7 +21,8 @@ from mmgroupnet.models import GroupNetResNet
 from tests.tiny_run import write_tiny_run
 
 TOOLS = Path(__file__).parents[2] / 'tools'
-# One builds mmcv before there is anything to import, the other hands its command line on to mmseg's script.
+# Tools without --traceback: one runs before any package is installed, the other passes its command line to mmseg's
+# script.
 ALONE = ('build_mmcv.py', 'voc_aug.py')
 
 
@@ -37,10 +38,10 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def test_tool(trained, tmp_path, monkeypatch):
-    """Runs tools/test.py in this process, in ``tmp_path / 'work'``."""
+    """A function that runs tools/test.py in this process, with the work directory ``tmp_path / 'work'``."""
 
     def run(*options: str, checkpoint: str = 'weights.pth') -> None:
-        # mmengine keeps loggers by the experiment's name, by default the time in seconds.
+        # mmengine keeps loggers under the experiment's name, whose default is the time in seconds.
         name = f'experiment_name={tmp_path.name}'
         words = [trained / 'tiny.py', trained / checkpoint, '--work-dir', tmp_path / 'work', *options]
         monkeypatch.setattr('sys.argv', ['test.py', *map(str, words), '--cfg-options', name])
@@ -51,7 +52,7 @@ def test_tool(trained, tmp_path, monkeypatch):
 
 @pytest.fixture
 def logger():
-    """mmengine goes by the newest logger: this one, without a file."""
+    """A new logger without a file; mmengine uses the newest logger."""
     name = 'test_errors'
     MMLogger._instance_dict.pop(name, None)
     yield MMLogger.get_instance(name)
@@ -151,7 +152,7 @@ def test_an_error_of_a_loaders_worker_is_the_same_line(logger, capsys):
 
 
 def test_every_process_has_a_log(logger, tmp_path, monkeypatch):
-    """mmengine gives a file to the first process alone, and the name of that file to all."""
+    """In mmengine only the first process writes the log file, although the loggers of all processes have its name."""
     logger._log_file = str(tmp_path / 'run.log')
     monkeypatch.setattr(errors, 'get_rank', lambda: 1)
     with pytest.raises(RuntimeError):

@@ -1,4 +1,4 @@
-"""tools/deploy/export_onnx.py: its file, its summary and how it ends."""
+"""tools/deploy/export_onnx.py: its file, its summary and its errors."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 def export(folder, *arguments) -> subprocess.CompletedProcess:
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    environment.pop('PYTHONPATH', None)  # The tool itself finds what is in its checkout.
+    environment.pop('PYTHONPATH', None)  # The tool must find the packages of its checkout itself.
     command = [sys.executable, str(SCRIPT), 'tiny.py', 'float.pth', *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -42,7 +42,7 @@ def test_a_person_exports_a_checkpoint(folder):
     assert re.search(rf'^new/model.onnx: detection, {size:,} bytes, \d+ binary layers on bits$', ended.stdout, re.M)
     assert re.search(r'^exported in \d+\.\d s$', ended.stdout, re.M)
     assert set(run(folder / 'new' / 'model.onnx', image=pictures())) == {'dets', 'labels'}
-    # By the runtime of the checkout, which may lack its library.
+    # The comparison needs the runtime of the checkout, whose library may not be built.
     library = SCRIPT.parents[2] / 'runtime' / 'src' / 'mmgroupnet_runtime' / 'lib' / 'libmmgroupnet_onnxruntime.so'
     compared = 'largest difference from the model on a random picture: dets ('
     assert (compared if library.is_file() else f'not compared with the model: UserError: {library}') in ended.stdout

@@ -1,4 +1,4 @@
-"""tools/model_converters/official_to_mmgroupnet.py: what it writes, what its files are good for, and how it fails."""
+"""tools/model_converters/official_to_mmgroupnet.py: its files, their use with other tools, and its errors."""
 
 import importlib.util
 import os
@@ -30,7 +30,7 @@ def state_dict():
 
 @pytest.fixture
 def source(tmp_path, state_dict):
-    """A file as the authors wrote theirs."""
+    """A checkpoint in the authors' format."""
     path = tmp_path / 'resnet18.pth.tar'
     names = {f'module.{name}': value for name, value in state_dict.items()}
     content = dict(epoch=40, arch='resnet18', state_dict=names, best_prec1=torch.tensor(64.8))
@@ -40,7 +40,7 @@ def source(tmp_path, state_dict):
 
 @pytest.fixture
 def convert(monkeypatch, capsys):
-    """Runs the tool in this process; gives its exit status, its output and its errors."""
+    """A function that runs the tool in this process; returns exit status, output and errors."""
     spec = importlib.util.spec_from_file_location('official_to_mmgroupnet', SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -58,7 +58,8 @@ def convert(monkeypatch, capsys):
 
 
 def test_a_person_converts_and_tests(tmp_path, source, state_dict):
-    """Converts by the command line; tests and packs, on four pictures whose short side is 256 already."""
+    """Converts a checkpoint from the command line, then tests and packs it. The short side of the four pictures is 256,
+    so they are not resized."""
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     environment.pop('PYTHONPATH', None)
     command = [sys.executable, str(SCRIPT), str(source), 'new/r18.pth']
@@ -79,7 +80,7 @@ def test_a_person_converts_and_tests(tmp_path, source, state_dict):
         data = model.data_preprocessor(dict(inputs=crops))
         labels = model(data['inputs'], mode='tensor').argmax(dim=1).tolist()
     assert len(set(labels)) > 1
-    labels[3] = (labels[3] + 1) % 1000  # three of four are right
+    labels[3] = (labels[3] + 1) % 1000  # so the model is right for three of the four pictures
     for number, picture in enumerate(pictures):
         cv2.imwrite(str(root / f'val/{number}.png'), picture)
     lines = (f'{number}.png {label}\n' for number, label in enumerate(labels))
@@ -111,7 +112,7 @@ def test_the_file_is_a_checkpoint_of_mmengine(tmp_path, source, convert, state_d
     weights = {name: value.double() for name, value in state_dict.items()}
     expected = OfficialNetwork(weights, FAMILY, 3)(x)
     assert (model(x, mode='tensor') - expected).abs().max() < 1e-9 * expected.abs().max()
-    assert convert(source, tmp_path / 'r18.pth')[0] == 0  # again
+    assert convert(source, tmp_path / 'r18.pth')[0] == 0  # converting again is allowed
 
 
 class TestErrors:

@@ -1,4 +1,4 @@
-"""tools/deploy/pack.py: its table, its file and how it ends."""
+"""tools/deploy/pack.py: its table, its file and its errors."""
 
 import importlib.util
 import os
@@ -25,7 +25,7 @@ def model():
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, model):
-    """The tiny detector's config and weights; ``model['float']`` is what they are of."""
+    """The tiny detector's config and weights; ``model['float']`` is set to the model."""
     folder = tmp_path_factory.mktemp('pack')
     cfg = load_tiny_run(folder)
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -36,7 +36,7 @@ def folder(tmp_path_factory, model):
 
 @pytest.fixture
 def pack(monkeypatch, capsys, folder):
-    """Runs the tool in this process; gives its exit status, its output and its errors."""
+    """A function that runs the tool in this process; returns exit status, output and errors."""
     spec = importlib.util.spec_from_file_location('pack', SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

@@ -1,4 +1,4 @@
-"""The tools as a person starts them, from a folder that is not the checkout."""
+"""The tools, started from the command line in a folder outside the checkout."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def run_tool(name, *arguments, cwd, check=True):
 
 
 def logged(work_dir):
-    """Losses by iteration over all runs of a work directory, the newest run's last."""
+    """Losses by iteration over all runs of a work directory; a newer run replaces those of older runs."""
     found = {}
     for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
         rows = [json.loads(line) for line in log.read_text().splitlines()]
@@ -123,7 +123,7 @@ def test_errors_are_one_line(folder, tool, arguments, message):
 
 def test_a_run_that_is_killed_in_mid_epoch_is_taken_up(folder, tmp_path):
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    # Enough iterations that the second epoch is still running when the kill comes.
+    # Enough iterations that the second epoch is still running when the process is killed.
     options = ['--cfg-options', 'train_dataloader.batch_size=1', 'train_cfg.max_epochs=2']
     run_tool('train.py', 'tiny.py', '--work-dir', whole, *options, cwd=folder)
     command = [sys.executable, str(TOOLS / 'train.py'), 'tiny.py', '--work-dir', str(killed), *options]

@@ -1,4 +1,4 @@
-"""What several tests of .onnx files share: an export takes seconds."""
+"""A fixture that several tests of .onnx files share, since an export takes seconds."""
 
 from unittest import mock
 
@@ -13,7 +13,7 @@ from tests.operators import build_operators
 
 @pytest.fixture(scope='session')
 def written(tmp_path_factory):
-    """A packed detector, what was exported, and its file."""
+    """A packed detector, the result of its export, and its .onnx file."""
     model = pack(binary_fcos())
     path = tmp_path_factory.mktemp('written') / 'new' / 'model.onnx'
     with mock.patch('mmgroupnet_runtime.library_path', build_operators):

@@ -1,4 +1,4 @@
-"""A written file is compared with its model."""
+"""Comparison of a written file with its model."""
 
 from unittest import mock
 
@@ -35,7 +35,7 @@ def test_random_pictures():
     picture = random_picture(35, 50, seed=3)
     assert picture.shape == (1, 35, 50, 3) and picture.dtype == 'uint8'
     assert (picture == random_picture(35, 50, seed=3)).all() and (picture != random_picture(35, 50, seed=4)).any()
-    # A patch differs from the next by more than its noise.
+    # The difference between neighbouring patches is larger than the noise inside a patch.
     assert abs(picture[0, :16, :16].mean() - picture[0, :16, 16:32].mean()) > picture[0, :16, :16].std((0, 1)).max()
 
 

@@ -1,4 +1,4 @@
-"""Classifiers in one graph give what their own ``predict`` gives."""
+"""Classifiers exported as one graph give the results of their own ``predict``."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Detectors in one graph give what their own ``predict`` gives."""
+"""Detectors exported as one graph give the results of their own ``predict``."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from tests.onnx_files import (
 
 
 def answer(model, images) -> tuple[np.ndarray, np.ndarray]:
-    """The answer of the graph as torch computes it."""
+    """The outputs of the graph, computed by torch."""
     with torch.no_grad():
         return tuple(output.numpy() for output in Graph(model)(torch.from_numpy(images)))
 
@@ -82,7 +82,7 @@ def test_pictures_without_detections():
 def test_pictures_with_fewer_detections_end_in_empty_rows():
     model = detector(FCOS, dict(max_per_img=1000))
     images = pictures()
-    images[0] //= 3  # Less in it.
+    images[0] //= 3  # Gives fewer detections.
     expected = detect(model, images)
     assert len(expected[0][1]) != len(expected[1][1])
     assert_detections(*answer(model, images), expected)
@@ -97,7 +97,7 @@ def exported(request, tmp_path_factory):
     return model, path
 
 
-@pytest.mark.slow  # an export takes many seconds; the file of the binary detector is compared always
+@pytest.mark.slow  # an export takes many seconds; the test of the binary detector's file is not slow
 @pytest.mark.parametrize('shape', [(1, 61, 90), (3, 128, 96), (2, 33, 49)], ids=str)
 def test_the_file_gives_the_answer_of_predict(exported, shape):
     model, path = exported

@@ -1,4 +1,4 @@
-"""The file itself: operators, bits, shared weights, metadata, and how it is written."""
+"""The exported file: operators, bits, shared weights, metadata, and how it is written."""
 
 import hashlib
 import json
@@ -68,7 +68,7 @@ def test_opsets_and_schemas(written):
     assert {each.domain: each.version for each in model.opset_import} == {'': 18, 'mmgroupnet': 1}
     with registered_schemas():
         onnx.checker.check_model(model)
-    # The registry is the process's: nothing is left in it.
+    # The registry is global to the process; the exporter must not leave entries in it.
     assert not onnx.defs.has('Block', domain='mmgroupnet')
 
 
@@ -99,12 +99,12 @@ def test_blocks_say_what_they_are_made_of(written):
         for place, name in zip(places, parameters, strict=True):
             assert place // 7 < len(units)
             assert names[name].dtype == (np.uint8 if place % 7 == 0 else np.float32)
-    # Both towers are there for both levels.
+    # Two towers with two levels each.
     assert len(blocks) >= 4
 
 
 def test_towers_start_channels_last(written):
-    """Input norms cost no transposes: one map of a level is turned for both towers, and for no norm of them."""
+    """Input norms need no transposes: each level is transposed once for both towers, not for each of their norms."""
     graph = onnx.load(written[2]).graph
     readers = Counter(name for node in graph.node for name in node.input)
     producers = {name: node for node in graph.node for name in node.output}
@@ -149,7 +149,7 @@ def test_input_norms_as_products_and_sums():
 
 @pytest.mark.parametrize('is_fault', [True, False])
 def test_faults_of_our_own_are_no_refusals_of_the_exporter(monkeypatch, is_fault):
-    """The one keeps its traceback, the other is a sentence for the user."""
+    """A fault in this package keeps its traceback; a refusal of torch's exporter becomes one sentence for the user."""
 
     def refuse(graph):
         raise OnnxExporterError('no translation of aten::fold')

@@ -1,4 +1,4 @@
-"""Transposes that move and cancel."""
+"""Moving transposes through a graph until pairs of them cancel."""
 
 import numpy as np
 import onnx
@@ -9,7 +9,7 @@ from mmgroupnet.deploy.onnx.layout import TO_NCHW, TO_NHWC, remove_transposes
 
 
 def model_of(middle: str, has_other_reader: bool = False) -> ir.Model:
-    """Two channels-last maps that are turned, computed with, and turned back."""
+    """A model that transposes two channels-last maps to NCHW, computes ``m`` from them, and transposes it back."""
     turned = f'Transpose<perm = {list(TO_NCHW)}>'
     second = ', float[N, C, H, W] z' if has_other_reader else ''
     text = f"""
@@ -48,7 +48,7 @@ _RESIZE = """
         ('m = Add (s, t)', 0),
         ('r = Relu (s)\n m = Add (r, t)', 0),
         (_RESIZE, 0),
-        # A sum along channels is none of channels-last maps.
+        # A softmax over the channels needs the NCHW layout.
         ('m = Softmax<axis = 1> (s)', 2),
         (_RESIZE.replace('"nearest",', '"linear",').replace(', nearest_mode = "floor"', ''), 2),
     ],

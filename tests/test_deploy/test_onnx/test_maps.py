@@ -1,4 +1,4 @@
-"""``raw=True``: a model's maps in place of its answer."""
+"""``raw=True``: exports the output maps of a model in place of its predictions."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""The preprocessing in a graph is that of the library's data preprocessor."""
+"""The preprocessing in a graph equals that of the library's data preprocessor."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Segmentors in one graph give what their own ``predict`` gives."""
+"""Segmentors exported as one graph give the results of their own ``predict``."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def segmentor(binary=False, test_cfg=None, padding=_PAD, align_corners=False, **
 
 
 def predict(model, images, size):
-    """Class maps and scores of a segmentor's own ``predict``, of the size of the pictures before they were resized."""
+    """Class maps and scores of a segmentor's own ``predict``, in the size of the pictures before resizing."""
     shape = images.shape[1:3]
     samples = [SegDataSample(metainfo=dict(img_shape=shape, ori_shape=size)) for _ in images]
     inputs = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
@@ -56,7 +56,7 @@ def predict(model, images, size):
 def assert_same(found, expected):
     np.testing.assert_allclose(found[1], expected[1], atol=1e-3)
     assert len(np.unique(expected[0])) > 1
-    # Two classes may have one score to the last bits.
+    # The scores of two classes may be equal up to rounding.
     assert (found[0] != expected[0]).mean() < 1e-3
 
 

@@ -1,4 +1,4 @@
-"""Steps of an answer: known results, and ONNX Runtime computes what torch does, equal scores included."""
+"""Steps of postprocessing: known results, and equal results in ONNX Runtime and torch, also for equal scores."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.onnx_files import run
 
 
 class Step(nn.Module):
-    """A step as a model."""
+    """A model of one step."""
 
     def __init__(self, step, *options):
         super().__init__()
@@ -23,7 +23,7 @@ class Step(nn.Module):
 
 @pytest.fixture(scope='module')
 def onnx_step(tmp_path_factory):
-    """Writes a step as a file, and returns a function that runs it."""
+    """A function that writes a step to a file and returns a function that runs the file."""
 
     def write(step, options, examples, **dynamic):
         path = tmp_path_factory.mktemp('step') / f'{step._name}.onnx'
@@ -58,7 +58,7 @@ def test_the_first_of_equal_entries_is_the_best(onnx_step):
         [[2, 0, 3], [0, 1, 2]],
     ]
     in_onnx = onnx_step(best_entries, (40,), (scores,), scores=(0, 1))
-    # Few values, so that many are equal; fewer entries than are asked for, and more.
+    # Few different values, so many scores are equal; fewer entries than the 40 that are selected, and more.
     for shape in ((1, 7), (3, 40), (2, 2000)):
         scores = torch.randint(0, 5, shape, generator=torch.Generator().manual_seed(0)) / 4
         assert_equal(in_onnx(scores), best_entries(scores, 40))

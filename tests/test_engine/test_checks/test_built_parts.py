@@ -1,4 +1,4 @@
-"""What is refused, or warned of, before the first step."""
+"""Errors and warnings before the first step of a training."""
 
 import gc
 import json
@@ -19,7 +19,8 @@ from tests.built_runs import check, classification, detection, edit, segmentatio
 
 @pytest.fixture(autouse=True, scope='module')
 def quick_collection():
-    """mmengine collects garbage after every data set: half a second among all that other tests have left."""
+    """mmengine collects garbage for every data set. That takes half a second with the objects of all other tests, so
+    these are frozen."""
     gc.collect()
     gc.freeze()
     yield
@@ -33,7 +34,7 @@ def cfg(tmp_path):
 
 @pytest.fixture
 def warnings(monkeypatch):
-    """What is warned of."""
+    """The logged warnings."""
     said = []
     for module in ('annotation_files', 'classes', 'evaluators', 'masks', 'samples'):
         monkeypatch.setattr(
@@ -58,14 +59,14 @@ def refuse(cfg, message, **options):
 
 
 class Fetch:
-    """A transform that brings the pictures of a data set."""
+    """A user-defined transform, which could download the pictures of a data set."""
 
     def __call__(self, sample):
         return sample
 
 
 class OtherMasks(BaseSegDataset):
-    """A data set of masks that number the classes from 1."""
+    """A data set whose masks number the classes from 1."""
 
 
 class TestGoodRuns:
@@ -92,7 +93,7 @@ class TestGoodRuns:
         refuse(cfg, 'num_classes=3, the data set of train_dataloader (CocoDataset) has 2 classes', num_classes=3)
 
     def test_pictures_with_categories_of_their_own(self, cfg, tmp_path):
-        """Also such as look like those of the file."""
+        """They may have the same structure as the categories of the file."""
         edit(annotations(tmp_path), lambda file: [image.update(categories=['indoor']) for image in file['images']])
         check(cfg)
         tags = [dict(id=7, name='indoor')]
@@ -127,7 +128,7 @@ class TestClasses:
         )
 
     def test_a_last_class_that_only_the_training_lacks(self, cfg, tmp_path, warnings):
-        """As one of several files may; no label moves."""
+        """One of several files may lack a class. If it is the last one, all labels stay the same."""
         edit(annotations(tmp_path), lambda file: file.update(categories=file['categories'][:1]))
         check(cfg)
         assert warnings == [
@@ -144,13 +145,13 @@ class TestClasses:
         refuse(cfg, f"{annotations(tmp_path, 'val')} (val_dataloader) has no category 'blue'")
 
     def test_classes_of_the_data_sets_own_type(self, cfg):
-        """The config names no classes: those of CocoDataset, 80 of COCO, count."""
+        """If the config names no classes, those of CocoDataset apply: the 80 classes of COCO."""
         for loader in ('train_dataloader', 'val_dataloader'):
             del cfg[loader].dataset['metainfo']
         refuse(cfg, "(train_dataloader) has no category 'person', 'bicycle'", num_classes=80)
 
     def test_another_order_than_in_the_file(self, cfg, tmp_path):
-        """mmdet numbers labels in the order of the file."""
+        """mmdet numbers the labels in the order of the file."""
         set_classes(cfg, 'blue', 'red')
         refuse(
             cfg,
@@ -168,7 +169,7 @@ class TestClasses:
         refuse(cfg, "label 1 is 'red' in the annotation file")
 
     def test_lists_of_special_types_are_warned_of(self, cfg, warnings):
-        """As of iSAID, whose type spells a name as its files do not."""
+        """Such as the class of iSAID, in which the spelling of one name differs from the files."""
         from mmdet.datasets import CocoDataset
         from mmdet.registry import DATASETS
 
@@ -210,7 +211,7 @@ class TestClasses:
         assert len(warnings) == 1
 
     def test_training_and_validation_in_another_order(self, tmp_path):
-        """Of data whose masks are numbered by the config."""
+        """For data sets in which the config defines the numbers of the classes."""
         cfg = segmentation(tmp_path, [np.eye(16, dtype=np.uint8)])
         cfg.val_dataloader.dataset.metainfo.classes = ('thing', 'ground')
         refuse(
@@ -287,7 +288,7 @@ class TestClasses:
             f"'blue' is label 0 in checkpoint {tmp_path}/trained.pth and 1 in test_dataloader. There are 'blue', 'red'",
             stages=('test',),
         )
-        check(cfg)  # Fine-tuning starts from any classes.
+        check(cfg)  # Fine-tuning may start from a checkpoint with other classes.
         meta['dataset_meta']['classes'] = ('n01', 'n02')
         torch.save(dict(state_dict={}, meta=meta), cfg.load_from)
         check(cfg, stages=('test',))
@@ -535,6 +536,6 @@ def test_training_is_refused_before_its_first_step(cfg, tmp_path):
 
 
 def test_no_rehearsal_trains_all_the_same(cfg, monkeypatch):
-    monkeypatch.setattr(training, 'check_built_parts', lambda *args: pytest.fail('compared'))
+    monkeypatch.setattr(training, 'check_built_parts', lambda *args: pytest.fail('check_built_parts was called'))
     run_training(cfg, rehearse=False)
     assert (Path(cfg.work_dir) / 'epoch_1.pth').is_file()

@@ -1,4 +1,4 @@
-"""The heads of stock models, built without weights."""
+"""The heads of stock models, most of them built on the meta device."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,8 @@ def build(name):
     cfg = load_config(name) if '::' in name else Config.fromstring(name, '.py')
     model = cfg.model
     model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-    device = 'cpu' if cfg.get('default_scope') == 'mmpretrain' else 'meta'  # Its parts compute when they are built.
+    # Parts of mmpretrain compute with their weights when they are built, which is not possible on the meta device.
+    device = 'cpu' if cfg.get('default_scope') == 'mmpretrain' else 'meta'
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), torch.device(device):
         return MODELS.build(model)
 
@@ -66,7 +67,7 @@ def test_classes_as_text_are_not_counted():
 
 
 def test_labels_that_are_mixed():
-    """mmpretrain's preprocessor counts the classes for them."""
+    """For mixed labels, mmpretrain's preprocessor has the number of classes."""
     model = nn.Module()
     model.data_preprocessor = nn.Module()
     model.data_preprocessor.num_classes, model.data_preprocessor.to_onehot = 10, False

@@ -1,4 +1,4 @@
-"""Masks that workers look at."""
+"""Checks of masks in the workers of a data loader."""
 
 from types import SimpleNamespace
 
@@ -43,7 +43,7 @@ def test_a_wrong_mask_stops_with_one_sentence(tmp_path, num_workers):
         next(batches)
     message = str(error.value)
     if num_workers:
-        batches._shutdown_workers()  # Those of an iterator that waits for the garbage collector take 5 seconds each.
+        batches._shutdown_workers()  # When the garbage collector removes the iterator, each worker takes 5 seconds.
     assert message.startswith(f'mask {tmp_path}/mask/1.png holds the ids 5: BaseSegDataset has the 2 classes')
     assert '\n' not in message
 
@@ -100,7 +100,7 @@ class TestHook:
             next(iter(data))
 
     def test_workers_that_start_with_the_loop(self, tmp_path):
-        """Those of an iteration-based one, before any hook is called."""
+        """The workers of an iteration-based loop start when the loop is built, before any hook is called."""
         cfg = segmentation(tmp_path, [WRONG])
         cfg.merge_from_dict(
             dict(

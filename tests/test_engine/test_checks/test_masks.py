@@ -69,7 +69,7 @@ def test_other_data_is_not_concerned():
 
 
 def test_the_sentence_of_a_workers_error():
-    """torch makes the error anew, with the worker's traceback as its text."""
+    """torch raises a worker's error again in the main process, with the traceback as its text."""
     text = 'Caught MaskError in worker 0.\nTraceback\n  a.masks.MaskError: mask x is odd\n'
     assert str(MaskError(text)) == 'mask x is odd'
     assert str(MaskError('mask x is odd')) == 'mask x is odd'

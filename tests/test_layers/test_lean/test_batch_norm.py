@@ -1,4 +1,4 @@
-"""The batch norm of lean training beside torch's, over a grid of constructor options, and over two processes."""
+"""The batch norm of lean training against torch's, over a grid of constructor options and in two processes."""
 
 import copy
 import itertools
@@ -16,7 +16,7 @@ from tests.processes import noted_collectives, run_in_two_processes
 CHANNELS = 3
 PASSES = TorchPasses(torch.float64)
 needs_kernels = pytest.mark.skipif(kernels.library() is None, reason='the kernels were not compiled')
-# All that a constructor takes, and that changes what a norm computes.
+# All constructor options that change the computation of a norm.
 OPTIONS = [
     dict(affine=affine, track_running_stats=tracked, momentum=momentum, eps=eps) | bias
     for affine, tracked, momentum, eps in itertools.product((True, False), (True, False), (0.1, 0.7, None), (1e-5, 0.1))
@@ -52,7 +52,7 @@ def scales() -> Tensor:
 
 
 def lean(norm: nn.Module, y: Tensor, gradient: Tensor, relu: bool, branches: int = 1) -> list[Tensor | None]:
-    """Output, gradient of ``scale * y``, gradients of weight and bias."""
+    """The output and the gradients of ``scale * y``, weight and bias, from lean training."""
     unit, affine, scale = BatchNorm(norm, branches), AffineOfNorm(norm.weight, norm.bias), scales()
     moments = PASSES.moments(y, relu) if unit.uses_batch else None
     statistics = unit.statistics(norm, moments, y[:, 0].numel(), scale)
@@ -64,7 +64,7 @@ def lean(norm: nn.Module, y: Tensor, gradient: Tensor, relu: bool, branches: int
 
 
 def reference(norm: nn.Module, y: Tensor, gradient: Tensor, relu: bool, branches: int = 1) -> list[Tensor | None]:
-    """The same by torch; branches that share the norm are its batch."""
+    """The same values from torch; branches that share the norm are its batch."""
     leaf = (torch.cat(y.chunk(branches, dim=1)) * scales().view(-1, 1, 1)).requires_grad_()
     out = norm(leaf.relu() if relu else leaf)
     out.backward(torch.cat(gradient.chunk(branches, dim=1)))
@@ -90,7 +90,7 @@ class TestGrid:
     @pytest.mark.parametrize('training', [True, False])
     def test_as_torch(self, options, training, relu):
         norm, other = (build(nn.BatchNorm2d, **options).train(training) for _ in range(2))
-        for batch in (2, 3):  # the second one finds moved statistics
+        for batch in (2, 3):  # the second one starts from changed running statistics
             y = integers(batch)
             other.zero_grad()
             assert_same(lean(norm, y, upstream(y), relu), reference(other, y, upstream(y), relu))
@@ -132,14 +132,14 @@ def test_one_value_per_channel_is_refused_as_by_torch(options):
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize(('branches', 'relu'), [(1, True), (3, False)])
 def test_arithmetic_of_the_kernels(options, training, branches, relu):
-    """In one call, as in torch: the same sums, and double precision in both."""
+    """The kernels compute a norm in one call. Sums and double precision arithmetic are the same as in torch."""
     passes = KernelPasses()
     norm, other = (build(nn.BatchNorm2d, **options).float().train(training) for _ in range(2))
     y = integers(3, branches).contiguous(memory_format=torch.channels_last)
     gradient, scale, pixels = upstream(y).float(), scales().float(), y[:, 0].numel()
     affine = AffineOfNorm(norm.weight, norm.bias)
     whole, plain = BatchNorm(norm, branches, passes.norms), BatchNorm(other, branches)
-    for _ in range(2):  # the second time they find moved statistics
+    for _ in range(2):  # the second time starts from changed running statistics
         found = whole.statistics_of(norm, y, relu, affine, scale)
         expected = plain.statistics(other, passes.moments(y, relu) if plain.uses_batch else None, pixels, scale)
         assert_close(found[:2], expected[:2], rtol=1e-12, atol=1e-12)
@@ -168,7 +168,7 @@ def test_the_kernels_move_running_statistics_of_another_dtype():
 
 @pytest.mark.parametrize(('mean', 'spread'), [(3001, 1), (1001, 1), (32766, 1)])
 def test_variance_does_not_cancel(mean, spread):
-    """The sums of integers are exact, and taken around an integer near their mean."""
+    """The sums of integers are exact, and computed relative to an integer near their mean."""
     y = (mean + torch.randint(-spread, spread + 1, (4, CHANNELS, 64, 64))).to(torch.int16)
     norm = build(nn.BatchNorm2d, momentum=1.0)
     unit = BatchNorm(norm, 1)
@@ -179,7 +179,7 @@ def test_variance_does_not_cancel(mean, spread):
 
 
 def test_statistics_of_floats_do_not_cancel():
-    """Of a full-precision shortcut in float32, whose squares would lose the deviation."""
+    """A full-precision shortcut gives float32 maps; the sum of their squares would lose the deviation."""
     y = 1000 + torch.randn(4, CHANNELS, 64, 64)
     norm = build(nn.BatchNorm2d, momentum=1.0)
     unit = BatchNorm(norm, 1)
@@ -188,11 +188,11 @@ def test_statistics_of_floats_do_not_cancel():
     assert_close(norm.running_var, y.double().var((0, 2, 3)), rtol=1e-4, atol=0)
 
 
-# Images of the two processes: as many, unlike, none in one, one pixel in one, none at all.
+# Numbers of images in the two processes: equal, different, none in one process, none in both.
 SHARES = {'alike': (2, 2), 'unlike': (1, 3), 'empty': (0, 3), 'all empty': (0, 0)}
 
 
-# Of the norms of two processes.
+# Options of the norms in two processes.
 SHARED_OPTIONS = [{}, dict(momentum=None, affine=False), dict(track_running_stats=False)]
 
 
@@ -211,13 +211,13 @@ def run_share(rank: int, options: dict) -> dict[str, list]:
             values = lean(norm, y[part], upstream(y)[part], True)
         found[name] = [[str(each) for each in collectives], values, dict(norm.named_buffers())]
     norm = build(nn.SyncBatchNorm, **options)
-    pixel = integers(1 - rank, size=(1, 1))  # one value in one process, none in the other
+    pixel = integers(1 - rank, size=(1, 1))  # one value per channel in one process, none in the other
     try:
         lean(norm, pixel, upstream(pixel), True)
         found['one pixel'] = 'taken'
     except ValueError as error:
         found['one pixel'] = str(error)
-    both = integers(2, size=(1, 1))  # one value in each
+    both = integers(2, size=(1, 1))  # one value per channel in each process
     found['a pixel each'] = lean(norm, both[rank : rank + 1], upstream(both)[rank : rank + 1], True)
     found['evaluated'] = []
     with noted_collectives() as collectives:
@@ -229,7 +229,7 @@ def run_share(rank: int, options: dict) -> dict[str, list]:
 
 @pytest.fixture(scope='module')
 def shares(tmp_path_factory) -> list[dict[str, dict[str, list]]]:
-    """What two processes, whose start takes seconds, have of the norms of all options."""
+    """The results of two processes for all options; a single start, since that takes seconds."""
     return run_in_two_processes(tmp_path_factory.mktemp('shares'), run_shares)
 
 

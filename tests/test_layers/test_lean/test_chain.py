@@ -1,4 +1,4 @@
-"""Lean training against plain autograd: the same outputs, gradients and running statistics, and what it keeps."""
+"""Lean training against plain autograd: the same outputs, gradients and running statistics, and less memory."""
 
 import copy
 
@@ -32,7 +32,7 @@ from tests.strategies import seeds
 
 ACTIVATIONS = ('PolynomialSign', 'ClippedIdentitySign', 'ShiftedSign')
 WEIGHTS = ('TensorScaleWeight', 'ChannelScaleWeight', 'UnscaledWeight')
-# Largest distance of gradients, relative to their norm.
+# Largest allowed distance of gradients, relative to their norm.
 WHOLE_NETWORK, SINGLE_BLOCK = 1e-9, 1e-5
 
 
@@ -98,7 +98,7 @@ def input_of(model: PlainChain, seed: int, batch: int = 2) -> Tensor:
 
 
 def margin_of_signs(model: nn.Module, *inputs: Tensor, run: Run = call) -> float:
-    """The smallest magnitude that a sign sees in plain training."""
+    """The smallest magnitude among the inputs of all signs in plain training."""
     plain = set_lean(copy.deepcopy(model), False)
     seen: list[float] = []
 
@@ -116,8 +116,8 @@ def margin_of_signs(model: nn.Module, *inputs: Tensor, run: Run = call) -> float
 
 
 def has_lone_weights(model: nn.Module) -> bool:
-    """Whether a conv has one weight per output channel. The norm behind it takes out that factor: its gradient is what
-    eps leaves of a sum that cancels, which single precision cannot hold."""
+    """Whether a conv has only one weight per output channel. The norm behind it removes this factor, so apart from the
+    effect of eps its gradient is a sum that cancels; single precision cannot represent it."""
     return any(weight.dim() == 4 and weight[0].numel() == 1 for weight in model.convs.parameters())
 
 
@@ -205,8 +205,8 @@ class TestWhatIsKept:
         block, merge = block_of(network, 0), network.stages[0][0].merge
         x = torch.randn(2, 16, 24, 20, requires_grad=True)
         kept = saved_bytes(lambda: block(x, merge))
-        # Of a unit its scale, mean, deviation, and scale and shift behind the norm; then the gate, which branches
-        # share, and the merge's scales.
+        # For each of the two units: its scales, the mean and deviation, and the scale and shift of the norm. For the
+        # block: the gate, which the branches share, and the scales of the merge.
         vectors = 2 * (16 * 4 + 2 * 16 * 8 + 2 * 16 * 4) + 4 + 2 * 4
         assert kept == x.numel() * (4 if with_cp else 4 + 2 * 2) + vectors
 
@@ -214,7 +214,7 @@ class TestWhatIsKept:
         for cls, channels in ((BinaryConv2d, 6), (LayerwiseBinaryConv2d, 3)):
             conv = cls(3, 4, 3, padding=1, num_bases=2)
             x = torch.randn(2, channels, 9, 8, requires_grad=True)
-            # The input, and a scale for each base and channel.
+            # The input, and one scale for each base and channel.
             assert saved_bytes(lambda conv=conv, x=x: conv(x)) == 4 * x.numel() + 4 * 2 * 4
 
 

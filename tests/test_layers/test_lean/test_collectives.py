@@ -1,4 +1,5 @@
-"""Several processes with synchronised norms and the shipped hooks: the same collectives, and the training of one."""
+"""Two processes with synchronised norms and the shipped hooks: both issue the same collectives, and they train like one
+process."""
 
 import logging
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.processes import noted_collectives, run_in_two_processes
 
 ROOT = Path(__file__).parents[3]
 RUNTIMES = ('default_runtime', 'segmentation_runtime')
-# Of each network the images of the first process and of the second one.
+# For each network, the numbers of images in the first and in the second process.
 SHARES = {
     'soft_gate': (1, 3),
     'lbd': (1, 3),
@@ -30,8 +31,8 @@ STEPS = 3
 
 
 class Tower(nn.Module):
-    """A tower of one level as a network; the norms of its input, which torch synchronises on GPUs alone, are left
-    out."""
+    """A tower of one level as a network, without the norms of its input: these run in torch, which synchronises norms
+    only on GPUs."""
 
     def __init__(self, norm: str) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class Tower(nn.Module):
 
 
 class Blocks(nn.Module):
-    """The blocks of a network without its stem, which lean training leaves to torch."""
+    """The blocks of a network without its stem, which does not run lean."""
 
     def __init__(self, norm: str) -> None:
         super().__init__()
@@ -67,13 +68,14 @@ def build(name: str, norm: str) -> nn.Module:
     if name == 'tower':
         return Tower(norm).double().train()
     options = dict(depth=18, num_bases=2, base_channels=4, stage_blocks=(1, 2), norm_cfg=dict(type=norm))
-    if name == 'lbd':  # Of other scales sums that cancel leave rounding, which a ReLU takes for a sign.
+    # With other scales a sum that should be zero becomes a rounding error, and its sign decides what the ReLU passes.
+    if name == 'lbd':
         options.update(binary_cfg=dict(weight=dict(type='mmgroupnet.UnscaledWeight')))
     if name.startswith('recomputed'):
         options.update(with_cp=True, binary_downsample=False, avg_down=True)
         name = 'soft_gate'
     network = GroupNetResNet(decomposition=name, **options)
-    network.stem[-1] = nn.Identity()  # called as a module, which torch synchronises on GPUs alone
+    network.stem[-1] = nn.Identity()  # the stem's norm runs in torch, which synchronises norms only on GPUs
     return network.double().train()
 
 
@@ -82,7 +84,7 @@ def images() -> Tensor:
 
 
 def loss_of(outs: list[Tensor], share: slice) -> Tensor:
-    """A sum over the images, so that the gradients of processes add up to those of one."""
+    """A sum over the images, so that the gradients of the two processes add up to those of one process."""
     generator = torch.Generator().manual_seed(2)
     return sum(
         (out * torch.randn(4, *out.shape[1:], generator=generator, dtype=out.dtype)[share]).sum() for out in outs
@@ -90,8 +92,8 @@ def loss_of(outs: list[Tensor], share: slice) -> Tensor:
 
 
 def train(name: str, norm: str, work_dir: str, share: slice, hook_configs: list[dict]) -> tuple[nn.Module, list[int]]:
-    """Some steps as the Runner makes them, with hooks, on a share of the images: the network, and how many layers were
-    observed in each step."""
+    """Trains for some steps like the Runner, with hooks, on a share of the images. Returns the network and, for each
+    step, the number of observed layers."""
     observed = []
     network = build(name, norm)
     hooks = [HOOKS.build(config) for config in hook_configs]
@@ -133,7 +135,8 @@ def train_in_process(rank: int, work_dir: str, hook_configs: list[dict]) -> dict
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory) -> list[dict[str, dict]]:
-    """Networks of two processes that have unlike numbers of images, with the statistics hook of the shipped configs."""
+    """Results of training in two processes, most with different numbers of images, with the hook of the shipped
+    configs."""
     configs = [read_config_file(ROOT / f'configs/_base_/{runtime}.py') for runtime in RUNTIMES]
     hooks = [dict(type='mmgroupnet.BinaryStatisticsHook')]
     assert all(config.custom_hooks == hooks for config in configs)

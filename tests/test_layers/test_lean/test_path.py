@@ -1,4 +1,5 @@
-"""What decides whether layers run lean or plain: what all processes know alike, and nothing that only watches."""
+"""Whether layers run lean or plain. This only depends on facts that are the same in all processes; observers do not
+change it."""
 
 import copy
 
@@ -90,7 +91,7 @@ class TestWhatRunsLean:
         conv = BinaryConv2d(1, 1, 1, memory_efficient=False)
         x = torch.tensor([[[[-0.5, 0.25]]]], requires_grad=True)
         (gradient,) = torch.autograd.grad(conv(x).sum(), x, create_graph=True)
-        # Of max(0, 2 - 2|x|) the derivative is -2 sign(x).
+        # The derivative of max(0, 2 - 2|x|) is -2 sign(x).
         (second,) = torch.autograd.grad(gradient.sum(), x)
         assert_close(second, torch.tensor([[[[2.0, -2.0]]]]) * conv.effective_weight().detach())
 
@@ -108,7 +109,7 @@ class TestObservers:
         assert len(seen[True]) > 16 and all(len(calls) == 1 for calls in seen[True].values())
         for name, (signs,) in seen[True].items():
             assert signs.dtype == torch.bool
-            # A conv that branches share sees them as batch in plain training.
+            # In plain training, a conv that branches share gets them as its batch, so only the counts are compared.
             assert int(signs.sum()) == int(seen[False][name][0].sum()), name
             assert signs.numel() == seen[False][name][0].numel()
 
@@ -138,7 +139,7 @@ class TestObservers:
 
 
 class TestHooks:
-    """Hooks of others on parts that lean training bypasses."""
+    """Hooks of users on submodules that lean training bypasses."""
 
     @pytest.mark.parametrize(
         'part',
@@ -264,7 +265,7 @@ class OwnWeight(BinaryConv2d):
 
 
 class TestWhatIsRewritten:
-    """Lean training re-implements a forward; where another one stands in its place, that one runs."""
+    """Lean training re-implements the forward passes of our modules. If a module has another forward, that one runs."""
 
     def check(self, network: nn.Module) -> None:
         network.double()
@@ -318,7 +319,7 @@ class TestWhatIsRewritten:
 
 
 def test_parameters_handed_to_a_full_precision_shortcut_get_their_gradients():
-    """Of ``torch.func.functional_call``, which puts them into the module for the forward pass alone."""
+    """``torch.func.functional_call`` sets the parameters of the module only during the forward pass."""
     network, x = small_network(binary_downsample=False), torch.randn(IMAGES)
     given = {name: value.detach().clone().requires_grad_() for name, value in network.named_parameters()}
     torch.func.functional_call(copy.deepcopy(network), given, x)[-1].square().sum().backward()

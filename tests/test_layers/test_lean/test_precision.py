@@ -1,4 +1,4 @@
-"""Half precision and autocast: sums over pixels overflow nowhere, and gradients are those of plain training."""
+"""Half precision and autocast: sums over pixels do not overflow, and gradients are those of plain training."""
 
 import copy
 from unittest import mock
@@ -12,13 +12,13 @@ from mmgroupnet.ops import Residual, kernels
 from tests.lean_comparison import DECOMPOSITIONS, set_lean, small_network
 
 HALVES = (torch.float16, torch.bfloat16)
-# Distance to float32, relative to the norm: eleven bits and eight.
+# Distance to float32, relative to the norm: float16 has eleven significant bits, bfloat16 eight.
 ROUNDING = {torch.float16: 0.02, torch.bfloat16: 0.15}
 
 
 @pytest.fixture(params=['kernels', 'torch'])
 def backend(request):
-    """Runs a test with the CPU's kernels, and as a device without them does."""
+    """Runs a test with the CPU's kernels, and with the passes in torch of devices without kernels."""
     if request.param == 'kernels':
         if kernels.library() is None:
             pytest.skip('the kernels were not compiled')
@@ -33,7 +33,7 @@ def distance(value: Tensor, expected: Tensor) -> float:
 
 
 def gradients(model: nn.Module, x: Tensor, dtype: torch.dtype | None, scale: float = 1.0) -> dict[str, Tensor]:
-    """Gradients of a loss that is scaled as a GradScaler does, and scaled back."""
+    """Gradients of a loss that is multiplied by ``scale``, as by a GradScaler, divided by ``scale`` again."""
     model = copy.deepcopy(model)
     with torch.autocast('cpu', dtype=dtype, enabled=dtype is not None):
         out = model(x)
@@ -62,7 +62,8 @@ def test_a_dtype_without_kernels_is_refused_by_the_name_of_the_conv():
 @pytest.mark.parametrize(('mean', 'deviation'), [(0.6, 0.0), (0.6, 0.1), (0.1, 1.0)])
 @pytest.mark.parametrize('kernel', [1, 3])
 def test_gradients_of_a_conv_over_many_pixels(dtype, backend, kernel, mean, deviation):
-    """Gradients that do not cancel, beyond what half precision can hold: no further off than plain autocast."""
+    """The sums of gradients exceed the range or precision of half precision; the error must not be larger than with
+    plain autocast."""
     torch.manual_seed(0)
     conv = BinaryConv2d(1, 2, kernel, padding='same', weight=dict(type='mmgroupnet.ChannelScaleWeight'))
     x = torch.randn(4, 1, 160, 160)
@@ -85,7 +86,7 @@ def test_gradients_of_a_conv_over_many_pixels(dtype, backend, kernel, mean, devi
 @pytest.mark.parametrize('scale', [1.0, 2.0**8, 2.0**16])
 @pytest.mark.parametrize('decomposition', DECOMPOSITIONS)
 def test_gradients_under_autocast_are_those_of_plain_training(decomposition, scale, dtype, backend):
-    """Of one block in evaluation mode, so that rounding cannot turn the signs of many: the norms are fixed."""
+    """The network has one block with norms in evaluation mode, so a sign that rounding flips affects few others."""
     network = small_network(decomposition=decomposition, stage_blocks=(1,), strides=(1,), norm_eval=True).train()
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     lean, plain = (gradients(set_lean(network, is_lean), x, dtype, scale) for is_lean in (True, False))

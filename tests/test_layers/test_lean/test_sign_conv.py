@@ -1,4 +1,4 @@
-"""Zeros of both signs, which ReLUs and pooling leave behind: the sign of each is +1, lean as in plain training."""
+"""Zeros and negative zeros, such as behind ReLUs and pooling: their sign is +1 in lean and in plain training."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def seed():
 
 
 def with_zeros(channels: int) -> Tensor:
-    """A map with a row of zeros, a row of negative zeros, and a row of both in turn."""
+    """A map with a row of zeros, a row of negative zeros, and a row that alternates between both."""
     x = torch.randn(2, channels, 7, 6)
     x[:, :, 1], x[:, :, 2] = 0.0, -0.0
     x[:, :, 4, ::2], x[:, :, 4, 1::2] = 0.0, -0.0

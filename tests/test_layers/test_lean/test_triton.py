@@ -1,5 +1,5 @@
-"""Chains, networks and half precision by Triton's kernels beside plain autograd, on a GPU or by the interpreter; how
-many launches a block makes; what the kernels compile to."""
+"""Chains, networks and half precision with Triton's kernels against plain autograd, on a GPU or in the interpreter; the
+number of launches of a block; properties of the compiled kernels."""
 
 import copy
 import json
@@ -39,7 +39,7 @@ from tests.test_layers.test_lean.test_collectives import build, images
 triton = pytest.importorskip('triton', reason='Triton is not installed')
 ROOT = Path(__file__).resolve().parents[3]
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-# Distance of gradients in single precision, relative to their norm, where no sign turns.
+# Allowed distance of gradients in single precision, relative to their norm, if no sign flips.
 NETWORK = 1e-4 if DEVICE.type == 'cpu' else 1e-2
 
 
@@ -51,7 +51,7 @@ def runs_triton(monkeypatch):
 
 
 def assert_triton_ran(run, *arguments) -> object:
-    """Runs something, which must launch kernels."""
+    """Calls a function and checks that it launches Triton kernels; returns its result."""
     found = {}
     launches = count_launches(lambda: found.update(out=run(*arguments)))
     assert any(name.endswith('_kernel') for name in launches)
@@ -59,13 +59,13 @@ def assert_triton_ran(run, *arguments) -> object:
 
 
 def input_with_margin(model: nn.Module, *shapes: tuple[int, ...], run: Run = call) -> list[Tensor]:
-    """Inputs for which no sign is next to its jump, where rounding would turn it."""
+    """Inputs for which no sign gets a value close to zero, where rounding could flip it."""
     for seed in range(200):
         generator = torch.Generator().manual_seed(seed)
         inputs = [torch.randn(shape, generator=generator) for shape in shapes]
         if margin_of_signs(model, *inputs, run=run) > 1e-5:
             return [x.to(DEVICE) for x in inputs]
-    raise AssertionError('no input keeps away from the jumps of the signs')
+    raise AssertionError('for each input some sign gets a value close to zero')
 
 
 def assert_lean_is_plain(model: nn.Module, shapes: list[tuple[int, ...]], run: Run = call) -> None:
@@ -120,7 +120,8 @@ def test_bases(num_bases):
 def test_whole_networks(name):
     torch.manual_seed(0)
     network = randomise(GroupNetResNet(**dict(depth=18, num_bases=3, base_channels=8) | NETWORKS[name])).train()
-    # On smaller pictures the norms of the last stage see four pixels, and plain training is as far off as the bound.
+    # On smaller pictures the norms of the last stage get four pixels, and plain training has an error as large as the
+    # bound.
     assert_lean_is_plain(network, [(2, 3, 64, 48)])
 
 
@@ -142,7 +143,7 @@ def test_one_conv(cls):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_autocast(dtype):
-    """Of one block in evaluation mode, so that rounding cannot turn the signs of many."""
+    """The network has one block with norms in evaluation mode, so a sign that rounding flips affects few others."""
     network = small_network(stage_blocks=(1,), strides=(1,), norm_eval=True).to(DEVICE)
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
 
@@ -163,11 +164,12 @@ def test_autocast(dtype):
 
 
 class TestLaunches:
-    """Of a basic block with soft gates, forward and backward pass. What makes scales and gates counts, too."""
+    """Launches in the forward and backward pass of a basic block with soft gates, including those that compute scales
+    and gates."""
 
     @staticmethod
     def of_a_block(num_bases: int, run=call) -> tuple[int, int]:
-        """Calls, as the backward pass of a convolution is one, and launches, as it is two."""
+        """The numbers of calls and of launches; the backward pass of a convolution is one call and two launches."""
         network = small_network(num_bases=num_bases).to(DEVICE)
         block, merge = block_of(network, 0), network.stages[0][0].merge
         x = torch.randn(2, 8 * num_bases, 8, 8, device=DEVICE).contiguous(memory_format=torch.channels_last)
@@ -186,7 +188,7 @@ class TestLaunches:
         assert found[1] <= launches, found
 
     def test_no_float64_and_no_waiting(self):
-        """Of any tensor that the passes make."""
+        """No tensor is float64, and no operation waits for the GPU."""
         from torch.utils._python_dispatch import TorchDispatchMode
 
         seen = set()
@@ -271,7 +273,7 @@ class TestChoice:
 
 
 def compiled_kernels(path: Path, *arguments: str) -> list[dict]:
-    """What benchmarks/triton_kernels.py finds, in a process whose kernels are not interpreted."""
+    """The results of benchmarks/triton_kernels.py, in a process without Triton's interpreter."""
     command = [sys.executable, str(ROOT / 'benchmarks/triton_kernels.py'), '--out', str(path), *arguments]
     environment = dict(os.environ, TRITON_INTERPRET='0', TRITON_CACHE_DIR=str(path.parent / 'cache'))
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -279,7 +281,7 @@ def compiled_kernels(path: Path, *arguments: str) -> list[dict]:
     return json.loads(path.read_text())['kernels']
 
 
-# Registers of a thread: with 128 of them a multiprocessor has room for 16 warps.
+# Maximum number of registers per thread: with 128, a multiprocessor can hold 16 warps.
 _REGISTERS = 128
 
 
@@ -294,7 +296,7 @@ def assert_compiled_well(rows: list[dict], capabilities: int) -> None:
             assert found['spilled'] == 0, row
             assert found['registers'] <= _REGISTERS, row
             assert not found['has_double'], row
-            # Maps are read 16 bytes at once, and what is half as wide 8 or 16.
+            # Maps are read in loads of 16 bytes.
             assert row['bytes_moved'] is None or found['widest_load'] == 16, row
 
 
@@ -324,7 +326,7 @@ def train_blocks(rank: int) -> list[tuple[list, list[Tensor]]]:
 
 @pytest.mark.slow
 def test_synchronised_norms(tmp_path):
-    """Two processes, of which one may have no image, issue the same collectives and train as one."""
+    """Two processes issue the same collectives and train like one process, even if one of them has no image."""
     first, second = run_in_two_processes(tmp_path, train_blocks)
     for size, mine, other in zip((2, 1), first, second, strict=True):
         assert mine[0] == other[0]

@@ -1,4 +1,4 @@
-"""Layers that run on bits by themselves: where they do, what they give, and which changes they notice."""
+"""Layers that run packed automatically: when they do so, their outputs, and changes of their weights."""
 
 import copy
 import gc
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(kernels.library() is None, reason='the kernels w
 
 
 def shake(module: nn.Module) -> nn.Module:
-    """Moves the statistics of the norms, too."""
+    """Gives all norms random weights and running statistics; sets eval mode."""
     for part in as_trained(module).modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.uniform_(part.running_mean, -1, 1)
@@ -48,7 +48,7 @@ def build_tower() -> nn.Module:
     return BinaryTower(8, 12, 2, 3, 2, True, dict(type='BN'), {})
 
 
-# A layer, and what it is given.
+# Functions that build a layer, and functions that make its input.
 LAYERS = dict(
     conv=(build_conv, lambda: torch.randn(2, 10, 7, 9)),
     conv_with_norm=(lambda: build_conv(input_norm=dict(type='BN')), lambda: torch.randn(2, 10, 7, 9)),
@@ -93,8 +93,8 @@ class TestWhatItGives:
                 reference = layer(given)
         torch.testing.assert_close(out, expected, rtol=0, atol=0)
         torch.testing.assert_close(again, expected, rtol=0, atol=0)
-        # A sign may turn with the last bit, far behind it: those of a whole network are compared layer by layer
-        # elsewhere.
+        # In a whole network, rounding may flip a sign in a later layer. tests/test_deploy/test_packing.py compares
+        # networks layer by layer.
         if not name.startswith(('backbone', 'cifar')):
             torch.testing.assert_close(out, reference, rtol=1e-4, atol=1e-4)
 
@@ -117,7 +117,7 @@ class TestWhatItGives:
         monkeypatch.setattr(nn.functional, 'conv2d', convolve)
         with torch.no_grad():
             backbone(pictures())
-        assert convolve.call_count == 1  # of the stem
+        assert convolve.call_count == 1  # the conv of the stem
 
     def test_half_precision_that_autocast_makes(self, x):
         conv = build_conv()
@@ -174,7 +174,7 @@ class TestWhereItDoes:
                 self.assert_simulated(conv, x)
         finally:
             handle.remove()
-        assert hook.call_count == 3  # the quantizers and the conv
+        assert hook.call_count == 3  # for the two quantizers and the conv
 
     def test_its_own_hooks_are_called(self, x):
         conv, hook = build_conv(), Mock(return_value=None)
@@ -236,7 +236,7 @@ def by_loading(conv: BinaryConv2d) -> None:
 
 def by_data(conv: BinaryConv2d) -> None:
     for parameter in conv.parameters():
-        parameter.data.copy_(-parameter.data)  # counts no version
+        parameter.data.copy_(-parameter.data)  # does not increase the version counter
 
 
 def by_other_data(conv: BinaryConv2d) -> None:

@@ -29,7 +29,7 @@ def test_shortcut_takes_every_second_pixel_between_zeros():
     assert_close(out[0, 1:3], torch.tensor([[[0.0, 2], [6, 8]], [[9, 11], [15, 17]]]))
 
 
-# Table 6 of the ResNet paper: 0.27M, 0.46M, 0.66M, 0.85M, classifier included.
+# Table 6 of the ResNet paper: 0.27M, 0.46M, 0.66M and 0.85M parameters, including the classifier.
 @pytest.mark.parametrize(('depth', 'millions'), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85)])
 def test_number_of_parameters_is_the_papers(depth, millions):
     network = nn.ModuleList([CIFARResNet(depth), nn.Linear(64, 10)])

@@ -10,7 +10,7 @@ from tests.batteries import BackboneBattery, assert_all_equal, assert_finite_gra
 from tests.liveness import BALANCED, assert_alive, binary_layer_calls, estimate_statistics, real_pictures
 
 RESNET18 = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=2, base_channels=8)
-# One stage of two blocks tells decompositions and kinds of shortcuts apart.
+# One stage with two blocks is enough: decompositions and kinds of shortcuts give different networks.
 SHALLOW = dict(RESNET18, stage_blocks=(1, 2, 1, 1))
 RESNET50 = dict(type='mmgroupnet.GroupNetResNet', depth=50, num_bases=2, base_channels=4, stage_blocks=(1, 2, 1, 2))
 
@@ -23,7 +23,7 @@ class TestResNet18(BackboneBattery):
 class TestOneBase(BackboneBattery):
     config = dict(SHALLOW, num_bases=1)
     out_channels = (8, 16, 32, 64)
-    idle_parameters = ('theta',)  # of one branch, the branch and the merge are the same
+    idle_parameters = ('theta',)  # with one branch, the branch equals the merged map, so the gate has no effect
 
 
 class TestLayerwise(BackboneBattery):
@@ -77,7 +77,7 @@ class TestResNet50(BackboneBattery):
 
 
 class TestResNet50Atrous(BackboneBattery):
-    """BPAC: output stride 8, a dilation rate per branch."""
+    """BPAC: output stride 8 and a different dilation rate for each branch."""
 
     config = dict(
         RESNET50, avg_down=True, binary_downsample=False, strides=(1, 2, 1, 1), dilations=(1, 1, 'bpac', 'bpac')
@@ -93,7 +93,7 @@ class TestResNet18OutputStride16(BackboneBattery):
 
 
 class TestResNet20(BackboneBattery):
-    """The form for CIFAR-10."""
+    """The ResNet for CIFAR-10."""
 
     config = dict(type='mmgroupnet.GroupNetResNet', depth=20, num_bases=2, stem='cifar', base_channels=8)
     input_shapes = ((3, 32, 32), (3, 17, 9), (3, 1, 2))
@@ -111,7 +111,7 @@ class TestResNet20(BackboneBattery):
 
 @pytest.mark.parametrize('num_bases', [1, 2, 5])
 def test_bpac_by_name(num_bases):
-    # Stage 3 {2, ..., K+1}, stage 4 {6, ..., K+5}, in every block; K = 5 gives the published 2-6 and 6-10.
+    # The rates are 2 to K+1 in stage 3 and 6 to K+5 in stage 4; K = 5 gives the published rates 2-6 and 6-10.
     config = dict(RESNET18, num_bases=num_bases, strides=(1, 2, 1, 1), dilations=(1, 1, 'bpac', 'bpac'))
     backbone = MODELS.build(config)
     rates = [{unit.conv.branch_dilations() for block in stage for unit in block.units} for stage in backbone.stages]
@@ -120,10 +120,10 @@ def test_bpac_by_name(num_bases):
 
 
 def test_every_branch_has_its_own_receptive_field():
-    """Each branch alone, in a backbone whose other branches are cut off: what a pixel of the last map depends on.
+    """Measures the input region on which one pixel of the last map depends, for each branch with the others cut off.
 
-    Norms are in eval mode, so that pixels meet in convs alone; tanh in place of the sign makes the gradient reach every
-    pixel that the forward pass does.
+    Norms are in eval mode, so only convs combine pixels. Tanh replaces the sign, so the gradient is not zero for any
+    pixel that the forward pass uses.
     """
     num_bases = 3
     config = dict(
@@ -140,7 +140,7 @@ def test_every_branch_has_its_own_receptive_field():
     torch.manual_seed(0)
     backbone = MODELS.build(config).double().eval()
     merge = backbone.stages[-1][-1].merge
-    size = 65  # of the map that stages 3 and 4 keep
+    size = 65  # of the map; stages 3 and 4 do not change it
     extents = []
     for branch in range(num_bases):
         merge.scales.data.copy_(torch.eye(num_bases, dtype=torch.float64)[branch])
@@ -154,7 +154,7 @@ def test_every_branch_has_its_own_receptive_field():
         rows, columns = seen.any(1).nonzero().flatten(), seen.any(0).nonzero().flatten()
         assert rows.tolist() == columns.tolist()
         extents.append(int(rows[-1] - rows[0]) + 1)
-    # Two 3x3 convs in each of the two blocks, which widen the field by twice their rate each.
+    # Each of the two blocks has two 3x3 convs, and each conv widens the field by twice its rate.
     assert extents == [1 + 2 * 2 * (2 + branch) + 2 * 2 * (6 + branch) for branch in range(num_bases)]
 
 
@@ -200,7 +200,7 @@ def test_every_layer_is_alive(options):
 
 
 def test_frozen_backbone_keeps_training_its_neighbours():
-    # A frozen stem gives maps without gradient, in front of which recomputing blocks must not lose the first one's.
+    # The output of a frozen stem needs no gradient. With recomputation the first block must get its gradients even so.
     backbone = MODELS.build(dict(RESNET18, frozen_stages=0, with_cp=True))
     sum(out.mean() for out in backbone(torch.randn(2, 3, 64, 64))).backward()
     assert_finite_gradients(backbone)
@@ -219,8 +219,8 @@ print(type(MODELS.build({RESNET18!r})).__module__)
 
 
 def test_segments_and_classifies():
-    """Inside mmseg's and mmpretrain's models: finite loss, gradients everywhere, a prediction for every pixel and
-    image."""
+    """In models of mmseg and mmpretrain: all parameters get finite gradients, and there is a prediction for every pixel
+    or image."""
     pytest.importorskip('mmseg')
     pytest.importorskip('mmpretrain')
     from mmengine.config import ConfigDict

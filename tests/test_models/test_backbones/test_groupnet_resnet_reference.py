@@ -1,5 +1,5 @@
-"""GroupNetResNet against a plain loop over branches that folds nothing: every branch owns its convs and norms, and what
-is shared, merged and gated is written out as the formulas say. Values and gradients in float64."""
+"""GroupNetResNet against a plain loop over branches without folding: every branch has its own convs and norms; sharing,
+merging and gates follow the formulas. The tests compare values and gradients in float64."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from tests.references import reference_conv, reference_sign, reference_weight, s
 
 TOLERANCE = dict(rtol=1e-9, atol=1e-9)
 DECOMPOSITIONS = ['lbd', 'gbd_v1', 'gbd_v2', 'gbd_v3', 'soft_gate']
-# Stages of two blocks tell the decompositions apart; the input is odd in every map.
+# With two blocks per stage, the decompositions give different networks. The height of the maps is odd.
 TINY = dict(base_channels=4, stage_blocks=(2, 2), strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
 
 
@@ -27,14 +27,14 @@ def seed():
 
 
 def weighted_sum(outs: list[Tensor], scales: Tensor | None) -> Tensor:
-    """Sum with one learned scale each, or the mean."""
+    """The sum with one learned scale per output, or the mean if there are no scales."""
     if scales is None:
         return sum(outs) / len(outs)
     return sum(scale * out for scale, out in zip(scales, outs, strict=True))
 
 
 class ReferenceConv(nn.Module):
-    """Merge of binary convs that read one input; it is a single conv but in layer-wise decomposition."""
+    """Merged outputs of binary convs with the same input; a single conv except in layer-wise decomposition."""
 
     def __init__(
         self, in_channels, out_channels, kernel_size, stride, dilation, num_convs, scaled, padding_value, real_valued
@@ -100,7 +100,7 @@ class BottleneckBranch(nn.Module):
 
 
 class ReferenceShortcut(nn.Module):
-    """What the branches share in the skip around a block; its norm takes joint statistics over them."""
+    """The shortcut around a block, which the branches share; its norm takes joint statistics over all branches."""
 
     def __init__(self, in_channels, out_channels, stride, binary, avg_down, **options):
         super().__init__()
@@ -239,7 +239,7 @@ def block_pairs(block: nn.Module, reference: ReferenceBlock) -> Iterator[tuple[T
 
 
 def pairs(net: GroupNetResNet, reference: ReferenceGroupNet) -> list[tuple[Tensor, list[Tensor]]]:
-    """All tensors of the folded network, each with those of the reference whose concatenation it is."""
+    """All tensors of the folded network, each with the tensors of the reference whose concatenation it is."""
     found = [(net.stem[0].weight, [reference.conv.weight])]
     found += [] if net.stem[0].bias is None else [(net.stem[0].bias, [reference.conv.bias])]
     found += [(a, [b]) for a, b in zip(norm_tensors(net.stem[2]), norm_tensors(reference.norm), strict=True)]
@@ -253,15 +253,15 @@ def pairs(net: GroupNetResNet, reference: ReferenceGroupNet) -> list[tuple[Tenso
 
 @torch.no_grad()
 def randomise(net: GroupNetResNet) -> None:
-    """Draws everything that is learned, and the running statistics.
+    """Draws all learned parameters and the running statistics.
 
-    Latent weights are drawn so that their scales, and with them all sums of a binary conv, are exact in floating point.
-    Otherwise a sum that ought to be zero is 1e-17 in one order of summation and -1e-17 in another, and the ReLU behind
-    the conv passes the gradient in one of the networks only.
+    Latent weights are drawn so that their scales, and therefore all sums of a binary conv, are exact in floating point.
+    Otherwise a sum that should be zero is 1e-17 in one order of summation and -1e-17 in another, and the ReLU behind
+    the conv passes the gradient in only one of the networks.
     """
     for module in net.modules():
         if isinstance(module, BinaryConv2d):
-            count = module.weight.numel()  # a multiple of the size of one conv, and of the number that are averaged
+            count = module.weight.numel()  # a multiple of the size of one conv and of the number of averaged convs
             weight = (
                 torch.randint(1, 512, module.weight.shape) * count * (2 * torch.randint(2, module.weight.shape) - 1)
             )
@@ -453,7 +453,7 @@ class TestParameterCounts:
 
     @pytest.mark.parametrize('decomposition', DECOMPOSITIONS[1:4])
     def test_only_soft_gates_have_gates(self, decomposition):
-        gates = 7  # eight blocks, the first without
+        gates = 7  # eight blocks; the first one has no gate
         assert self.count() - self.count(decomposition=decomposition) == gates
         assert self.count(gate_per_branch=True) - self.count(decomposition=decomposition) == 5 * gates
 
@@ -462,7 +462,7 @@ class TestParameterCounts:
         assert self.count(strides=(1, 2, 1, 1), dilations=dilations) == self.count()
 
     def test_one_base_has_as_many_as_a_float_network(self):
-        # ResNet-18 has 11,689,512 with its classifier; seven gates come on top.
+        # ResNet-18 has 11,689,512 parameters including its classifier; the seven gates are added.
         assert self.count(1) + self.classifier == 11_689_512 + 7
 
 
@@ -480,7 +480,7 @@ class TestRealValued:
     def test_tanh_and_raw_weights_everywhere(self):
         net = build(50, 2, 'soft_gate', real_valued=True)
         convs = [module for module in net.modules() if isinstance(module, BinaryConv2d)]
-        assert len(convs) == 14  # four blocks of three, two shortcuts
+        assert len(convs) == 14  # four blocks of three convs, two shortcuts
         assert all(type(conv.activation) is Tanh and type(conv.weight_quantizer) is RealWeight for conv in convs)
 
     def test_padding_value_may_be_given(self):

@@ -1,4 +1,4 @@
-"""Stems: packed, they are the same layers in channels_last, with pooling and norm in one pass."""
+"""Packed stems: the same layers in channels_last, with pooling and norm in one pass if possible."""
 
 from unittest.mock import Mock
 
@@ -15,7 +15,7 @@ def build(*layers: nn.Module) -> Stem:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(13)
     for value in (norm.weight.data, norm.bias.data, norm.running_mean):
-        nn.init.normal_(value)  # negative factors, too: a norm does not pass through a maximum
+        nn.init.normal_(value)  # also negative weights: with these, norm and maximum cannot be exchanged
     nn.init.uniform_(norm.running_var, 0.5, 2)
     return Stem(nn.Conv2d(3, 13, 7, stride=2, padding=3, bias=False), *layers, norm).eval()
 
@@ -41,7 +41,7 @@ def test_the_twin_computes_the_same(layers, is_one_pass, monkeypatch):
     twin = stem.packed_twin(Packing()).eval()
     assert list(twin.state_dict()) == list(stem.state_dict())
     assert twin[0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert stem[0].weight.is_contiguous()  # it is left as it is
+    assert stem[0].weight.is_contiguous()  # the original stem is not changed
     max_pool = Mock(wraps=ops.max_pool)
     monkeypatch.setattr(ops, 'max_pool', max_pool)
     with torch.no_grad():

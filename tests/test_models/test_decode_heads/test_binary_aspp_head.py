@@ -53,7 +53,8 @@ def test_every_conv_but_the_classifier_is_binary():
 
 
 def test_branches_see_as_far_as_their_rates():
-    # Norms in eval mode, so that pixels meet in convs alone; tanh makes the gradient reach what the forward pass reads.
+    # Norms are in eval mode, so only convs combine pixels. With tanh, the gradient is not zero for any pixel that the
+    # forward pass uses.
     real = dict(activation=dict(type='mmgroupnet.Tanh'), weight=dict(type='mmgroupnet.RealWeight'))
     head = build(binary_cfg=real).eval()
     for module, radius in zip(head.aspp_modules, (0, 2, 5), strict=True):
@@ -79,7 +80,7 @@ def test_alive_behind_a_rectified_map():
     estimate_statistics(head, lambda: head(maps[0]))
     pooled, *others = binary_layer_calls(head, lambda: head(maps[1]))
     assert_alive(others, BALANCED)
-    assert_alive([pooled])  # sees one value per channel, too few to be balanced
+    assert_alive([pooled])  # the pooled branch has one value per channel, too few to be balanced
 
 
 @pytest.mark.parametrize('name', ['conv_cfg', 'act_cfg'])

@@ -22,7 +22,7 @@ class TestFCN16s(DecodeHeadBattery):
 
 
 class TestFCN8s(DecodeHeadBattery):
-    """At output stride 8, where all maps have one size."""
+    """At output stride 8, where all maps have the same size."""
 
     config = dict(FCN32S, in_channels=[4, 6, 8], in_index=[0, 1, 2])
     input_shapes = [(4, 9, 12), (6, 9, 12), (8, 9, 12)]

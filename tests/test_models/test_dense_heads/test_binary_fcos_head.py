@@ -60,7 +60,7 @@ def pyramid(seed=0):
 
 
 def per_level(head, features):
-    """Everything that the head returns of each level, as one tensor."""
+    """All outputs of the head for each level, as one tensor per level."""
     return [torch.cat([out.flatten() for out in outs]) for outs in zip(*head(tuple(features)), strict=True)]
 
 
@@ -72,12 +72,12 @@ def test_only_the_predictors_are_full_precision():
         'conv_centerness',
     }
     towers = [module for module in head.modules() if isinstance(module, BinaryConv2d)]
-    assert len(towers) == 2 * 2  # two towers of two convs, not one for each level
+    assert len(towers) == 2 * 2  # two towers of two convs, which all levels share
     assert {conv.num_bases for conv in towers} == {2}
 
 
 def test_norms_are_per_level():
-    """What one level sees in training neither moves the outputs of another nor the statistics behind them."""
+    """In training, the input of one level changes neither the outputs nor the running statistics of other levels."""
     outs, moved = [], []
     for factor in (1, 50):
         head = build()
@@ -105,7 +105,8 @@ def test_convs_are_shared_by_the_levels():
 
 
 def test_every_conv_has_a_real_valued_skip():
-    """With norms of weight 0 behind the convs, a tower hands on its normed input, the mean of equal branches."""
+    """If the norms behind the convs have weight 0, only the skips remain: all branches and their mean equal the normed
+    input."""
     head = build().eval()
     tower = head.cls_convs[0]
     for norms in tower.norms:

@@ -86,8 +86,8 @@ def test_options_reach_every_conv():
 
 
 def test_real_valued_skips_go_around_the_output_convs():
-    """With outputs of the convs at zero (norms of weight 0) the laterals pass as they are; levels below the top hold
-    the top as well."""
+    """If the norms behind the output convs have weight 0, only the skips remain: the outputs equal the laterals, plus
+    the upsampled coarser level."""
     neck = build(add_extra_convs='on_output').eval()
     for name, module in neck.named_modules():
         if name.startswith('fpn_convs') and isinstance(module, nn.BatchNorm2d) and not name.endswith('input_norm'):
@@ -98,7 +98,7 @@ def test_real_valued_skips_go_around_the_output_convs():
     assert torch.equal(outs[2], laterals[2])
     upsampled = nn.functional.interpolate(laterals[2], size=SHAPES[1][1:])
     assert torch.equal(outs[1], laterals[1] + upsampled)
-    assert not outs[3].any()  # extra convs halve the size: there is no skip around them
+    assert not outs[3].any()  # extra convs halve the size, so they have no skip
 
 
 @pytest.mark.parametrize('extra', ['on_input', 'on_lateral', 'on_output'])
