@@ -109,7 +109,7 @@ class TestResNet18:
         assert [row.flops for row in rows] == [STEM, *STAGES, HEAD]
         whole = total(rows)
         assert whole.flops == 1_814_073_344 and whole.bops == 0
-        assert whole.ops == pytest.approx(1.8e9, rel=0.01)  # groupnet.md, section 7
+        assert whole.ops == pytest.approx(1.8e9, rel=0.01)
         assert whole.parameters == 11_689_512
         assert whole.linear_share == pytest.approx(HEAD / whole.flops)
 
@@ -121,7 +121,7 @@ class TestResNet18:
         # The branches share the weights of the shortcut, but it runs once per branch.
         assert [row.bops for row in rows] == [0, *(num_bases * stage for stage in STAGES), 0]
         assert total(rows).ops == STEM + HEAD + num_bases * sum(STAGES) / 64
-        assert total(rows).ops == pytest.approx(ops, rel=0.005)  # groupnet.md, section 7
+        assert total(rows).ops == pytest.approx(ops, rel=0.005)
         if num_bases == 5:
             assert total(rows).parameters == 55_662_127
 

@@ -136,8 +136,12 @@ def test_parts_of_a_classifier_keep_their_names():
 
 
 def test_a_bare_state_dict_is_taken(tmp_path):
-    torch.save(float_network().state_dict(), tmp_path / 'r.pth')
-    initialised(str(tmp_path / 'r.pth'))
+    network = float_network().state_dict()
+    torch.save(network, tmp_path / 'bare.pth')
+    given, wanted = (
+        initialised(path).state_dict() for path in (str(tmp_path / 'bare.pth'), save(network, tmp_path / 'r.pth'))
+    )
+    assert all(torch.equal(given[key], value) for key, value in wanted.items())
 
 
 def test_shortcuts_without_parameters_are_listed_and_drawn(tmp_path, messages):

@@ -97,7 +97,7 @@ def test_train_test_and_predict(data, library, checkpoint, metric, pictures):
     run_training(config())
     with open(data / 'work/binary_statistics.jsonl') as file:
         rows = [json.loads(line) for line in file]
-    assert all(0.02 < row['positive_share'] < 0.98 for row in rows)
+    assert rows and all(0.02 < row['positive_share'] < 0.98 for row in rows)
     weights = str(data / 'work' / checkpoint)
     metrics = run_test(config(), weights, out=str(data / 'out.pkl'), show_dir=str(data / 'drawn'))
     assert 0 <= metrics[metric] <= 100

@@ -469,14 +469,17 @@ class TestLetsPass:
         stage = dict(
             model='training and validation', val_dataloader='reading validation data', val_evaluator='validation by'
         )[part]
-        assert f'{stage}' in log_of(cfg)
+        assert str(stage) in log_of(cfg)
         assert f' is left out: {kind.__name__} cannot be copied (TypeError: cannot pickle a lock)' in log_of(cfg)
 
     def test_a_finished_run(self, tmp_path):
         cfg = numbers_run(tmp_path)
         run_training(cfg)
         again = numbers_run(tmp_path, model__prepared=False)
-        run_training(again, resume=str(tmp_path / 'work' / 'epoch_2.pth'))
+        checkpoint = tmp_path / 'work' / 'epoch_2.pth'
+        written = checkpoint.stat().st_mtime_ns
+        run_training(again, resume=str(checkpoint))
+        assert checkpoint.stat().st_mtime_ns == written  # nothing was left to train
 
     def test_options_of_workers_without_workers(self, tmp_path):
         """For example if ``--cfg-options`` sets num_workers to 0."""

@@ -140,11 +140,13 @@ class TestPassesOverMaps:
             assert_close(value.double(), wanted, rtol=1e-4, atol=1e-4)
 
     def test_threads_do_not_matter(self, passes, kernel_set, channels):
+        if kernel_set == 'simulated':
+            pytest.skip('the order of sums in torch depends on the number of threads')
         x, gradient = maps(channels, 2)
         y, gate = integers(channels), torch.rand(NUM_BASES)
         found = []
         for threads in (1, 3):
-            torch.set_num_threads(threads if kernel_set != 'simulated' else 1)
+            torch.set_num_threads(threads)
             found.append((*passes.connect_gradient(gradient, x, gate, gate), passes.gradient_sums(x, y, True)))
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 

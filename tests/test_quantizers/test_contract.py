@@ -499,7 +499,7 @@ class TestRefused:
         for context in (torch.device('meta'), torch.no_grad(), torch.inference_mode()):
             with context:
                 conv = BinaryConv2d(3, 4, 3, num_bases=2, **options('ThresholdSign', 'LearnedScaleWeight'))
-        assert conv.weight_quantizer.alpha.shape == (8,)
+            assert conv.weight_quantizer.alpha.shape == (8,)
 
 
 def test_the_recipe_of_the_docs():

@@ -86,7 +86,7 @@ def test_resize_edge_is_that_of_mmpretrain(height, width, length, edge):
 
 @given(sizes, sizes, sizes, sizes)
 @settings(max_examples=150, deadline=None)
-@example(11, 14, 4, 3)  # offsets of 4 rows and 5 columns
+@example(11, 14, 3, 4)  # halves, 3.5 rows and 5.5 columns, are rounded to the even neighbour
 def test_center_crop_is_that_of_mmcv(height, width, crop_width, crop_height):
     step = dict(type='center_crop', width=crop_width, height=crop_height)
     assert_same_as_transform(CenterCrop((crop_width, crop_height)), step, height, width)

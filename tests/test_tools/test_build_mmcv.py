@@ -143,7 +143,10 @@ class TestMissingTools:
         wheel.parent.mkdir(parents=True)
         wheel.touch()
         environ = {'PATH': '/nowhere', 'XDG_CACHE_HOME': str(tmp_path)}
-        subprocess.run([sys.executable, str(SCRIPT), '--preflight'], env=environ, check=True)
+        result = subprocess.run(
+            [sys.executable, str(SCRIPT), '--preflight'], env=environ, capture_output=True, text=True
+        )
+        assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
 
     def test_everything_that_is_missing_is_named_at_once(self, script, monkeypatch, tmp_path):
         monkeypatch.setattr(script.sys, 'version_info', (3, 12, 1))

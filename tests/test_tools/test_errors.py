@@ -37,7 +37,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def test_tool(trained, tmp_path, monkeypatch):
+def run_test_tool(trained, tmp_path, monkeypatch):
     """A function that runs tools/test.py in this process, with the work directory ``tmp_path / 'work'``."""
 
     def run(*options: str, checkpoint: str = 'weights.pth') -> None:
@@ -71,31 +71,31 @@ def logged(folder: Path) -> str:
     return log.read_text()
 
 
-def test_a_fault_of_our_own_keeps_its_traceback(test_tool, tmp_path, monkeypatch, capsys):
+def test_a_fault_of_our_own_keeps_its_traceback(run_test_tool, tmp_path, monkeypatch, capsys):
     fail_with(monkeypatch, ValueError('not enough values to unpack'))
     with pytest.raises(ValueError, match='not enough values') as error:
-        test_tool()
+        run_test_tool()
     assert not isinstance(error.value, UserError)
     assert 'error: ' not in capsys.readouterr().err
     assert re.search(r'Traceback \(most recent call last\):(.|\n)*ValueError: not enough values', logged(tmp_path))
 
 
-def test_a_fault_while_the_model_is_built_keeps_its_traceback(test_tool, tmp_path, monkeypatch):
+def test_a_fault_while_the_model_is_built_keeps_its_traceback(run_test_tool, tmp_path, monkeypatch):
     @functools.wraps(GroupNetResNet.__init__)
     def fail(self, *args, **kwargs):
         raise ValueError('an inner fault')
 
     monkeypatch.setattr(GroupNetResNet, '__init__', fail)
     with pytest.raises(ValueError, match='an inner fault') as error:
-        test_tool()
+        run_test_tool()
     assert not isinstance(error.value, UserError)
     assert 'ValueError: an inner fault' in logged(tmp_path)
 
 
-def test_what_the_user_can_fix_is_one_line_and_a_traceback_in_the_log(test_tool, tmp_path, monkeypatch, capsys):
+def test_what_the_user_can_fix_is_one_line_and_a_traceback_in_the_log(run_test_tool, tmp_path, monkeypatch, capsys):
     fail_with(monkeypatch, UserError('depth=19: give 18, 34 or 50'))
     with pytest.raises(SystemExit) as error:
-        test_tool()
+        run_test_tool()
     assert error.value.code == 1
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1] == 'error: depth=19: give 18, 34 or 50'
@@ -103,25 +103,25 @@ def test_what_the_user_can_fix_is_one_line_and_a_traceback_in_the_log(test_tool,
     assert re.search(r'Traceback \(most recent call last\):(.|\n)*UserError: depth=19', logged(tmp_path))
 
 
-def test_traceback_on_the_screen(test_tool, tmp_path, monkeypatch):
+def test_traceback_on_the_screen(run_test_tool, tmp_path, monkeypatch):
     fail_with(monkeypatch, UserError('depth=19: give 18, 34 or 50'))
     with pytest.raises(UserError, match='depth=19'):
-        test_tool('--traceback')
+        run_test_tool('--traceback')
     assert 'UserError: depth=19' in logged(tmp_path)
 
 
-def test_errors_before_a_run_has_a_log(test_tool, logger, tmp_path, capsys):
+def test_errors_before_a_run_has_a_log(run_test_tool, logger, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        test_tool(checkpoint='nowhere.pth')
+        run_test_tool(checkpoint='nowhere.pth')
     assert capsys.readouterr().err.startswith('error: checkpoint ')
     log = (tmp_path / 'work/errors.log').read_text()
     assert 'Traceback' in log and 'nowhere.pth does not exist' in log
 
 
-def test_a_work_dir_that_is_a_file(test_tool, logger, tmp_path, capsys):
+def test_a_work_dir_that_is_a_file(run_test_tool, logger, tmp_path, capsys):
     (tmp_path / 'work').touch()
     with pytest.raises(SystemExit):
-        test_tool()
+        run_test_tool()
     assert capsys.readouterr().err == f'error: --work-dir {tmp_path}/work is a file: give a folder\n'
 
 

@@ -128,7 +128,6 @@ class TestWhatItGives:
 class TestWhereItDoes:
     def assert_simulated(self, layer: nn.Module, x: Tensor) -> None:
         assert find_twin(layer, x) is None
-        assert layer(x) is not None
 
     def test_not_where_gradients_are_recorded(self, x):
         self.assert_simulated(build_conv(), x)
