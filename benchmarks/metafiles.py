@@ -23,6 +23,7 @@ FOLDERS = ('binarized', 'classification', 'detection', 'segmentation')
 DATA = {
     'bccd': 'BCCD',
     'camvid-240x180': 'CamVid',
+    'camvid-480x360': 'CamVid',
     'cifar10': 'CIFAR-10',
     'cityscapes-512x1024': 'Cityscapes',
     'coco': 'COCO',
