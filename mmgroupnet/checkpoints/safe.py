@@ -1,8 +1,9 @@
-"""Lets torch's safe mode read the checkpoints that mmengine writes.
+"""Reads the checkpoints that mmengine writes, in torch's safe mode only.
 
-Since torch 2.6 ``torch.load`` refuses every class that is not allow-listed, and mmengine stores a few beside the
-weights: the history of the losses and the best score. Only these are allow-listed, and only while a file is read: a
-checkpoint that carries code is still refused.
+In that mode ``torch.load`` refuses every class that is not allow-listed, and mmengine stores a few beside the weights:
+the history of the losses and the best score. Only these are allow-listed, and only while a file is read. A checkpoint
+that carries code is refused. mmengine's own loaders would run that code: those of addresses do not ask for the safe
+mode, and the maintained fork of mmengine gives it up where a file cannot be read in it.
 
 Adding the classes once, when a module is imported, is not enough. A process has one allow-list, and torch's context
 ``safe_globals`` removes its entries on leaving, even those that were on the list before.
@@ -12,15 +13,14 @@ import functools
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import load_from_http, load_from_local
+from mmengine.runner import CheckpointLoader, checkpoint
 
 # The statistics that a HistoryBuffer refers to in its pickle.
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
@@ -73,19 +73,27 @@ def mmengine_globals() -> Iterator[None]:
             yield
 
 
-def _in_safe_mode(load: Callable[..., dict]) -> Callable[..., dict]:
-    """One of mmengine's loaders, with :func:`mmengine_globals` around it."""
+def load_from_local(filename: str, map_location: Any = None) -> dict:
+    """Loads a file in safe mode, in place of mmengine's function of this name."""
+    filename = os.path.expanduser(filename)
+    if not os.path.isfile(filename):
+        raise FileNotFoundError(f'{filename} can not be found.')
+    with mmengine_globals():
+        return torch.load(filename, map_location=map_location, weights_only=True)
 
-    @functools.wraps(load)  # mmengine logs its name
-    def wrapper(*args, **kwargs) -> dict:
-        with mmengine_globals():
-            return load(*args, **kwargs)
 
-    return wrapper
+@functools.wraps(checkpoint.load_from_http)
+def load_from_http(*args: Any, **kwargs: Any) -> dict:
+    """mmengine's function, which reads its own checkpoints here."""
+    with mmengine_globals():
+        return checkpoint.load_from_http(*args, **kwargs)
 
 
 def register_loaders() -> None:
-    """Lets mmengine read its own checkpoints, from files and by http, for ``load_from``, ``resume``, pretrained weights
-    and inferencers. mmengine 0.10.7 itself cannot."""
-    CheckpointLoader.register_scheme('', loader=_in_safe_mode(load_from_local), force=True)
-    CheckpointLoader.register_scheme(('http://', 'https://'), loader=_in_safe_mode(load_from_http), force=True)
+    """Makes mmengine read checkpoints in safe mode, its own ones included, for ``load_from``, ``resume``, pretrained
+    weights and inferencers."""
+    # mmengine logs the part of a loader's name behind ``load_from_``.
+    CheckpointLoader.register_scheme('', loader=load_from_local, force=True)
+    CheckpointLoader.register_scheme(('http://', 'https://'), loader=load_from_http, force=True)
+    # The loaders of all addresses, and of names such as torchvision://resnet18, call it by this name.
+    checkpoint.load_url = functools.partial(torch.hub.load_state_dict_from_url, weights_only=True)

@@ -1,10 +1,12 @@
 """The allow-list around each load: mmengine's files are read even after other code has left torch's ``safe_globals``
 context, which removes entries from torch's list."""
 
+import functools
 import multiprocessing
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
-from mmengine.runner import CheckpointLoader, load_checkpoint
+from mmengine.runner import CheckpointLoader, checkpoint, load_checkpoint
 from torch import nn
 from torch.serialization import get_safe_globals, safe_globals
 
@@ -95,6 +97,42 @@ def test_a_forked_process_does_not_wait_for_a_thread_of_the_other(path):
     child.kill()  # In case it waits for ever.
     thread.join()
     assert child.exitcode == 0
+
+
+class Code:
+    """Its pickle calls a function."""
+
+    ran: list[str] = []
+
+    def __reduce__(self):
+        return self.ran.append, ('code of a checkpoint',)
+
+
+@pytest.fixture
+def address(tmp_path, monkeypatch):
+    """The address of a local server of the files in ``tmp_path``."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+        thread.join()
+
+
+def test_files_of_mmengine_are_read_from_an_address(path, address):
+    hub = CheckpointLoader.load_checkpoint(f'{address}/{path.name}')['message_hub']
+    assert hub['runtime_info'] == dict(best_score=0.25)
+
+
+def test_code_is_refused(tmp_path, address, monkeypatch):
+    torch.save(dict(state_dict=dict(weight=Code())), tmp_path / 'code.pth')
+    monkeypatch.setattr(checkpoint, 'get_torchvision_models', lambda: dict(resnet18=f'{address}/code.pth'))
+    for source in (str(tmp_path / 'code.pth'), f'{address}/code.pth', 'torchvision://resnet18'):
+        with pytest.raises(pickle.UnpicklingError, match='Weights only load failed'):
+            CheckpointLoader.load_checkpoint(source)
+    assert Code.ran == []
 
 
 @HOOKS.register_module()
