@@ -31,6 +31,7 @@ FLOAT_TWINS = {
     'classification/r20_cifar10.py',
 }
 FLAGSHIP = 'fcos_groupnet_r50_coco.py'
+LARGE_DATA = ('coco.py', 'voc12aug', 'cityscapes')  # their networks start from a classifier
 SCOPES = dict(demo='mmdet', detection='mmdet', segmentation='mmseg', classification='mmpretrain')
 
 
@@ -94,6 +95,17 @@ def test_the_flagship_has_its_path():
 def test_file_names_are_unique():
     names = Counter(path.name for path in FOLDER.rglob('*.py'))
     assert not [name for name, number in names.items() if number > 1]
+
+
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name.rpartition('_')[2].split('-')[0] in LARGE_DATA])
+def test_a_classifier_of_ours_fits_as_start(name, cfg):
+    assert 'backbone_checkpoint' in cfg
+    backbone = cfg.model.backbone
+    kind = '' if backbone.get('binary_downsample', True) else '_float-downsample'
+    classifier = load(f'classification/groupnet_r{backbone.depth}_k5{kind}_stage-b_8xb32-40e_in1k.py')
+    with torch.device('meta'):
+        needed, given = (MODELS.build(part).state_dict() for part in (backbone, classifier.model.backbone))
+    assert {key: value.shape for key, value in needed.items()} == {key: value.shape for key, value in given.items()}
 
 
 @pytest.mark.parametrize('name', CONFIGS)
