@@ -147,9 +147,9 @@ class Block {
     const int images = static_cast<int>(std::clamp<int64_t>(rows / out_size_.height, 1, block_.batch));
     for (int image = 0; image < block_.batch; image += images) {
       for (Step& step : steps_) step.done = 0;
-      for (int last = 0; last < out_size_.height;) {
-        last = static_cast<int>(std::min<int64_t>(last + rows, out_size_.height));
-        advance(static_cast<int>(steps_.size()) - 1, image, std::min(image + images, block_.batch), last);
+      for (int end = 0; end < out_size_.height;) {
+        end = static_cast<int>(std::min<int64_t>(end + rows, out_size_.height));
+        advance(static_cast<int>(steps_.size()) - 1, image, std::min(image + images, block_.batch), end);
       }
     }
   }
@@ -172,20 +172,20 @@ class Block {
     int done = 0;  // rows that are computed
   };
 
-  // Computes the rows before `last` of a step's map, and first the rows of other maps that they need. Rows are rounded
+  // Computes the rows before `end` of a step's map, and first the rows of other maps that they need. Rows are rounded
   // up to whole columns, because the kernels always compute whole columns.
-  void advance(int index, int first_image, int last_image, int last) {
+  void advance(int index, int first_image, int end_image, int end) {
     Step& step = steps_[index];
-    if (step.done >= last) return;
-    last = std::min(ceil_div(last, kernels_.rows) * kernels_.rows, step.size.height);
+    if (step.done >= end) return;
+    end = std::min(ceil_div(end, kernels_.rows) * kernels_.rows, step.size.height);
     for (const Input& input : step.inputs) {
       if (input.step == kNoStep) continue;
       const Size size = steps_[input.step].size;
-      const int needed = input.unit == nullptr ? last : last_input_row(*input.unit, size, last);
-      advance(input.step, first_image, last_image, needed);
+      const int needed = input.unit == nullptr ? end : end_input_row(*input.unit, size, end);
+      advance(input.step, first_image, end_image, needed);
     }
-    step.run({first_image, last_image, step.done, last});
-    step.done = last;
+    step.run({first_image, end_image, step.done, end});
+    step.done = end;
   }
 
   int add(Size size, std::vector<Input> inputs, std::function<void(const Rows&)> run) {
@@ -196,9 +196,9 @@ class Block {
   int64_t count_pixels(Size size) const { return static_cast<int64_t>(block_.batch) * size.height * size.width; }
 
   void for_rows(const Rows& rows, Size size, const std::function<void(int64_t, int64_t)>& job) const {
-    for (int image = rows.first_image; image < rows.last_image; ++image) {
+    for (int image = rows.first_image; image < rows.end_image; ++image) {
       const int64_t start = static_cast<int64_t>(image) * size.height;
-      for_pixels((start + rows.first) * size.width, (start + rows.last) * size.width, threads_, job);
+      for_pixels((start + rows.first) * size.width, (start + rows.end) * size.width, threads_, job);
     }
   }
 
@@ -242,8 +242,8 @@ class Block {
     plain_ = SignMap(count_pixels(size_), branches, channels);
     return add(size_, {}, [=, this](const Rows& rows) {
       const int64_t words = plain_.view().pixel_words();
-      for_rows(rows, size_, [&](int64_t first, int64_t last) {
-        connect_pixels(kernels_, x_ + first * K * channels, last - first, K, channels, block_.merge_scales,
+      for_rows(rows, size_, [&](int64_t first, int64_t end) {
+        connect_pixels(kernels_, x_ + first * K * channels, end - first, K, channels, block_.merge_scales,
                        block_.connection == MMG_GATED ? block_.gate : nullptr, values + first * folded,
                        plain_.words.get() + first * words);
       });
@@ -260,8 +260,8 @@ class Block {
     uint64_t* const signs = const_cast<uint64_t*>(new_signs(size_, branches, map.channels).words);
     const float *scale = unit.sign_scale, *shift = unit.sign_shift;
     return add(size_, {{connect, nullptr}}, [=, this](const Rows& rows) {
-      for_rows(rows, size_, [&](int64_t first, int64_t last) {
-        for (int64_t pixel = first; pixel < last; ++pixel) {
+      for_rows(rows, size_, [&](int64_t first, int64_t end) {
+        for (int64_t pixel = first; pixel < end; ++pixel) {
           for (int k = 0; k < branches; ++k) {
             const float* from = map.data + (pixel * map.branches + (map.branches == 1 ? 0 : k)) * map.channels;
             const int parameter = differ ? k * map.channels : 0;
@@ -366,8 +366,8 @@ void run_block(const Kernels& kernels, const mmg_block& block, const float* x, f
 void connect(const Kernels& kernels, const float* x, int64_t pixels, int branches, int channels, const float* scales,
              const float* gate, float* out, int threads) {
   const int out_channels = channels * (gate == nullptr ? 1 : branches);
-  for_pixels(0, pixels, threads, [&](int64_t first, int64_t last) {
-    connect_pixels(kernels, x + first * branches * channels, last - first, branches, channels, scales, gate,
+  for_pixels(0, pixels, threads, [&](int64_t first, int64_t end) {
+    connect_pixels(kernels, x + first * branches * channels, end - first, branches, channels, scales, gate,
                    out + first * out_channels, nullptr);
   });
 }
@@ -375,9 +375,9 @@ void connect(const Kernels& kernels, const float* x, int64_t pixels, int branche
 void sign_pack(const Kernels& kernels, const float* x, bool nchw, int batch, int64_t pixels, int branches, int channels,
                uint64_t* signs, int threads) {
   const int words = ceil_div(channels, kWordBits);
-  for_pixels(0, batch * pixels, threads, [&](int64_t first, int64_t last) {
+  for_pixels(0, batch * pixels, threads, [&](int64_t first, int64_t end) {
     Storage<float> gathered(channels);
-    for (int64_t i = first; i < last; ++i) {
+    for (int64_t i = first; i < end; ++i) {
       for (int k = 0; k < branches; ++k) {
         const float* from = x + (i * branches + k) * channels;
         if (nchw) {
@@ -396,9 +396,9 @@ void max_pool(const Kernels& kernels, const float* x, int batch, int height, int
   const int out_height = (height + 2 * window.pad_height - window.height) / window.stride_height + 1;
   const int out_width = (width + 2 * window.pad_width - window.width) / window.stride_width + 1;
   const int64_t pixels = int64_t{batch} * out_height * out_width;
-  for_pixels(0, pixels, threads, [&](int64_t first, int64_t last) {
+  for_pixels(0, pixels, threads, [&](int64_t first, int64_t end) {
     Storage<const float*> taps(window.height * window.width);
-    for (int64_t pixel = first; pixel < last; ++pixel) {
+    for (int64_t pixel = first; pixel < end; ++pixel) {
       const int column = static_cast<int>(pixel % out_width), row = static_cast<int>(pixel / out_width % out_height);
       const float* const image = x + pixel / out_width / out_height * height * width * channels;
       const int top = row * window.stride_height - window.pad_height;

@@ -64,9 +64,9 @@ void copy_bits(const uint64_t* words, int first, int count, uint64_t* out) {
   }
 }
 
-// One job: rows [first_row, last_row) of one image, branch and group, blocks [first_block, last_block) of its channels.
+// One job: rows [first_row, end_row) of one image, branch and group, blocks [first_block, end_block) of its channels.
 struct Job {
-  int image, branch, group, first_row, last_row, first_block, last_block;
+  int image, branch, group, first_row, end_row, first_block, end_block;
 };
 
 class Convolution {
@@ -84,7 +84,7 @@ class Convolution {
         branches_(unit.merges ? 1 : output_branches(unit, signs.branches)) {}
 
   Storage<Job> jobs(const Rows& wanted_rows, int threads) const {
-    const int height = wanted_rows.last - wanted_rows.first;
+    const int height = wanted_rows.end - wanted_rows.first;
     // Bands of rows whose activations fit the scratch memory, but enough of them to keep all threads busy.
     const int64_t row_bytes =
         std::max<int64_t>(1, int64_t{padded_width(dilation(unit_, 0))} * layout_.pixel_bytes * step_.height);
@@ -95,7 +95,7 @@ class Convolution {
     rows = whole_columns(rows);
     int blocks = layout_.blocks;
     const int wanted = threads == 1 ? 1 : 4 * threads;
-    const int64_t others = int64_t{wanted_rows.last_image - wanted_rows.first_image} * branches_ * unit_.groups;
+    const int64_t others = int64_t{wanted_rows.end_image - wanted_rows.first_image} * branches_ * unit_.groups;
     while (others * ceil_div(height, rows) < wanted && rows > 4) {
       rows = whole_columns(ceil_div(rows, 2));
     }
@@ -103,12 +103,12 @@ class Convolution {
       blocks = ceil_div(blocks, 2);
     }
     Storage<Job> found;
-    for (int image = wanted_rows.first_image; image < wanted_rows.last_image; ++image) {
-      for (int row = wanted_rows.first; row < wanted_rows.last; row += rows) {
+    for (int image = wanted_rows.first_image; image < wanted_rows.end_image; ++image) {
+      for (int row = wanted_rows.first; row < wanted_rows.end; row += rows) {
         for (int branch = 0; branch < branches_; ++branch) {
           for (int group = 0; group < unit_.groups; ++group) {
             for (int block = 0; block < layout_.blocks; block += blocks) {
-              found.push_back({image, branch, group, row, std::min(row + rows, wanted_rows.last), block,
+              found.push_back({image, branch, group, row, std::min(row + rows, wanted_rows.end), block,
                                std::min(block + blocks, layout_.blocks)});
             }
           }
@@ -128,12 +128,12 @@ class Convolution {
     const int num_columns = static_cast<int>(columns.size());
     const int tiles = ceil_div(num_columns, kernels_.tile_columns);
     Storage<int32_t> different;
-    for (int block = job.first_block; block < job.last_block; ++block) {
+    for (int block = job.first_block; block < job.end_block; ++block) {
       for (int tile = 0; tile < tiles; ++tile) {
         const int first = tile * kernels_.tile_columns;
-        const int last = std::min(first + kernels_.tile_columns, num_columns);
+        const int end = std::min(first + kernels_.tile_columns, num_columns);
         prefetch_weights(job, block + 1, tile, tiles);
-        run_tile(job, rate, activations, runs, columns.data() + first, last - first, block, different);
+        run_tile(job, rate, activations, runs, columns.data() + first, end - first, block, different);
       }
     }
   }
@@ -144,7 +144,7 @@ class Convolution {
   // Padded activations of all pixels that the job's rows read.
   const uint8_t* expand(const Job& job, int rate, int width, Storage<uint8_t>& scratch) const {
     const ptrdiff_t bytes = layout_.pixel_bytes;
-    const int row_groups = ceil_div(job.last_row - job.first_row, kernels_.rows);
+    const int row_groups = ceil_div(job.end_row - job.first_row, kernels_.rows);
     const int rows = (row_groups - 1) * kernels_.rows * step_.height + rate * (unit_.kernel_height - 1) + 1;
     const Size pad = padding(unit_, unit_.shares_weights ? 0 : job.branch);
     const int first_row = job.first_row * unit_.stride_height - pad.height;
@@ -214,8 +214,8 @@ class Convolution {
     constexpr int64_t kLineBytes = 64;
     if (block == layout_.blocks || tiles > kFewTiles) return;
     const uint8_t* weights = weights_of(weight_branch(job), job.group, block);
-    const int64_t last = layout_.block_bytes * (tile + 1) / tiles;
-    for (int64_t i = layout_.block_bytes * tile / tiles; i < last; i += kLineBytes) {
+    const int64_t end = layout_.block_bytes * (tile + 1) / tiles;
+    for (int64_t i = layout_.block_bytes * tile / tiles; i < end; i += kLineBytes) {
       __builtin_prefetch(weights + i, 0, 2);
     }
   }
@@ -237,12 +237,12 @@ class Convolution {
 
   Storage<Column> find_columns(const Job& job, int width) const {
     Storage<Column> columns;
-    columns.reserve(static_cast<size_t>(ceil_div(job.last_row - job.first_row, kernels_.rows)) * out_.width);
-    for (int y = job.first_row; y < job.last_row; y += kernels_.rows) {
+    columns.reserve(static_cast<size_t>(ceil_div(job.end_row - job.first_row, kernels_.rows)) * out_.width);
+    for (int y = job.first_row; y < job.end_row; y += kernels_.rows) {
       const ptrdiff_t row = static_cast<ptrdiff_t>(y - job.first_row) * step_.height * width;
       for (int x = 0; x < out_.width; ++x) {
         columns.push_back(
-            {(row + x * step_.width) * layout_.pixel_bytes, y, x, std::min(kernels_.rows, job.last_row - y)});
+            {(row + x * step_.width) * layout_.pixel_bytes, y, x, std::min(kernels_.rows, job.end_row - y)});
       }
     }
     return columns;
@@ -278,19 +278,19 @@ class Convolution {
     for (int j = 0; j < kernels_.rows; ++j) {
       // Consecutive pixels are finished together. With padded zeros, each pixel has its own excess and is finished
       // alone.
-      for (int i = 0, last; i < num_columns; i = last) {
-        last = i + 1;
+      for (int i = 0, end; i < num_columns; i = end) {
+        end = i + 1;
         if (j >= columns[i].rows) continue;
         const int64_t first_pixel = pixel(job, columns[i].y + j, columns[i].x);
         if (unit_.pad_value == 0) {
           find_excess(job, rate, columns[i].y + j, columns[i].x, block, bases, &excess, &epilogue);
         } else {
-          while (last < num_columns && j < columns[last].rows &&
-                 pixel(job, columns[last].y + j, columns[last].x) == first_pixel + last - i) {
-            ++last;
+          while (end < num_columns && j < columns[end].rows &&
+                 pixel(job, columns[end].y + j, columns[end].x) == first_pixel + end - i) {
+            ++end;
           }
         }
-        epilogue.pixels = last - i;
+        epilogue.pixels = end - i;
         finish(job, first_pixel, next, different + (i * kernels_.rows + j) * kLanes, epilogue);
       }
     }
@@ -422,13 +422,13 @@ Size output_size(const mmg_unit& unit, Size input) {
           (input.width + 2 * pad.width - rate * (unit.kernel_width - 1) - 1) / unit.stride_width + 1};
 }
 
-int last_input_row(const mmg_unit& unit, Size input, int last_row) {
-  int last = 0;
+int end_input_row(const mmg_unit& unit, Size input, int end_row) {
+  int end = 0;
   for (int branch = 0; branch < (unit.shares_weights ? 1 : unit.num_bases); ++branch) {
     const int seen = dilation(unit, branch) * (unit.kernel_height - 1) + 1;
-    last = std::max(last, (last_row - 1) * unit.stride_height - padding(unit, branch).height + seen);
+    end = std::max(end, (end_row - 1) * unit.stride_height - padding(unit, branch).height + seen);
   }
-  return std::clamp(last, 0, input.height);
+  return std::clamp(end, 0, input.height);
 }
 
 int output_branches(const mmg_unit& unit, int input_branches) {
@@ -493,10 +493,10 @@ void convolve(const Kernels& kernels, const mmg_unit& unit, const Rows& rows, Si
   if (packs_later) {
     const Size out = output_size(unit, size);
     const int branches = output_branches(unit, signs.branches), words = ceil_div(unit.out_channels, kWordBits);
-    for (int image = rows.first_image; image < rows.last_image; ++image) {
+    for (int image = rows.first_image; image < rows.end_image; ++image) {
       const int64_t first = (static_cast<int64_t>(image) * out.height + rows.first) * out.width * branches;
-      const int64_t last = first + static_cast<int64_t>(rows.last - rows.first) * out.width * branches;
-      for (int64_t i = first; i < last; ++i) {
+      const int64_t end = first + static_cast<int64_t>(rows.end - rows.first) * out.width * branches;
+      for (int64_t i = first; i < end; ++i) {
         const int64_t next = i % branches * unit.out_channels;
         kernels.pack(destination.values + i * unit.out_channels,
                      destination.sign_scale == nullptr ? nullptr : destination.sign_scale + next,

@@ -14,10 +14,10 @@ struct Size {
   int height, width;
 };
 
-// Rows [first, last) of each of the images [first_image, last_image).
+// Rows [first, end) of each of the images [first_image, end_image).
 struct Rows {
-  int first_image, last_image;
-  int first, last;
+  int first_image, end_image;
+  int first, end;
 };
 
 // Float map, NHWC, with its branches folded into the channels.
@@ -48,8 +48,8 @@ struct Destination {
 };
 
 Size output_size(const mmg_unit& unit, Size input);
-// End of the input's rows that the output's rows before `last_row` read.
-int last_input_row(const mmg_unit& unit, Size input, int last_row);
+// End of the input's rows that the output's rows before `end_row` read.
+int end_input_row(const mmg_unit& unit, Size input, int end_row);
 // Branches of a unit's output for `input_branches` of its input; 1 if merged.
 int output_branches(const mmg_unit& unit, int input_branches);
 

@@ -37,9 +37,9 @@ typename Vector::Type before_sign(typename Vector::Type value, const float* scal
 }
 
 template <typename Vector>
-uint64_t pack_range(const float* x, const float* scale, const float* shift, int first, int last) {
+uint64_t pack_range(const float* x, const float* scale, const float* shift, int first, int end) {
   uint64_t word = 0;
-  for (int c = first; c < last; c += Vector::kLanes) {
+  for (int c = first; c < end; c += Vector::kLanes) {
     word |= Vector::negative(before_sign<Vector>(Vector::load(x + c), scale, shift, c)) << (c % kWordBits);
   }
   return word;
@@ -48,10 +48,10 @@ uint64_t pack_range(const float* x, const float* scale, const float* shift, int 
 template <typename Vector>
 void pack(const float* x, const float* scale, const float* shift, int channels, uint64_t* words) {
   for (int first = 0; first < channels; first += kWordBits) {
-    const int last = channels - first < kWordBits ? channels : first + kWordBits;
-    const int whole = last - last % Vector::kLanes;
+    const int end = channels - first < kWordBits ? channels : first + kWordBits;
+    const int whole = end - end % Vector::kLanes;
     words[first / kWordBits] =
-        pack_range<Vector>(x, scale, shift, first, whole) | pack_range<Scalar>(x, scale, shift, whole, last);
+        pack_range<Vector>(x, scale, shift, first, whole) | pack_range<Scalar>(x, scale, shift, whole, end);
   }
 }
 
@@ -79,10 +79,10 @@ typename Vector::Type scaled_sum(const Count* different, const Epilogue& e, int 
 // block, whose scales are folded into their norms. Only a handful of instructions remain, and testing the pointers
 // would double their number.
 template <typename Vector, bool kPlain, typename Count>
-uint64_t finish_range(const Count* different, const Epilogue& e, int first, int last) {
+uint64_t finish_range(const Count* different, const Epilogue& e, int first, int end) {
   uint64_t word = 0;
   const auto low = Vector::set(e.low);
-  for (int c = first; c < last; c += Vector::kLanes) {
+  for (int c = first; c < end; c += Vector::kLanes) {
     auto value = kPlain ? dot<Vector>(different, e.length, c) : scaled_sum<Vector>(different, e, c);
     value = Vector::maximum(value, low);
     if (e.norm_scale != nullptr) {
@@ -140,9 +140,9 @@ void gate(const float* __restrict x, const float* __restrict merged, float gate,
 
 // NaN may be lost: if other taps are numbers, the result may be the largest of them.
 template <typename Vector>
-void pool_range(const float* const* taps, int num_taps, const float* scale, const float* shift, int first, int last,
+void pool_range(const float* const* taps, int num_taps, const float* scale, const float* shift, int first, int end,
                 float* out) {
-  for (int c = first; c < last; c += Vector::kLanes) {
+  for (int c = first; c < end; c += Vector::kLanes) {
     auto value = Vector::load(taps[0] + c);
     for (int i = 1; i < num_taps; ++i) value = Vector::maximum(value, Vector::load(taps[i] + c));
     if (scale != nullptr)

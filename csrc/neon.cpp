@@ -126,10 +126,10 @@ MMG_INLINE void count_steps(const Tile& tile, int first_column, int32_t* differe
       const int steps = left < room ? left : room;
       left -= steps;
       room -= steps;
-      const uint8_t* const last = weights + steps * kLanes;
-      const uint8_t* const last_together = last - steps % Bytes::kSteps * kLanes;
-      while (weights != last_together) bytes.template add<Bytes::kSteps>(activations, &weights);
-      while (weights != last) bytes.template add<1>(activations, &weights);
+      const uint8_t* const end = weights + steps * kLanes;
+      const uint8_t* const end_together = end - steps % Bytes::kSteps * kLanes;
+      while (weights != end_together) bytes.template add<Bytes::kSteps>(activations, &weights);
+      while (weights != end) bytes.template add<1>(activations, &weights);
       if (room == 0) {
         bytes.flush(&sums);
         room = Bytes::kMaxSteps;
@@ -411,10 +411,10 @@ MMG_INLINE uint32_t negative_32(const float32x4_t* x) {
 template <bool kIsPlain>
 void pack_signs(const float* x, const float* scale, const float* shift, int channels, uint64_t* words) {
   for (int first = 0; first < channels; first += kWordBits) {
-    const int last = channels - first < kWordBits ? channels : first + kWordBits;
+    const int end = channels - first < kWordBits ? channels : first + kWordBits;
     uint64_t word = 0;
     int c = first;
-    for (; c + kSignLanes <= last; c += kSignLanes) {
+    for (; c + kSignLanes <= end; c += kSignLanes) {
       float32x4_t values[8];
 #pragma GCC unroll 8
       for (int v = 0; v < 8; ++v) {
@@ -423,9 +423,9 @@ void pack_signs(const float* x, const float* scale, const float* shift, int chan
       }
       word |= uint64_t{negative_32(values)} << (c % kWordBits);
     }
-    if (c < last) {
-      const int whole = last - last % Vector::kLanes;
-      word |= pack_range<Vector>(x, scale, shift, c, whole) | pack_range<Scalar>(x, scale, shift, whole, last);
+    if (c < end) {
+      const int whole = end - end % Vector::kLanes;
+      word |= pack_range<Vector>(x, scale, shift, c, whole) | pack_range<Scalar>(x, scale, shift, whole, end);
     }
     words[first / kWordBits] = word;
   }

@@ -16,11 +16,11 @@ void parallel_for(int num_jobs, int threads, const std::function<void(int)>& job
 // Pixels of one job.
 constexpr int64_t kPixelsPerJob = 256;
 
-// Calls `job(first, last)` for pieces of the pixels [first, last).
-inline void for_pixels(int64_t first, int64_t last, int threads, const std::function<void(int64_t, int64_t)>& job) {
-  const int jobs = static_cast<int>((last - first + kPixelsPerJob - 1) / kPixelsPerJob);
+// Calls `job(first, end)` for pieces of the pixels [first, end).
+inline void for_pixels(int64_t first, int64_t end, int threads, const std::function<void(int64_t, int64_t)>& job) {
+  const int jobs = static_cast<int>((end - first + kPixelsPerJob - 1) / kPixelsPerJob);
   parallel_for(jobs, threads,
-               [&](int i) { job(first + i * kPixelsPerJob, std::min(first + (i + 1) * kPixelsPerJob, last)); });
+               [&](int i) { job(first + i * kPixelsPerJob, std::min(first + (i + 1) * kPixelsPerJob, end)); });
 }
 
 }  // namespace mmgroupnet

@@ -19,9 +19,8 @@ void sum_jobs(int64_t pixels, int size, int threads, double* sums,
               const std::function<void(int64_t, int64_t, T*)>& job) {
   const int64_t jobs = (pixels + kPixelsPerJob - 1) / kPixelsPerJob;
   Storage<T> parts(jobs * size);
-  for_pixels(0, pixels, threads, [&](int64_t first, int64_t last) {
-    job(first, last - first, parts.data() + first / kPixelsPerJob * size);
-  });
+  for_pixels(0, pixels, threads,
+             [&](int64_t first, int64_t end) { job(first, end - first, parts.data() + first / kPixelsPerJob * size); });
   std::fill(sums, sums + size, 0.0);
   for (int64_t i = 0; i < jobs; ++i) {
     for (int c = 0; c < size; ++c) sums[c] += parts[i * size + c];
@@ -157,8 +156,8 @@ int32_t mmg_relu_sums(const int16_t* y, int32_t low, int64_t pixels, int32_t cha
 int32_t mmg_relu_affine(const int16_t* y, int32_t low, const float* scale, const float* shift, const float* residual,
                         int64_t pixels, int32_t channels, float* out, int32_t threads) {
   return guard([&] {
-    for_pixels(0, pixels, threads, [&](int64_t first, int64_t last) {
-      const int64_t count = last - first;
+    for_pixels(0, pixels, threads, [&](int64_t first, int64_t end) {
+      const int64_t count = end - first;
       const int64_t at = first * channels;
       selected_kernels().relu_affine(y + at, low, scale, shift, residual == nullptr ? nullptr : residual + at, count,
                                      channels, out + at);
@@ -175,9 +174,9 @@ int32_t mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low
                             const float* s, int64_t pixels, int32_t folded, int32_t first, int32_t channels, float* out,
                             int32_t threads) {
   return guard([&] {
-    for_pixels(0, pixels, threads, [&](int64_t pixel, int64_t last) {
+    for_pixels(0, pixels, threads, [&](int64_t pixel, int64_t end) {
       const int64_t at = pixel * folded + first;
-      selected_kernels().affine_gradient(gradient + at, y + at, low, p + first, q + first, s + first, last - pixel,
+      selected_kernels().affine_gradient(gradient + at, y + at, low, p + first, q + first, s + first, end - pixel,
                                          folded, channels, out + pixel * channels);
     });
   });
@@ -186,8 +185,8 @@ int32_t mmg_affine_gradient(const float* gradient, const int16_t* y, int32_t low
 int32_t mmg_branch_signs(const float* x, int64_t pixels, int32_t folded, int32_t first, int32_t channels, float* out,
                          int32_t threads) {
   return guard([&] {
-    for_pixels(0, pixels, threads, [&](int64_t pixel, int64_t last) {
-      selected_kernels().branch_signs(x + pixel * folded + first, last - pixel, folded, channels,
+    for_pixels(0, pixels, threads, [&](int64_t pixel, int64_t end) {
+      selected_kernels().branch_signs(x + pixel * folded + first, end - pixel, folded, channels,
                                       out + pixel * channels);
     });
   });
@@ -196,8 +195,8 @@ int32_t mmg_branch_signs(const float* x, int64_t pixels, int32_t folded, int32_t
 int32_t mmg_sign_gradient(const float* gradient, const float* x, const float* residual, int64_t pixels, int32_t folded,
                           int32_t first, int32_t channels, float* out, int32_t threads) {
   return guard([&] {
-    for_pixels(0, pixels, threads, [&](int64_t pixel, int64_t last) {
-      const int64_t count = last - pixel;
+    for_pixels(0, pixels, threads, [&](int64_t pixel, int64_t end) {
+      const int64_t count = end - pixel;
       const int64_t at = pixel * folded + first;
       selected_kernels().sign_gradient(gradient + pixel * channels, x + at,
                                        residual == nullptr ? nullptr : residual + at, count, folded, channels,

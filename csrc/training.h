@@ -69,17 +69,17 @@ inline V maximum(V a, V b) {
   return a > b ? a : b;
 }
 
-// Calls tile(V(), c, first, last) for tiles that together cover all channels and pixels: lanes<V>() channels from
-// channel c on, and the pixels [first, last).
+// Calls tile(V(), c, first, end) for tiles that together cover all channels and pixels: lanes<V>() channels from
+// channel c on, and the pixels [first, end).
 template <typename Tile>
 inline void for_tiles(int64_t pixels, int channels, const Tile& tile) {
   // After 32 pixels, the next tile's cache lines have been fetched.
   constexpr int64_t kPixels = 32;
   for (int64_t first = 0; first < pixels; first += kPixels) {
-    const int64_t last = first + kPixels < pixels ? first + kPixels : pixels;
+    const int64_t end = first + kPixels < pixels ? first + kPixels : pixels;
     int c = 0;
-    for (; c + lanes<Floats>() <= channels; c += lanes<Floats>()) tile(Floats(), c, first, last);
-    for (; c < channels; ++c) tile(float(), c, first, last);
+    for (; c + lanes<Floats>() <= channels; c += lanes<Floats>()) tile(Floats(), c, first, end);
+    for (; c < channels; ++c) tile(float(), c, first, end);
   }
 }
 
@@ -89,14 +89,14 @@ inline void for_tiles(int64_t pixels, int channels, const Tile& tile) {
 // The squares of a tile are added up modulo 2^32. This sum minus 2^16 times the sum of the high bits is the sum of the
 // low bits, which is below 2^32.
 void relu_sums(const int16_t* y, int low, int64_t pixels, int channels, int32_t* sums) {
-  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
+  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t end) {
     using V = decltype(zero);
     using Signed = IntsOf<V>;
     using Unsigned = UnsignedIntsOf<V>;
     const Signed lowest = Signed() + low;
     Signed sum = Signed();
     Unsigned squares = Unsigned(), high = Unsigned();
-    for (int64_t at = first * channels + c; at < last * channels; at += channels) {
+    for (int64_t at = first * channels + c; at < end * channels; at += channels) {
       const Signed r = maximum(load_ints<V>(y + at), lowest);
       const Unsigned square = (Unsigned)(r * r);
       sum += r;
@@ -128,11 +128,11 @@ void relu_affine(const int16_t* __restrict y, int low, const float* __restrict s
 
 // sums[c] += g and sums[channels + c] += g * r.
 void gradient_sums(const float* g, const int16_t* y, int low, int64_t pixels, int channels, float* sums) {
-  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
+  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t end) {
     using V = decltype(zero);
     const V lowest = V() + static_cast<float>(low);
     V sum = load<V>(sums + c), products = load<V>(sums + channels + c);
-    for (int64_t at = first * channels + c; at < last * channels; at += channels) {
+    for (int64_t at = first * channels + c; at < end * channels; at += channels) {
       const V gradient = load<V>(g + at);
       sum += gradient;
       products += gradient * maximum(load<V>(y + at), lowest);
@@ -145,11 +145,11 @@ void gradient_sums(const float* g, const int16_t* y, int low, int64_t pixels, in
 // out = p * g + q * r + s where y > low, else 0, of one branch.
 void affine_gradient(const float* g, const int16_t* y, int low, const float* p, const float* q, const float* s,
                      int64_t pixels, int folded, int channels, float* out) {
-  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
+  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t end) {
     using V = decltype(zero);
     const V lowest = V() + static_cast<float>(low);
     const V of_gradient = load<V>(p + c), of_integer = load<V>(q + c), term = load<V>(s + c);
-    for (int64_t i = first; i < last; ++i) {
+    for (int64_t i = first; i < end; ++i) {
       const V integer = load<V>(y + i * folded + c);
       const V value = of_gradient * load<V>(g + i * folded + c) + of_integer * integer + term;
       store(out + i * channels + c, integer > lowest ? value : V());
@@ -159,10 +159,10 @@ void affine_gradient(const float* g, const int16_t* y, int low, const float* p, 
 
 // Signs of one branch.
 void branch_signs(const float* x, int64_t pixels, int folded, int channels, float* out) {
-  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
+  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t end) {
     using V = decltype(zero);
     const V positive = V() + 1.0f, negative = V() - 1.0f;
-    for (int64_t i = first; i < last; ++i) {
+    for (int64_t i = first; i < end; ++i) {
       store(out + i * channels + c, load<V>(x + i * folded + c) >= 0.0f ? positive : negative);
     }
   });
@@ -171,9 +171,9 @@ void branch_signs(const float* x, int64_t pixels, int folded, int channels, floa
 // out = max(0, 2 - 2 * |x|) * g (+ residual) of one branch; all but g are folded.
 void sign_gradient(const float* g, const float* x, const float* residual, int64_t pixels, int folded, int channels,
                    float* out) {
-  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
+  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t end) {
     using V = decltype(zero);
-    for (int64_t i = first; i < last; ++i) {
+    for (int64_t i = first; i < end; ++i) {
       const int64_t at = i * folded + c;
       const V value = load<V>(x + at);
       const V surrogate = 2.0f - 2.0f * maximum(value, -value);
@@ -192,9 +192,9 @@ void sign_gradient(const float* g, const float* x, const float* residual, int64_
 void connect_gradient(const float* g, const float* x, const float* gate, const float* scales, int64_t pixels,
                       int branches, int channels, float* out, float* sums) {
   const int64_t folded = static_cast<int64_t>(branches) * channels;
-  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t last) {
+  for_tiles(pixels, channels, [=](auto zero, int c, int64_t first, int64_t end) {
     using V = decltype(zero);
-    for (int64_t i = first; i < last; ++i) {
+    for (int64_t i = first; i < end; ++i) {
       const int64_t pixel = i * folded + c;
       V m = V(), h = V();
       for (int k = 0; k < branches; ++k) {
