@@ -99,7 +99,7 @@ def load_what_fits(model: nn.Module, checkpoint: Mapping) -> Transfer:
         model: The model, neither wrapped for distribution nor for test-time augmentation.
         checkpoint: Content of the file: a dict with a ``state_dict``, or the state dict itself.
     """
-    own, given = model.state_dict(), weights_of(checkpoint)
+    own, weights = model.state_dict(), weights_of(checkpoint)
     missing: list[str] = []
     unknown: list[str] = []
 
@@ -110,13 +110,13 @@ def load_what_fits(model: nn.Module, checkpoint: Mapping) -> Transfer:
     handle = model.register_load_state_dict_post_hook(note)
     refused = ''
     try:
-        model.load_state_dict(given, strict=False)
+        model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # All fitting tensors are loaded by now, and the hook was called.
         refused = str(error)
     finally:
         handle.remove()
     misshaped = {
-        name: f'{tuple(given[name].shape)} instead of {tuple(value.shape)}' if name in given else ''
+        name: f'{tuple(weights[name].shape)} instead of {tuple(value.shape)}' if name in weights else ''
         for name, value in own.items()
         if f'size mismatch for {name}:' in refused
     }

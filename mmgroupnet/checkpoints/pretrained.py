@@ -156,16 +156,16 @@ def check_pretrained(module: BaseModule) -> None:
                 checkpoint = CheckpointLoader.load_checkpoint(source, map_location='meta', logger='silent')
         except UserError as error:
             raise UserError(f'init_cfg of {type(module).__name__}: {error}') from error
-        given = checkpoint.get('state_dict', checkpoint)
+        weights = checkpoint.get('state_dict', checkpoint)
         if prefix:
             prefix = f'{prefix.removesuffix(".")}.'
-            given = {key.removeprefix(prefix): value for key, value in given.items() if key.startswith(prefix)}
+            weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         else:
-            given = {key.removeprefix('module.'): value for key, value in given.items()}
-        if any(key.endswith('.bits') for key in given):
+            weights = {key.removeprefix('module.'): value for key, value in weights.items()}
+        if any(key.endswith('.bits') for key in weights):
             raise UserError(f'{where} is packed: give the one that it was packed from')
-        mismatch = describe_mismatch(module, given)
-        if mismatch and not prefix and any(key.startswith('backbone.') for key in given):
+        mismatch = describe_mismatch(module, weights)
+        if mismatch and not prefix and any(key.startswith('backbone.') for key in weights):
             mismatch += ". It is that of a whole model: give prefix='backbone.'"
         if mismatch:
             under = f' under {prefix!r}' if prefix else ''

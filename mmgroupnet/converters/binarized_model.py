@@ -70,15 +70,15 @@ class _Binarized:
             source.init_weights()
         source = binarize(source, policy)
         with torch.no_grad():
-            given = source.state_dict()
+            source_state = source.state_dict()
             for name, tensor in self.state_dict().items():
-                tensor.copy_(given[name])
+                tensor.copy_(source_state[name])
         report = binarization_of(source)
         assert report is not None
         print_log(
-            f'{len(given) - len(report.new_tensors)} tensors come from the float model, {len(report.new_tensors)} are '
-            f'new (norms in front of signs, gates), {len(report.dropped_tensors)} of the float model have no place: '
-            f'{", ".join(report.dropped_tensors) or "none"}',
+            f'{len(source_state) - len(report.new_tensors)} tensors come from the float model, '
+            f'{len(report.new_tensors)} are new (norms in front of signs, gates), {len(report.dropped_tensors)} of the '
+            f'float model have no place: {", ".join(report.dropped_tensors) or "none"}',
             logger='current',
         )
 

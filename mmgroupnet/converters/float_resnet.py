@@ -21,8 +21,8 @@ _NOISE = 0.5
 _BLOCK = r'layer\d+\.\d+\.'
 
 
-def _classifier_name(given: str) -> str:
-    name = given.removeprefix('module.')
+def _classifier_name(source_name: str) -> str:
+    name = source_name.removeprefix('module.')
     if name.startswith(('backbone.', 'neck.', 'head.')):
         return name
     classifier = re.fullmatch(r'(?:fc|linear)\.(weight|bias)', name)
@@ -32,7 +32,7 @@ def _classifier_name(given: str) -> str:
 def to_classifier_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A float ResNet's weights under mmpretrain's names, ``backbone.`` and ``head.fc.``, from torchvision's or those of
     CIFAR ResNets (``linear.``), with or without a leading ``module.``."""
-    return {_classifier_name(given): value for given, value in state_dict.items()}
+    return {_classifier_name(name): value for name, value in state_dict.items()}
 
 
 def float_weights(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -45,8 +45,8 @@ def float_weights(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
         The weights, and the names of tensors that are not part of such a network. Norms are in neither.
     """
     weights, unknown = {}, []
-    for given, value in state_dict.items():
-        name = _classifier_name(given).removeprefix('backbone.').removeprefix('head.')
+    for source_name, value in state_dict.items():
+        name = _classifier_name(source_name).removeprefix('backbone.').removeprefix('head.')
         if re.fullmatch(rf'({_BLOCK})?conv\d+\.weight|fc\.(weight|bias)', name):
             weights[name] = value
         elif re.fullmatch(rf'{_BLOCK}downsample\.\d+\.weight', name) and value.dim() == 4:
@@ -54,7 +54,7 @@ def float_weights(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
         elif not re.fullmatch(
             rf'({_BLOCK})?(bn\d+|downsample\.\d+)\.(weight|bias|running_mean|running_var|num_batches_tracked)', name
         ):
-            unknown.append(given)
+            unknown.append(source_name)
     return weights, unknown
 
 
@@ -116,8 +116,8 @@ class FromFloatResNet:
 
     def __call__(self, module: nn.Module) -> None:
         """Initialises a backbone or a head in place."""
-        given = fetch_checkpoint(self.checkpoint)
-        weights, unknown = float_weights(given.get('state_dict', given))
+        checkpoint = fetch_checkpoint(self.checkpoint)
+        weights, unknown = float_weights(checkpoint.get('state_dict', checkpoint))
         classifier: dict[str, Tensor] = {
             name: weights.pop(name) for name in ('fc.weight', 'fc.bias') if name in weights
         }

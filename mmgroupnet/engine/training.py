@@ -61,12 +61,12 @@ def apply_backbone_checkpoint(cfg: Config) -> None:
         return
     if is_local(source):
         checkpoint = read_trainable(source)
-        given = checkpoint.get('state_dict', checkpoint)
+        weights = checkpoint.get('state_dict', checkpoint)
         prefix = 'backbone.'
-        given = {key.removeprefix(prefix): value for key, value in given.items() if key.startswith(prefix)}
+        weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), torch.device('meta'):
             backbone = MODELS.build(cfg.model.backbone)
-        check_state_dict(backbone, given, source)
+        check_state_dict(backbone, weights, source)
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=source, prefix='backbone.')
 
 
