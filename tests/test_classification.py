@@ -150,7 +150,7 @@ def test_the_second_stage_without_the_first_is_refused(tmp_path):
         run_training(load('groupnet_r20_k3_stage-b_cifar10', tmp_path, 'b', load_from='nowhere.pth'))
 
 
-def test_the_modern_recipe_starts_from_a_float_resnet_and_listens_to_another(tmp_path):
+def test_the_modern_recipe_starts_from_a_float_resnet_and_has_a_float_teacher(tmp_path):
     write_imagenet(tmp_path / 'data')
     # The student predicts class 7 for every image, with a logit of 5 and zeros for the other classes. The teacher
     # predicts class 7 with certainty.

@@ -64,7 +64,7 @@ def test_entries_of_others_stay(path):
         assert HistoryBuffer in get_safe_globals()
 
 
-def test_every_load_works_after_somebody_has_left_the_context(path):
+def test_every_load_works_after_other_code_has_left_the_context(path):
     with safe_globals([HistoryBuffer, np.ndarray, np.dtype]):
         pass
     assert 'state_dict' in read_checkpoint(path)

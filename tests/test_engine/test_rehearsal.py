@@ -274,9 +274,9 @@ class TestFinds:
         cfg = load_tiny_run(tmp_path)
         cfg.val_dataloader.dataset.pipeline[-1].meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape')
         error = refusal(cfg)
-        assert str(error) == (
+        assert re.sub(r'line \d+', 'line ...', str(error)) == (
             "the rehearsal failed in a validation batch: AssertionError: `assert img_meta.get('scale_factor') is not "
-            'None` (mmdet.models.dense_heads.base_dense_head, line 465). Look at model.test_cfg and at what '
+            'None` (mmdet.models.dense_heads.base_dense_head, line ...). Look at model.test_cfg and at what '
             'val_dataloader.dataset.pipeline packs, its meta_keys among it. --no-rehearsal trains without it'
         )
         assert isinstance(error.__cause__, AssertionError)

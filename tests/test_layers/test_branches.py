@@ -106,7 +106,7 @@ class TestMerge:
         weights = merge.weights(x)
         assert weights.dtype == torch.float64 and weights.tolist() == [1 / num_bases] + [0.0] * (num_bases - 1)
 
-    def test_others_hand_on_what_they_get(self, num_bases):
+    def test_others_return_their_input(self, num_bases):
         x = random_branches(num_bases)
         assert all(build_merge(num_bases, scaled).outputs_for_next(x) is x for scaled in (False, True))
 
@@ -164,7 +164,7 @@ class TestSoftConnect:
 
     @pytest.mark.parametrize('learned_scales', [False, True])
     @pytest.mark.parametrize('num_bases', NUM_BASES)
-    def test_closed_gates_hand_on_the_merged_map(self, num_bases, learned_scales):
+    def test_closed_gates_pass_the_merged_map(self, num_bases, learned_scales):
         merge = build_merge(num_bases, learned_scales).double()
         x = random_branches(num_bases)
         out = soft_connect(x, torch.tensor([-torch.inf]).double(), merge)

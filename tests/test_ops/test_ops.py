@@ -288,7 +288,7 @@ class TestWrongParameters:
             Block(Connection.SEPARATE, NUM_BASES, [unit], shortcut_map=torch.ones(2, 16, 7, 5)).run_op(x)
 
     @pytest.mark.parametrize('shape', [(1, 32, 7, 5), (2, 33, 7, 5), (2, 64, 7, 5), (2, 32, 7, 6)], ids=str)
-    def test_shortcut_map_that_nobody_adds(self, x, shape):
+    def test_shortcut_map_that_no_unit_adds(self, x, shape):
         unit = random_unit(geometry(in_channels=CHANNELS))
         with pytest.raises(ValueError, match=r'shortcut_map .*: give the shape of the output, \(2, 32, 7, 5\)'):
             Block(Connection.SEPARATE, NUM_BASES, [unit], shortcut_map=torch.ones(shape)).run_op(x)

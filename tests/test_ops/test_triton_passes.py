@@ -440,7 +440,7 @@ def test_a_surrogate_of_its_own_has_no_formula():
 
 @pytest.mark.parametrize('needs', [(True, False), (False, True)])
 @pytest.mark.parametrize('name', ['odd channels', 'shared'])
-def test_gradients_that_nobody_asks_for(name, needs):
+def test_gradients_that_are_not_needed(name, needs):
     needs_x, needs_weight = needs
     found = gradients(*unit_of(name), torch.float32, None, needs_x=needs_x, needs_weight=needs_weight)
     assert [value is not None for value in found[:2]] == [needs_x, needs_weight]

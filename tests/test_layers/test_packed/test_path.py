@@ -128,6 +128,7 @@ class TestWhatItGives:
 class TestWhereItDoes:
     def assert_simulated(self, layer: nn.Module, x: Tensor) -> None:
         assert find_twin(layer, x) is None
+        layer(x)  # it runs, and tests see what that changed
 
     def test_not_where_gradients_are_recorded(self, x):
         self.assert_simulated(build_conv(), x)
@@ -156,7 +157,7 @@ class TestWhereItDoes:
             self.assert_simulated(build_conv().to('meta'), x.to('meta'))
 
     @pytest.mark.parametrize('register', ['register_forward_hook', 'register_forward_pre_hook'])
-    def test_not_where_hooks_listen_to_a_part(self, x, register):
+    def test_not_where_a_part_has_hooks(self, x, register):
         conv, hook = build_conv(), Mock(return_value=None)
         handle = getattr(conv.activation, register)(hook)
         with torch.no_grad():
