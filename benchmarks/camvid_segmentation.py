@@ -30,8 +30,8 @@ CONFIGS = {
     'fcn-32s_groupnet_r18_camvid-240x180': ('Group-Net', 3),
     'fcn-32s_groupnet_r18_bpac_camvid-240x180': ('Group-Net + BPAC', 3),
     'fcn-32s_groupnet_r18_bpac_float-downsample_camvid-240x180': ('Group-Net** + BPAC', 1),
-    'fcn-32s_groupnet_r18_camvid-480x360': ('Group-Net, whole frames', 1),
-    'fcn-32s_groupnet_r18_bpac_camvid-480x360': ('Group-Net + BPAC, whole frames', 1),
+    'fcn-32s_groupnet_r18_camvid-480x360': ('Group-Net, whole frames', 2),
+    'fcn-32s_groupnet_r18_bpac_camvid-480x360': ('Group-Net + BPAC, whole frames', 2),
 }
 # The two of them that differ only in their rates.
 DRAWN = ('fcn-32s_groupnet_r18_camvid-240x180', 'fcn-32s_groupnet_r18_bpac_camvid-240x180')
