@@ -89,15 +89,15 @@ def _headline() -> str:
     def size(config: str) -> str:
         return f'{measure_complexity(str(ROOT / "configs" / config)).bytes_packed / 1e6:.1f}'
 
-    bpac = 'fcn-32s_groupnet_r18_bpac_camvid-240x180'
+    fcn = 'fcn-32s_groupnet_r18_camvid-240x180'
     float_fcn = 'fcn-32s_r18_camvid-240x180'
     trained = [
         ('digits (the demo), FCOS, K = 3', 'AP', 3, digits_detection, 'twin', 'binary',
          'demo/fcos_float_digits.py', 'demo/fcos_groupnet_digits.py', 'demo FCOS'),
         ('blood cells (BCCD), FCOS, K = 4', 'AP', 3, bccd_detection, 'fcos_r18_bccd', 'fcos_groupnet_r18_bccd',
          'detection/fcos_r18_bccd.py', 'detection/fcos_groupnet_r18_bccd.py', 'BCCD FCOS'),
-        ('streets (CamVid), FCN-32s with BPAC, K = 4', 'mIoU', 1, camvid_segmentation, float_fcn, bpac,
-         f'segmentation/{float_fcn}.py', f'segmentation/{bpac}.py', None),
+        ('streets (CamVid), FCN-32s, K = 4', 'mIoU', 1, camvid_segmentation, float_fcn, fcn,
+         f'segmentation/{float_fcn}.py', f'segmentation/{fcn}.py', None),
     ]  # fmt: skip
     rows = [
         [
