@@ -65,7 +65,8 @@ MODELS.register_module(module=TinyPyramid, force=True)
 
 
 def detector(head: dict, test_cfg: dict | None = None, **options: object) -> nn.Module:
-    """A one-stage detector with two levels; its scores are spread widely, so many boxes are found."""
+    """A one-stage detector with two levels. The random weights of its predictions are large, so the scores differ and
+    many boxes pass the threshold."""
     test_cfg = dict(
         nms_pre=60, score_thr=0.3, min_bbox_size=0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20
     ) | (test_cfg or {})
@@ -104,7 +105,7 @@ HEADS = dict(fcos=FCOS, retinanet=RETINA, softmax=SOFTMAX, atss=ATSS, gfl=GFL)
 
 
 def binary_fcos() -> nn.Module:
-    """A small detector with binary backbone, neck and head; its scores are spread widely."""
+    """A small detector with binary backbone, neck and head. The random weights of its predictions are large."""
     config = dict(
         type='FCOS',
         data_preprocessor=dict(type='DetDataPreprocessor', **PREPROCESSOR, bgr_to_rgb=True, pad_size_divisor=32),

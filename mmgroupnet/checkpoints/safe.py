@@ -84,7 +84,7 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
 
 @functools.wraps(checkpoint.load_from_http)
 def load_from_http(*args: Any, **kwargs: Any) -> dict:
-    """mmengine's function, which reads its own checkpoints here."""
+    """Calls mmengine's function of this name while the classes that mmengine stores are allow-listed."""
     with mmengine_globals():
         return checkpoint.load_from_http(*args, **kwargs)
 
