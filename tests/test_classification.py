@@ -182,6 +182,24 @@ def test_the_modern_recipe_starts_from_a_float_resnet_and_has_a_float_teacher(tm
     assert_allclose(list(losses(tmp_path / 'work').values()), partition - 5 * target, rtol=1e-5)
 
 
+def test_soft_labels_from_the_rehearsal_to_whole_images(tmp_path):
+    """The loss takes soft labels only, so the rehearsal needs those of the teacher, too."""
+    write_cifar10(tmp_path / 'data')
+    checkpoint = str(tmp_path / 'float.pth')
+    cfg = load('groupnet_r20_k3_distilled_cifar10', tmp_path, 'work', **{'train_cfg.max_epochs': 2})
+    _, distillation, switch = cfg.custom_hooks
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        torch.save(MODELS.build(distillation.teacher).state_dict(), checkpoint)
+    cfg.model.backbone.stage_blocks = (3, 3, 3)
+    for part in (cfg.model.backbone.init_cfg, cfg.model.head.init_cfg, distillation):
+        part.checkpoint = checkpoint
+    switch.schedule[0].action_epoch = 2
+    run_training(cfg, rehearse=True)
+    (log,) = (tmp_path / 'work').glob('*/*.log')
+    assert 'Rehearsal before the first step: a batch of training' in log.read_text()
+    assert list(losses(tmp_path / 'work')) == [1, 2, 3, 4]
+
+
 def test_a_picture_is_read_as_the_data_set_is(tmp_path):
     """tools/predict.py reads files, but the batches of CIFAR-10 contain pixels: both must give the same input."""
     from mmpretrain import ImageClassificationInferencer

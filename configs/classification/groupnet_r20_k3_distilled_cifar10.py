@@ -1,6 +1,8 @@
-# Group-Net** ResNet-20, K = 3, binary from the first step: with weights and soft labels of a float ResNet-20.
+# Group-Net** ResNet-20, K = 3, binary from the first step: with learned thresholds, and with weights and soft labels of
+# a float ResNet-20.
 _base_ = 'groupnet_r20_k3_from-float_cifar10.py'
 
+_base_.model.backbone.binary_cfg.activation = dict(type='mmgroupnet.ShiftedSign')
 # The same float network is also the teacher.
 float_checkpoint = 'data/pretrained_cifar_resnet/resnet20-12fca82f.th'
 teacher = dict(
@@ -24,8 +26,8 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 custom_hooks = [
     dict(type='mmgroupnet.BinaryStatisticsHook'),
     dict(type='mmgroupnet.DistillationHook', teacher=teacher, checkpoint=float_checkpoint, weight=0.9, temperature=4.0),
-    dict(type='SwitchRecipeHook', schedule=[dict(action_epoch=10, train_pipeline=whole_image_pipeline)]),
+    dict(type='SwitchRecipeHook', schedule=[dict(action_epoch=22, train_pipeline=whole_image_pipeline)]),
 ]
 
 optim_wrapper = dict(optimizer=dict(lr=1e-2))
-train_cfg = dict(max_epochs=16, val_interval=8)
+train_cfg = dict(max_epochs=34, val_interval=17)

@@ -216,13 +216,20 @@ class TestExactSums:
 
 class TestChoiceOfABackend:
     @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
-    def test_the_cpu_computes_in_single_precision(self, dtype):
+    @pytest.mark.parametrize('has_bfloat16', [False, True])
+    def test_the_cpu_computes_in_single_precision(self, has_bfloat16, dtype, monkeypatch):
+        """With bfloat16 in the processor, only the gradients of convolutions are in it."""
         if kernels.library() is None:
             pytest.skip('the kernels were not compiled')
-        weight = torch.ones(1)
-        assert isinstance(choose_passes(torch.ones(1, dtype=dtype), weight, 'a conv'), KernelPasses)
+        monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: has_bfloat16)
+        x, weight = torch.ones(1, dtype=dtype), torch.ones(1)
+        alone = choose_passes(x, weight, 'a conv')
         with torch.autocast('cpu', dtype=torch.bfloat16):
-            assert isinstance(choose_passes(torch.ones(1, dtype=dtype), weight, 'a conv'), KernelPasses)
+            under_autocast = choose_passes(x, weight, 'a conv')
+        for passes, requested in ((alone, dtype), (under_autocast, torch.bfloat16)):
+            assert isinstance(passes, KernelPasses)
+            expected = torch.bfloat16 if has_bfloat16 and requested == torch.bfloat16 else torch.float32
+            assert passes.dtype == expected
 
     def test_others_convolve_in_the_dtype_of_autocast(self, monkeypatch):
         monkeypatch.setattr(kernels, 'library', lambda: None)

@@ -88,7 +88,7 @@ class DistillationHook(Hook):
         self.temperature = temperature
 
     def before_train(self, runner: Runner) -> None:
-        """Builds the teacher."""
+        """Builds the teacher and adds it, so that a rehearsal, which comes before the first epoch, has its labels."""
         preprocessor = _unwrapped(runner).data_preprocessor
         if not hasattr(preprocessor, 'batch_augments'):
             raise UserError(
@@ -102,6 +102,7 @@ class DistillationHook(Hook):
         teacher.load_state_dict(weights, strict=False)  # Old files lack num_batches_tracked.
         self._teacher = teacher.to(next(runner.model.parameters()).device).requires_grad_(False).eval()
         print_log(f'labels are {self.weight:.0%} those of the teacher in {self.checkpoint}', logger='current')
+        self.before_train_epoch(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Adds the teacher behind the model's preprocessor and batch augmentations, unless it is there already."""

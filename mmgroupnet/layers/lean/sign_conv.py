@@ -135,7 +135,8 @@ class SignConv:
         of_shift = None
         if needs_shift:
             assert z_gradient is not None and operands.shift is not None
-            sums = z_gradient.sum((0, 2, 3), dtype=torch.float64)
+            # Image by image first: a sum in double precision would copy the whole map.
+            sums = z_gradient.sum((2, 3), dtype=wide(z_gradient.dtype)).sum(0, dtype=torch.float64)
             of_shift = sums.view(-1, len(operands.shift)).sum(0).to(operands.shift.dtype)
         if z_gradient is not None and residual is not None and added is None:
             z_gradient = z_gradient + residual

@@ -27,7 +27,8 @@ _CAPABILITY = (8, 0)
 def choose_passes(x: Tensor, weight: Tensor, part: object) -> Passes:
     """The backend for an input and latent weights; errors name ``part``, their layer.
 
-    Half precision saves nothing on the CPU, so the kernels compute in float32 there, even under autocast.
+    The CPU's kernels compute in float32, even under autocast. Only the gradients of convolutions are bfloat16 if the
+    input or autocast is, which saves time on processors with instructions for it; others would emulate it.
 
     Raises:
         ValueError: If no backend computes in the dtype of the input or of autocast.
@@ -42,7 +43,10 @@ def choose_passes(x: Tensor, weight: Tensor, part: object) -> Passes:
 
         return TritonPasses(dtype)
     fits_kernels = x.device.type == 'cpu' and weight.dtype == torch.float32 and x.dtype != torch.float64
-    return KernelPasses() if fits_kernels and kernels.library() is not None else TorchPasses(dtype)
+    if not fits_kernels or kernels.library() is None:
+        return TorchPasses(dtype)
+    is_half = dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+    return KernelPasses(torch.bfloat16 if is_half else torch.float32)
 
 
 def _wants_triton(device: torch.device, dtype: torch.dtype) -> bool:

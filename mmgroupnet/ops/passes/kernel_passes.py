@@ -22,11 +22,17 @@ def _empty_branch(like: Tensor, channels: int) -> Tensor:
 
 
 class KernelPasses(BranchwisePasses):
-    """Passes by the compiled kernels; torch handles floats and sums beyond 16 bits, in float32."""
+    """Passes by the compiled kernels; torch handles floats and sums beyond 16 bits, in float32.
 
-    dtype = torch.float32
+    Args:
+        dtype: Dtype of the gradients of convolutions, float32 or bfloat16. The signs are exact in both.
+    """
+
     for_floats = TorchPasses(torch.float32)
     norms = KernelNormPasses()
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
 
     def prepare(self, x: Tensor) -> Tensor:
         return nhwc(x.detach().float())
@@ -47,6 +53,9 @@ class KernelPasses(BranchwisePasses):
         out = torch.empty(batch, out_channels, *size, dtype=torch.int16, memory_format=torch.channels_last)
         library.mmg_convolve(unit, batch, height, width, words.data_ptr(), given, True, out.data_ptr(), threads)
         return out
+
+    def convolve_merged(self, x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
+        return self.for_floats.convolve_merged(x, weight, geometry)
 
     def moments(self, y: Tensor, relu: bool) -> Tensor:
         sums = torch.empty(2, y.shape[1], dtype=torch.float64)
@@ -134,7 +143,7 @@ class KernelPasses(BranchwisePasses):
             out.data_ptr(),
             torch.get_num_threads(),
         )
-        return out.permute(0, 3, 1, 2)
+        return out.permute(0, 3, 1, 2).to(self.dtype)
 
     def weight_signs(self, weight: Tensor) -> Tensor:
         if weight.numel() % _SIGNS_AT_ONCE:
@@ -150,7 +159,7 @@ class KernelPasses(BranchwisePasses):
 
     @staticmethod
     def sums_over_padding(geometry: UnitGeometry, base: int, gradient: Tensor, size: tuple[int, int]) -> Tensor:
-        gradient = nhwc(gradient)
+        gradient = nhwc(gradient.float())
         batch, channels, *out_size = gradient.shape
         sums = torch.empty(channels, 1, *geometry.kernel_size)
         window = kernels.Window(*geometry.kernel_size, *geometry.stride, *geometry.pad_of(base))
@@ -179,7 +188,7 @@ class KernelPasses(BranchwisePasses):
         if surrogate is not None:
             self.for_floats.sign_gradient(gradient, x, residual, k, branches, out, surrogate)
             return
-        gradient, channels = nhwc(gradient), x.shape[1] // branches
+        gradient, channels = nhwc(gradient.float()), x.shape[1] // branches
         kernels.loaded().mmg_sign_gradient(
             gradient.data_ptr(),
             x.data_ptr(),

@@ -1,7 +1,6 @@
 """Half precision and autocast: sums over pixels do not overflow, and gradients are those of plain training."""
 
 import copy
-from unittest import mock
 
 import pytest
 import torch
@@ -16,16 +15,16 @@ HALVES = (torch.float16, torch.bfloat16)
 ROUNDING = {torch.float16: 0.02, torch.bfloat16: 0.15}
 
 
-@pytest.fixture(params=['kernels', 'torch'])
-def backend(request):
-    """Runs a test with the CPU's kernels, and with the passes in torch of devices without kernels."""
-    if request.param == 'kernels':
-        if kernels.library() is None:
-            pytest.skip('the kernels were not compiled')
-        yield 'kernels'
-    else:
-        with mock.patch.object(kernels, 'library', lambda: None):
-            yield 'torch'
+@pytest.fixture(params=['kernels', 'kernels, gradients in bfloat16', 'torch'])
+def backend(request, monkeypatch):
+    """Runs a test with the CPU's kernels, as on processors without and with bfloat16, and with the passes in torch of
+    devices without kernels."""
+    if request.param == 'torch':
+        monkeypatch.setattr(kernels, 'library', lambda: None)
+    elif kernels.library() is None:
+        pytest.skip('the kernels were not compiled')
+    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: 'bfloat16' in request.param)
+    return request.param
 
 
 def distance(value: Tensor, expected: Tensor) -> float:
