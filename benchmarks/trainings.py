@@ -19,9 +19,10 @@ def write_config(path: Path, base: Path, changes: str) -> Path:
     return path
 
 
-def train(config: str, work_dir: Path, *cfg_options: str) -> None:
-    """Trains a config by tools/train.py; an interrupted run resumes from its last epoch."""
-    run_tool('tools/train.py', config, '--work-dir', work_dir, '--resume', cfg_options=cfg_options)
+def train(config: str, work_dir: Path, *cfg_options: str, amp: bool = False) -> None:
+    """Trains a config by tools/train.py, by default in float32; an interrupted run resumes from its last epoch."""
+    options = ['--amp'] if amp else []
+    run_tool('tools/train.py', config, '--work-dir', work_dir, '--resume', *options, cfg_options=cfg_options)
 
 
 def test(config: str, checkpoint: Path, work_dir: Path, *cfg_options: str) -> dict[str, float]:

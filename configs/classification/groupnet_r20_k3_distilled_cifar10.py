@@ -26,7 +26,7 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 custom_hooks = [
     dict(type='mmgroupnet.BinaryStatisticsHook'),
     dict(type='mmgroupnet.DistillationHook', teacher=teacher, checkpoint=float_checkpoint, weight=0.9, temperature=4.0),
-    dict(type='SwitchRecipeHook', schedule=[dict(action_epoch=22, train_pipeline=whole_image_pipeline)]),
+    dict(type='SwitchRecipeHook', schedule=[dict(action_epoch=26, train_pipeline=whole_image_pipeline)]),
 ]
 
 optim_wrapper = dict(optimizer=dict(lr=1e-2))
