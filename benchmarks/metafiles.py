@@ -15,7 +15,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
 
-from benchmarks import bccd_detection, camvid_segmentation, digits_detection  # noqa: E402
+from benchmarks import bccd_detection, camvid_segmentation, digits_detection, zoo  # noqa: E402
 from benchmarks.trainings import read_lines  # noqa: E402
 
 FOLDERS = ('binarized', 'classification', 'detection', 'segmentation')
@@ -34,6 +34,11 @@ DATA = {
 }
 # Keys of a line of results, and their names in metafiles.
 _METADATA = {'epochs': 'Epochs', 'parameters': 'Parameters', 'binary_parameters': 'Binary Parameters'}
+# Task and name in metafiles of a metric of the zoo, where no other benchmark has the network.
+_OF_METRIC = {
+    'accuracy/top1': ('Image Classification', 'Top 1 Accuracy'),
+    'mIoU': ('Semantic Segmentation', 'mIoU'),
+}
 
 
 def configs_of(folder: str) -> Iterator[Path]:
@@ -53,7 +58,8 @@ def configs_of(folder: str) -> Iterator[Path]:
 
 
 def results() -> dict[str, tuple[dict, str, dict]]:
-    """The results by config name: metadata, task and metrics."""
+    """The results by config name: metadata, task and metrics; those of the zoo for configs without a benchmark of
+    their own."""
     detection, segmentation = 'Object Detection', 'Semantic Segmentation'
     found = {}
     for line in read_lines(ROOT / bccd_detection.RESULTS):
@@ -66,6 +72,10 @@ def results() -> dict[str, tuple[dict, str, dict]]:
     for name in camvid_segmentation.CONFIGS:
         scores = [line['mIoU'] for line in lines if camvid_segmentation.run_of(line).name == name]
         found[name] = {'Seeds': len(scores)}, segmentation, {'mIoU': round(statistics.mean(scores), 1)}
+    for line in read_lines(ROOT / zoo.RESULTS):
+        if zoo.name_of(line) not in found:
+            task, metric = _OF_METRIC[line['metric']]
+            found[zoo.name_of(line)] = {}, task, {metric: round(line['values']['float.pth'], 1)}
     return found
 
 

@@ -32,6 +32,7 @@ from benchmarks import (  # noqa: E402
     packed_model,
     reproduction,
     train_step,
+    zoo,
 )
 from benchmarks.timing import format_table  # noqa: E402
 from benchmarks.trainings import read_lines  # noqa: E402
@@ -140,6 +141,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'reproduction': lambda: reproduction.results_table(_json('reproduction')['rows']),
     'train_step': lambda: train_step.results_table(_json('train_step')['settings']),
     'triton_kernels': _triton_kernels,
+    'zoo': lambda: _of_lines(zoo),
 }
 
 

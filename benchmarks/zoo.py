@@ -37,11 +37,13 @@ class Entry(NamedTuple):
         title: Its title in the table.
         config: Its config, below configs/.
         metric: The metric in the table, by its name in tools/test.py.
+        amp: Whether tools/train.py gets ``--amp``. Default: False.
     """
 
     title: str
     config: str
     metric: str
+    amp: bool = False
 
 
 ENTRIES = {
@@ -51,7 +53,9 @@ ENTRIES = {
         Entry('digits, FCN-8s, K = 3', 'demo/fcn-8s_groupnet_digits-seg.py', 'mIoU'),
         Entry('BCCD, FCOS, K = 4', 'detection/fcos_groupnet_r18_bccd.py', 'coco/bbox_mAP'),
         Entry('CamVid, FCN-32s, K = 4', 'segmentation/fcn-32s_groupnet_r18_camvid-240x180.py', 'mIoU'),
-        Entry('CIFAR-10, ResNet-20, K = 3', 'classification/groupnet_r20_k3_distilled_cifar10.py', 'accuracy/top1'),
+        Entry(
+            'CIFAR-10, ResNet-20, K = 3', 'classification/groupnet_r20_k3_distilled_cifar10.py', 'accuracy/top1', True
+        ),
     )
 }
 
@@ -64,7 +68,7 @@ def name_of(line: dict) -> str:
 def finish(name: str) -> dict:
     """Trains, packs, exports and evaluates a network, and returns its line of results."""
     entry, work_dir, folder = ENTRIES[name], ZOO / name / 'training', ZOO / name
-    train(f'configs/{entry.config}', work_dir)
+    train(f'configs/{entry.config}', work_dir, amp=entry.amp)
     config = str(folder / f'{name}.py')
     load_config(f'configs/{entry.config}').dump(config)
     trained = read_checkpoint(saved_checkpoints(work_dir)[0], 'cpu')
