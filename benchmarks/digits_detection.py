@@ -65,18 +65,18 @@ VARIANTS = {
     'twin_7_epochs': ('float twin, rate 5e-3', TWIN, _SHORT),
     'twin_rate_1e-2': ('float twin, rate 1e-2', TWIN, _SHORT + _rate('1e-2')),
     'binary_7_epochs': ('binary, rate 1e-2', BINARY, _SHORT),
-    'rate_2e-2': ('so, rate 2e-2', BINARY, _SHORT + _rate('2e-2')),
-    'rate_5e-3': ('so, rate 5e-3', BINARY, _LOW_RATE),
-    'more_bases': ('so, rate 5e-3, K = 6 in the head', BINARY, _LOW_RATE + _MORE_BASES),
-    'more_convs': ('so, rate 5e-3, towers of four convs in place of two', BINARY, _LOW_RATE + _MORE_CONVS),
-    'binary_laterals': ('so, rate 5e-3, laterals of the neck binary, too', BINARY, _LATERALS_LOW_RATE),
-    'binary_laterals_rate_1e-2': ('the last one, rate 1e-2', BINARY, _BINARY_LATERALS + _SHORT),
+    'rate_2e-2': ('binary, rate 2e-2', BINARY, _SHORT + _rate('2e-2')),
+    'rate_5e-3': ('binary, rate 5e-3', BINARY, _LOW_RATE),
+    'more_bases': ('binary, rate 5e-3, K = 6 in the head', BINARY, _LOW_RATE + _MORE_BASES),
+    'more_convs': ('binary, rate 5e-3, towers of four convs in place of two', BINARY, _LOW_RATE + _MORE_CONVS),
+    'binary_laterals': ('binary, binary laterals, rate 5e-3', BINARY, _LATERALS_LOW_RATE),
+    'binary_laterals_rate_1e-2': ('binary, binary laterals, rate 1e-2', BINARY, _BINARY_LATERALS + _SHORT),
     'learned_thresholds': (
-        'the same, rate 5e-3, with `ShiftedSign`',
+        'binary, binary laterals, rate 5e-3, `ShiftedSign`',
         BINARY,
         _LATERALS_LOW_RATE + _LEARNED_THRESHOLDS,
     ),
-    'float_head': ('the same, rate 5e-3, with its head in floats', BINARY, _LATERALS_LOW_RATE + _FLOAT_HEAD),
+    'float_head': ('binary, binary laterals, rate 5e-3, float head', BINARY, _LATERALS_LOW_RATE + _FLOAT_HEAD),
 }
 
 
