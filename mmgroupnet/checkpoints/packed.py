@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.logging import print_log
 from torch import nn
 
@@ -156,20 +155,15 @@ def adopt_packed(cfg: Config, path: str | Path) -> bool:
     return True
 
 
-def check_device(path: str | Path, device: str | None = None) -> None:
+def check_device(path: str | Path, device: str) -> None:
     """Checks that a packed checkpoint will run on the CPU.
 
     Args:
         path: The packed checkpoint, for the error.
-        device: The device, such as 'cuda:0'. Default: the device that mmengine's Runner would use.
+        device: The device, such as 'cuda:0'.
 
     Raises:
         UserError: If the device is not the CPU.
     """
-    if device is None and get_device() != 'cpu':
-        raise UserError(
-            f'packed checkpoint {path} runs only on the CPU, and this run would take the {get_device()} device: hide '
-            'it (CUDA_VISIBLE_DEVICES= in front of the command)'
-        )
-    if device is not None and torch.device(device).type != 'cpu':
+    if torch.device(device).type != 'cpu':
         raise UserError(f'--device {device}: packed checkpoint {path} runs only on the CPU, give --device cpu')

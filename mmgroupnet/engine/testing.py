@@ -1,15 +1,19 @@
 """A test run of the command line, with common names for options that OpenMMLab's libraries name differently."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
+import mmengine.device.utils
 from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
 from mmengine.evaluator import DumpResults
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from mmgroupnet.checkpoints.packed import adopt_packed, check_device
+from mmgroupnet.checkpoints.packed import adopt_packed
 from mmgroupnet.checkpoints.read import is_local
 from mmgroupnet.engine.checks import check_built_parts
 from mmgroupnet.engine.data import check_data, innermost_datasets
@@ -147,6 +151,27 @@ def write_predictions(runner: Runner, out: str) -> None:
     runner.test_evaluator.metrics.append(metric)
 
 
+@contextmanager
+def runs_on_cpu(cfg: Config, path: str) -> Iterator[None]:
+    """Makes mmengine's Runner take the CPU, also on a host with a GPU: packed checkpoints run only there.
+
+    Args:
+        cfg: The config.
+        path: The packed checkpoint, for the error.
+
+    Raises:
+        UserError: If several processes are requested, for which the Runner would take GPUs.
+    """
+    device = get_device()
+    if device != 'cpu' and cfg.get('launcher', 'none') != 'none':
+        raise UserError(f'--launcher {cfg.launcher}: packed checkpoint {path} runs only on the CPU, leave it out')
+    try:
+        mmengine.device.utils.DEVICE = 'cpu'  # the value that get_device() returns to the Runner
+        yield
+    finally:
+        mmengine.device.utils.DEVICE = device
+
+
 def run_test(
     cfg: Config,
     checkpoint: str,
@@ -174,7 +199,7 @@ def run_test(
     Raises:
         UserError: If an option does not fit the config, data is missing, or the checkpoint does not fit.
     """
-    exported, library = is_exported(checkpoint), library_of(cfg)
+    exported, is_packed, library = is_exported(checkpoint), False, library_of(cfg)
     if exported and tta:
         raise UserError(f'--tta: {checkpoint} cannot predict on augmented pictures, evaluate its checkpoint')
     adopt_validation(cfg)
@@ -183,18 +208,18 @@ def run_test(
     if exported:
         adopt_exported(cfg, checkpoint)
     else:
-        if is_local(checkpoint) and adopt_packed(cfg, checkpoint):
-            check_device(checkpoint)
+        is_packed = is_local(checkpoint) and adopt_packed(cfg, checkpoint)
         cfg.load_from = checkpoint
     check_data(cfg, ['test_dataloader'])
     cfg.resume = False
     if tta:
         augment_test(cfg)
-    runner = build_runner(cfg)
-    check_built_parts(runner, ['test'])
-    if exported:
-        runner.model.check_task(library)
-        runner.model.check_dataset(runner.test_dataloader.dataset)
-    if out:
-        write_predictions(runner, out)
-    return runner.test()
+    with runs_on_cpu(cfg, checkpoint) if is_packed else nullcontext():
+        runner = build_runner(cfg)
+        check_built_parts(runner, ['test'])
+        if exported:
+            runner.model.check_task(library)
+            runner.model.check_dataset(runner.test_dataloader.dataset)
+        if out:
+            write_predictions(runner, out)
+        return runner.test()

@@ -8,17 +8,18 @@ import shutil
 import zipfile
 from unittest import mock
 
+import mmengine.device.utils
 import pytest
 import torch
 from mmdet.apis import DetInferencer
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
-import mmgroupnet.checkpoints.packed as packed_checkpoint
 from mmgroupnet.checkpoints.packed import adopt_packed, read_packed, save_packed
 from mmgroupnet.checkpoints.read import is_packed, read_checkpoint
 from mmgroupnet.deploy import pack, pack_and_report
@@ -219,12 +220,19 @@ class TestTools:
         assert drawn['packed'].read_bytes() == drawn['float'].read_bytes()
         assert cfg.model.type == 'FCOS'
 
-    def test_another_device_than_the_cpu(self, tiny, tmp_path, monkeypatch):
+    def test_another_device_than_the_cpu(self, tiny, tmp_path):
         with pytest.raises(UserError, match=r'--device cuda:0: packed checkpoint .*packed\.pth runs only on the CPU'):
             draw_on_pictures(tiny_config(tiny), tiny / 'packed.pth', [], tmp_path, device='cuda:0')
-        monkeypatch.setattr(packed_checkpoint, 'get_device', lambda: 'cuda')
-        with pytest.raises(UserError, match=r'runs only on the CPU, and this run would take the cuda device'):
-            run_test(tiny_config(tiny), str(tiny / 'packed.pth'))
+
+    def test_the_cpu_is_taken_on_a_host_with_a_gpu(self, tiny, monkeypatch):
+        expected = run_test(tiny_config(tiny), str(tiny / 'packed.pth'))
+        monkeypatch.setattr(mmengine.device.utils, 'DEVICE', 'cuda')
+        assert run_test(tiny_config(tiny), str(tiny / 'packed.pth')) == expected
+        assert get_device() == 'cuda'
+        message = r'--launcher pytorch: packed checkpoint .*packed\.pth runs only on the CPU, leave it out'
+        with pytest.raises(UserError, match=message):
+            run_test(tiny_config(tiny, launcher='pytorch'), str(tiny / 'packed.pth'))
+        assert get_device() == 'cuda'
 
     def test_another_architecture(self, tiny):
         with pytest.raises(UserError, match=r'another architecture than the config \(.* of another shape: '):
