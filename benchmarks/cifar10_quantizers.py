@@ -1,8 +1,8 @@
 """Measures the gain of quantizers, a float start and soft labels: ``python benchmarks/cifar10_quantizers.py``.
 
 It trains a Group-Net** ResNet-20 with K = 3 on CIFAR-10, from the paper's quantizers and random weights to the recipe
-of configs/classification/groupnet_r20_k3_distilled_cifar10.py: each row adds one change to the row above it.
-tools/train.py --amp trains every network for 8 epochs of 10,000 images, on crops of 24x24 pixels (an interrupted run
+of configs/classification/groupnet_r20_k3_distilled_cifar10.py, and this recipe from random weights: each row adds one
+change to the row above it. tools/train.py --amp trains every network for 8 epochs of 10,000 images, on crops of 24x24 pixels (an interrupted run
 resumes from its last epoch), and the 10,000 whole test images are evaluated after the last epoch. Every finished run
 appends one line to benchmarks/results/cifar10_quantizers.jsonl and is not run again. At the end the script prints the
 table. It needs data/cifar10 and data/pretrained_cifar_resnet, see configs/classification/README.md.
@@ -45,6 +45,9 @@ _base_.model.backbone.binary_cfg.activation = dict(type='mmgroupnet.ShiftedSign'
 _NO_WHOLE_IMAGES = """
 custom_hooks = [hook for hook in _base_.custom_hooks if hook['type'] != 'SwitchRecipeHook']
 """
+_RANDOM = """
+model = dict(backbone=dict(init_cfg=None), head=dict(init_cfg=None))
+"""
 # Title, base config and changes, by name.
 VARIANTS = {
     'paper': ("the paper's quantizers, from scratch", _SCRATCH, _TENSOR_SCALES),
@@ -55,6 +58,11 @@ VARIANTS = {
         'soft labels of the float ResNet-20',
         'groupnet_r20_k3_distilled_cifar10.py',
         _NO_WHOLE_IMAGES,
+    ),
+    'from_random': (
+        'random weights in place of the float ones',
+        'groupnet_r20_k3_distilled_cifar10.py',
+        _NO_WHOLE_IMAGES + _RANDOM,
     ),
 }
 

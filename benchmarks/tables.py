@@ -26,6 +26,7 @@ from benchmarks import (  # noqa: E402
     bccd_policies,
     camvid_segmentation,
     cifar10_decomposition,
+    cifar10_quantizers,
     deployment,
     digits_detection,
     packed_conv,
@@ -129,6 +130,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'cifar10_decomposition_r8': lambda: cifar10_decomposition.results_table(
         read_lines(ROOT / cifar10_decomposition.RESULTS), blocks=1
     ),
+    'cifar10_quantizers': lambda: _of_lines(cifar10_quantizers),
     'deployment': lambda: deployment.results_table(_json('deployment')['models']),
     'deployment_vpopcntdq': lambda: deployment.results_table(_json('deployment_vpopcntdq')['models']),
     'digits_detection': lambda: _of_lines(digits_detection),

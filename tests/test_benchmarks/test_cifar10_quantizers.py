@@ -26,7 +26,7 @@ def test_a_variant_adds_one_thing_to_the_one_before(configs):
     for before, after in zip(list(configs.values()), list(configs.values())[1:], strict=False):
         before, after = parts(before), parts(after)
         added.append([key for key in after if after[key] != before[key]])
-    assert added == [['start'], ['weight'], ['activation'], ['labels']]
+    assert added == [['start'], ['weight'], ['activation'], ['labels'], ['start']]
 
 
 def test_all_variants_have_one_budget(configs):
