@@ -2,10 +2,11 @@
 
 It trains a Group-Net** ResNet-20 with K = 3 on CIFAR-10, from the paper's quantizers and random weights to the recipe
 of configs/classification/groupnet_r20_k3_distilled_cifar10.py, and this recipe from random weights: each row adds one
-change to the row above it. tools/train.py --amp trains every network for 8 epochs of 10,000 images, on crops of 24x24 pixels (an interrupted run
-resumes from its last epoch), and the 10,000 whole test images are evaluated after the last epoch. Every finished run
-appends one line to benchmarks/results/cifar10_quantizers.jsonl and is not run again. At the end the script prints the
-table. It needs data/cifar10 and data/pretrained_cifar_resnet, see configs/classification/README.md.
+change to the row above it. tools/train.py --amp trains every network for 8 epochs of 10,000 images, on crops of 24x24
+pixels (an interrupted run resumes from its last epoch), and the 10,000 whole test images are evaluated after the last
+epoch. Every finished run appends one line to benchmarks/results/cifar10_quantizers.jsonl and is not run again. At the
+end the script prints the table. It needs data/cifar10 and data/pretrained_cifar_resnet, see
+configs/classification/README.md.
 """
 
 import argparse
