@@ -54,7 +54,10 @@ ENTRIES = {
         Entry('BCCD, FCOS, K = 4', 'detection/fcos_groupnet_r18_bccd.py', 'coco/bbox_mAP'),
         Entry('CamVid, FCN-32s, K = 4', 'segmentation/fcn-32s_groupnet_r18_camvid-240x180.py', 'mIoU'),
         Entry(
-            'CIFAR-10, ResNet-20, K = 3', 'classification/groupnet_r20_k3_distilled_cifar10.py', 'accuracy/top1', True
+            'CIFAR-10, ResNet-20, K = 3',
+            'classification/groupnet_r20_k3_distilled_cifar10.py',
+            'accuracy/top1',
+            amp=True,
         ),
     )
 }

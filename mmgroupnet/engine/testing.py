@@ -164,7 +164,9 @@ def runs_on_cpu(cfg: Config, path: str) -> Iterator[None]:
     """
     device = get_device()
     if device != 'cpu' and cfg.get('launcher', 'none') != 'none':
-        raise UserError(f'--launcher {cfg.launcher}: packed checkpoint {path} runs only on the CPU, leave it out')
+        raise UserError(
+            f'--launcher {cfg.launcher}: packed checkpoint {path} runs only on the CPU, leave the launcher out'
+        )
     try:
         mmengine.device.utils.DEVICE = 'cpu'  # the value that get_device() returns to the Runner
         yield

@@ -46,6 +46,15 @@ def test_models_have_the_measured_figures():
     lines = (ROOT / 'benchmarks/results/digits_detection.jsonl').read_text().splitlines()
     (line,) = (line for line in map(json.loads, lines) if line['variant'] == 'binary')
     assert MODELS['fcos_groupnet_digits']['Results'][0]['Metrics'] == {'box AP': line['AP'], 'box AP50': line['AP50']}
+    lines = (ROOT / 'benchmarks/results/zoo.jsonl').read_text().splitlines()
+    (line,) = (line for line in map(json.loads, lines) if line['metric'] == 'accuracy/top1')
+    assert MODELS[line['name']]['Results'] == [
+        {
+            'Task': 'Image Classification',
+            'Dataset': 'CIFAR-10',
+            'Metrics': {'Top 1 Accuracy': round(line['values']['float.pth'], 1)},
+        }
+    ]
     assert 'Results' not in MODELS['fcos_groupnet_r50_coco']
 
 

@@ -229,7 +229,7 @@ class TestTools:
         monkeypatch.setattr(mmengine.device.utils, 'DEVICE', 'cuda')
         assert run_test(tiny_config(tiny), str(tiny / 'packed.pth')) == expected
         assert get_device() == 'cuda'
-        message = r'--launcher pytorch: packed checkpoint .*packed\.pth runs only on the CPU, leave it out'
+        message = r'--launcher pytorch: packed checkpoint .*packed\.pth runs only on the CPU, leave the launcher out'
         with pytest.raises(UserError, match=message):
             run_test(tiny_config(tiny, launcher='pytorch'), str(tiny / 'packed.pth'))
         assert get_device() == 'cuda'

@@ -27,8 +27,9 @@ _CAPABILITY = (8, 0)
 def choose_passes(x: Tensor, weight: Tensor, part: object) -> Passes:
     """The backend for an input and latent weights; errors name ``part``, their layer.
 
-    The CPU's kernels compute in float32, even under autocast. Only the gradients of convolutions are bfloat16 if the
-    input or autocast is, which saves time on processors with instructions for it; others would emulate it.
+    The CPU's kernels compute in float32, even under autocast. Only the gradients of convolutions and full-precision
+    shortcuts are bfloat16 if the input or autocast is, which saves time on processors with instructions for it; others
+    would emulate it.
 
     Raises:
         ValueError: If no backend computes in the dtype of the input or of autocast.

@@ -25,7 +25,8 @@ class KernelPasses(BranchwisePasses):
     """Passes by the compiled kernels; torch handles floats and sums beyond 16 bits, in float32.
 
     Args:
-        dtype: Dtype of the gradients of convolutions, float32 or bfloat16. The signs are exact in both.
+        dtype: Dtype of the gradients of convolutions and of full-precision shortcuts, float32 or bfloat16. Signs are
+            exact in both. Default: float32.
     """
 
     for_floats = TorchPasses(torch.float32)

@@ -133,7 +133,8 @@ class Passes(Protocol):
     Products and sums over pixels are float32 or better, whatever the dtype of the maps.
 
     Attributes:
-        dtype: Dtype of the convolutions of signs and of their gradients.
+        dtype: Dtype of the gradients of convolutions of signs, and of full-precision shortcuts. Signs are convolved in
+            it or in a wider one.
         for_floats: The passes for units whose convolutions return floats.
         norms: The arithmetic of batch norms; None for torch's, in double precision.
     """
@@ -162,7 +163,8 @@ class Passes(Protocol):
         """
 
     def convolve_merged(self, x: Tensor, weight: Tensor, geometry: UnitGeometry) -> Tensor:
-        """Convolves the signs of a map with merged weights ``(C_out, C_in/groups, kh, kw)``, in :attr:`dtype`."""
+        """Convolves the signs of a map with merged weights ``(C_out, C_in/groups, kh, kw)``, in :attr:`dtype` or a
+        wider one."""
 
     def moments(self, y: Tensor, relu: bool) -> Tensor:
         """Sums of r and of r * r over all pixels, ``(2, K*C)`` float64; exact for integers."""

@@ -58,8 +58,8 @@ def test_the_first_of_equal_entries_is_the_best(onnx_step):
         [[2, 0, 3], [0, 1, 2]],
     ]
     in_onnx = onnx_step(best_entries, (40,), (scores,), scores=(0, 1))
-    # The scores take few values, so many of them are equal. A row has fewer scores than the 40 that are selected, as
-    # many, or more.
+    # Many scores are equal. At most 40 scores of a row are selected; rows have fewer scores than that, as many, or
+    # more.
     for shape in ((1, 7), (3, 40), (2, 2000)):
         scores = torch.randint(0, 5, shape, generator=torch.Generator().manual_seed(0)) / 4
         assert_equal(in_onnx(scores), best_entries(scores, 40))
