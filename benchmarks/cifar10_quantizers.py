@@ -47,7 +47,7 @@ _NO_WHOLE_IMAGES = """
 custom_hooks = [hook for hook in _base_.custom_hooks if hook['type'] != 'SwitchRecipeHook']
 """
 _RANDOM = """
-model = dict(backbone=dict(init_cfg=None), head=dict(init_cfg=None))
+model = dict(backbone=dict(init_cfg=None))
 """
 # Title, base config and changes, by name.
 VARIANTS = {

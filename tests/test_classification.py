@@ -191,8 +191,7 @@ def test_soft_labels_from_the_rehearsal_to_whole_images(tmp_path):
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         torch.save(MODELS.build(distillation.teacher).state_dict(), checkpoint)
     cfg.model.backbone.stage_blocks = (3, 3, 3)
-    for part in (cfg.model.backbone.init_cfg, cfg.model.head.init_cfg, distillation):
-        part.checkpoint = checkpoint
+    cfg.model.backbone.init_cfg.checkpoint = distillation.checkpoint = checkpoint
     switch.schedule[0].action_epoch = 2
     run_training(cfg, rehearse=True)
     (log,) = (tmp_path / 'work').glob('*/*.log')

@@ -26,10 +26,7 @@ model = dict(
         ),
         init_cfg=dict(type='mmgroupnet.FromFloatResNet', checkpoint=float_checkpoint),
     ),
-    head=dict(
-        loss=dict(_delete_=True, type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=1000),
-        init_cfg=dict(type='mmgroupnet.FromFloatResNet', checkpoint=float_checkpoint),
-    ),
+    head=dict(loss=dict(_delete_=True, type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=1000)),
 )
 custom_hooks = [
     dict(type='mmgroupnet.BinaryStatisticsHook'),

@@ -2,7 +2,4 @@
 _base_ = 'groupnet_r18_k5_modern_8xb32-100e_in1k.py'
 
 float_checkpoint = 'torchvision://resnet34'
-model = dict(
-    backbone=dict(depth=34, init_cfg=dict(checkpoint=float_checkpoint)),
-    head=dict(init_cfg=dict(checkpoint=float_checkpoint)),
-)
+model = dict(backbone=dict(depth=34, init_cfg=dict(checkpoint=float_checkpoint)))

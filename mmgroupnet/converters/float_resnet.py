@@ -35,31 +35,34 @@ def to_classifier_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_classifier_name(name): value for name, value in state_dict.items()}
 
 
-def float_weights(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Convs and classifier of a float ResNet, under torchvision's names without the index in ``downsample``.
+def conv_weights(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Convs of a float ResNet, under torchvision's names without the index in ``downsample``.
 
     Args:
         state_dict: As for :func:`to_classifier_names`.
 
     Returns:
-        The weights, and the names of tensors that are not part of such a network. Norms are in neither.
+        The weights, and the names of tensors that are not part of such a network. Norms and the classifier are in
+        neither.
     """
     weights, unknown = {}, []
     for source_name, value in state_dict.items():
         name = _classifier_name(source_name).removeprefix('backbone.').removeprefix('head.')
-        if re.fullmatch(rf'({_BLOCK})?conv\d+\.weight|fc\.(weight|bias)', name):
+        if re.fullmatch(rf'({_BLOCK})?conv\d+\.weight', name):
             weights[name] = value
         elif re.fullmatch(rf'{_BLOCK}downsample\.\d+\.weight', name) and value.dim() == 4:
             weights[re.sub(r'\.\d+\.weight$', '.weight', name)] = value
         elif not re.fullmatch(
-            rf'({_BLOCK})?(bn\d+|downsample\.\d+)\.(weight|bias|running_mean|running_var|num_batches_tracked)', name
+            rf'({_BLOCK})?(bn\d+|downsample\.\d+)\.(weight|bias|running_mean|running_var|num_batches_tracked)'
+            r'|fc\.(weight|bias)',
+            name,
         ):
             unknown.append(source_name)
     return weights, unknown
 
 
 def _convs(backbone: GroupNetResNet) -> dict[str, nn.Module]:
-    """The convs of a backbone by the names of :func:`float_weights`."""
+    """The convs of a backbone by the names of :func:`conv_weights`."""
     convs = {'conv1.weight': backbone.stem[0]}
     for stage, blocks in enumerate(backbone.stages):
         for index, block in enumerate(blocks):
@@ -82,22 +85,27 @@ def _broadcast_to_bases(weight: Tensor, num_bases: int) -> Tensor:
 
 @WEIGHT_INITIALIZERS.register_module()
 class FromFloatResNet:
-    r"""Initialises a :class:`GroupNetResNet` from a full-precision ResNet of the same topology, or a linear classifier
-    from the classifier of that network.
+    r"""Initialises a :class:`GroupNetResNet` from a full-precision ResNet of the same topology.
 
-    Use it as ``init_cfg`` of the backbone and, if you like, of mmpretrain's ``LinearClsHead``::
+    Use it as ``init_cfg`` of the backbone::
 
         init_cfg = dict(type='mmgroupnet.FromFloatResNet', checkpoint='resnet18.pth')
-        model = dict(backbone=dict(..., init_cfg=init_cfg), head=dict(..., init_cfg=init_cfg))
+        model = dict(backbone=dict(..., init_cfg=init_cfg))
 
     Only conv weights carry over, including those of the stem. Norms start afresh: their order is different here (sign,
-    conv, ReLU, norm), so the statistics of the float network do not apply.
+    conv, ReLU, norm), so the statistics of the float network do not apply. Nor does its classifier: it knows other
+    features, and its trained weights are much larger than new ones, so they take long to forget.
 
     All K bases get the weights of every conv in a residual block, each with its own normal noise of half the standard
     deviation :math:`\sigma` of the conv's weights. Equal bases would get equal gradients and stay equal. With noise the
     mean of their signs is a dithered quantisation: :math:`E[\operatorname{sign}(w + n)] =
     \operatorname{erf}(\sqrt{2} w / \sigma)` grows smoothly with w, while a single sign jumps. So the K bases together
     keep some of the weight's magnitude. Convs that all branches share have a single base and get no noise.
+
+    Latent weights of a binary conv are scaled to the standard deviation of the random weights that they replace. Signs
+    do not depend on it, and the norm behind the conv cancels the scale of its output. But a latent weight resists a
+    change of its sign in proportion to its magnitude (Helwegen et al., "Latent weights do not exist", NeurIPS 2019),
+    and those of a trained float network are large.
 
     Convs of the backbone's shortcuts that the source lacks (the CIFAR ResNets have shortcuts without parameters) keep
     their random weights; the log lists them.
@@ -115,26 +123,16 @@ class FromFloatResNet:
         self.checkpoint = checkpoint
 
     def __call__(self, module: nn.Module) -> None:
-        """Initialises a backbone or a head in place."""
+        """Initialises a backbone in place."""
+        if not isinstance(module, GroupNetResNet):
+            raise UserError(f'init_cfg of {type(module).__name__}: FromFloatResNet initialises a GroupNetResNet alone')
         checkpoint = fetch_checkpoint(self.checkpoint)
-        weights, unknown = float_weights(checkpoint.get('state_dict', checkpoint))
-        classifier: dict[str, Tensor] = {
-            name: weights.pop(name) for name in ('fc.weight', 'fc.bias') if name in weights
-        }
-        if isinstance(module, GroupNetResNet):
-            self._initialise_backbone(module, weights, unknown)
-        elif isinstance(getattr(module, 'fc', None), nn.Linear):
-            self._initialise_head(module.fc, classifier)
-        else:
-            raise UserError(
-                f'init_cfg of {type(module).__name__}: FromFloatResNet initialises a GroupNetResNet or a head with a '
-                'linear layer fc'
-            )
+        self._initialise(module, *conv_weights(checkpoint.get('state_dict', checkpoint)))
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=f'{type(self).__name__}: load from {self.checkpoint}')
 
     @torch.no_grad()
-    def _initialise_backbone(self, backbone: GroupNetResNet, weights: dict[str, Tensor], unknown: list[str]) -> None:
+    def _initialise(self, backbone: GroupNetResNet, weights: dict[str, Tensor], unknown: list[str]) -> None:
         convs = _convs(backbone)
         drawn = [name for name in convs if name not in weights and name.endswith('downsample.weight')]
         bases = {
@@ -157,24 +155,14 @@ class FromFloatResNet:
                 f'checkpoint {self.checkpoint} is no float ResNet of the topology of the backbone ({"; ".join(found)})'
             )
         for name, value in bases.items():
-            convs[name].weight.copy_(value)
-            if isinstance(convs[name], BinaryConv2d):
-                convs[name].start_quantizer()
+            conv = convs[name]
+            if isinstance(conv, BinaryConv2d):
+                conv.weight.copy_(value * (conv.weight.std() / value.std()))
+                conv.start_quantizer()
+            else:
+                conv.weight.copy_(value)
         print_log(
             f'{len(bases)} of {len(convs)} convs start from the float ResNet {self.checkpoint}; '
             'norms start from their defaults' + (f'; not in it, and random: {", ".join(drawn)}' if drawn else ''),
             logger='current',
         )
-
-    @torch.no_grad()
-    def _initialise_head(self, fc: nn.Linear, classifier: dict[str, Tensor]) -> None:
-        shapes = {name: tuple(value.shape) for name, value in classifier.items()}
-        wanted = {f'fc.{name}': tuple(value.shape) for name, value in fc.named_parameters()}
-        if shapes != wanted:
-            raise UserError(
-                f'checkpoint {self.checkpoint} has the classifier {shapes}, the head wants {wanted}: leave out the '
-                "head's init_cfg"
-            )
-        for name, parameter in fc.named_parameters():
-            parameter.copy_(classifier[f'fc.{name}'])
-        print_log(f'the classifier starts from the float ResNet {self.checkpoint}', logger='current')

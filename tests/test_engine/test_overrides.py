@@ -127,10 +127,7 @@ def test_misspelt_arguments_of_our_parts_are_errors(cfg, said):
 @pytest.mark.parametrize(
     ('path', 'places'),
     [
-        (
-            'float_checkpoint',
-            'model.backbone.init_cfg.checkpoint, model.head.init_cfg.checkpoint, custom_hooks.1.checkpoint',
-        ),
+        ('float_checkpoint', 'model.backbone.init_cfg.checkpoint, custom_hooks.1.checkpoint'),
         ('whole_image_pipeline.0.padding', 'custom_hooks.2.schedule.0.train_pipeline'),
     ],
 )
