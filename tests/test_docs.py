@@ -34,7 +34,7 @@ BLOCKS = [block for page in PAGES for block in documents.blocks(page)]
 # Files that the guides create; tests/test_guides.py follows the guides.
 MADE = {block.file for block in BLOCKS if block.file}
 # Programs of other projects.
-FOREIGN = {'apt-get', 'cd', 'cmake', 'curl', 'export', 'git', 'ln', 'mkdir', 'mim', 'pre-commit', 'scp', 'ssh', 'unzip'}
+FOREIGN = set('apt-get cd cmake curl export git ln mkdir mim mv pre-commit scp ssh unzip'.split())
 FOREIGN_MODULES = {'pip', 'venv', 'pytest', 'build', 'torch.distributed.run'}
 NUMBER = re.compile(r'(?<![\w#])-?\d+(?:\.\d+)?')
 OTHER_NAMES = {'mmgroupnet.threads'}  # a configuration entry of an ONNX Runtime session

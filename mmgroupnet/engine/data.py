@@ -9,7 +9,7 @@ from mmgroupnet.engine.configs import accepted_arguments, resolve_type
 from mmgroupnet.errors import UserError
 
 # Advice if the folder of a generated data set is missing.
-_REMEDIES = {Path('data/digits'): 'Make it: mmgroupnet digits'}
+_REMEDIES = {Path('data/digits'): 'Make it: python -m mmgroupnet digits'}
 
 
 def innermost_datasets(dataset: dict) -> Iterator[dict]:

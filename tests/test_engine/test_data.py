@@ -42,7 +42,7 @@ def test_a_missing_set_that_is_made_on_the_spot(cfg, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg.train_dataloader.dataset.data_root = 'data/digits/'
     refuse(cfg, 'data folder data/digits (train_dataloader) does not exist. ')
-    refuse(cfg, '. Make it: mmgroupnet digits')
+    refuse(cfg, '. Make it: python -m mmgroupnet digits')
 
 
 def test_a_broken_link(cfg, tmp_path):
