@@ -45,7 +45,9 @@ def as_history(value: object) -> object:
     """The ``HistoryBuffer`` that :func:`as_plain` turned into a dict; other values are returned unchanged."""
     if not isinstance(value, Mapping) or set(value) != {'log_history', 'count_history', 'max_length'}:
         return value
-    return HistoryBuffer(value['log_history'].numpy(), value['count_history'].numpy(), value['max_length'])
+    # mmengine resumes with all tensors of the file on the run's device.
+    values, counts = (value[name].cpu().numpy() for name in ('log_history', 'count_history'))
+    return HistoryBuffer(values, counts, value['max_length'])
 
 
 def write_checkpoint(content: Mapping, path: str | Path) -> None:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgroupnet.converters.bases import branch_weight, fit_bases
 from mmgroupnet.converters.policy import Decision, Decisions, Rule, decide, iterate_chains, parse_policy
@@ -192,7 +193,7 @@ def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, is_first: bool) -> Bi
     with torch.no_grad():
         weight = layer.weight.view(len(layer.weight), -1, *twin.kernel_size)
         if is_layerwise:
-            twin.weight.copy_(fit_bases(weight, twin.weight, twin.weight_quantizer))
+            _start_bases(twin, weight)
         else:
             twin.weight.copy_(branch_weight(weight, is_first))
             twin.start_quantizer()
@@ -201,8 +202,23 @@ def _binary_twin(layer: nn.Conv2d | nn.Linear, rule: Rule, is_first: bool) -> Bi
     return twin
 
 
+def _start_bases(twin: BinaryConv2d, weight: Tensor) -> None:
+    """Sets the latent weights and the quantizer of a layer-wise layer, given the weights of the float layer."""
+    bases = (twin.num_bases, *weight.shape)
+    drawn = twin.weight.clone()
+    # A learned scale starts at the mean of |W|, or with several bases at twice that mean, as far as fit_bases spreads
+    # them. A channel of zeros has the scale of drawn weights, the same for all bases, so that they may cancel: with a
+    # scale of zero, its bases would be equal.
+    start = (1 if twin.num_bases == 1 else 2) * weight.expand(bases)
+    has_weights = weight.flatten(1).any(1).view(-1, 1, 1, 1)
+    twin.weight.copy_(start.where(has_weights, drawn.view(bases)[:1]).flatten(0, 1))
+    twin.start_quantizer()
+    twin.weight.copy_(fit_bases(weight, drawn, twin.weight_quantizer))
+
+
 def _unfreeze(model: nn.Module) -> list[str]:
-    """Unfreezes parts with binary layers.
+    """Unfreezes parts with binary layers: all of a part that one of its switches had frozen, and the batch norms of
+    others. A parameter that is fixed for another reason, such as the position embedding of an MAE, stays fixed.
 
     Returns:
         Notes on the changes.
@@ -216,14 +232,16 @@ def _unfreeze(model: nn.Module) -> list[str]:
         owned = [key for key in switches if isinstance(getattr(module, key, None), int)]  # a bool is an int
         if not owned or not any(isinstance(part, BinaryConv2d) for part in module.modules()):
             continue
-        for key in owned:
+        set_keys = [key for key in owned if getattr(module, key) != switches[key]]
+        for key in set_keys:
             value, free = getattr(module, key), switches[key]
-            if value != free:
-                setattr(module, key, free)
-                notes.append(f'{name}.{key}: {value} becomes {free}, since its binary layers train'.removeprefix('.'))
-        frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
+            setattr(module, key, free)
+            notes.append(f'{name}.{key}: {value} becomes {free}, since its binary layers train'.removeprefix('.'))
+        parts = [module] if set_keys else [part for part in module.modules() if isinstance(part, _BatchNorm)]
+        frozen = {parameter: None for part in parts for parameter in part.parameters() if not parameter.requires_grad}
+        for parameter in frozen:
+            parameter.requires_grad_(True)
         if frozen:
-            module.requires_grad_(True)
             notes.append(f'{len(frozen)} frozen parameters of {name or "the model"} train')
     was_training = model.training
     model.train()

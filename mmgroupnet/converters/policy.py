@@ -19,6 +19,8 @@ from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
 
 OUTCOMES = ('binary', 'layerwise', 'groupwise', 'keep')
+# What ``binary_cfg`` may set; a rule or the float layer decides the other arguments of a binary layer.
+_OPTIONS = ['activation', 'weight', 'padding_value', 'memory_efficient']
 # Number of names that an error lists; it only counts further ones.
 _LISTED = 5
 
@@ -50,8 +52,9 @@ class Rule:
         skip: Adds a real-valued skip around binary layers whose input and output have the same shape:
             :class:`RealValuedSkip`. It changes the function of a float model, so it suits parts that start from random
             weights. Default: False.
-        binary_cfg: Options of the binary layers: ``activation``, ``weight``, ``padding_value``, see
-            :class:`BinaryConv2d`. Default: none.
+        binary_cfg: Options of the binary layers: ``activation``, ``weight``, ``padding_value``, ``memory_efficient``,
+            see :class:`BinaryConv2d`, and for 'layerwise' ``learned_scales``, see :class:`LayerwiseBinaryConv2d`.
+            Default: none.
         optional: The rule may select nothing, which is an error otherwise; for policies that serve many models.
             Default: False.
 
@@ -116,6 +119,12 @@ def _parse_rule(entry: Mapping, where: str) -> Rule:
     for key in idle:
         if key in entry:
             raise UserError(f'{where}: {key}={entry[key]!r} has no meaning for become={become!r}, leave it out')
+    options = [*_OPTIONS, 'learned_scales'] if become == 'layerwise' else _OPTIONS
+    for key in entry.get('binary_cfg') or ():
+        if key not in options:
+            raise UserError(
+                f'{where}: binary_cfg has no option {key!r} for become={become!r}. Its options: {", ".join(options)}'
+            )
     values = dict(entry)
     for key in ('names', 'types'):
         if isinstance(values.get(key), str):

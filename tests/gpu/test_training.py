@@ -167,7 +167,7 @@ def test_a_packed_model_stays_on_the_cpu():
 
 
 def test_the_demo_trains(backend, tmp_path):
-    """Trains the all-binary detector for one epoch with ``--amp`` from the command line."""
+    """Trains the all-binary detector for one epoch with ``--amp`` from the command line, and resumes for another."""
     from mmgroupnet.datasets import generate_digits
 
     generate_digits(tmp_path / 'digits')
@@ -177,6 +177,7 @@ def test_the_demo_trains(backend, tmp_path):
         *(f'{name}_dataloader.dataset.data_root={tmp_path / "digits"}/' for name in ('train', 'val', 'test')),
         f'val_evaluator.ann_file={tmp_path / "digits"}/annotations/instances_val.json',
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / 'work' / 'epoch_1.pth').exists()
+    for epoch, options in ((1, []), (2, ['train_cfg.max_epochs=2', 'resume=True'])):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (tmp_path / 'work' / f'epoch_{epoch}.pth').exists()

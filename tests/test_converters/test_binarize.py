@@ -83,6 +83,27 @@ class TestLayers:
         (conv,) = mmgroupnet.binarize(nn.Sequential(nn.Conv2d(4, 6, 3)), [rule])
         assert_close(conv.weight_quantizer.alpha.detach(), conv.weight.detach().abs().mean((1, 2, 3)))
 
+    @pytest.mark.parametrize(('num_bases', 'error'), [(1, 0.65), (4, 0.35)])
+    def test_learned_scales_of_bases_fit_the_weights(self, num_bases, error):
+        cfg = dict(weight=dict(type='mmgroupnet.LearnedScaleWeight'))
+        rule = dict(become='layerwise', num_bases=num_bases, input_norm=None, binary_cfg=cfg)
+        float_conv = nn.Conv2d(64, 64, 3)
+        nn.init.normal_(float_conv.weight, std=0.02)
+        (conv,) = mmgroupnet.binarize(nn.Sequential(float_conv), [rule])
+        assert (conv.effective_weight() - float_conv.weight).norm() < error * float_conv.weight.norm()
+        if num_bases == 1:
+            assert torch.equal(conv.weight, float_conv.weight)
+            assert_close(conv.weight_quantizer.alpha, float_conv.weight.abs().mean((1, 2, 3)))
+
+    def test_a_channel_of_zeros_has_bases_that_differ_and_learn(self):
+        rule = dict(become='layerwise', num_bases=2, binary_cfg=dict(weight=dict(type='mmgroupnet.LearnedScaleWeight')))
+        float_conv = nn.Conv2d(8, 2, 3)
+        nn.init.zeros_(float_conv.weight[0])
+        (conv,) = mmgroupnet.binarize(nn.Sequential(float_conv), [rule])
+        first, second = conv.weight.unflatten(0, (2, -1))[:, 0]
+        assert (first.sign() != second.sign()).all() and conv.weight_quantizer.alpha.min() > 0
+        assert_close(conv.effective_weight()[0], torch.zeros(8, 3, 3))
+
     def test_every_rule_does_what_it_says(self):
         model = retinanet()
         assert mmgroupnet.binarize(model, POLICY) is model
@@ -307,6 +328,23 @@ class TestTraining:
             sum(out.square().mean() for out in model(x)).backward()
         for (name, parameter), other in zip(lean.named_parameters(), plain.parameters(), strict=True):
             assert_close(parameter.grad, other.grad, msg=lambda text, name=name: name + text)
+
+    def test_what_no_switch_had_frozen_stays_fixed(self):
+        class Network(nn.Sequential):
+            frozen_stages, norm_eval = -1, False
+
+        def network(**switches):
+            model = Network(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+            model.position = nn.Parameter(torch.zeros(4), requires_grad=False)
+            model[1].requires_grad_(False)
+            vars(model).update(switches)
+            return mmgroupnet.binarize(model, [dict(become='binary')])
+
+        model = network()
+        assert not model.position.requires_grad and model[1].weight.requires_grad
+        assert '2 frozen parameters of the model train' in binarization_of(model).notes
+        model = network(frozen_stages=1)
+        assert model.position.requires_grad and model[1].weight.requires_grad
 
     def test_frozen_by_something_else(self):
         class Frozen(nn.Sequential):

@@ -43,6 +43,15 @@ class TestRules:
             (dict(become='layerwise'), 'num_bases=None: layerwise takes a number of bases'),
             (dict(become='layerwise', num_bases=0), 'num_bases=0'),
             (dict(become='groupwise', num_bases=2), 'groupwise needs the classes of the blocks'),
+            (
+                dict(become='binary', binary_cfg=dict(bias=False)),
+                "binary_cfg has no option 'bias' for become='binary'. Its options: activation, weight, padding_value, ",
+            ),
+            (
+                dict(become='binary', binary_cfg=dict(learned_scales=True)),
+                "no option 'learned_scales' for become='binary'",
+            ),
+            (dict(become='layerwise', num_bases=2, binary_cfg=dict(input_norm=None)), "no option 'input_norm'"),
             (dict(become='keep', names=3), 'names=3: give a string or a list of strings'),
             (dict(become='keep', types=[]), r'types=\[\]: give a string'),
         ],

@@ -59,6 +59,21 @@ def test_figures_of_one_epoch(runner, caplog):
     ]
 
 
+@pytest.mark.parametrize(('quantizer', 'flips'), [('TensorScaleWeight', 6), ('BalancedWeight', 0)])
+def test_flips_are_those_of_the_signs_that_the_layer_uses(runner, quantizer, flips):
+    """BalancedWeight subtracts the mean of a channel, so a constant that is added to all weights flips none."""
+    conv = runner.model['conv'] = BinaryConv2d(2, 3, 1, weight=dict(type=f'mmgroupnet.{quantizer}'))
+    conv.weight.data = torch.tensor([[-0.1, -0.2]]).expand(3, 2).contiguous().view(3, 2, 1, 1)
+    run_epoch(BinaryStatisticsHook(), runner, [[HALF_DEAD]], lambda: conv.weight.data.add_(1))
+    assert table(runner)[0]['weight_flips'] == flips
+
+
+def test_a_negative_scale_flips_its_channel(runner):
+    conv = runner.model['conv'] = BinaryConv2d(2, 3, 1, weight=dict(type='mmgroupnet.LearnedScaleWeight'))
+    run_epoch(BinaryStatisticsHook(), runner, [[HALF_DEAD]], lambda: conv.weight_quantizer.alpha.data[0].neg_())
+    assert table(runner)[0]['weight_flips'] == 2
+
+
 def test_iterations_between_the_samples_are_not_seen(runner):
     run_epoch(BinaryStatisticsHook(interval=2), runner, [[HALF_DEAD], [-HALF_DEAD], [HALF_DEAD]])
     assert table(runner)[0]['positive_share'] == 5 / 8

@@ -7,6 +7,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from mmgroupnet.checkpoints.write import as_history, as_plain
 from mmgroupnet.engine.hooks import PlainCheckpointHook
 from mmgroupnet.engine.training import run_training
 from tests.tiny_run import load_tiny_run
@@ -74,3 +75,20 @@ def test_objects_of_the_run_are_left_as_they_are():
     PlainCheckpointHook().after_load_checkpoint(None, checkpoint)
     assert isinstance(checkpoint['message_hub']['log_scalars']['loss'], HistoryBuffer)
     PlainCheckpointHook().after_load_checkpoint(None, dict(state_dict=weights))
+
+
+class OnGPU:
+    """A tensor on a GPU, as far as histories use it: it has no ``numpy``."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def cpu(self):
+        return self.tensor
+
+
+def test_a_run_on_a_gpu_resumes():
+    """mmengine resumes with all tensors of the file on the GPU."""
+    stored = as_plain(HistoryBuffer([1.0, 3.0], [1, 2]))
+    moved = {key: OnGPU(value) if isinstance(value, torch.Tensor) else value for key, value in stored.items()}
+    assert [array.tolist() for array in as_history(moved).data] == [[1.0, 3.0], [1, 2]]

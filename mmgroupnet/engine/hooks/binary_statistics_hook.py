@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmgroupnet.errors import UserError
+from mmgroupnet.quantizers import is_standard_weight
 from mmgroupnet.registry import HOOKS
 
 SignObserver = Callable[[Tensor], None]
@@ -47,6 +48,15 @@ def _both(observer: SignObserver, other: SignObserver | None) -> SignObserver:
         other(positive)
 
     return observe
+
+
+def _signs_of(layer: Any) -> Tensor:
+    """The signs that a binary layer multiplies with, ``(K*C_out, C_in/groups, kh, kw)``, True where one is +1; of a
+    quantizer with a computation of its own, those of the latent weights."""
+    quantizer = layer.weight_quantizer
+    is_standard = is_standard_weight(quantizer)
+    latent = quantizer.binarise(layer.weight, layer.num_bases).latent if is_standard else layer.weight
+    return latent >= 0
 
 
 @HOOKS.register_module()
@@ -87,8 +97,9 @@ class BinaryStatisticsHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         return {name: module for name, module in model.named_modules() if isinstance(module, BinaryConv2d)}
 
+    @torch.no_grad()
     def _signs_of_weights(self, runner: Runner) -> dict[str, Tensor]:
-        return {name: layer.weight.detach() >= 0 for name, layer in self._layers(runner).items()}
+        return {name: _signs_of(layer) for name, layer in self._layers(runner).items()}
 
     def before_train(self, runner: Runner) -> None:
         """Records the signs of the weights.

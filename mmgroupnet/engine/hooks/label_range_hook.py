@@ -1,5 +1,6 @@
 """Refuses masks with ids that are not classes."""
 
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
@@ -52,6 +53,8 @@ class LabelRangeHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Warns once of classes that never occurred, and ends the checks for later epochs."""
+        for one in self._watched:
+            all_reduce(one.seen, 'max')  # each process sees its own part of the data
         warn_of_absent_classes(self._watched, 'the masks of the first epoch of training')
         self._watched = []
         unwatch_masks(runner.train_dataloader.dataset)

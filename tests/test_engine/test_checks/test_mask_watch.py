@@ -1,6 +1,8 @@
 """Checks of masks in the workers of a data loader."""
 
+from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from mmgroupnet.engine.hooks import LabelRangeHook
 from mmgroupnet.engine.launch import build_runner
 from mmgroupnet.errors import UserError
 from tests.built_runs import segmentation
+from tests.processes import run_in_two_processes
 
 GOOD, WRONG, WHITE = np.eye(8, dtype=np.uint8), np.full((8, 8), 5, np.uint8), np.eye(8, dtype=np.uint8) * 255
 
@@ -139,3 +142,21 @@ class TestHook:
         assert len(said) == 1
         assert said[0].startswith("class 1 ('thing') never occurs in the masks of the first epoch of training, while")
         assert not isinstance(data.dataset.pipeline.transforms[-1], WatchedPacking)
+
+
+def absent_classes(rank: int, folder: str) -> list[str]:
+    """What a process says after an epoch, given its own part of the data."""
+    data, hook, said = loader(Path(folder) / str(rank), [[WHITE], [GOOD]][rank]), LabelRangeHook(), []
+    runner = SimpleNamespace(model=nn.Module(), train_dataloader=data)
+    hook.before_train(runner)
+    for _ in data:
+        pass
+    with mock.patch('mmgroupnet.engine.checks.masks.print_log', lambda message, **_: said.append(message)):
+        hook.after_train_epoch(runner)
+    return said
+
+
+def test_what_another_process_saw_is_not_absent(tmp_path):
+    for rank in (0, 1):
+        (tmp_path / str(rank)).mkdir()
+    assert run_in_two_processes(tmp_path, absent_classes, str(tmp_path)) == [[], []]
