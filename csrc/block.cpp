@@ -329,6 +329,11 @@ class Block {
       } else {
         destination.values = new_map(count_pixels(out_size) * folded);
       }
+      // Usually a unit reads an input row at least as late as the row that it writes. With a stride and much padding it
+      // does not, and would be overwritten by the step that computes the map before it in the same memory.
+      if (destination.values == out_ && map.data == out_ && destination.residual.data != out_) {
+        others.push_back({last, nullptr});
+      }
       if (i + 1 < block_.num_units) {
         const Signs next = new_signs(out_size, branches, unit.out_channels);
         destination.signs = const_cast<uint64_t*>(next.words);

@@ -102,6 +102,9 @@ void check_unit(const Geometry& geometry, int64_t index) {
   }
   const Margin margin = margin_of(geometry, 0);
   for (size_t k = 0; k < geometry.dilations.size(); ++k) {
+    if (unit.merges && geometry.dilations[k] != geometry.dilations[0]) {
+      throw Error({name, "merges=1: merged bases read the same pixels, give them one dilation"});
+    }
     const int64_t rate = geometry.dilations[k], kernel = std::max(unit.kernel_height, unit.kernel_width);
     if (rate * (kernel - 1) > kMaxReach) {
       throw Error({name, "dilation=", rate, " of a kernel of ", kernel, " reaches over ", rate * (kernel - 1),

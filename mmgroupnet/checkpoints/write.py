@@ -68,10 +68,11 @@ def write_checkpoint(content: Mapping, path: str | Path) -> None:
         with open(partial, 'wb') as file:
             torch.save(content, file)
         os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # No folder, or nothing written yet.
+    except (OSError, RuntimeError) as error:  # A full disk ends torch's writer with a RuntimeError.
+        raise UserError(f'{path} cannot be written: {getattr(error, "strerror", None) or error}') from error
+    finally:
+        with contextlib.suppress(OSError):  # It is there only after an error.
             partial.unlink()
-        raise UserError(f'{path} cannot be written: {error.strerror}') from error
 
 
 @register_backend(ATOMIC_BACKEND)
@@ -80,5 +81,9 @@ class AtomicLocalBackend(LocalBackend):
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         partial = f'{filepath}.partial'
-        super().put(obj, partial)
-        os.replace(partial, filepath)
+        try:
+            super().put(obj, partial)
+            os.replace(partial, filepath)
+        finally:
+            with contextlib.suppress(OSError):  # It is there only after an error.
+                os.unlink(partial)

@@ -275,7 +275,7 @@ class _Arranged:
         self.bits = weakref.ref(bits, lambda _: _ARRANGED.pop(key, None))
         self.state = state
         self.weights = weights
-        self.units: dict[tuple, Unit] = {}  # by the addresses of the other parameters
+        self.units: dict[tuple, Unit] = {}  # by addresses and shapes of the other parameters
 
 
 def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -> Unit:
@@ -298,7 +298,8 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
     # Torch does not count changes of tensors in inference mode.
     version = bits.numpy().tobytes() if bits.is_inference() else bits._version
     state = (selected_kernels(), bits.data_ptr(), version, geometry)
-    key = tuple(map(pointer, rest))
+    # A tensor that is freed may leave its address to one of another shape, which has to be checked anew.
+    key = tuple(None if each is None else (each.data_ptr(), each.dtype, each.shape, each.stride()) for each in rest)
     kept = _ARRANGED.get(id(bits))
     if kept is not None and (kept.bits() is not bits or kept.state != state):
         kept = None
@@ -306,8 +307,8 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
         return kept.units[key]
     check_parameters(geometry, parameters)
     unit = Unit.of(geometry)
-    for name, address in zip(PARAMETERS[1:], key, strict=True):
-        setattr(unit, name, address)
+    for name, tensor in zip(PARAMETERS[1:], rest, strict=True):
+        setattr(unit, name, pointer(tensor))
     if kept is None:
         kept = _ARRANGED[id(bits)] = _Arranged(bits, state, _arrange_weights(geometry, unit, bits))
     # The struct keeps its tensors alive: another thread may replace the cache entry while this one still uses it.

@@ -357,6 +357,8 @@ def _block_shape(
             raise ValueError('shares_weights=True: only the shortcut and the first unit can share their weights')
         if unit.shares_weights and unit.merges:
             raise ValueError('shares_weights=True and merges=True: merged bases have weights of their own')
+        if unit.merges and len(set(unit.dilations)) > 1:
+            raise ValueError(f'dilations={unit.dilations} and merges=True: merged bases read the same pixels')
         return (unit.branches(branches), unit.out_channels, *unit.output_size(height, width))
 
     if shortcut is not None:

@@ -23,6 +23,7 @@ from mmgroupnet.checkpoints.pretrained import fetch_checkpoint
 from mmgroupnet.checkpoints.read import last_finite, read_checkpoint
 from mmgroupnet.checkpoints.safe import mmengine_globals
 from mmgroupnet.engine.training import run_training
+from mmgroupnet.errors import UserError
 from tests.tiny_run import load_tiny_run
 
 
@@ -59,9 +60,56 @@ def test_nothing_stays_on_the_list(path):
 
 
 def test_entries_of_others_stay(path):
-    with safe_globals([HistoryBuffer]):
+    with safe_globals([HistoryBuffer, np.dtype]):
         read_checkpoint(path)
-        assert HistoryBuffer in get_safe_globals()
+        assert {HistoryBuffer, np.dtype} <= set(get_safe_globals())
+
+
+@pytest.mark.parametrize('kind', ['?', 'i1', 'u2', 'i8', 'f2', 'f4', 'f8'])
+def test_arrays_and_scalars_of_numbers(kind, tmp_path):
+    array = np.arange(6).astype(kind).reshape(2, 3)
+    for value in (array, np.asfortranarray(array), array[0, 0], np.array(array[0, 1])):
+        torch.save(dict(value=value), tmp_path / 'in.pth')
+        read = read_checkpoint(tmp_path / 'in.pth')['value']
+        np.testing.assert_array_equal(read, value, strict=True)
+        torch.save(dict(value=read), tmp_path / 'out.pth')  # numpy's own classes again, which others can read
+        again = torch.load(tmp_path / 'out.pth', weights_only=False)['value']
+        assert type(again) is type(value) and again.dtype == value.dtype
+
+
+_ADDRESSES = (3, '<', None, ('params',), dict(params=(np.dtype('O'), 0)), 8, 8, 0)
+_RECONSTRUCT = np.zeros(1).__reduce__()[0]
+
+
+class Evil:
+    """Its pickle calls a function of numpy, and gives the result a state."""
+
+    def __init__(self, *reduced: object) -> None:
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        Evil(np.dtype, ('f8', False, True), _ADDRESSES),  # numbers that are addresses of objects
+        Evil(np.dtype, ('f8', False, True), (3, '|', None, None, None, 8, 1, 63)),
+        np.dtype('O'),
+        np.dtype('U4'),
+        Evil(_RECONSTRUCT, (np.ndarray, (0,), b'b'), (1, (1,), np.dtype('f8'), False, [1])),
+        Evil(_RECONSTRUCT, (np.ndarray, (0,), b'b'), (1, (1,), 'O', False, bytes(8))),
+        np.array([None]),
+    ],
+    ids=['addresses', 'flags', 'objects', 'text', 'content', 'dtype', 'array'],
+)
+def test_what_numpy_would_take_for_objects_is_refused(value, tmp_path):
+    torch.save(dict(state_dict={}, value=value), tmp_path / 'evil.pth')
+    with pytest.raises(UserError, match='is refused'):
+        read_checkpoint(tmp_path / 'evil.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'evil.pth'))
 
 
 def test_every_load_works_after_other_code_has_left_the_context(path):

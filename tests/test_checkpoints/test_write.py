@@ -33,6 +33,34 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     assert target.stat().st_size in (3, 2**26)
 
 
+def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing(tmp_path):
+    """A limit on the size of files ends a write as a full disk does."""
+    script = (
+        'import resource, signal, sys, torch\n'
+        'from mmengine.fileio import get_file_backend\n'
+        'from mmgroupnet.checkpoints.write import write_checkpoint\n'
+        'from mmgroupnet.errors import UserError\n'
+        'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n'
+        'for size in (2**20, 2**22):\n'
+        '    try:\n'
+        '        write_checkpoint(dict(weight=torch.zeros(size // 4)), sys.argv[1])\n'
+        '    except UserError as error:\n'
+        '        print(error)\n'
+        'try:\n'
+        "    get_file_backend(backend_args=dict(backend='mmgroupnet.atomic')).put(bytes(2**21), sys.argv[1])\n"
+        'except OSError as error:\n'
+        '    print(error)\n'
+    )
+    target = str(tmp_path / 'epoch_1.pth')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script, target], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.startswith(f'{target} cannot be written: ') for line in lines[:2]] == [True, True]
+    assert 'File too large' in lines[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_atomic_backend_leaves_nothing_beside(tmp_path):
     get_file_backend(backend_args=dict(backend=ATOMIC_BACKEND)).put(b'new', str(tmp_path / 'sub' / 'a.pth'))
     assert [path.name for path in (tmp_path / 'sub').iterdir()] == ['a.pth']

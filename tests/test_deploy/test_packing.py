@@ -119,6 +119,16 @@ def test_linears(kind, norm):
     assert packed(torch.zeros(0, 20)).shape == (0, 5)
 
 
+def test_an_empty_batch():
+    backbone = build_backbone(num_bases=1, binary_downsample=False)
+    for model in (backbone, pack(backbone)):
+        with torch.no_grad():
+            assert [tuple(out.shape) for out in model(torch.zeros(0, 3, 64, 64))] == [
+                (0, channels, 64 // stride, 64 // stride)
+                for channels, stride in zip((16, 32, 64, 128), (4, 8, 16, 32), strict=True)
+            ]
+
+
 def test_a_norm_that_cannot_be_folded_stays_in_front():
     torch.manual_seed(0)
     conv = BinaryConv2d(8, 6, 3, padding=1, input_norm=dict(type='GN', num_groups=2))

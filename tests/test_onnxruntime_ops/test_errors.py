@@ -168,6 +168,11 @@ def test_shared_and_merged(library):
     refused(library, changed, 'shares_weights=1 and merges=1: merged bases have weights of their own')
 
 
+def test_merged_bases_of_different_dilations(library):
+    block = make_block([dict(num_bases=2, merges=True, padding=None, dilations=(1, 2))], num_bases=1)
+    refused(library, block_node(block), 'merges=1: merged bases read the same pixels, give them one dilation')
+
+
 def test_too_many_products(library):
     changed = node()
     changed.attributes['geometry'][KERNEL : KERNEL + 2] = [4096, 4096]

@@ -219,6 +219,20 @@ class TestDescribedUnits:
         for level, struct in zip(levels, structs, strict=True):
             assert kernels.describe_unit(unit.geometry, level) is struct
 
+    def test_a_tensor_of_another_shape_at_a_known_address_is_checked(self, compiled):
+        unit = random_unit(geometry())
+        bits = ops.pack_weight(unit.weight)
+        channels = unit.geometry.num_bases * unit.geometry.out_channels
+        memory = torch.rand(2 * channels)
+
+        def describe(scale: Tensor) -> None:
+            kernels.describe_unit(unit.geometry, [bits, scale, *[None] * 5])
+
+        describe(memory[:channels])
+        for other in (memory[:3], memory.view(torch.float64)[:channels], memory[::2]):
+            with pytest.raises(ValueError, match='scale'):
+                describe(other)
+
     def test_nothing_is_hung_on_weights_or_outlives_them(self, compiled):
         unit = random_unit(geometry())
         count = len(kernels._ARRANGED)

@@ -319,6 +319,11 @@ class TestWrongParameters:
         with pytest.raises(ValueError, match='shares_weights=True and merges=True: merged bases have weights of their'):
             Block(Connection.BROADCAST, NUM_BASES, [unit]).run_op(x[:, :CHANNELS])
 
+    def test_dilations_of_merged_bases(self, x):
+        unit = random_unit(geometry(in_channels=CHANNELS, padding=None, dilations=(1, 2), merges=True))
+        with pytest.raises(ValueError, match=r'dilations=\(1, 2\) and merges=True: merged bases read the same pixels'):
+            Block(Connection.BROADCAST, NUM_BASES, [unit]).run_op(x[:, :CHANNELS])
+
     def test_residual_of_another_shape(self, x):
         unit = random_unit(geometry(in_channels=CHANNELS, stride=(2, 2), residual=Residual.INPUT))
         with pytest.raises(ValueError, match='residual=INPUT: .* cannot be added to'):

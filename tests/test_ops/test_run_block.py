@@ -176,6 +176,20 @@ def test_shortcut_map(kernel_set, connection, position):
     assert_exact(block, input_of(block))
 
 
+@pytest.mark.parametrize('height', [3, 5, 9])
+@pytest.mark.parametrize('num_units', [1, 2])
+@pytest.mark.parametrize('connection', [Connection.MERGED, Connection.GATED], ids=['merged', 'gated'])
+def test_rows_that_read_only_padding(kernel_set, connection, num_units, height):
+    """With such a stride and padding, a row of the output is complete before the rows above it are computed in the map
+    in front, which has the same shape and may share its memory."""
+    unit = dict(kernel_size=(1, 1), stride=(2, 1), padding=((height - 1) // 2, 0))
+    tall = dict(kernel_size=(3, 1), padding=(3, 0), stride=(1, 1))
+    block = make_block([unit] * num_units, connection, in_channels=64)
+    assert_exact(block, input_of(block, height=height, width=600))
+    block = make_block([dict(unit, padding=(height, 0)), dict(tall, padding=(1, 0))], connection, in_channels=64)
+    assert_exact(block, input_of(block, height=height, width=600))
+
+
 @pytest.mark.parametrize('connection', [Connection.MERGED, Connection.GATED], ids=['merged', 'gated'])
 def test_merge_scales(kernel_set, connection):
     block = make_block(**BASIC, connection=connection, num_bases=4, has_merge_scales=True)

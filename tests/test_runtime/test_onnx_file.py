@@ -170,7 +170,10 @@ def test_a_newer_file(tmp_path, options, found):
     ('options', 'problem'),
     [
         (dict(task='pose'), "ValueError: task 'pose'"),
-        (dict(format='one'), 'TypeError'),
+        (dict(format='one'), "ValueError: format is 'one'"),
+        (dict(format=float('nan')), 'ValueError: format is nan'),
+        (dict(palette=[1]), 'TypeError'),
+        (dict(palette=[[1, 2]]), 'ValueError: palette holds [1, 2]'),
         (dict(resize=...), "KeyError: 'resize'"),
         (dict(weights_sha256=...), "KeyError: 'weights_sha256'"),
         (dict(classes='abc'), "ValueError: classes is 'abc'"),
@@ -184,7 +187,7 @@ def test_damaged_metadata(tmp_path, options, problem):
         read_header(path)
 
 
-@pytest.mark.parametrize('text', ['', '{', '[]', '1'])
+@pytest.mark.parametrize('text', ['', '{', '[]', '1', '[' * 100_000], ids=['empty', 'brace', 'list', 'number', 'deep'])
 def test_metadata_that_are_no_object(tmp_path, text):
     model = onnx_model(CLASSIFIER, 'classification')
     onnx.helper.set_model_props(model, {'mmgroupnet': text})

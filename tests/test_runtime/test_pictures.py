@@ -74,6 +74,22 @@ def test_jpegs_are_turned_as_cv2_turns_them(tmp_path, pixels, orientation):
     np.testing.assert_array_equal(found, cv2.imread(str(path)))
 
 
+def test_damaged_exif_data_end_in_a_picture_or_a_sentence(tmp_path, pixels):
+    path = tmp_path / 'picture.jpg'
+    exif = Image.Exif()
+    exif.update({ORIENTATION: 6, 0x010F: 'maker', 0x011A: 72.0, 0x0128: 2, 0x0132: '2026:11:30 00:00:00'})
+    Image.fromarray(pixels).save(path, exif=exif)
+    content = path.read_bytes()
+    start, length = content.index(b'Exif'), len(exif.tobytes())
+    for place in range(start, start + length):
+        for value in (0, 1, 7, 12, 255):
+            path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
+            try:
+                assert read_picture(path).shape in ((31, 45, 3), (45, 31, 3))
+            except UserError as error:
+                assert 'cannot read the picture' in str(error)
+
+
 def test_a_grey_jpeg(tmp_path, pixels):
     path = tmp_path / 'picture.jpg'
     Image.fromarray(pixels[..., 0]).save(path)

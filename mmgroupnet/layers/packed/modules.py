@@ -185,7 +185,8 @@ class PackedFloatShortcut(PackedModule):
         # Exported programs would keep a context even if it changes nothing.
         with torch.autocast('cpu', enabled=False) if torch.is_autocast_enabled('cpu') else nullcontext():
             out = F.linear(pixels.reshape(-1, self.weight.shape[1]), self.weight, self.bias)
-        return out.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
+        channels = branches.shape[1] // self.weight.shape[1] * self.weight.shape[0]  # -1 is ambiguous in an empty batch
+        return out.view(*pixels.shape[:3], channels).permute(0, 3, 1, 2)
 
 
 class PackedStem(nn.Sequential):

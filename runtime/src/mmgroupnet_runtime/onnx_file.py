@@ -124,6 +124,8 @@ def _check(path: Path, text: str, opset: Any) -> dict:
     try:
         metadata = json.loads(text)
         written = metadata['format']
+        if type(written) is not int:
+            raise ValueError(f'format is {written!r}')
         newer = written > FORMAT or opset > 1
         if not newer:  # A newer format may have other keys.
             task, steps, _ = (metadata[key] for key in ('task', 'resize', 'weights_sha256'))
@@ -134,7 +136,10 @@ def _check(path: Path, text: str, opset: Any) -> dict:
             for key in ('classes', 'palette'):
                 if metadata[key] is not None and not isinstance(metadata[key], list):
                     raise ValueError(f'{key} is {metadata[key]!r}')
-    except (KeyError, TypeError, ValueError) as error:
+            for colour in metadata['palette'] or []:
+                if len(colour) != 3 or not all(type(value) is int for value in colour):
+                    raise ValueError(f'palette holds {colour!r}')
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"the metadata '{_KEY}' of {path} are damaged ({type(error).__name__}: {error}): write the file again with "
             f'{_EXPORT}'

@@ -2,12 +2,19 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mmgroupnet_runtime.errors import UserError
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+
+
+# How Pillow turns a picture upright, by its orientation in EXIF: numbers of Image.Transpose, which flip (0, 1), rotate
+# by 90, 180 or 270 degrees (2, 3, 4), transpose or transverse (5, 6).
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+_ORIENTATION = 0x0112
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
@@ -48,17 +55,27 @@ def read_picture(path: str | Path) -> np.ndarray:
     Raises:
         UserError: If Pillow is missing, or cannot read the file.
     """
-    image_module, ops = import_pillow('Image', 'ImageOps')
+    (image_module,) = import_pillow('Image')
     try:
         with image_module.open(path) as file:
-            image = ops.exif_transpose(file)
-    # What Pillow raises for a damaged file depends on its format.
-    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
+            file.load()
+            # ImageOps.exif_transpose also writes the tags again, which fails for tags of a wrong type.
+            turn = _TURNS.get(_orientation(file))
+            image = file.copy() if turn is None else file.transpose(turn)
+    except Exception as error:  # What Pillow raises for a damaged file depends on its format.
         raise UserError(f'cannot read the picture {path}: {error}') from error
     if image.mode.startswith('I'):  # 16-bit grey; cv2 keeps the upper eight bits.
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     return np.ascontiguousarray(np.asarray(image.convert('RGB'))[..., ::-1])
+
+
+def _orientation(file: Any) -> int:
+    """The orientation in a picture's EXIF data; 1, upright, if it has none, or they are damaged."""
+    try:
+        return int(file.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
 
 
 def import_pillow(*modules: str) -> list:
