@@ -156,6 +156,7 @@ class FromFloatResNet:
             )
         for name, value in bases.items():
             conv = convs[name]
+            value = value.to(conv.weight)  # mmengine moves a model to its GPU before it initialises the weights
             if isinstance(conv, BinaryConv2d):
                 conv.weight.copy_(value * (conv.weight.std() / value.std()))
                 conv.start_quantizer()

@@ -88,6 +88,9 @@ def setup_distribution(cfg: Config) -> None:
     if cfg.launcher == 'none':
         return
     if torch.cuda.is_available():
+        if cfg.launcher == 'mpi':
+            # mmengine takes the GPU from this variable and the device of its DistributedDataParallel from LOCAL_RANK.
+            os.environ['LOCAL_RANK'] = os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK', os.environ['LOCAL_RANK'])
         if cfg.launcher == 'pytorch' and int(os.environ['LOCAL_RANK']) >= torch.cuda.device_count():
             raise UserError(
                 f'process {os.environ["LOCAL_RANK"]} of this machine finds {torch.cuda.device_count()} GPUs: start one '

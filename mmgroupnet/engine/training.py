@@ -23,6 +23,7 @@ from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
 from mmgroupnet.model_configs import is_binarized_config, is_packed_config
 from mmgroupnet.ops import kernels
+from mmgroupnet.ops.passes.choice import wants_triton
 
 
 def read_trainable(path: str) -> dict:
@@ -71,11 +72,18 @@ def apply_backbone_checkpoint(cfg: Config) -> None:
 
 
 def load_kernels(model: nn.Module) -> None:
-    """Loads the kernels if the model trains with them, on a CPU. If they are missing, one warning says so here: the
-    rehearsal, which would load them next, hides the warnings of its trials."""
+    """Loads the kernels that the model trains with: ours on a CPU, Triton's on a GPU if they were requested.
+
+    If they are missing or fail, one warning says so here: the rehearsal, which would load them next, hides the warnings
+    of its trials.
+    """
     binary = next((module for module in model.modules() if isinstance(module, BinaryConv2d)), None)
-    if binary is not None and binary.weight.device.type == 'cpu':
+    if binary is None:
+        return
+    if binary.weight.device.type == 'cpu':
         kernels.library()
+    else:
+        wants_triton(binary.weight.device, binary.weight.dtype)
 
 
 def run_training(

@@ -85,6 +85,14 @@ def test_one_base_gets_the_weights_at_the_scale_of_random_ones_and_norms_start_a
             assert torch.equal(value, fresh.state_dict()[name]), name
 
 
+def test_a_model_on_another_device(tmp_path):
+    checkpoint = save(float_network().state_dict(), tmp_path / 'r.pth')
+    with torch.device('meta'):
+        backbone = groupnet()
+    FromFloatResNet(checkpoint)(backbone)
+    assert backbone.stages[0][0].units[0].conv.weight.is_meta
+
+
 def test_full_precision_shortcuts_get_the_weights_themselves(tmp_path):
     network = float_network()
     backbone = initialised(save(network.state_dict(), tmp_path / 'r.pth'), binary_downsample=False)

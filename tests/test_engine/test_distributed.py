@@ -44,6 +44,14 @@ def test_launchers_that_need_a_gpu(monkeypatch):
         setup_distribution(Config(dict(launcher='slurm')))
 
 
+def test_processes_of_mpi_take_their_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setenv('OMPI_COMM_WORLD_LOCAL_RANK', '3')
+    setup_distribution(Config(dict(launcher='mpi')))
+    assert os.environ['LOCAL_RANK'] == '3'
+
+
 def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)

@@ -2,10 +2,12 @@
 run."""
 
 import copy
+import gc
 import json
 import os
 import random
 import re
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +30,7 @@ from mmgroupnet.engine.launch import CPUDistributedDataParallel, build_runner
 from mmgroupnet.engine.rehearsal import RehearsalHook
 from mmgroupnet.engine.training import run_training
 from mmgroupnet.engine.trial.isolation import copy_metric, copy_model, isolated
+from mmgroupnet.engine.trial.stages import Stages
 from mmgroupnet.errors import UserError
 from tests.processes import run_in_two_processes
 from tests.test_engine.test_training import losses
@@ -528,6 +531,33 @@ def test_where_the_copy_of_a_metric_writes(tmp_path, monkeypatch, name, value, c
     metric = RehearsedMetric()
     setattr(metric, name, value)
     assert getattr(copy_metric(metric, Path('folder')), name) == copied
+
+
+class TestStages:
+    def test_memory_of_a_failure_is_freed_at_once(self):
+        stages, seen = Stages(), []
+
+        def fail():
+            model = nn.Linear(2, 2)
+            seen.append(weakref.ref(model))
+            raise torch.OutOfMemoryError('CUDA out of memory')
+
+        gc.disable()  # CUDA's allocator does not call the garbage collector
+        try:
+            stages.take('a training batch', 'a hint', fail)
+            assert seen[0]() is None
+        finally:
+            gc.enable()
+        ((line, error),) = stages.remarks
+        assert 'OutOfMemoryError: CUDA out of memory. a hint. Training goes on: ' in line
+        assert 'in fail' in str(error)  # the traceback, for the log
+
+    def test_ops_without_cuda_kernels_get_their_own_hint(self):
+        def fail():
+            raise RuntimeError('sigmoid_focal_loss_forward_impl: implementation for device cuda:0 not found.')
+
+        with pytest.raises(UserError, match='compiled without a CUDA toolkit: install one .* CUDA_VISIBLE_DEVICES='):
+            Stages().take('a training batch', 'Compare the classes', fail)
 
 
 def test_a_gpu_that_is_lost_does_not_hide_why(monkeypatch):

@@ -9,9 +9,11 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from mmgroupnet.engine import training
 from mmgroupnet.engine.testing import augment_test, run_test
 from mmgroupnet.engine.training import run_training
 from mmgroupnet.errors import UserError
+from mmgroupnet.layers import BinaryConv2d
 from mmgroupnet.ops import kernels
 from tests.tiny_run import load_tiny_run
 
@@ -47,6 +49,16 @@ def test_missing_kernels_are_reported_in_spite_of_the_rehearsal(tmp_path, withou
     run_training(load_tiny_run(tmp_path, train_cfg__max_epochs=1))
     (log,) = tmp_path.glob('work/*/*.log')
     assert log.read_text().count('The packed kernels were not compiled') == 1
+
+
+def test_triton_is_tried_before_the_rehearsal(monkeypatch):
+    asked = []
+    monkeypatch.setattr(training, 'wants_triton', lambda device, dtype: asked.append((device.type, dtype)))
+    training.load_kernels(BinaryConv2d(4, 4, 1))
+    assert asked == []
+    with torch.device('meta'):
+        training.load_kernels(BinaryConv2d(4, 4, 1))
+    assert asked == [('meta', torch.float32)]
 
 
 class TestResume:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from logging import Logger
 
@@ -14,6 +15,14 @@ from mmgroupnet.errors import UserError, summary
 # With one exception, hooks of these packages prepare nothing that a batch needs.
 _LIBRARIES = ('mmengine', 'mmdet', 'mmseg', 'mmpretrain', 'mmgroupnet')
 _PREPARING_HOOKS = ('PrepareProtoBeforeValLoopHook',)
+
+
+# What an op of mmcv says on a GPU if it has no kernel for it.
+_NO_CUDA_OP = 'implementation for device cuda'
+_NO_CUDA_HINT = (
+    "mmcv's ops were compiled without a CUDA toolkit: install one (nvcc), run pip uninstall mmcv and, with "
+    'FORCE_CUDA=1, make env or build-mmcv; or train on the CPU with CUDA_VISIBLE_DEVICES='
+)
 
 
 def doubt_of_hooks(runner: Runner, *points: str) -> str:
@@ -114,6 +123,10 @@ class Stages:
                 doubt, cause = str(raised), raised.__cause__ or raised
             elif isinstance(raised, torch.OutOfMemoryError):
                 doubt = 'the rehearsal needs room for a copy of the model'
+                # The frames of the exception would keep the copy and its activations in memory.
+                cause = TracedError(summary(raised), traceback.format_exc())
+            if _NO_CUDA_OP in str(cause):
+                hint = _NO_CUDA_HINT
             line = f'the rehearsal failed in {stage}: {line_of(cause)}. {hint}'
             if not doubt:
                 raise UserError(f'{line}. --no-rehearsal trains without it') from cause

@@ -39,7 +39,7 @@ def choose_passes(x: Tensor, weight: Tensor, part: object) -> Passes:
     if dtype not in _DTYPES or x.dtype not in _DTYPES:
         what = 'autocast' if x.dtype in _DTYPES else 'inputs'
         raise ValueError(f'{part} under {what} of {dtype}: it trains in {", ".join(map(str, _DTYPES))}')
-    if torch.float64 not in (dtype, weight.dtype) and x.numel() and _wants_triton(x.device, dtype):
+    if torch.float64 not in (dtype, weight.dtype) and x.numel() and wants_triton(x.device, dtype):
         from mmgroupnet.ops.passes.triton_passes import TritonPasses
 
         return TritonPasses(dtype)
@@ -50,7 +50,7 @@ def choose_passes(x: Tensor, weight: Tensor, part: object) -> Passes:
     return KernelPasses(torch.bfloat16 if is_half else torch.float32)
 
 
-def _wants_triton(device: torch.device, dtype: torch.dtype) -> bool:
+def wants_triton(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether Triton's kernels run on a device: they were requested and work there."""
     name = os.environ.get(ENVIRONMENT_VARIABLE) or _BACKENDS[0]
     if name not in _BACKENDS:
