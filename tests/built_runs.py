@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 from mmengine.config import Config, ConfigDict
-from mmengine.evaluator import Evaluator
-from mmengine.registry import METRICS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
@@ -40,8 +39,7 @@ class Run:
         loader = Runner.build_dataloader(self.cfg[f'{stage}_dataloader'])
         setattr(self, f'{stage}_dataloader', loader)
         if stage != 'train':
-            metric = METRICS.build(self.cfg[f'{stage}_evaluator'])
-            setattr(self, f'{stage}_evaluator', Evaluator([metric]))
+            setattr(self, f'{stage}_evaluator', Runner.build_evaluator(self, self.cfg[f'{stage}_evaluator']))
         return SimpleNamespace()
 
     train_loop = cached_property(lambda self: self._loop('train'))

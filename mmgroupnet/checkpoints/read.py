@@ -21,6 +21,13 @@ def is_local(path: str) -> bool:
     return '://' not in path
 
 
+def first_meta(dataset_meta: object) -> dict:
+    """Classes and palette in the ``dataset_meta`` of a checkpoint or a visualizer; empty if it has none. mmdet's
+    ``ConcatDataset`` makes it a list if its parts differ, for example in the palette."""
+    found = dataset_meta[0] if isinstance(dataset_meta, list | tuple) and dataset_meta else dataset_meta
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
 def read_checkpoint(path: str | Path, map_location: str = 'meta') -> dict:
     """Reads a local checkpoint in torch's safe mode.
 
@@ -112,13 +119,14 @@ def last_finite(newest: str | Path | None) -> Path | None:
 def find_resumable(work_dir: str | Path) -> str | None:
     """Finds the checkpoint to resume from.
 
-    It is the one that mmengine recorded last or, if a killed run left that one unreadable, the newest good one.
+    It is the one that mmengine recorded last or, if a killed run left that one unreadable, the newest good one. One at
+    an address (``out_dir`` of CheckpointHook) is not read here.
 
     Args:
         work_dir: The work directory of the run.
 
     Returns:
-        The checkpoint, or None if the directory holds none, as at the first start.
+        The checkpoint, a file or an address, or None if there is none, as at the first start.
 
     Raises:
         UserError: If there are checkpoints and none of them is readable.
@@ -126,9 +134,12 @@ def find_resumable(work_dir: str | Path) -> str | None:
     work_dir = Path(work_dir)
     note = work_dir / 'last_checkpoint'
     noted = note.read_text().strip() if note.exists() else ''
+    if not is_local(noted):
+        return noted
     # The folder may have been moved since: use the recorded file name, and its folder only if the file is not here.
     candidates = [path for path in (work_dir / Path(noted).name, Path(noted)) if noted and path.is_file()][:1]
-    candidates += [path for path in saved_checkpoints(work_dir) if path not in candidates]
+    folders = [work_dir, *[path.parent for path in candidates if path.parent != work_dir]]
+    candidates += [path for folder in folders for path in saved_checkpoints(folder) if path not in candidates]
     for path in candidates:
         try:
             read_checkpoint(path)

@@ -7,6 +7,7 @@ from mmengine.config import Config
 
 from mmgroupnet.engine.configs import accepted_arguments, resolve_type
 from mmgroupnet.errors import UserError
+from mmgroupnet.model_configs import type_name
 
 # Advice if the folder of a generated data set is missing.
 _REMEDIES = {Path('data/digits'): 'Make it: python -m mmgroupnet digits'}
@@ -23,15 +24,24 @@ def innermost_datasets(dataset: dict) -> Iterator[dict]:
         yield dataset
 
 
-def _expected_paths(dataset: Mapping) -> Iterator[Path]:
-    """The annotation file and the folders that a dataset's config names."""
+def _expected_paths(dataset: Mapping) -> Iterator[tuple[str, Path]]:
+    """The annotation file and the folders on this disk that a dataset's config names and that are read, each with what
+    it is."""
     root = Path(dataset.get('data_root') or '')
-    if isinstance(dataset.get('ann_file'), str) and dataset['ann_file']:
-        yield root / dataset['ann_file']
-    prefixes = dataset.get('data_prefix') or {}
-    for prefix in prefixes.values() if isinstance(prefixes, Mapping) else [prefixes]:
-        if isinstance(prefix, str) and prefix:
-            yield root / prefix
+    ann_file, prefixes = dataset.get('ann_file'), dataset.get('data_prefix') or {}
+    if isinstance(ann_file, str) and ann_file and '://' not in ann_file:
+        yield 'annotation file', root / ann_file
+    for key, prefix in prefixes.items() if isinstance(prefixes, Mapping) else [('', prefixes)]:
+        if isinstance(prefix, str) and prefix and '://' not in prefix and not _is_idle(key, dataset):
+            yield 'image folder', root / prefix
+
+
+def _is_idle(key: str, dataset: Mapping) -> bool:
+    """Whether the folder is one of masks and the pipeline loads none, as in a test without annotations."""
+    transforms = dataset.get('pipeline')
+    if key not in ('seg_map_path', 'seg') or not transforms:
+        return False
+    return not any('Load' in type_name(part) and 'Annotation' in type_name(part) for part in transforms)
 
 
 def _pictures_are_elsewhere(dataset: Mapping) -> bool:
@@ -64,21 +74,18 @@ def _check_dataset(dataset: Mapping, name: str, scope: str | None) -> None:
     if part is not None and 'download' in (accepted_arguments(part) or ()):
         return  # It downloads itself.
     expected = list(_expected_paths(dataset))
+    listed = ', '.join(str(path) for _, path in expected)
     if root and not Path(root).is_dir():
         folder = Path(root)
         state = f'is a link to {folder.readlink()}, which does not exist' if folder.is_symlink() else 'does not exist'
-        content = f'Expected in it: {", ".join(str(path) for path in expected)}. ' if expected else ''
+        content = f'Expected in it: {listed}. ' if expected else ''
         remedy = _REMEDIES.get(folder, f'Link your copy: ln -sn /path/to/{folder.name} {folder}')
         raise UserError(f'data folder {folder} ({name}) {state}. {content}{remedy}')
-    for path in expected:
-        is_annotation = path == expected[0] and dataset.get('ann_file')
+    for kind, path in expected:
         if not path.exists():
-            if not is_annotation and _pictures_are_elsewhere(dataset):
+            if kind != 'annotation file' and _pictures_are_elsewhere(dataset):
                 continue
-            kind = 'annotation file' if is_annotation else 'image folder'
-            raise UserError(
-                f'{kind} {path} ({name}) does not exist. Expected: {", ".join(str(path) for path in expected)}'
-            )
+            raise UserError(f'{kind} {path} ({name}) does not exist. Expected: {listed}')
         if path.is_file() and not path.stat().st_size:
             raise UserError(f'annotation file {path} ({name}) is empty')
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmgroupnet.checkpoints.match import check_state_dict
 from mmgroupnet.checkpoints.packed import packed_config, save_packed
-from mmgroupnet.checkpoints.read import is_packed, read_checkpoint
+from mmgroupnet.checkpoints.read import first_meta, is_packed, read_checkpoint
 from mmgroupnet.deploy import PackedLayer, pack_and_report
 from mmgroupnet.errors import UserError
 from mmgroupnet.model_configs import with_data_preprocessor
@@ -41,7 +41,7 @@ def load_float(cfg: Config, checkpoint: Path) -> tuple[nn.Module, dict | None]:
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise UserError(f'checkpoint {checkpoint}: {name} is not finite, give an earlier checkpoint')
-    return model, content.get('meta', {}).get('dataset_meta')
+    return model, first_meta(content.get('meta', {}).get('dataset_meta')) or None
 
 
 def _listing(layers: list[PackedLayer]) -> str:

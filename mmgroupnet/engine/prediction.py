@@ -23,7 +23,7 @@ from torch import nn
 
 from mmgroupnet.checkpoints.match import check_state_dict
 from mmgroupnet.checkpoints.packed import adopt_packed, check_device
-from mmgroupnet.checkpoints.read import read_checkpoint
+from mmgroupnet.checkpoints.read import first_meta, read_checkpoint
 from mmgroupnet.engine.data import few_names, innermost_datasets
 from mmgroupnet.engine.drawing import build_visualizer, draw, names_and_colours
 from mmgroupnet.engine.exported_model import adopt_exported, is_exported
@@ -98,7 +98,7 @@ def _build(cfg: Config, checkpoint: str | Path, device: str | None) -> tuple[nn.
     check_state_dict(model, content, str(checkpoint))
     load_checkpoint(model, str(checkpoint), map_location='cpu')
     # Files from before mmengine have CLASSES and PALETTE beside the weights.
-    return model.to(device).eval(), meta.get('dataset_meta') or meta
+    return model.to(device).eval(), first_meta(meta.get('dataset_meta')) or meta
 
 
 def draw_on_pictures(

@@ -8,7 +8,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
-from mmgroupnet.checkpoints.read import find_resumable, last_finite, read_checkpoint
+from mmgroupnet.checkpoints.read import find_resumable, first_meta, last_finite, read_checkpoint
 from mmgroupnet.errors import UserError
 
 
@@ -125,8 +125,24 @@ class TestFindResumable:
         (work_dir / 'last_checkpoint').write_text('')
         assert find_resumable(work_dir) == str(work_dir / 'epoch_10.pth')
 
+    def test_an_address(self, work_dir):
+        (work_dir / 'last_checkpoint').write_text('s3://bucket/run/epoch_10.pth')
+        assert find_resumable(work_dir) == 's3://bucket/run/epoch_10.pth'
+
+    def test_a_folder_of_checkpoints(self, work_dir, tmp_path_factory):
+        run = tmp_path_factory.mktemp('run')
+        (run / 'last_checkpoint').write_text(str(work_dir / 'epoch_10.pth'))
+        truncate(work_dir / 'epoch_10.pth')
+        assert find_resumable(run) == str(work_dir / 'epoch_2.pth')
+
     def test_none_is_readable(self, work_dir):
         for path in work_dir.glob('*.pth'):
             truncate(path)
         with pytest.raises(UserError, match='none of the 3 checkpoints in .* is readable'):
             find_resumable(work_dir)
+
+
+def test_the_meta_of_parts_is_that_of_the_first():
+    meta = dict(classes=('a', 'b'))
+    assert first_meta(meta) == first_meta([meta, dict(palette=[])]) == meta
+    assert first_meta(None) == first_meta([]) == {}

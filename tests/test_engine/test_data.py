@@ -64,6 +64,22 @@ def test_a_missing_image_folder(cfg, tmp_path):
     refuse(cfg, f'image folder {tmp_path}/data/images (train_dataloader) does not exist')
 
 
+def test_addresses_are_not_on_this_disk(cfg):
+    dataset = cfg.train_dataloader.dataset
+    dataset.ann_file = 'https://example.org/train.json'
+    dataset.data_prefix = dict(img='s3://bucket/images')
+    check_data(cfg, LOADERS)
+
+
+def test_masks_that_no_step_loads(cfg, tmp_path):
+    dataset = cfg.train_dataloader.dataset
+    dataset.data_prefix.seg_map_path = 'masks'
+    dataset.pipeline = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
+    check_data(cfg, LOADERS)
+    dataset.pipeline.insert(1, dict(type='LoadAnnotations'))
+    refuse(cfg, f'image folder {tmp_path}/data/masks (train_dataloader) does not exist')
+
+
 def test_wrapped_data_sets(cfg, tmp_path):
     inner = cfg.train_dataloader.dataset
     wrapped = dict(type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[inner, inner]))

@@ -5,7 +5,7 @@ from traceback import walk_tb
 from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 
-from mmgroupnet.checkpoints.read import is_local, read_checkpoint
+from mmgroupnet.checkpoints.read import first_meta, is_local, read_checkpoint
 from mmgroupnet.engine.checks.annotation_files import AnnotationFiles, watch_annotation_files
 from mmgroupnet.engine.checks.classes import (
     check_categories,
@@ -83,7 +83,7 @@ def _labels_of_checkpoint(runner: Runner) -> tuple[list[str], str] | None:
     if not source or not is_local(source):
         return None
     meta = read_checkpoint(source).get('meta')
-    classes = (meta.get('dataset_meta') or {}).get('classes') if isinstance(meta, dict) else None
+    classes = first_meta(meta.get('dataset_meta')).get('classes') if isinstance(meta, dict) else None
     return (list(classes), f'checkpoint {source}') if isinstance(classes, list | tuple) else None
 
 
@@ -116,8 +116,13 @@ def check_built_parts(runner: Runner, stages: list[str]) -> None:
                 _check_dataset(dataset, files, owner)
                 check_masks(dataset, owner, ignored_ids(model))
                 check_labels(dataset, heads, owner)
-        for metric in getattr(getattr(runner, f'{stage}_evaluator', None), 'metrics', ()):
-            check_metric(metric, files, datasets, owner)
+        evaluator = getattr(runner, f'{stage}_evaluator', None)
+        metrics = getattr(evaluator, 'metrics', ())
+        parts = getattr(getattr(runner, owner).dataset, 'datasets', ())
+        # Each metric of mmdet's MultiDatasetsEvaluator evaluates one part of a ConcatDataset.
+        has_parts = hasattr(evaluator, 'dataset_prefixes') and len(parts) == len(metrics)
+        for index, metric in enumerate(metrics):
+            check_metric(metric, files, list(innermost(parts[index])) if has_parts else datasets, owner)
         names = names_by_label(datasets[0], files)
         if names and first:
             check_same_labels(*first, names, owner)

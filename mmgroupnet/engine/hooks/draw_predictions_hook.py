@@ -10,6 +10,7 @@ from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmgroupnet.checkpoints.read import first_meta
 from mmgroupnet.engine.drawing import build_visualizer, draw
 from mmgroupnet.engine.pictures import OutputFiles, decode, make_folder
 from mmgroupnet.errors import UserError
@@ -58,7 +59,7 @@ class DrawPredictionsHook(Hook):
         if self.files is not None:
             make_folder(self.files.folder)
         # A separate visualizer: with the run's, a window would leave files in the log's folder.
-        self.visualizer = build_visualizer(runner.cfg, self.library, runner.visualizer.dataset_meta or {})
+        self.visualizer = build_visualizer(runner.cfg, self.library, first_meta(runner.visualizer.dataset_meta))
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence | None = None

@@ -441,6 +441,19 @@ class TestEvaluators:
         check(cfg)
         assert 'the data set of val_dataloader has 3 of them: those in the others count as missed' in warnings[0]
 
+    def test_a_metric_for_each_part(self, cfg, tmp_path):
+        files = [str(annotations(tmp_path)), str(annotations(tmp_path, 'val'))]
+        part = cfg.val_dataloader.dataset
+        cfg.val_dataloader.dataset = dict(
+            type='ConcatDataset', datasets=[dict(part, ann_file=file) for file in files], _scope_='mmdet'
+        )
+        metrics = [dict(cfg.val_evaluator, ann_file=file) for file in files]
+        cfg.val_evaluator = dict(type='MultiDatasetsEvaluator', metrics=metrics, dataset_prefixes=['a', 'b'])
+        check(cfg)
+        metrics.reverse()
+        cfg.val_evaluator.metrics = metrics
+        refuse(cfg, f'val_evaluator reads {files[1]}, the data set of val_dataloader {files[0]}')
+
     def test_a_file_in_another_order(self, cfg, tmp_path):
         other = tmp_path / 'other.json'
         content = json.loads(annotations(tmp_path, 'val').read_text())

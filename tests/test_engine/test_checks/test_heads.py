@@ -125,3 +125,16 @@ class TestCheckHead:
             check_head(ClassHead('head', 1, False), Known(), 'test_dataloader')
         with pytest.raises(UserError):
             check_head(ClassHead('bbox_head', 3, True), Known(), 'test_dataloader')
+
+    def test_a_tracker_of_less_classes_than_its_test_data(self, monkeypatch):
+        said = []
+        monkeypatch.setattr('mmgroupnet.engine.checks.classes.print_log', lambda message, **_: said.append(message))
+
+        class BaseVideoDataset:
+            METAINFO = dict(classes=('pedestrian', 'car'))
+            metainfo = METAINFO
+
+        check_head(ClassHead('detector.bbox_head', 1, True), BaseVideoDataset(), 'val_dataloader')
+        assert 'num_classes=1' in said[0]
+        with pytest.raises(UserError):
+            check_head(ClassHead('detector.bbox_head', 1, True), BaseVideoDataset(), 'train_dataloader')
