@@ -3,8 +3,8 @@
 It compares layer-wise (LBD), group-wise (GBD v1) and Group-Net, which is GBD v1 with soft gates. tools/train.py trains
 every network from scratch for 12 epochs of 10,000 images (an interrupted run resumes from its last epoch), and the
 10,000 test images are evaluated after the last epoch. Every finished run appends one line to
-benchmarks/results/cifar10_decomposition.jsonl, with the gates that it learned, and is not run again. At the end the
-script prints and draws the table. It needs data/cifar10, see configs/classification/README.md.
+benchmarks/results/cifar10_decomposition.jsonl, with its gates before and after training, and is not run again. At the
+end the script prints and draws the table. It needs data/cifar10, see configs/classification/README.md.
 
 A ResNet-8 (``--blocks 1``) is trained with one, three and five bases; decompositions with close results get a second
 seed, and with one base all are the same. A ResNet-20 (``--blocks 3``) is trained with three and five bases, gates per
@@ -14,11 +14,15 @@ block and gates per branch, two seeds, on crops of 24x24 pixels and with --amp, 
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import set_random_seed
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
@@ -27,6 +31,7 @@ from benchmarks.timing import describe_machine, format_table  # noqa: E402
 from benchmarks.trainings import collect, test, train, write_config  # noqa: E402
 from mmgroupnet.analysis.training_curves import training_seconds  # noqa: E402
 from mmgroupnet.checkpoints.read import read_checkpoint, saved_checkpoints  # noqa: E402
+from mmgroupnet.engine.configs import load_config  # noqa: E402
 from mmgroupnet.engine.model_report import count_parameters  # noqa: E402
 
 RESULTS = Path('benchmarks/results/cifar10_decomposition.jsonl')
@@ -45,6 +50,8 @@ DECOMPOSITIONS = {
 OF_RESNET_8 = ('lbd', 'gbd_v1', 'soft_gate')
 NUM_BASES = (1, 3, 5)
 SEEDS = (0, 1)
+# Threads share the random state.
+_ALONE = threading.Lock()
 CLOSE = 1.5  # points of top-1 between two decompositions with the same number of bases
 
 
@@ -121,9 +128,16 @@ train_cfg = dict(max_epochs={EPOCHS}, val_begin={EPOCHS + 1})
     return write_config(WORK_DIR / f'{"_".join(map(str, run))}.py', CONFIG, changes)
 
 
-def gates_of(checkpoint: Path) -> list[list[float]]:
-    """The learned gates of a checkpoint, block by block: the share of a branch's own map in its input."""
-    weights = read_checkpoint(checkpoint, 'cpu')['state_dict']
+def initial_gates(config: Path) -> list[list[float]]:
+    """The gates with which a run starts, as :func:`gates_of`: the Runner seeds and then builds the model."""
+    cfg = load_config(str(config))
+    with _ALONE, DefaultScope.overwrite_default_scope('mmpretrain'):
+        set_random_seed(cfg.randomness.seed)
+        return gates_of(MODELS.build(cfg.model).state_dict())
+
+
+def gates_of(weights: Mapping[str, Tensor]) -> list[list[float]]:
+    """The gates of a network, block by block: the share of a branch's own map in its input."""
     return [
         [round(value, 2) for value in gate.sigmoid().tolist()]
         for name, gate in weights.items()
@@ -144,7 +158,8 @@ def finish(run: Run) -> dict:
         top1=round(top1, 2),
         images=NUM_IMAGES,
         epochs=EPOCHS,
-        gates=gates_of(checkpoint),
+        initial_gates=initial_gates(config),
+        gates=gates_of(read_checkpoint(checkpoint, 'cpu')['state_dict']),
         parameters=parameters,
         binary_parameters=binary_parameters,
         seconds=round(training_seconds(work_dir)),
@@ -174,6 +189,27 @@ def results_table(lines: list[dict], blocks: int) -> str:
         if num_bases not in numbers:
             numbers.append(num_bases)
     return format_table(['decomposition', *(f'K = {number}' for number in numbers)], list(rows.values()))
+
+
+def gates_table(lines: list[dict]) -> str:
+    """The gates of the ResNets-20 before and after training as Markdown, and how far they moved."""
+    rows = []
+    for decomposition, num_bases, found in cells(lines, blocks=3):
+        for line in found:
+            if line['gates']:
+                start, end = (sum(line[field], []) for field in ('initial_gates', 'gates'))
+                moves = [abs(before - after) for before, after in zip(start, end, strict=True)]
+                rows.append(
+                    [
+                        f'{DECOMPOSITIONS[decomposition]}, K = {num_bases}, seed {line["seed"]}',
+                        str(len(end)),
+                        *(f'{min(gates):.2f} to {max(gates):.2f}' for gates in (start, end)),
+                        f'{sum(moves) / len(moves):.2f}',
+                        f'{max(moves):.2f}',
+                    ]
+                )
+    header = ['network', 'gates', 'at the start', 'after training', 'mean change', 'largest change']
+    return format_table(header, rows)
 
 
 def plot(lines: list[dict], blocks: int, path: Path) -> None:
@@ -223,6 +259,8 @@ def main() -> None:
         lines = collect(RESULTS, close_runs(lines), key, finish, args.jobs)
     plot(lines, args.blocks, RESULTS.with_name(f'{RESULTS.stem}_r{6 * args.blocks + 2}.png'))
     print(f'\n{results_table(lines, args.blocks)}')
+    if args.blocks == 3:
+        print(f'\n{gates_table(lines)}')
 
 
 if __name__ == '__main__':

@@ -46,6 +46,10 @@ def _of_lines(benchmark) -> str:
     return benchmark.results_table(read_lines(ROOT / benchmark.RESULTS))
 
 
+def _decompositions(blocks: int) -> str:
+    return cifar10_decomposition.results_table(read_lines(ROOT / cifar10_decomposition.RESULTS), blocks)
+
+
 def _json(name: str) -> dict:
     return json.loads((RESULTS / f'{name}.json').read_text())
 
@@ -127,9 +131,9 @@ TABLES: dict[str, Callable[[], str]] = {
     'bccd_detection': lambda: _of_lines(bccd_detection),
     'bccd_policies': lambda: _of_lines(bccd_policies),
     'camvid_segmentation': lambda: _of_lines(camvid_segmentation),
-    'cifar10_decomposition_r8': lambda: cifar10_decomposition.results_table(
-        read_lines(ROOT / cifar10_decomposition.RESULTS), blocks=1
-    ),
+    'cifar10_decomposition_r20': lambda: _decompositions(blocks=3),
+    'cifar10_decomposition_r8': lambda: _decompositions(blocks=1),
+    'cifar10_gates': lambda: cifar10_decomposition.gates_table(read_lines(ROOT / cifar10_decomposition.RESULTS)),
     'cifar10_quantizers': lambda: _of_lines(cifar10_quantizers),
     'deployment': lambda: deployment.results_table(_json('deployment')['models']),
     'deployment_vpopcntdq': lambda: deployment.results_table(_json('deployment_vpopcntdq')['models']),

@@ -5,7 +5,9 @@ import torch
 from mmengine.config import Config
 
 from benchmarks import cifar10_decomposition as benchmark
-from benchmarks.cifar10_decomposition import Run, close_runs, first_runs, plot, results_table
+from benchmarks.cifar10_decomposition import Run, close_runs, first_runs, gates_table, plot, results_table
+from mmgroupnet.engine.configs import load_config
+from mmgroupnet.engine.launch import build_runner
 from mmgroupnet.models.backbones import GroupNetResNet
 from mmgroupnet.models.backbones.groupnet_block import GroupNetBlock
 from mmgroupnet.registry import MODELS
@@ -51,6 +53,24 @@ def test_table_and_plot(tmp_path):
     assert (tmp_path / 'plot.png').stat().st_size > 10_000
 
 
+def test_how_far_the_gates_moved():
+    lines = [
+        dict(line(Run('lbd', 3, 3), 50.0), gates=[], initial_gates=[]),
+        dict(line(Run(benchmark.PER_BRANCH, 3, 3, 1), 50.0), initial_gates=[[0.5, 0.6]], gates=[[0.4, 0.62]]),
+    ]
+    assert gates_table(lines).splitlines()[2:] == [
+        '| Group-Net, a gate per branch, K = 3, seed 1 | 2 | 0.50 to 0.60 | 0.40 to 0.62 | 0.06 | 0.10 |',
+    ]
+
+
+def test_gates_at_the_start_are_those_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, 'WORK_DIR', tmp_path)
+    config = benchmark.config_of(Run(benchmark.PER_BRANCH, 3, 1, seed=1))
+    cfg = load_config(str(config))
+    cfg.merge_from_dict(dict(work_dir=str(tmp_path / 'work'), launcher='none'))
+    assert benchmark.initial_gates(config) == benchmark.gates_of(build_runner(cfg).model.state_dict())
+
+
 @pytest.mark.parametrize('run', [Run('lbd', 5, 1), Run(benchmark.PER_BRANCH, 3, 3, 1)], ids=str)
 def test_the_config_of_a_run(run, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, 'WORK_DIR', tmp_path)
@@ -65,10 +85,9 @@ def test_the_config_of_a_run(run, tmp_path, monkeypatch):
     assert [crop.crop_size for crop in crops] == [32 if run.blocks == 1 else 24]
 
 
-def test_gates_are_read_from_a_checkpoint(tmp_path):
+def test_gates_are_shares():
     gates = {
         'backbone.stages.0.1.connection.theta': torch.tensor([0.0, 10.0]),
         'backbone.stages.1.0.connection.theta': torch.tensor([-10.0]),
     }
-    torch.save(dict(state_dict=dict(gates, weight=torch.ones(1))), tmp_path / 'epoch_1.pth')
-    assert benchmark.gates_of(tmp_path / 'epoch_1.pth') == [[0.5, 1.0], [0.0]]
+    assert benchmark.gates_of(dict(gates, weight=torch.ones(1))) == [[0.5, 1.0], [0.0]]
