@@ -152,8 +152,7 @@ def test_every_binary_layer_is_alive(name, cfg, tmp_path):
         model_cfg.data_preprocessor = cfg.data_preprocessor
     if 'init_cfg' in model_cfg.backbone:
         save_float_resnet(model_cfg.backbone.depth, tmp_path / 'float.pth')
-        for part in (model_cfg.backbone, model_cfg.head):
-            part.init_cfg.checkpoint = str(tmp_path / 'float.pth')
+        model_cfg.backbone.init_cfg.checkpoint = str(tmp_path / 'float.pth')
     model = MODELS.build(model_cfg)
     model.init_weights()
     assert_everything_is_trained(model, cfg)
