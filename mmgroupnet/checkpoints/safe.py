@@ -65,7 +65,12 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """Stands for ``numpy.ndarray`` in a pickle. It takes plain numbers only, and is itself pickled as numpy's."""
+    """Stands for ``numpy.ndarray`` and for numpy's ``_reconstruct`` in a pickle. It takes plain numbers only, and is
+    itself pickled as numpy's."""
+
+    def __new__(cls, *arguments: object) -> '_Array':
+        """An empty array, whatever the pickle asks for; its state has shape and content."""
+        return np.empty(0, np.uint8).view(cls)
 
     def __setstate__(self, state: tuple) -> None:
         version, shape, dtype, is_fortran, content = state
@@ -75,11 +80,6 @@ class _Array(np.ndarray):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.view(np.ndarray).__reduce_ex__(protocol)
-
-
-def _empty_array(*arguments: object) -> _Array:
-    """Replaces numpy's ``_reconstruct``, whose result gets shape and content afterwards."""
-    return np.empty(0, np.uint8).view(_Array)
 
 
 def _scalar(dtype: _Dtype, content: bytes) -> np.generic:
@@ -98,7 +98,7 @@ def _mmengine_globals() -> dict[str, Any]:
     }
     # numpy 2 moved this module; a checkpoint has the name from the numpy that wrote it.
     for package in ('numpy.core', 'numpy._core'):
-        found[f'{package}.multiarray._reconstruct'] = _empty_array
+        found[f'{package}.multiarray._reconstruct'] = _Array
         found[f'{package}.multiarray.scalar'] = _scalar
     return found
 

@@ -232,13 +232,13 @@ def _unfreeze(model: nn.Module) -> list[str]:
         owned = [key for key in switches if isinstance(getattr(module, key, None), int)]  # a bool is an int
         if not owned or not any(isinstance(part, BinaryConv2d) for part in module.modules()):
             continue
-        set_keys = [key for key in owned if getattr(module, key) != switches[key]]
-        for key in set_keys:
+        freezing = [key for key in owned if getattr(module, key) != switches[key]]
+        for key in freezing:
             value, free = getattr(module, key), switches[key]
             setattr(module, key, free)
             notes.append(f'{name}.{key}: {value} becomes {free}, since its binary layers train'.removeprefix('.'))
-        parts = [module] if set_keys else [part for part in module.modules() if isinstance(part, _BatchNorm)]
-        frozen = {parameter: None for part in parts for parameter in part.parameters() if not parameter.requires_grad}
+        parts = [module] if freezing else [part for part in module.modules() if isinstance(part, _BatchNorm)]
+        frozen = [parameter for part in parts for parameter in part.parameters() if not parameter.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(True)
         if frozen:

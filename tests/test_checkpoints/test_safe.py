@@ -72,8 +72,7 @@ def test_arrays_and_scalars_of_numbers(kind, tmp_path):
         torch.save(dict(value=value), tmp_path / 'in.pth')
         read = read_checkpoint(tmp_path / 'in.pth')['value']
         np.testing.assert_array_equal(read, value, strict=True)
-        torch.save(dict(value=read), tmp_path / 'out.pth')  # numpy's own classes again, which others can read
-        again = torch.load(tmp_path / 'out.pth', weights_only=False)['value']
+        again = pickle.loads(pickle.dumps(read))  # numpy's own classes again, which others can read
         assert type(again) is type(value) and again.dtype == value.dtype
 
 
@@ -101,8 +100,9 @@ class Evil:
         Evil(_RECONSTRUCT, (np.ndarray, (0,), b'b'), (1, (1,), np.dtype('f8'), False, [1])),
         Evil(_RECONSTRUCT, (np.ndarray, (0,), b'b'), (1, (1,), 'O', False, bytes(8))),
         np.array([None]),
+        Evil(np.ndarray, ((1,), 'O'), (1, (1,), np.dtype('O'), False, [1])),
     ],
-    ids=['addresses', 'flags', 'objects', 'text', 'content', 'dtype', 'array'],
+    ids=['addresses', 'flags', 'objects', 'text', 'content', 'dtype', 'array', 'constructor'],
 )
 def test_what_numpy_would_take_for_objects_is_refused(value, tmp_path):
     torch.save(dict(state_dict={}, value=value), tmp_path / 'evil.pth')
@@ -110,6 +110,13 @@ def test_what_numpy_would_take_for_objects_is_refused(value, tmp_path):
         read_checkpoint(tmp_path / 'evil.pth')
     with pytest.raises(pickle.UnpicklingError):
         CheckpointLoader.load_checkpoint(str(tmp_path / 'evil.pth'))
+
+
+def test_an_array_that_a_pickle_constructs_has_no_objects(tmp_path):
+    """numpy.ndarray itself would take the bytes of a buffer for addresses."""
+    torch.save(dict(state_dict={}, value=Evil(np.ndarray, ((1,), 'O', b'A' * 8))), tmp_path / 'evil.pth')
+    value = read_checkpoint(tmp_path / 'evil.pth')['value']
+    assert value.dtype == np.uint8 and value.size == 0
 
 
 def test_every_load_works_after_other_code_has_left_the_context(path):

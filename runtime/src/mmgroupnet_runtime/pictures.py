@@ -74,7 +74,7 @@ def _orientation(file: Any) -> int:
     """The orientation in a picture's EXIF data; 1, upright, if it has none, or they are damaged."""
     try:
         return int(file.getexif().get(_ORIENTATION, 1))
-    except Exception:
+    except Exception:  # Pillow raises many types for tags of a wrong type; the pixels may be good.
         return 1
 
 

@@ -102,6 +102,12 @@ def test_one_channel_for_two_classes(num_classes):
 class TestCheckHead:
     panoptic = SimpleNamespace(metainfo=dict(classes=('a', 'b', 'c'), thing_classes=('a',)))
 
+    @pytest.fixture
+    def said(self, monkeypatch):
+        said = []
+        monkeypatch.setattr('mmgroupnet.engine.checks.classes.print_log', lambda message, **_: said.append(message))
+        return said
+
     def test_countable_classes(self):
         check_head(ClassHead('roi_head.bbox_head', 1, True), self.panoptic, 'train_dataloader')
         check_head(ClassHead('panoptic_head', 3, False), self.panoptic, 'train_dataloader')
@@ -111,10 +117,7 @@ class TestCheckHead:
     def test_data_without_classes(self):
         check_head(ClassHead('head', 3, False), SimpleNamespace(metainfo={}), 'train_dataloader')
 
-    def test_a_classifier_of_more_classes_than_imagenet(self, monkeypatch):
-        said = []
-        monkeypatch.setattr('mmgroupnet.engine.checks.classes.print_log', lambda message, **_: said.append(message))
-
+    def test_a_classifier_of_more_classes_than_imagenet(self, said):
         class Known:
             METAINFO = dict(classes=('a', 'b'))
             metainfo = METAINFO
@@ -126,10 +129,7 @@ class TestCheckHead:
         with pytest.raises(UserError):
             check_head(ClassHead('bbox_head', 3, True), Known(), 'test_dataloader')
 
-    def test_a_tracker_of_less_classes_than_its_test_data(self, monkeypatch):
-        said = []
-        monkeypatch.setattr('mmgroupnet.engine.checks.classes.print_log', lambda message, **_: said.append(message))
-
+    def test_a_tracker_of_fewer_classes_than_its_test_data(self, said):
         class BaseVideoDataset:
             METAINFO = dict(classes=('pedestrian', 'car'))
             metainfo = METAINFO
