@@ -97,7 +97,8 @@ def boxes_of_masks(masks: Path) -> dict:
             for x, y, w, h, pixels in parts[1:].tolist():  # the first is the background
                 if pixels >= MIN_PIXELS:
                     box = dict(bbox=[x, y, w, h], area=w * h, iscrowd=0)
-                    annotations.append(dict(box, id=len(annotations), image_id=number, category_id=label))
+                    # pycocotools takes the id 0 for "no box found", so ids start at 1.
+                    annotations.append(dict(box, id=len(annotations) + 1, image_id=number, category_id=label))
     categories = [dict(id=label, name=name) for label, name in OBJECTS.items()]
     return dict(images=images, annotations=annotations, categories=categories)
 
