@@ -42,7 +42,11 @@ def mine(split):
     )
 
 
-train_dataloader = dict(dataset=mine('train'))
+# Streets, unlike cells, have a top and a bottom.
+train_pipeline = [
+    dict(type='RandomFlip', prob=0.5) if step.type == 'RandomFlip' else step for step in _base_.train_pipeline
+]
+train_dataloader = dict(dataset=dict(mine('train'), pipeline=train_pipeline))
 val_dataloader = dict(dataset=mine('test'))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file='{WORK_DIR}/camvid_test.json')

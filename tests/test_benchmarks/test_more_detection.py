@@ -36,6 +36,8 @@ def test_every_run_has_a_config_of_its_set(tmp_path, monkeypatch):
             classes = cfg.train_dataloader.dataset.metainfo.classes
             assert cfg.test_dataloader.dataset.metainfo.classes == classes
             assert cfg.model.bbox_head.num_classes == len(classes)
+            (flip,) = (step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomFlip')
+            assert ('vertical' in flip.get('direction', [])) == (data != 'camvid_objects')  # a street has a top
             assert cfg.test_evaluator.ann_file.endswith(cfg.test_dataloader.dataset.ann_file)
 
 
