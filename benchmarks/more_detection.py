@@ -62,8 +62,8 @@ model = dict(bbox_head=dict(num_classes=1))
 """
 # Title and changes of the config, by name.
 SETS = {
-    'camvid_objects': ('objects in streets (CamVid), four classes', _CAMVID),
     'red_cells': ('red blood cells (BCCD), one class', _RED_CELLS),
+    'camvid_objects': ('objects in streets (CamVid), four classes', _CAMVID),
 }
 # Title and config, by name.
 DETECTORS = {
