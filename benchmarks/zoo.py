@@ -3,8 +3,8 @@
 tools/train.py trains each network (an interrupted run resumes from its last epoch); then it is packed and exported. All
 files are written to work_dirs/zoo/NAME: the whole config, float.pth, packed.pth and model.onnx; tools/test.py evaluates
 the last three. A finished network appends one line to benchmarks/results/zoo.jsonl and is not trained again. The
-repository does not contain weights: this command makes them. The README in the folder of its config says which data a
-network needs.
+repository does not contain weights: this command makes them, after ``make runtime``. The README in the folder of its
+config says which data a network needs.
 """
 
 import argparse
@@ -17,6 +17,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
+sys.path.append(str(ROOT / 'runtime' / 'src'))
+
+from mmgroupnet_runtime import UserError, library_path  # noqa: E402
 
 from benchmarks.timing import describe_machine, format_table  # noqa: E402
 from benchmarks.trainings import collect, run_tool, test, train  # noqa: E402
@@ -108,6 +111,10 @@ def main() -> None:
     unknown = set(args.names) - set(ENTRIES)
     if unknown:
         parser.error(f'{", ".join(sorted(unknown))}: the zoo has {", ".join(ENTRIES)}')
+    try:
+        library_path()  # It evaluates model.onnx. Without it, the network would be trained first.
+    except UserError as error:
+        parser.error(str(error))
     os.chdir(ROOT)
     print(f'\n{results_table(collect(RESULTS, args.names or list(ENTRIES), name_of, finish))}')
 

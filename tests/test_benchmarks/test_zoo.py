@@ -1,6 +1,7 @@
 """The networks of the model zoo and its table."""
 
 import pytest
+from mmgroupnet_runtime import UserError
 
 from benchmarks import zoo
 from mmgroupnet.engine.configs import load_config
@@ -29,3 +30,15 @@ def test_an_unknown_network(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         zoo.main()
     assert 'fcos: the zoo has fcos_groupnet_digits' in capsys.readouterr().err
+
+
+def test_without_the_library_of_operators_no_training_begins(monkeypatch, capsys):
+    def missing():
+        raise UserError('the library is missing')
+
+    monkeypatch.setattr('sys.argv', ['zoo.py', 'fcos_groupnet_digits'])
+    monkeypatch.setattr(zoo, 'library_path', missing)
+    monkeypatch.setattr(zoo, 'collect', None)
+    with pytest.raises(SystemExit):
+        zoo.main()
+    assert 'the library is missing' in capsys.readouterr().err
