@@ -9,22 +9,21 @@ from benchmarks.more_detection import DETECTORS, SETS, Run, boxes_of_masks, conf
 
 
 def test_boxes_are_those_of_connected_pixels(tmp_path):
-    mask = np.full((40, 60), 255, np.uint8)
-    mask[2:12, 3:23] = 8  # a car of 20 x 10
-    mask[20:31, 5:17] = 8  # another one of 12 x 11
-    mask[20:31, 30:41] = 9  # a pedestrian of 11 x 11
-    mask[0:9, 50:60] = 6  # a sign of 90 pixels, too small
-    mask[35:40, :] = 3  # road, not an object class
+    mask = np.full((60, 90), 255, np.uint8)
+    mask[2:22, 3:33] = 8  # a car of 30 x 20
+    mask[30:51, 5:25] = 8  # another one of 20 x 21
+    mask[30:49, 40:61] = 8  # one of 399 pixels, too small
+    mask[30:51, 65:88] = 9  # a pedestrian
     Image.fromarray(mask).save(tmp_path / 'b.png')
-    Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / 'a.png')
+    Image.fromarray(np.zeros((60, 90), np.uint8)).save(tmp_path / 'a.png')
     found = boxes_of_masks(tmp_path)
     assert [(image['file_name'], image['width'], image['height']) for image in found['images']] == [
-        ('a.jpg', 60, 40),
-        ('b.jpg', 60, 40),
+        ('a.jpg', 90, 60),
+        ('b.jpg', 90, 60),
     ]
     boxes = [(entry['image_id'], entry['category_id'], entry['bbox']) for entry in found['annotations']]
-    assert boxes == [(1, 8, [3, 2, 20, 10]), (1, 8, [5, 20, 12, 11]), (1, 9, [30, 20, 11, 11])]
-    assert [entry['id'] for entry in found['annotations']] == [1, 2, 3]  # pycocotools counts the id 0 as missed
+    assert boxes == [(1, 8, [3, 2, 30, 20]), (1, 8, [5, 30, 20, 21])]
+    assert [entry['id'] for entry in found['annotations']] == [1, 2]  # pycocotools counts the id 0 as missed
     assert {entry['id'] for entry in found['categories']} >= {entry['category_id'] for entry in found['annotations']}
 
 
@@ -37,7 +36,7 @@ def test_every_run_has_a_config_of_its_set(tmp_path, monkeypatch):
             assert cfg.test_dataloader.dataset.metainfo.classes == classes
             assert cfg.model.bbox_head.num_classes == len(classes)
             (flip,) = (step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomFlip')
-            assert ('vertical' in flip.get('direction', [])) == (data != 'camvid_objects')  # a street has a top
+            assert ('vertical' in flip.get('direction', [])) == (data != 'camvid_cars')  # a street has a top
             assert cfg.test_evaluator.ann_file.endswith(cfg.test_dataloader.dataset.ann_file)
 
 
