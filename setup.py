@@ -26,12 +26,8 @@ class BuildWithMim(build_py):
 
     def run(self) -> None:
         super().run()
-        target = (
-            Path(
-                self.get_package_dir('mmgroupnet') if self.editable_mode else os.path.join(self.build_lib, 'mmgroupnet')
-            )
-            / '.mim'
-        )
+        package = self.get_package_dir('mmgroupnet') if self.editable_mode else f'{self.build_lib}/mmgroupnet'
+        target = Path(package) / '.mim'
         shutil.rmtree(target, ignore_errors=True)  # a former build may have left files that are gone by now
         target.mkdir(parents=True)
         for name in MIM_CONTENT:
@@ -56,27 +52,20 @@ KERNEL_FLAGS = [
     '-fvisibility=hidden',
     '-fopenmp',
 ]
-# One file an instruction set, which one is used is decided when it is loaded. GCC 12 warns of its own intrinsics (its
-# bug 105593).
+# GCC 12 warns of its own intrinsics (its bug 105593).
+AVX512_FLAGS = [
+    '-mavx512f',
+    '-mavx512bw',
+    '-mavx512vl',
+    '-mprefer-vector-width=512',
+    '-Wno-maybe-uninitialized',
+    '-Wno-uninitialized',
+]
+# One file per instruction set; the library chooses among them when it is loaded.
 INSTRUCTION_SET_FLAGS = {
     'avx2.cpp': ['-mavx2'],
-    'avx512bw.cpp': [
-        '-mavx512f',
-        '-mavx512bw',
-        '-mavx512vl',
-        '-mprefer-vector-width=512',
-        '-Wno-maybe-uninitialized',
-        '-Wno-uninitialized',
-    ],
-    'avx512.cpp': [
-        '-mavx512f',
-        '-mavx512bw',
-        '-mavx512vl',
-        '-mavx512vpopcntdq',
-        '-mprefer-vector-width=512',
-        '-Wno-maybe-uninitialized',
-        '-Wno-uninitialized',
-    ],
+    'avx512bw.cpp': AVX512_FLAGS,
+    'avx512.cpp': [*AVX512_FLAGS, '-mavx512vpopcntdq'],
 }
 
 
@@ -139,7 +128,7 @@ def read_version() -> str:
 
 
 def read_requirements(name: str) -> list[str]:
-    """Requirements in ``requirements/{name}.txt``, one a line, without comments."""
+    """Requirements in ``requirements/{name}.txt``, one per line, without comments."""
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8').splitlines()
     return [line for line in (line.partition('#')[0].strip() for line in lines) if line]
 

@@ -12,7 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 from mmengine.utils import get_object_from_string
 
-_ROOTS = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
+# The registries of mmengine, from which those of all libraries inherit.
+ROOTS = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
 
 
 def name_types(cfg: Config) -> None:
@@ -58,7 +59,7 @@ def _typed_dicts(node: object) -> Iterator[dict]:
 
 def _registered_name(found: object, scope: str | None) -> str | None:
     """The shortest name by which mmengine finds a class in a default scope; None if it is not registered."""
-    for root in _ROOTS:
+    for root in ROOTS:
         reader = root.children.get(scope, root)
         for registry in (reader, root, *root.children.values()):
             for name, registered in registry.module_dict.items():

@@ -3,8 +3,7 @@
 _base_ = 'groupnet_r20_k3_from-float_cifar10.py'
 
 _base_.model.backbone.binary_cfg.activation = dict(type='mmgroupnet.ShiftedSign')
-# The same float network is also the teacher.
-float_checkpoint = 'data/pretrained_cifar_resnet/resnet20-12fca82f.th'
+# The float network of the start is also the teacher.
 teacher = dict(
     type='ImageClassifier',
     backbone=dict(type='mmgroupnet.CIFARResNet', depth=20),
@@ -25,7 +24,13 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
 custom_hooks = [
     dict(type='mmgroupnet.BinaryStatisticsHook'),
-    dict(type='mmgroupnet.DistillationHook', teacher=teacher, checkpoint=float_checkpoint, weight=0.9, temperature=4.0),
+    dict(
+        type='mmgroupnet.DistillationHook',
+        teacher=teacher,
+        checkpoint=_base_.float_checkpoint,
+        weight=0.9,
+        temperature=4.0,
+    ),
     dict(type='SwitchRecipeHook', schedule=[dict(action_epoch=26, train_pipeline=whole_image_pipeline)]),
 ]
 

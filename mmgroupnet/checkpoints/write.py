@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,18 @@ def as_history(value: object) -> object:
     return HistoryBuffer(values, counts, value['max_length'])
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside a file; what is written under it takes the place of the file, unless an error occurs."""
+    partial = path.with_name(f'{path.name}.partial')
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):  # It is there only after an error.
+            partial.unlink()
+
+
 def write_checkpoint(content: Mapping, path: str | Path) -> None:
     """Writes a checkpoint; a killed process leaves the old file or the new one, never half of one.
 
@@ -61,18 +73,13 @@ def write_checkpoint(content: Mapping, path: str | Path) -> None:
         UserError: If the file cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f'{path.name}.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # With a file object: given a name, torch would write the name into the file.
-        with open(partial, 'wb') as file:
+        with replacing(path) as partial, open(partial, 'wb') as file:
             torch.save(content, file)
-        os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # A full disk ends torch's writer with a RuntimeError.
         raise UserError(f'{path} cannot be written: {getattr(error, "strerror", None) or error}') from error
-    finally:
-        with contextlib.suppress(OSError):  # It is there only after an error.
-            partial.unlink()
 
 
 @register_backend(ATOMIC_BACKEND)
@@ -80,10 +87,5 @@ class AtomicLocalBackend(LocalBackend):
     """Writes a file under another name first: a killed run leaves the old file or the new one, never half of one."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        partial = f'{filepath}.partial'
-        try:
+        with replacing(Path(filepath)) as partial:
             super().put(obj, partial)
-            os.replace(partial, filepath)
-        finally:
-            with contextlib.suppress(OSError):  # It is there only after an error.
-                os.unlink(partial)

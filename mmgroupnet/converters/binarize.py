@@ -62,7 +62,7 @@ def binarize(model: nn.Module, policy: Sequence[Mapping]) -> nn.Module:
     rules = parse_policy(policy)
     decisions = decide(model, rules)
     float_names = list(model.state_dict())
-    report = Binarization([RuleMatches(rule) for rule in rules], [], {}, [], [], [])
+    report = Binarization([RuleMatches(rule) for rule in rules])
     for block, index in decisions.blocks.items():
         report.rules[index].blocks.append(block)
     for decision in decisions.layers:

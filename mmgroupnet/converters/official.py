@@ -191,14 +191,14 @@ def _recognise(given: Mapping[str, Tensor]) -> _Network:
     classes = [given[name] for name in ('fc.weight', 'fc.bias') if name in given]
     sizes = [len(value) for value in classes if isinstance(value, Tensor) and value.dim()] or [0]
     return _Network(
-        depth,
-        _majority((1 + max(numbers) for numbers in branches.values()), 1),
-        has_scales,
-        has_gates,
+        depth=depth,
+        num_bases=_majority((1 + max(numbers) for numbers in branches.values()), 1),
+        has_scales=has_scales,
+        has_gates=has_gates,
         # The published ResNet-18 with scales and gates has one; for other networks the names decide.
-        'conv1.bias' in given or (depth == 18 and has_scales and has_gates),
-        _majority(channels, 0),
-        (sizes[0], sizes[-1]),
+        stem_bias='conv1.bias' in given or (depth == 18 and has_scales and has_gates),
+        channels=_majority(channels, 0),
+        num_classes=(sizes[0], sizes[-1]),
     )
 
 

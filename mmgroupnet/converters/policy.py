@@ -5,7 +5,6 @@ table, so exceptions go on top.
 """
 
 import dataclasses
-import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,8 @@ from mmcv.cnn.bricks import wrappers
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from mmgroupnet.errors import UserError
-from mmgroupnet.layers import BinaryConv2d
+from mmgroupnet.errors import UserError, nearest
+from mmgroupnet.layers import BinaryConv2d, is_as_written
 
 OUTCOMES = ('binary', 'layerwise', 'groupwise', 'keep')
 # What ``binary_cfg`` may set; a rule or the float layer decides the other arguments of a binary layer.
@@ -108,9 +107,7 @@ def _parse_rule(entry: Mapping, where: str) -> Rule:
     become = entry['become']
     for key in entry:
         if key not in keys:
-            near = difflib.get_close_matches(str(key), keys, n=1)
-            hint = f' (did you mean {near[0]!r}?)' if near else ''
-            raise UserError(f'{where}: a rule has no key {key!r}{hint}. Its keys: {", ".join(keys)}')
+            raise UserError(f'{where}: a rule has no key {key!r}{nearest(str(key), keys)}. Its keys: {", ".join(keys)}')
     idle = dict(
         keep=('num_bases', 'gates', 'input_norm', 'skip', 'binary_cfg'),
         binary=('num_bases', 'gates'),
@@ -327,8 +324,8 @@ def _weight_users(model: nn.Module) -> dict[int, int]:
     return users
 
 
-# Forward methods whose computation is known exactly.
-_PLAIN_FORWARDS = (nn.Conv2d.forward, wrappers.Conv2d.forward, nn.Linear.forward, wrappers.Linear.forward)
+# Layers whose computation is known exactly, unless their forward is overridden.
+_PLAIN_LAYERS = (nn.Conv2d, wrappers.Conv2d, nn.Linear, wrappers.Linear)
 
 
 def _problem(path: Sequence[tuple[str, nn.Module]], weight_users: Mapping[int, int]) -> str | None:
@@ -344,7 +341,7 @@ def _problem(path: Sequence[tuple[str, nn.Module]], weight_users: Mapping[int, i
         return 'transposed'
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         return f'{type(layer).__name__} is not 2D'
-    if type(layer).forward not in _PLAIN_FORWARDS:
+    if not is_as_written(layer, *_PLAIN_LAYERS):
         return f'{type(layer).__name__} computes something of its own'
     if 'weight' not in layer._parameters or is_parametrized(layer):
         return 'its weight is computed from others'
@@ -392,7 +389,7 @@ def iterate_chains(model: nn.Module, blocks: Mapping[str, int]) -> Iterator[tupl
     for name, parent in model.named_modules():
         chain: list[str] = []
         last = -1
-        is_sequence = type(parent).forward is nn.Sequential.forward
+        is_sequence = is_as_written(parent, nn.Sequential)
         for child in parent._modules:
             rule = blocks.get(f'{name}.{child}' if name else child)
             if chain and (rule != last or not is_sequence):

@@ -40,11 +40,11 @@ class Binarization:
     """
 
     rules: list[RuleMatches]
-    unmatched: list[str]
-    problems: dict[str, str]
-    notes: list[str]
-    dropped_tensors: list[str]
-    new_tensors: list[str]
+    unmatched: list[str] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    dropped_tensors: list[str] = field(default_factory=list)
+    new_tensors: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         """A few lines for a log."""

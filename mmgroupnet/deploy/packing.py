@@ -125,7 +125,7 @@ def _refuse_hooks(module: nn.Module) -> None:
 def _pack_conv_module(module: ConvModule, packing: Packing, residual: Residual = Residual.NONE) -> PackedUnit:
     if not isinstance(module.conv, BinaryConv2d):
         raise NotPackable('its conv is not binary')
-    if type(module).forward is not ConvModule.forward:
+    if not is_as_written(module, ConvModule):
         raise NotPackable(f'{type(module).__name__} computes something of its own')
     if module.order != ('conv', 'norm', 'act') or module.with_spectral_norm or module.with_explicit_padding:
         raise NotPackable(f'order={module.order}')

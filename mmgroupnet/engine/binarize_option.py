@@ -5,7 +5,7 @@ from mmengine.config import Config
 from mmgroupnet.converters.policy import parse_policy
 from mmgroupnet.engine.configs import find_config, read_config_file
 from mmgroupnet.errors import UserError
-from mmgroupnet.model_configs import BINARIZED_TYPE, PACKED_TYPE, binarized_model, type_name
+from mmgroupnet.model_configs import binarized_model, is_binarized_config, is_packed_config, type_name
 
 STATISTICS_HOOK = 'mmgroupnet.BinaryStatisticsHook'
 
@@ -41,9 +41,8 @@ def binarize_config(cfg: Config, policy: list[dict]) -> None:
     Raises:
         UserError: If the model is binarized already, or packed.
     """
-    kind = cfg.model.get('type')
-    if kind in (BINARIZED_TYPE, PACKED_TYPE):
-        raise UserError(f"the config's model is dict(type={kind!r}, ...) already, give the one inside it")
+    if is_binarized_config(cfg) or is_packed_config(cfg):
+        raise UserError(f"the config's model is dict(type={cfg.model.type!r}, ...) already, give the one inside it")
     cfg.model = binarized_model(cfg.model, policy)
     hooks = list(cfg.get('custom_hooks') or [])
     if type_name(dict(type=STATISTICS_HOOK)) not in map(type_name, hooks):

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import mmengine.registry
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hooks import Hook
@@ -20,10 +19,9 @@ from mmengine.registry import MODELS, Registry
 import mmgroupnet.registry
 from mmgroupnet.errors import ONE_SLIP, UserError, nearest
 from mmgroupnet.shipped_files import shipped
-from mmgroupnet.type_names import name_types
+from mmgroupnet.type_names import ROOTS, name_types
 
 _PREFIX = 'mmgroupnet::'
-_ROOTS = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
 _OURS = [getattr(mmgroupnet.registry, name) for name in mmgroupnet.registry.__all__]
 
 
@@ -136,7 +134,7 @@ def write_config(cfg: Config, path: str | Path) -> None:
         raise UserError(f'{path} cannot be written: {error.strerror}') from error
 
 
-def resolve_type(name: str | type | Callable, scope: str | None, roots: Sequence[Registry] = _ROOTS) -> Callable | None:
+def resolve_type(name: str | type | Callable, scope: str | None, roots: Sequence[Registry] = ROOTS) -> Callable | None:
     """Finds the class that a config's ``type`` names.
 
     Args:
@@ -166,9 +164,7 @@ def accepted_arguments(part: Callable) -> set[str] | None:
         The names, or None if it takes any.
     """
     if not inspect.isclass(part):
-        taken = inspect.signature(part).parameters.values()
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
-        return None if takes_any else {parameter.name for parameter in taken}
+        return None if _takes_any(part) else set(inspect.signature(part).parameters)
     names: set[str] = set()
     for base in part.__mro__:
         if base is object or '__init__' not in vars(base):
@@ -223,7 +219,7 @@ def check_arguments(cfg: Config) -> None:
         ours = str(name).startswith('mmgroupnet.') or getattr(name, '__module__', '').startswith('mmgroupnet.')
         if not ours and path.split('.')[0] != 'model':
             continue
-        part = resolve_type(name, scope, _ROOTS if ours else [MODELS])
+        part = resolve_type(name, scope, ROOTS if ours else [MODELS])
         if part is None and ours:
             raise UserError(f'{path}.type={name!r} is not registered{nearest(name, _registered_names())}')
         if part is None or (not ours and _takes_any(part)):

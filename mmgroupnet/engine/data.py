@@ -87,7 +87,7 @@ def _check_dataset(dataset: Mapping, name: str, scope: str | None) -> None:
                 continue
             raise UserError(f'{kind} {path} ({name}) does not exist. Expected: {listed}')
         if path.is_file() and not path.stat().st_size:
-            raise UserError(f'annotation file {path} ({name}) is empty')
+            raise UserError(f'{kind} {path} ({name}) is empty')
 
 
 def few_names(names: Sequence[str]) -> str:

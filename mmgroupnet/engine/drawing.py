@@ -98,7 +98,8 @@ def draw(
     pixels = np.ascontiguousarray(pixels)
     if library == 'mmpretrain':
         if 'pred_score' not in sample:
-            raise UserError('of mmpretrain only classifiers can be drawn: this model predicts no scores of classes')
+            predicted = ', '.join(sample.keys())
+            raise UserError(f'of mmpretrain only classifiers can be drawn, which predict scores, not {predicted}')
         visualizer.visualize_cls(pixels, sample, name=name, **options)
     elif library == 'mmdet':
         visualizer.add_datasample(name, pixels, sample, pred_score_thr=score_thr, **options)

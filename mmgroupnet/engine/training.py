@@ -72,7 +72,7 @@ def apply_backbone_checkpoint(cfg: Config) -> None:
 
 
 def load_kernels(model: nn.Module) -> None:
-    """Loads the kernels that the model trains with: ours on a CPU, Triton's on a GPU if they were requested.
+    """Loads the kernels that the model trains with: ours on a CPU, Triton's if they were requested.
 
     If they are missing or fail, one warning says so here: the rehearsal, which would load them next, hides the warnings
     of its trials.
@@ -80,10 +80,9 @@ def load_kernels(model: nn.Module) -> None:
     binary = next((module for module in model.modules() if isinstance(module, BinaryConv2d)), None)
     if binary is None:
         return
+    wants_triton(binary.weight.device, binary.weight.dtype)
     if binary.weight.device.type == 'cpu':
         kernels.library()
-    else:
-        wants_triton(binary.weight.device, binary.weight.dtype)
 
 
 def run_training(

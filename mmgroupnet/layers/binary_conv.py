@@ -247,7 +247,7 @@ class BinaryConv2d(Packable, BinaryConv):
         """The weights for the convolution with signs, and the scale of the result, ``(K*C_out,)``: the signs and their
         scale or, if the quantizer has its own forward, its weights and None."""
         quantizer = self.weight_quantizer
-        if not isinstance(quantizer, SignWeight) or type(quantizer).forward is not SignWeight.forward:
+        if not isinstance(quantizer, SignWeight) or not is_as_written(quantizer, SignWeight):
             return self.effective_weight(), None
         if self.merges or self.has_own_weight or find_hooks(quantizer) is not None:
             return self.effective_weight(), None

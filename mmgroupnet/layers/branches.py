@@ -1,8 +1,8 @@
 """The folded branch axis: K homogeneous branches are one tensor ``(N, K*C, H, W)``, branch by branch along the
 channels.
 
-Only this file and :mod:`mmgroupnet.layers.merges` know the layout. All other code uses them to broadcast, split, merge,
-gate and share branches.
+Layers broadcast, split, merge, gate and share branches through this file and :mod:`mmgroupnet.layers.merges`; the lean
+and packed paths know the same layout.
 """
 
 from collections.abc import Callable

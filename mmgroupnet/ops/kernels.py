@@ -237,7 +237,7 @@ def check_parameters(geometry: UnitGeometry, parameters: Sequence[Tensor | None]
         dtype = torch.uint8 if name == 'bits' else torch.float32
         check_tensor(name, given[name], shape, dtype)
     if given['bits'] is None:
-        raise ValueError('bits=None: a unit needs weights')
+        raise ValueError('bits=None: a unit needs weights, give them packed')
     if (given['norm_scale'] is None) != (given['norm_shift'] is None):
         raise ValueError('norm_scale and norm_shift: give both or neither')
 
@@ -294,7 +294,7 @@ def describe_unit(geometry: UnitGeometry, parameters: Sequence[Tensor | None]) -
     """
     bits, *rest = parameters
     if bits is None:
-        raise ValueError('bits is None: a unit needs weights, give them packed')
+        raise ValueError('bits=None: a unit needs weights, give them packed')
     # Torch does not count changes of tensors in inference mode.
     version = bits.numpy().tobytes() if bits.is_inference() else bits._version
     state = (selected_kernels(), bits.data_ptr(), version, geometry)

@@ -277,7 +277,8 @@ def run_block(
     kernels.check_tensor('merge_scales', merge_scales, (num_bases,))
     kernels.check_tensor('gate', gate, (num_bases,))
     if (gate is None) == (connection == Connection.GATED):
-        raise ValueError(f'gate={gate}: give a gate for a gated connection, and None for others')
+        given = 'no gate' if gate is None else 'a gate'
+        raise ValueError(f'{Connection(connection).name} connection, {given}: a GATED one has a gate, others have none')
     if shortcut_map is not None and shortcut_map.dtype != torch.float32:
         raise ValueError(f'shortcut_map of {shortcut_map.dtype}: packed ops compute in float32')
     shape = _block_shape(

@@ -160,6 +160,11 @@ def _deformable() -> nn.Module:
     return ModulatedDeformConv2dPack(4, 4, 3)
 
 
+def _with_own_forward(layer: nn.Module) -> nn.Module:
+    layer.forward = lambda x: 0 * x
+    return layer
+
+
 @pytest.mark.parametrize(
     ('layer', 'problems'),
     [
@@ -171,6 +176,7 @@ def _deformable() -> nn.Module:
         (nn.Conv2d(4, 4, 3, dilation=(1, 2)), ['dilation=(1, 2) differs between the axes']),
         (nn.Conv2d(4, 4, 2, padding='same'), ["padding='same' of kernel_size=(2, 2)"]),
         (ConvModule(4, 4, 3, conv_cfg=dict(type='ConvWS')), ['ConvWS2d computes something of its own']),
+        (_with_own_forward(nn.Conv2d(4, 4, 3)), ['Conv2d computes something of its own']),
         (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), ['its weight is computed from others']),
         (nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)), ['its weight is computed from others']),
         (_Attention(), ['its weights are used by nn.MultiheadAttention itself']),

@@ -403,6 +403,12 @@ class TestClassesOfOthers:
         with torch.no_grad():
             assert_agrees('conv', packed(x), module(x))
 
+    def test_a_conv_module_whose_forward_was_replaced_keeps_it(self):
+        module = ConvModule(4, 4, 3, conv_cfg=dict(type='mmgroupnet.BinaryConv2d'), act_cfg=None).eval()
+        module.forward = lambda x: 0 * x
+        packed = pack(module)
+        assert isinstance(packed, ConvModule) and packed(torch.ones(1, 4, 5, 5)).abs().max() == 0
+
     @pytest.mark.parametrize('decomposition', ['lbd', 'soft_gate'])
     def test_a_negative_scale_stays_in_front_of_the_relu(self, decomposition):
         backbone = build_backbone(num_bases=2, base_channels=8, decomposition=decomposition)

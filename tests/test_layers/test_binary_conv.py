@@ -211,6 +211,12 @@ class TestQuantizersOfTheLayer:
         out = conv(torch.randn(2, 2, 7, 7))
         assert torch.equal(out, out.round()) and out.abs().max() <= 9
 
+    @pytest.mark.parametrize('memory_efficient', [True, False])
+    def test_a_quantizer_whose_forward_was_replaced(self, memory_efficient):
+        conv = BinaryConv2d(2, 3, 3, memory_efficient=memory_efficient)
+        conv.weight_quantizer.forward = lambda weight, num_bases: 0 * weight
+        assert conv(torch.randn(1, 2, 5, 5)).abs().max() == 0
+
     def test_input_norm_stands_in_front_of_the_sign(self):
         conv = double(BinaryConv2d(2, 3, 3, padding=1, num_bases=2, input_norm=dict(type='BN')))
         nn.init.uniform_(conv.input_norm.weight)

@@ -12,7 +12,6 @@ from pathlib import Path
 # The checkout of this file comes before an installed mmgroupnet.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch
 from mmengine.config import Config
 
 from mmgroupnet.checkpoints.read import read_checkpoint
@@ -57,8 +56,7 @@ def convert(source: Path, target: Path) -> Path:
     config = target.with_suffix('.py')
     if target.suffix != '.pth':
         raise UserError(f'DST {target}: give a name that ends in .pth')
-    read_checkpoint(source)  # Refuses unreadable files.
-    content = torch.load(source, map_location='cpu', weights_only=True)
+    content = read_checkpoint(source, 'cpu')
     if not isinstance(content.get('state_dict'), dict):
         raise UserError(f'checkpoint {source} has no state_dict: its keys are {", ".join(map(str, content))}')
     try:

@@ -74,10 +74,7 @@ laterals = ['neck.lateral_convs']
 # Channel gates read one pixel per image and cost almost no time. The gate of TOOD multiplies the weights of a conv.
 channel_gates = ['SELayer', 'TaskDecomposition']
 
-policy = [
-    dict(become='keep', names=first_layers),
-    dict(become='keep', names=last_layers),
-    dict(become='keep', types=channel_gates, optional=True),
+backbone_rules = [
     dict(
         become='groupwise',
         types=residual_blocks,
@@ -88,6 +85,13 @@ policy = [
         optional=True,
     ),
     dict(become='layerwise', names='backbone', num_bases=num_bases, binary_cfg=binary_cfg, optional=True),
+]
+
+policy = [
+    dict(become='keep', names=first_layers),
+    dict(become='keep', names=last_layers),
+    dict(become='keep', types=channel_gates, optional=True),
+    *backbone_rules,
     # Necks and heads start from random weights, so they lose nothing by skips, which pass real values.
     dict(become='keep', names=laterals, optional=True),
     dict(become='layerwise', names='neck', num_bases=num_bases, binary_cfg=binary_cfg, skip=True, optional=True),

@@ -2,6 +2,5 @@
 
 from mmgroupnet.deploy.onnx.export import Exported, export
 from mmgroupnet.deploy.onnx.resize import UnknownResize, read_resize
-from mmgroupnet.errors import UserError
 
-__all__ = ['Exported', 'UserError', 'UnknownResize', 'export', 'read_resize']
+__all__ = ['Exported', 'UnknownResize', 'export', 'read_resize']

@@ -62,10 +62,10 @@ def _check_test_cfg(test_cfg: ConfigDict | None, num_levels: int) -> None:
     """Refuses options of ``test_cfg`` that the graph does not support."""
     if test_cfg is None:
         raise UserError('test_cfg=None: decoding needs nms_pre, nms and max_per_img')
-    for name, least in (('nms_pre', 1), ('max_per_img', 1)):
+    for name in ('nms_pre', 'max_per_img'):
         value = test_cfg.get(name)
-        if not isinstance(value, int) or value < least:
-            raise UserError(f'test_cfg.{name}={value}: the graph takes a number of at least {least}')
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f'test_cfg.{name}={value}: the graph takes a number of at least 1')
     unknown = sorted(set(test_cfg) - set(_TEST_OPTIONS))
     if unknown:
         raise UserError(f'test_cfg.{unknown[0]}: the graph supports {", ".join(_TEST_OPTIONS)}')

@@ -1,7 +1,5 @@
 """Writing a model as one .onnx file."""
 
-import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +7,10 @@ from pathlib import Path
 from onnxscript import ir
 from torch import nn
 
+from mmgroupnet.checkpoints.write import replacing
 from mmgroupnet.deploy.onnx.check import Comparison, check
-from mmgroupnet.deploy.onnx.graph import Graph, trace
+from mmgroupnet.deploy.onnx.graph import TRACED_SIZE, Graph, trace
 from mmgroupnet.deploy.onnx.metadata import write_metadata
-from mmgroupnet.layers import BinaryConv2d
 from mmgroupnet.layers.packed import PackedUnit
 
 # Longest side of the picture for the comparison of a file with its model, unless the resize rule crops to a size.
@@ -26,13 +24,11 @@ class Exported:
     Args:
         metadata: The metadata of the file.
         num_packed: Number of binary layers whose weights are bits.
-        unpacked: Names of the binary layers that compute in float32.
         comparison: The comparison of the file with the model.
     """
 
     metadata: dict
     num_packed: int
-    unpacked: tuple[str, ...]
     comparison: Comparison
 
 
@@ -44,7 +40,7 @@ def _picture_size(resize: Sequence[dict] | None) -> tuple[int, int]:
         if step['type'] == 'resize':
             shrink = min(1, _LONGEST_SIDE / max(step['height'], step['width']))
             return round(shrink * step['height']), round(shrink * step['width'])
-    return 131, 163
+    return TRACED_SIZE
 
 
 def export(
@@ -81,15 +77,9 @@ def export(
     graph = Graph(model, raw, scores)
     traced = trace(graph)
     metadata = write_metadata(traced, graph.task, classes, palette, resize)
-    partial = path.with_name(f'{path.name}.partial')
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacing(path) as partial:
         ir.save(traced, partial)
         comparison = check(partial, graph, _picture_size(resize))
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
     units = [module for module in model.modules() if isinstance(module, PackedUnit)]
-    unpacked = [name for name, module in model.named_modules() if isinstance(module, BinaryConv2d)]
-    return Exported(metadata, len({unit.bits.data_ptr() for unit in units}), tuple(unpacked), comparison)
+    return Exported(metadata, len({unit.bits.data_ptr() for unit in units}), comparison)

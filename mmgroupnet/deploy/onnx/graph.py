@@ -38,7 +38,7 @@ _ANSWERS = dict(
 )
 # Height and width of the pictures with which parts are traced. They are not multiples of a stride, so the graph
 # contains nothing that holds only for such multiples.
-_TRACED_SIZE = (131, 163)
+TRACED_SIZE = (131, 163)
 _NO_LIMIT = 1 << 62
 
 
@@ -144,11 +144,11 @@ def _export(graph: Graph) -> tuple[ir.Model, int]:
     Inputs are ``image``, ``network.x``, ``answer.map_0``, ... and ``size``, outputs ``x``, ``map_0``, ... and those of
     the answer.
     """
-    image = torch.zeros(2, *_TRACED_SIZE, 3, dtype=torch.uint8)
-    x = torch.zeros(2, 3, *_TRACED_SIZE)
+    image = torch.zeros(2, *TRACED_SIZE, 3, dtype=torch.uint8)
+    x = torch.zeros(2, 3, *TRACED_SIZE)
     shapes = _shapes_of_maps(graph.network)
     maps = () if graph.answer is None else _examples(shapes)
-    size = (torch.tensor(_TRACED_SIZE),) if 'size' in graph.inputs else ()
+    size = (torch.tensor(TRACED_SIZE),) if 'size' in graph.inputs else ()
     program = torch.export.export(
         _Parts(graph),
         (image, x, maps, size),

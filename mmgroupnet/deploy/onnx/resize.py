@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
+from mmgroupnet.model_configs import type_name
+
 # Transforms that do not change the pixels of a test picture.
 _WITHOUT_EFFECT = (
     'InferencerLoader',
@@ -58,8 +60,8 @@ def read_resize(pipeline: Iterable[Mapping], crops: bool) -> list[dict]:
     """
     steps = []
     for transform in pipeline:
-        options = dict(transform)
-        kind = str(options.pop('type')).rpartition('.')[2]
+        kind = type_name(transform)
+        options = {name: value for name, value in transform.items() if name != 'type'}
         if kind in _WITHOUT_EFFECT and all(options.get(name, value) == value for name, value in _LOADED.items()):
             continue
         if kind == 'RandomFlip' and options.get('prob') == 0:

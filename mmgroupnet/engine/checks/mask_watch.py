@@ -29,7 +29,7 @@ class WatchedPacking:
         """Checks the mask of a sample and packs it.
 
         Raises:
-            MaskError: As :meth:`MaskRule.check`.
+            UserError: As :meth:`MaskRule.check`.
         """
         if sample.get('gt_seg_map') is not None:
             self.seen[[found for found in self.rule.check(sample) if 0 <= found < len(self.seen)]] = True

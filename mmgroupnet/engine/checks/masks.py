@@ -22,16 +22,6 @@ _FEW_CLASSES = 4
 _LISTED_IDS = 10
 
 
-class MaskError(UserError):
-    """A mask does not fit the classes.
-
-    A worker's error reaches the run with the worker's traceback as its text; the message is at its end.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition(f'{type(self).__name__}: ')[2].strip())
-
-
 def ids_of(mask: np.ndarray) -> list[int]:
     """The ids that occur in a mask, ``(H, W)``, in ascending order."""
     if mask.dtype == np.uint8:  # This takes a tenth of the time of np.unique.
@@ -60,12 +50,12 @@ class MaskRule:
             The ids that occur in it.
 
         Raises:
-            MaskError: The message names the mask's file, and the ids that are not classes or the wrong shape.
+            UserError: The message names the mask's file, and the ids that are not classes or the wrong shape.
         """
         mask = sample['gt_seg_map']
         name = sample.get('seg_map_path') or f'of {sample.get("img_path")}'
         if mask.ndim != 2:
-            raise MaskError(
+            raise UserError(
                 f'mask {name} has the shape {mask.shape}: {self.dataset} takes masks of one channel, whose values are '
                 'the ids of the classes; convert the masks (tools/dataset_converters)'
             )
@@ -74,7 +64,7 @@ class MaskRule:
         wrong = [found for found in ids if not 0 <= found < count and found not in self.passed]
         if wrong:
             listed = ', '.join(map(str, wrong[:_LISTED_IDS])) + (', ...' if len(wrong) > _LISTED_IDS else '')
-            raise MaskError(
+            raise UserError(
                 f'mask {name} holds the ids {listed}: {self.dataset} has the {count} classes 0 to {count - 1} and '
                 f'{self.ignored} for what is ignored; convert the masks (tools/dataset_converters) or give the dataset '
                 'its classes (metainfo, reduce_zero_label) and the ignore_index of the head and the metric'
@@ -115,7 +105,7 @@ def _check_depth(path: str) -> None:
     with Image.open(path) as picture:
         highest = int(np.asarray(picture).max()) if picture.mode.startswith(('I', 'F')) else 0
     if highest > 255:
-        raise MaskError(
+        raise UserError(
             f'mask {path} holds ids up to {highest}, of which mmseg reads the lowest 8 bits ({highest} becomes '
             f'{highest % 256}); convert the masks to ids below 256'
         )
@@ -132,7 +122,7 @@ def check_masks(dataset: BaseDataset, owner: str, ignored: Collection[int] = ())
         ignored: Ids that the heads ignore. Default: none.
 
     Raises:
-        MaskError: As :meth:`MaskRule.check`, and if ids take more than 8 bits.
+        UserError: As :meth:`MaskRule.check`, and if ids take more than 8 bits.
     """
     rule = rule_of(dataset, ignored)
     transforms = transforms_of(dataset)

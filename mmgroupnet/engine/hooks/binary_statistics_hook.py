@@ -1,7 +1,6 @@
 """Logs whether the layers of a binary network are alive."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmgroupnet.errors import UserError
+from mmgroupnet.layers import BinaryConv2d
+from mmgroupnet.layers.observers import SignObserver
 from mmgroupnet.quantizers import is_standard_weight
 from mmgroupnet.registry import HOOKS
-
-SignObserver = Callable[[Tensor], None]
 
 
 @dataclass
@@ -91,9 +90,7 @@ class BinaryStatisticsHook(Hook):
         self._replaced: dict[str, SignObserver | None] = {}
 
     @staticmethod
-    def _layers(runner: Runner) -> dict[str, Any]:
-        from mmgroupnet.layers import BinaryConv2d
-
+    def _layers(runner: Runner) -> dict[str, BinaryConv2d]:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         return {name: module for name, module in model.named_modules() if isinstance(module, BinaryConv2d)}
 

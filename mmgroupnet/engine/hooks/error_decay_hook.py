@@ -5,6 +5,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmgroupnet.errors import UserError
+from mmgroupnet.quantizers import ErrorDecay
 from mmgroupnet.registry import HOOKS
 
 
@@ -30,8 +31,6 @@ class ErrorDecayHook(Hook):
         Args:
             runner: The runner.
         """
-        from mmgroupnet.quantizers import ErrorDecay
-
         self._estimators = [module for module in runner.model.modules() if isinstance(module, ErrorDecay)]
         if not self._estimators:
             raise UserError(

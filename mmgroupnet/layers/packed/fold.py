@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from mmgroupnet.layers.lean.path import is_as_written
+from mmgroupnet.layers.lean.batch_norm import is_batch_norm
 
 
 class NotPackable(Exception):
@@ -11,7 +11,7 @@ class NotPackable(Exception):
 
 def can_fold(norm: nn.Module) -> bool:
     """Whether a norm is a scale and a shift per channel: a batch norm with running statistics."""
-    return is_as_written(norm, nn.BatchNorm2d, nn.SyncBatchNorm) and norm.running_mean is not None
+    return is_batch_norm(norm) and norm.running_mean is not None
 
 
 def fold_norm(norm: nn.Module) -> dict[str, Tensor]:

@@ -114,7 +114,7 @@ class PackedLinear(PackedModule):
 
     Args:
         norm: Norm in front of it that is not folded into it, or None.
-            unit: A 1x1 conv, whose pixels are the vectors.
+        unit: A 1x1 conv, whose pixels are the vectors.
 
     Shape: ``(..., in_features)`` to ``(..., out_features)``.
     """

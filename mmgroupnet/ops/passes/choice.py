@@ -51,37 +51,43 @@ def choose_passes(x: Tensor, weight: Tensor, part: object) -> Passes:
 
 
 def wants_triton(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether Triton's kernels run on a device: they were requested and work there."""
+    """Whether Triton's kernels run on a device: they were requested and work there.
+
+    Raises:
+        UserError: If :data:`ENVIRONMENT_VARIABLE` does not name a backend.
+    """
     name = os.environ.get(ENVIRONMENT_VARIABLE) or _BACKENDS[0]
     if name not in _BACKENDS:
         raise UserError(f'{ENVIRONMENT_VARIABLE}={name}: give {" or ".join(_BACKENDS)}')
-    return name == 'triton' and why_not_triton(device, dtype) is None
+    return name == 'triton' and triton_works(device, dtype)
 
 
 @cache
-def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why Triton's kernels do not run on a device, for convolutions in a dtype; None if they do.
+def triton_works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether Triton's kernels run on a device, for convolutions in a dtype; if not, one warning says why.
 
-    On a GPU they are tested before the first step by running them; if they fail, a warning says why.
+    On a GPU they are tested before the first step by running them.
     """
-    if device.type not in ('cuda', 'cpu'):
-        return f'Triton has no backend for {device.type}'
-    reason: str | None
-    try:
-        import triton
-    except ImportError as error:
-        reason = f'it is not installed ({error})'
-    else:
-        if device.type == 'cpu':
-            return None if triton.knobs.runtime.interpret else 'on the CPU it runs with TRITON_INTERPRET=1 only'
-        reason = _failure_on_gpu(device, dtype)
-    if reason is not None and device.type == 'cuda':
+    reason = _why_not_triton(device, dtype)
+    if reason is not None:
         print_log(
-            f'{ENVIRONMENT_VARIABLE}=triton, but {reason}: layers train with the torch passes on {device}',
+            f'{ENVIRONMENT_VARIABLE}=triton, but {reason}: layers train without Triton on {device}',
             logger='current',
             level=logging.WARNING,
         )
-    return reason
+    return reason is None
+
+
+def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type not in ('cuda', 'cpu'):
+        return f'it has no backend for {device.type}'
+    try:
+        import triton
+    except ImportError as error:
+        return f'it is not installed ({error})'
+    if device.type == 'cpu':
+        return None if triton.knobs.runtime.interpret else 'on the CPU it runs with TRITON_INTERPRET=1 only'
+    return _failure_on_gpu(device, dtype)
 
 
 def _failure_on_gpu(device: torch.device, dtype: torch.dtype) -> str | None:

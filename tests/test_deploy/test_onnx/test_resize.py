@@ -1,6 +1,7 @@
 """The resize rule of a test pipeline."""
 
 import pytest
+from mmdet.datasets.transforms import Resize
 
 from mmgroupnet.deploy.onnx import UnknownResize, read_resize
 
@@ -24,6 +25,7 @@ _AROUND = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbo
             [dict(type='resize_edge', edge='long', length=256), dict(type='center_crop', width=224, height=192)],
         ),
         ([dict(type='ResizeEdge', scale=256)], [dict(type='resize_edge', edge='short', length=256)]),
+        ([dict(type=Resize, scale=64)], [dict(type='resize', width=64, height=64, keep_ratio=False)]),
         ([dict(type='RandomFlip', prob=0)], []),
     ],
     ids=str,

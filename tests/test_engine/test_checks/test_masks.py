@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmgroupnet.engine.checks.masks import MaskError, MaskRule, ids_of, rule_of
+from mmgroupnet.engine.checks.masks import MaskRule, ids_of, rule_of
 from mmgroupnet.errors import UserError
 
 
@@ -49,7 +49,7 @@ def test_what_another_data_set_ignores():
 def test_what_heads_ignore():
     sample = dict(gt_seg_map=np.array([[0, 254, 255]]), seg_map_path='one.png')
     assert MaskRule(Masks(), [254]).check(sample) == [0, 254, 255]
-    with pytest.raises(MaskError, match='holds the ids 254'):
+    with pytest.raises(UserError, match='holds the ids 254'):
         MaskRule(Masks()).check(sample)
 
 
@@ -66,13 +66,6 @@ def test_a_picture_in_place_of_a_mask():
 def test_other_data_is_not_concerned():
     assert rule_of(Masks(ignore_index=None)) is None
     assert rule_of(object()) is None
-
-
-def test_the_sentence_of_a_workers_error():
-    """torch raises a worker's error again in the main process, with the traceback as its text."""
-    text = 'Caught MaskError in worker 0.\nTraceback\n  a.masks.MaskError: mask x is odd\n'
-    assert str(MaskError(text)) == 'mask x is odd'
-    assert str(MaskError('mask x is odd')) == 'mask x is odd'
 
 
 class TestAbsentClasses:
