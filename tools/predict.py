@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
         'images', metavar='IMAGE_OR_FOLDER', help='a picture, or a folder with pictures in it or its subfolders'
     )
     add_config_options(parser)
-    parser.add_argument('checkpoint', help='checkpoint, or MODEL.onnx')
+    parser.add_argument('checkpoint', help='checkpoint of a trained or packed model, or MODEL.onnx')
     parser.add_argument('--out', default='predictions', help='folder for the drawn pictures (default: predictions)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a drawn detection (default: 0.3)')
     parser.add_argument('--device', help='device, such as cpu or cuda:0 (default: a GPU if there is one)')

@@ -23,7 +23,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Evaluate a checkpoint, an exported model, or predictions')
     add_run_options(parser)
     parser.add_argument(
-        'checkpoint', help='checkpoint, or MODEL.onnx, or PREDICTIONS.npz that mmgroupnet-run wrote on a device'
+        'checkpoint',
+        help='checkpoint of a trained or packed model, MODEL.onnx, or PREDICTIONS.npz that mmgroupnet-run wrote',
     )
     parser.add_argument('--out', help='write all predictions to this pickle file')
     parser.add_argument('--show', action='store_true', help='show every picture with its predictions')

@@ -49,8 +49,8 @@ class Rule:
             ``num_groups`` of a ``dict(type='GN')`` is lowered to a divisor of the channels. Default:
             ``dict(type='BN')``.
         skip: Adds a real-valued skip around binary layers whose input and output have the same shape:
-            :class:`RealValuedSkip`. It changes the function of a float model, so it suits parts that start from random
-            weights. Default: False.
+            :class:`RealValuedSkip`. It changes the function of a float model. The default policy uses it all the same,
+            since nothing else bypasses the signs of a stock block. Default: False.
         binary_cfg: Options of the binary layers: ``activation``, ``weight``, ``padding_value``, ``memory_efficient``,
             see :class:`BinaryConv2d`, and for 'layerwise' ``learned_scales``, see :class:`LayerwiseBinaryConv2d`.
             Default: none.

@@ -19,7 +19,7 @@ def _import_runtime(file: str) -> ModuleType:
     except ImportError as error:
         raise UserError(
             f'{file} is run by the package mmgroupnet-runtime, which cannot be imported ({error}): '
-            'pip install mmgroupnet-runtime, or in a checkout: make runtime'
+            'build it in a checkout (make runtime), and elsewhere install the wheel that this writes to runtime/dist'
         ) from error
     return mmgroupnet_runtime
 

@@ -40,7 +40,7 @@ def main() -> None:
         try:
             from mmgroupnet.engine.onnx_export import export_checkpoint
         except ModuleNotFoundError as error:
-            raise UserError(f'{error.name} is not installed: pip install "mmgroupnet[onnx]"') from error
+            raise UserError(f'{error.name} is not installed: pip install onnx onnxscript onnxruntime') from error
         summary = export_checkpoint(
             read_config(args), args.checkpoint, args.out, raw=args.raw, scores=args.scores, strict=args.strict
         )

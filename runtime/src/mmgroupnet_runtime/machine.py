@@ -40,7 +40,7 @@ def library_path() -> str:
         raise UserError(
             f"{_LIBRARY}, the library of mmgroupnet's operators, is missing: run `make runtime` in a checkout; "
             'otherwise install the wheel of this machine again, '
-            '`pip install --force-reinstall --no-deps mmgroupnet-runtime`'
+            '`pip install --force-reinstall --no-deps mmgroupnet_runtime-*.whl`'
         )
     return str(_LIBRARY)
 

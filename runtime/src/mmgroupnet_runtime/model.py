@@ -55,7 +55,7 @@ def _open_session(path: Path, header: Header, threads: int) -> InferenceSession:
         except Exception as error:
             raise UserError(
                 f'onnxruntime {onnxruntime.__version__} on {core_name()} refuses {library}: install the wheel of this '
-                f'machine again, `pip install --force-reinstall --no-deps mmgroupnet-runtime` ({error})'
+                f'machine again, `pip install --force-reinstall --no-deps mmgroupnet_runtime-*.whl` ({error})'
             ) from error
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])

@@ -147,7 +147,8 @@ def _check(path: Path, text: str, opset: Any) -> dict:
     if newer:
         raise UserError(
             f'{path} has format {written} with operators of version {opset}, this mmgroupnet-runtime supports format '
-            f'{FORMAT} with version 1: `pip install --upgrade mmgroupnet-runtime`, or export with an older mmgroupnet'
+            f'{FORMAT} with version 1: install a newer mmgroupnet-runtime (`make runtime` in a checkout), or export '
+            'with an older mmgroupnet'
         )
     return metadata
 
