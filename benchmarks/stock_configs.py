@@ -48,7 +48,8 @@ from mmgroupnet.converters import binarization_of  # noqa: E402
 from mmgroupnet.deploy import pack_and_report  # noqa: E402
 from mmgroupnet.engine.binarize_option import binarize_config, load_policy  # noqa: E402
 from mmgroupnet.engine.configs import load_config  # noqa: E402
-from mmgroupnet.engine.model_report import build_model, forward_call, input_size  # noqa: E402
+from mmgroupnet.engine.model_report import forward_call, input_size  # noqa: E402
+from mmgroupnet.engine.models import build_model  # noqa: E402
 from mmgroupnet.layers import BinaryConv2d  # noqa: E402
 from mmgroupnet.layers.packed import simulated  # noqa: E402
 from tests.liveness import ALIVE, estimate_statistics, real_pictures  # noqa: E402

@@ -248,7 +248,7 @@ class Maps(nn.Module):
 
     def __init__(self, cfg) -> None:
         super().__init__()
-        from mmgroupnet.engine.model_report import build_model
+        from mmgroupnet.engine.models import build_model
 
         self.model = build_model(cfg)
 

@@ -12,7 +12,7 @@ from mmgroupnet.checkpoints.pretrained import leave_out_pretrained
 from mmgroupnet.converters.policy import parse_policy
 from mmgroupnet.engine.binarize_option import binarize_config, load_policy
 from mmgroupnet.engine.configs import check_arguments, load_config, read_config_file
-from mmgroupnet.engine.model_report import build_model
+from mmgroupnet.engine.models import build_model
 from mmgroupnet.layers import BinaryConv2d, GroupwiseChain, RealValuedSkip
 
 FOLDER = Path(__file__).parents[1] / 'configs'

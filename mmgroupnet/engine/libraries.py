@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from mmengine.config import Config
 
 from mmgroupnet.engine.configs import resolve_type
+from mmgroupnet.errors import UserError
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 
@@ -31,3 +32,22 @@ def library_of(cfg: Config) -> str | None:
                 return library
         model = model.get('model') or model.get('module')
     return None
+
+
+def required_library(cfg: Config, option: str) -> str:
+    """The library of a config, as :func:`library_of`.
+
+    Args:
+        cfg: The config.
+        option: What needs a library, for the error.
+
+    Raises:
+        UserError: If the config is of none of them.
+    """
+    library = library_of(cfg)
+    if library is None:
+        raise UserError(
+            f'{option} needs a config whose default_scope is one of {", ".join(LIBRARIES)}, not '
+            f'{cfg.get("default_scope")!r}'
+        )
+    return library

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -14,23 +14,14 @@ from mmgroupnet.analysis.complexity import Complexity, analyze, by_part, table, 
 from mmgroupnet.converters import binarization_of
 from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.data import innermost_datasets
+from mmgroupnet.engine.models import build_model
 from mmgroupnet.errors import UserError
-from mmgroupnet.model_configs import data_preprocessor_of, is_packed_config, type_name, with_data_preprocessor
+from mmgroupnet.model_configs import data_preprocessor_of, is_packed_config, type_name
 
 # Transforms of the three libraries that set the size of an image, and the names of their size options.
 _SIZES = dict(
     Resize='scale', FixShapeResize=('width', 'height'), RandomResizedCrop='scale', CenterCrop='crop_size', Pad='size'
 )
-
-
-def build_model(cfg: Config) -> nn.Module:
-    """Builds the model of a config, like mmengine's Runner.
-
-    Raises:
-        UserError: If one of its parts refuses its arguments.
-    """
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        return MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
 
 
 def count_parameters(config: str) -> tuple[int, int]:

@@ -4,22 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
-from mmengine.runner import load_checkpoint
 from torch import nn
 
-from mmgroupnet.checkpoints.match import check_state_dict
 from mmgroupnet.checkpoints.packed import adopt_packed
-from mmgroupnet.checkpoints.read import read_checkpoint
 from mmgroupnet.deploy.onnx import Exported, UnknownResize, export, read_resize
 from mmgroupnet.engine.data import innermost_datasets
+from mmgroupnet.engine.libraries import required_library
+from mmgroupnet.engine.models import load_model
 from mmgroupnet.engine.packing import load_float, pack_loaded
 from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
-from mmgroupnet.model_configs import with_data_preprocessor
-
-_SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def _load(cfg: Config, checkpoint: Path, strict: bool) -> tuple[nn.Module, dict | None, dict[str, str]]:
@@ -30,10 +25,7 @@ def _load(cfg: Config, checkpoint: Path, strict: bool) -> tuple[nn.Module, dict 
             return model, dataset_meta, {}
         model, layers = pack_loaded(model, strict)
         return model, dataset_meta, {layer.name: layer.problem for layer in layers if layer.problem is not None}
-    content = read_checkpoint(checkpoint)
-    model = MMENGINE_MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
-    check_state_dict(model, content, str(checkpoint))
-    load_checkpoint(model, str(checkpoint), map_location='cpu')
+    model, content = load_model(cfg, checkpoint)
     floating = [name for name, module in model.named_modules() if isinstance(module, BinaryConv2d)]
     if strict and floating:
         raise UserError(f'--strict: {len(floating)} binary layers of {checkpoint} are not packed ({floating[0]}, ...)')
@@ -85,13 +77,12 @@ def export_checkpoint(
     checkpoint, out = Path(checkpoint).expanduser(), Path(out).expanduser()
     if out.suffix != '.onnx':
         raise UserError(f'--out {out}: give a name that ends in .onnx, by which other tools know the file')
-    if cfg.get('default_scope') not in _SCOPES:
-        raise UserError(f'default_scope={cfg.get("default_scope")!r}: models of {", ".join(_SCOPES)} can be exported')
-    cfg = cfg.copy()
+    cfg, library = cfg.copy(), required_library(cfg, 'the export to .onnx')
+    cfg.default_scope = cfg.get('default_scope') or library
     notes = []
     try:
         pipeline = _test_pipeline(cfg)
-        resize = None if pipeline is None else read_resize(pipeline, crops=raw or cfg.default_scope == 'mmpretrain')
+        resize = None if pipeline is None else read_resize(pipeline, crops=raw or library == 'mmpretrain')
         if resize is None:
             notes.append('the file has no resize rule: the config has no test pipeline')
     except UnknownResize as error:

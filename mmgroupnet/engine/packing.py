@@ -3,17 +3,15 @@
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
-from mmengine.runner import load_checkpoint
 from torch import nn
 
 from mmgroupnet.checkpoints.match import check_state_dict
 from mmgroupnet.checkpoints.packed import packed_config, save_packed
 from mmgroupnet.checkpoints.read import first_meta, is_packed, read_checkpoint
 from mmgroupnet.deploy import PackedLayer, pack_and_report
+from mmgroupnet.engine.models import build_model, load_model
 from mmgroupnet.errors import UserError
-from mmgroupnet.model_configs import with_data_preprocessor
 
 # Number of layers that an error lists; it only counts further ones.
 _LISTED_LAYERS = 3
@@ -32,12 +30,9 @@ def load_float(cfg: Config, checkpoint: Path) -> tuple[nn.Module, dict | None]:
     Raises:
         UserError: If the checkpoint does not fit the config, is packed, or holds weights that are not finite.
     """
-    content = read_checkpoint(checkpoint)
-    if is_packed(content):
+    if is_packed(read_checkpoint(checkpoint)):
         raise UserError(f'checkpoint {checkpoint} is packed already')
-    model = MMENGINE_MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
-    check_state_dict(model, content, str(checkpoint))
-    load_checkpoint(model, str(checkpoint), map_location='cpu')
+    model, content = load_model(cfg, checkpoint)
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise UserError(f'checkpoint {checkpoint}: {name} is not finite, give an earlier checkpoint')
@@ -96,8 +91,7 @@ def pack_checkpoint(cfg: Config, checkpoint: str | Path, out: str | Path, strict
         model, dataset_meta = load_float(original, checkpoint)
         packed, layers = pack_loaded(model, strict)
         # Loading the file builds the model again, which has to have the same tensors.
-        fresh = MMENGINE_MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor')))
-        check_state_dict(fresh, packed.state_dict(), str(out))
+        check_state_dict(build_model(cfg), packed.state_dict(), str(out))
     save_packed(packed, [layer.name for layer in layers if layer.problem is None], cfg, out, dataset_meta)
     return layers
 

@@ -18,19 +18,18 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import load_checkpoint
 from torch import nn
 
-from mmgroupnet.checkpoints.match import check_state_dict
 from mmgroupnet.checkpoints.packed import adopt_packed, check_device
-from mmgroupnet.checkpoints.read import first_meta, read_checkpoint
+from mmgroupnet.checkpoints.read import first_meta
 from mmgroupnet.engine.data import few_names, innermost_datasets
 from mmgroupnet.engine.drawing import build_visualizer, draw, names_and_colours
 from mmgroupnet.engine.exported_model import adopt_exported, is_exported
-from mmgroupnet.engine.libraries import LIBRARIES, library_of
+from mmgroupnet.engine.libraries import required_library
+from mmgroupnet.engine.models import load_model
 from mmgroupnet.engine.pictures import OutputFiles, common_folder, decode, make_folder
 from mmgroupnet.errors import UserError, summary
-from mmgroupnet.model_configs import data_preprocessor_of, type_name, with_data_preprocessor
+from mmgroupnet.model_configs import data_preprocessor_of, type_name
 
 
 def _test_dataset(cfg: Config) -> Mapping:
@@ -92,13 +91,10 @@ def _build(cfg: Config, checkpoint: str | Path, device: str | None) -> tuple[nn.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f'--device {device} cannot be used: {summary(error)}') from error
-    content = read_checkpoint(checkpoint)
+    model, content = load_model(cfg, checkpoint)
     meta = content.get('meta') or {}
-    model = revert_sync_batchnorm(MODELS.build(with_data_preprocessor(cfg.model, cfg.get('data_preprocessor'))))
-    check_state_dict(model, content, str(checkpoint))
-    load_checkpoint(model, str(checkpoint), map_location='cpu')
     # Files from before mmengine have CLASSES and PALETTE beside the weights.
-    return model.to(device).eval(), first_meta(meta.get('dataset_meta')) or meta
+    return revert_sync_batchnorm(model).to(device).eval(), first_meta(meta.get('dataset_meta')) or meta
 
 
 def draw_on_pictures(
@@ -131,11 +127,7 @@ def draw_on_pictures(
         UserError: If the checkpoint does not fit the config, the config is of another library, the folder cannot be
             created, the device is not available, or some pictures cannot be read (after the others are drawn).
     """
-    cfg, library = cfg.copy(), library_of(cfg)
-    if library is None:
-        raise UserError(
-            f'default_scope={cfg.get("default_scope")!r}: pictures can be drawn for configs of {", ".join(LIBRARIES)}'
-        )
+    cfg, library = cfg.copy(), required_library(cfg, 'drawing')
     cfg.default_scope = cfg.get('default_scope') or library
     drawn = Path(out_dir) / 'vis'
     files = OutputFiles(drawn, common_folder(Path(image).parent for image in images) if root is None else root)

@@ -19,7 +19,7 @@ from mmgroupnet.engine.checks import check_built_parts
 from mmgroupnet.engine.data import check_data, innermost_datasets
 from mmgroupnet.engine.exported_model import adopt_exported, is_exported
 from mmgroupnet.engine.launch import build_runner
-from mmgroupnet.engine.libraries import LIBRARIES, library_of
+from mmgroupnet.engine.libraries import LIBRARIES, library_of, required_library
 from mmgroupnet.engine.pictures import common_folder, image_folder
 from mmgroupnet.errors import UserError
 from mmgroupnet.model_configs import type_name
@@ -33,16 +33,6 @@ _AUGMENTED = dict(
 _DEFAULT_AUGMENTED = dict(zip(LIBRARIES, _AUGMENTED.values(), strict=True))
 # The meta keys that are needed to flip predictions back.
 _META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
-
-
-def _library(cfg: Config, option: str) -> str:
-    library = library_of(cfg)
-    if library is None:
-        raise UserError(
-            f'{option} needs a config whose default_scope is one of {", ".join(LIBRARIES)}, not '
-            f'{cfg.get("default_scope")!r}'
-        )
-    return library
 
 
 def adopt_validation(cfg: Config) -> None:
@@ -74,7 +64,7 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
         show_dir: Folder for the pictures; None to write none.
         wait_time: Seconds that a window stays.
     """
-    library = _library(cfg, '--show and --show-dir')
+    library = required_library(cfg, '--show and --show-dir')
     folders = [image_folder(dataset) for dataset in innermost_datasets(cfg.test_dataloader.dataset)]
     hook = dict(
         type='mmgroupnet.DrawPredictionsHook',
@@ -115,7 +105,7 @@ def augment_test(cfg: Config) -> None:
     Raises:
         UserError: If the config is of another library.
     """
-    library = _library(cfg, '--tta')
+    library = required_library(cfg, '--tta')
     model: Any = cfg.get('tta_model')
     pipeline = cfg.get('tta_pipeline')
     if model is None or pipeline is None:

@@ -6,7 +6,6 @@ from mmengine.config import Config
 from mmgroupnet.checkpoints.pretrained import leave_out_pretrained
 from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.model_report import (
-    build_model,
     count_parameters,
     describe_model,
     forward_call,
@@ -14,6 +13,7 @@ from mmgroupnet.engine.model_report import (
     input_size,
     measure_complexity,
 )
+from mmgroupnet.engine.models import build_model
 from mmgroupnet.errors import UserError
 from mmgroupnet.layers import BinaryConv2d
 from tests.tiny_run import load_tiny_run, write_tiny_run

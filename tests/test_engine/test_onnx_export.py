@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmdet.models import FCOS
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
@@ -43,7 +44,7 @@ def given(monkeypatch):
     def fake(model, path, raw, scores, classes, palette, resize):
         given.update(model=model, raw=raw, scores=scores, classes=classes, palette=palette, resize=resize)
         path.write_bytes(b'onnx')
-        return Exported(dict(task='detection'), 7, (), Comparison(problem='none here'))
+        return Exported(dict(task='detection'), 7, Comparison(problem='none here'))
 
     monkeypatch.setattr(onnx_export, 'export', fake)
     return given
@@ -61,6 +62,13 @@ def test_a_packed_model_is_written(folder, cfg, given, tmp_path, checkpoint):
     assert list(given['classes']) == ['red', 'blue'] and [tuple(each) for each in given['palette']] == META['palette']
     assert given['resize'] == [dict(type='resize', width=64, height=48, keep_ratio=True)]
     assert (given['raw'], given['scores']) == (False, False)
+
+
+def test_the_library_of_a_config_without_a_scope_is_that_of_its_model(folder, cfg, given, tmp_path):
+    cfg.model.type = FCOS
+    cfg.default_scope = None
+    export_checkpoint(cfg, folder / 'float.pth', tmp_path / 'a.onnx', strict=True)
+    assert given['resize'] == [dict(type='resize', width=64, height=48, keep_ratio=True)]
 
 
 def test_the_weights_are_those_of_the_checkpoint(folder, cfg, given, tmp_path):

@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from mmgroupnet.engine.checks.classes import classes_of
-from mmgroupnet.engine.checks.samples import LIBRARIES, spread, transforms_of
+from mmgroupnet.engine.checks.samples import KNOWN_PACKAGES, spread, transforms_of
 from mmgroupnet.errors import UserError
 
 # Number of masks of a data set that are checked before the first step.
@@ -129,7 +129,7 @@ def check_masks(dataset: BaseDataset, owner: str, ignored: Collection[int] = ())
     load = next((transform for transform in transforms if getattr(transform, 'with_seg', False)), None)
     if rule is None or load is None:
         return
-    if any(not type(transform).__module__.startswith(LIBRARIES) for transform in transforms):
+    if any(not type(transform).__module__.startswith(KNOWN_PACKAGES) for transform in transforms):
         return
     seen: set[int] = set()
     numbers = spread(len(dataset), _LOOKED_AT)

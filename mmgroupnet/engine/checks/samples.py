@@ -15,7 +15,7 @@ from mmgroupnet.errors import UserError, nearest
 
 _LOOKED_AT = 32
 # Packages whose transforms and data sets are known; others may do anything.
-LIBRARIES = ('mmcv.', 'mmengine.', 'mmdet.', 'mmseg.', 'mmpretrain.', 'mmgroupnet.')
+KNOWN_PACKAGES = ('mmcv.', 'mmengine.', 'mmdet.', 'mmseg.', 'mmpretrain.', 'mmgroupnet.')
 
 
 def innermost(dataset: BaseDataset) -> Iterator[BaseDataset]:
@@ -49,11 +49,11 @@ def _reads(dataset: BaseDataset) -> list[str]:
 
     A custom data set or transform may download files before they are read, so keys after it are left out.
     """
-    if not type(dataset).prepare_data.__module__.startswith(LIBRARIES):
+    if not type(dataset).prepare_data.__module__.startswith(KNOWN_PACKAGES):
         return []
     keys = []
     for transform in transforms_of(dataset):
-        if not type(transform).__module__.startswith(LIBRARIES):
+        if not type(transform).__module__.startswith(KNOWN_PACKAGES):
             break
         if any(getattr(transform, name, None) for name in ('backend_args', 'file_client_args', 'ignore_empty')):
             return []
