@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmgroupnet.engine.checks.mask_watch import WatchedPacking, unwatch_masks, watch_masks
+from mmgroupnet.engine.errors import one_line_errors
 from mmgroupnet.engine.hooks import LabelRangeHook
 from mmgroupnet.engine.launch import build_runner
 from mmgroupnet.errors import UserError
@@ -37,18 +38,17 @@ def loader(folder, masks, num_workers=0, wrap=None):
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_a_wrong_mask_stops_with_one_sentence(tmp_path, num_workers):
+def test_a_wrong_mask_stops_with_one_sentence(tmp_path, num_workers, capsys):
     data = loader(tmp_path, [GOOD, WRONG], num_workers)
     watch_masks(data.dataset)
     batches = iter(data)
     next(batches)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(SystemExit), one_line_errors():
         next(batches)
-    message = str(error.value)
     if num_workers:
         batches._shutdown_workers()  # When the garbage collector removes the iterator, each worker takes 5 seconds.
-    assert message.startswith(f'mask {tmp_path}/mask/1.png holds the ids 5: BaseSegDataset has the 2 classes')
-    assert '\n' not in message
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith(f'error: mask {tmp_path}/mask/1.png holds the ids 5: BaseSegDataset has the 2 classes')
 
 
 def test_samples_are_what_they_were(tmp_path):
