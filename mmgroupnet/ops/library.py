@@ -29,7 +29,7 @@ def _check(x: Tensor, *parameters: Tensor | None) -> None:
             raise RuntimeError(f'a tensor is on {tensor.device}: packed ops run only on the CPU')
 
 
-def _folded_channels(x: Tensor, channels: int, branches: Sequence[int]) -> int:
+def _count_branches(x: Tensor, channels: int, branches: Sequence[int]) -> int:
     """Number of branches of a map; it must be one of ``branches``."""
     given, rest = divmod(x.shape[1], channels)
     if rest or given not in branches:
@@ -57,7 +57,7 @@ def sign_pack(x: Tensor, branches: int) -> Tensor:
     """
     _check(x)
     channels = x.shape[1] // branches
-    _folded_channels(x, channels, [branches])
+    _count_branches(x, channels, [branches])
     batch, _, height, width = x.shape
     nchw = x.is_contiguous()
     x = x if nchw else nhwc(x)
@@ -95,7 +95,7 @@ def convolve(x: Tensor, bits: Tensor, geometry: Sequence[int]) -> Tensor:
     (unit,) = UnitGeometry.decode(tuple(geometry))
     _check(x, bits)
     parameters = [bits, *[None] * (len(PARAMETERS) - 1)]
-    given = _folded_channels(x, unit.in_channels, [1, unit.num_bases])
+    given = _count_branches(x, unit.in_channels, [1, unit.num_bases])
     batch, _, height, width = x.shape
     branches = given if unit.shares_weights else unit.num_bases
     out = _empty(batch, branches * unit.out_channels, *unit.output_size(height, width), like=x).to(torch.int32)
@@ -136,7 +136,7 @@ def connect(x: Tensor, num_bases: int, merge_scales: Tensor | None, gate: Tensor
     kernels.check_tensor('merge_scales', merge_scales, (num_bases,))
     kernels.check_tensor('gate', gate, (num_bases,))
     channels = x.shape[1] // num_bases
-    _folded_channels(x, channels, [num_bases])
+    _count_branches(x, channels, [num_bases])
     library = kernels.library()
     if library is None:
         return nhwc(simulation.connect(x, num_bases, merge_scales, gate))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmgroupnet.layers.branches import add_up
 from mmgroupnet.layers.lean.batch_norm import is_batch_norm, is_synchronised
 from mmgroupnet.layers.lean.float_shortcut import is_float_shortcut
-from mmgroupnet.layers.lean.interface import BinaryConv, has_standard_quantizers
+from mmgroupnet.layers.lean.interface import BinaryConv, may_run_lean
 from mmgroupnet.layers.lean.path import find_hooks, first_derivatives, report_hooks, wants_gradient
 from mmgroupnet.layers.lean.unit import ChainUnit, Kept, LeanUnit, only_needed
 from mmgroupnet.ops import Residual, UnitGeometry
@@ -65,7 +65,7 @@ def can_run_chain(
             return False
         conv = unit.conv
         if isinstance(conv, BinaryConv):
-            if not (conv.is_as_written and has_standard_quantizers(conv)):
+            if not (conv.is_as_written and may_run_lean(conv)):
                 return False
             if conv.bias is not None or conv.input_norm is not None:
                 return False

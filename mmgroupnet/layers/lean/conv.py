@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmgroupnet.layers.branches import split
-from mmgroupnet.layers.lean.interface import BinaryConv, ConvOperands, has_standard_quantizers
+from mmgroupnet.layers.lean.interface import BinaryConv, ConvOperands, may_run_lean
 from mmgroupnet.layers.lean.path import find_hooks, first_derivatives, report_hooks, wants_gradient
 from mmgroupnet.layers.lean.sign_conv import SignConv
 from mmgroupnet.layers.lean.unit import only_needed
@@ -16,7 +16,7 @@ from mmgroupnet.ops.precision import autocast_dtype, wide, without_autocast
 
 def can_run_conv(conv: BinaryConv, x: Tensor) -> bool:
     """Whether a binary conv runs lean on an input, see :mod:`mmgroupnet.layers.lean.path`."""
-    if not wants_gradient([x, *conv.parameters()]) or not has_standard_quantizers(conv):
+    if not wants_gradient([x, *conv.parameters()]) or not may_run_lean(conv):
         return False
     hooked = next((found for part in conv.bypassed_parts() if (found := find_hooks(part, conv))), None)
     if hooked is not None:

@@ -82,7 +82,7 @@ class BinaryConv(Observed, ABC):
         """The modules that lean training bypasses, because it computes their results itself."""
 
 
-def has_standard_quantizers(conv: BinaryConv) -> bool:
+def may_run_lean(conv: BinaryConv) -> bool:
     """Whether a conv may run lean: it allows it, and its quantizers compute the same as their base classes."""
     return (
         conv.memory_efficient

@@ -191,7 +191,7 @@ class GroupNetBlock(Packable):
         )
 
     @property
-    def is_as_written(self) -> bool:
+    def has_standard_parts(self) -> bool:
         """Whether the parts that a chain replaces compute the same as the classes in this file."""
         connections = (SoftGate, MergedConnection, BroadcastConnection, SeparateConnection)
         return is_as_written(self.connection, *connections) and all(
@@ -199,7 +199,7 @@ class GroupNetBlock(Packable):
         )
 
     def packed_twin(self, packing: Packing) -> PackedBlock:
-        if not (is_as_written(self, GroupNetBlock) and self.is_as_written):
+        if not (is_as_written(self, GroupNetBlock) and self.has_standard_parts):
             raise NotPackable(f'{type(self).__name__} or one of its parts has a forward of its own')
         num_bases, gate = self.merge.num_bases, None
         if isinstance(self.connection, SoftGate):
@@ -233,7 +233,7 @@ class GroupNetBlock(Packable):
     def _run(self, branches: Tensor, last_merge: Merge | None) -> Tensor:
         chain = self.chain()
         bypassed = [self.connection, *self.units, self.shortcut, last_merge]
-        if self.is_as_written and can_run_chain(chain, branches, self, bypassed):
+        if self.has_standard_parts and can_run_chain(chain, branches, self, bypassed):
             return run_chain(chain, branches, *self.connection.gate_and_scales(branches, last_merge))
 
         def run(branches: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class BinaryTower(Packable):
         self.merge = build_merge(num_bases, learned_scales)
 
     def packed_twin(self, packing: Packing) -> PackedTower:
-        if not (is_as_written(self, BinaryTower) and self.is_as_written):
+        if not (is_as_written(self, BinaryTower) and self.has_standard_parts):
             raise NotPackable(f'{type(self).__name__} or one of its parts has a forward of its own')
         levels = []
         for level in range(len(self.input_norms)):
@@ -88,7 +88,7 @@ class BinaryTower(Packable):
         x = self.input_norms[level](x)
         chain = self.chain(level)
         bypassed = [self.relu, *(part for unit in chain.units for part in (unit.conv, unit.norm))]
-        if self.is_as_written and can_run_chain(chain, x, self, bypassed):
+        if self.has_standard_parts and can_run_chain(chain, x, self, bypassed):
             return self.merge(run_chain(chain, x))
         x = broadcast(x, self.merge.num_bases)
         for unit in chain.units:
@@ -97,7 +97,7 @@ class BinaryTower(Packable):
         return self.merge(x)
 
     @property
-    def is_as_written(self) -> bool:
+    def has_standard_parts(self) -> bool:
         """Whether the parts that a chain replaces compute the same as this class."""
         return is_as_written(self.relu, nn.ReLU)
 

@@ -292,7 +292,7 @@ class TestWhatIsRewritten:
         module.__class__ = cls
         self.check(network)
         assert not can_run_chain(block_of(network, 0).chain(), before, block_of(network, 0)) or cls is OwnUnit
-        assert cls is not OwnUnit or not block_of(network, 0).is_as_written
+        assert cls is not OwnUnit or not block_of(network, 0).has_standard_parts
 
     @pytest.mark.parametrize('part', ['units.0.norm', 'units.0.conv', 'units.1', 'connection'])
     def test_an_instance(self, part):
