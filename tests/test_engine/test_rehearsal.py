@@ -110,6 +110,13 @@ class RehearsedHook(Hook):
         runner.model.prepared = True
 
 
+class RehearsedNormHook(Hook):
+    """Sets a hook on a norm, which lean training would bypass."""
+
+    def before_train(self, runner):
+        runner.model.backbone.stages[0][0].units[0].norm.register_forward_hook(lambda *_: None)
+
+
 class RehearsedLoop(IterBasedTrainLoop):
     """A loop with its own training step."""
 
@@ -126,16 +133,19 @@ class RehearsedValLoop(ValLoop):
 
 @pytest.fixture(scope='module', autouse=True)
 def _registered():
-    parts = {
-        DATASETS: RehearsedNumbers,
-        MODELS: RehearsedModel,
-        METRICS: RehearsedMetric,
-        HOOKS: RehearsedHook,
-    }
-    for registry, part in [*parts.items(), (LOOPS, RehearsedLoop), (LOOPS, RehearsedValLoop)]:
+    parts = [
+        (DATASETS, RehearsedNumbers),
+        (MODELS, RehearsedModel),
+        (METRICS, RehearsedMetric),
+        (HOOKS, RehearsedHook),
+        (HOOKS, RehearsedNormHook),
+        (LOOPS, RehearsedLoop),
+        (LOOPS, RehearsedValLoop),
+    ]
+    for registry, part in parts:
         registry.register_module(module=part)
     yield
-    for registry, part in [*parts.items(), (LOOPS, RehearsedLoop), (LOOPS, RehearsedValLoop)]:
+    for registry, part in parts:
         registry.module_dict.pop(part.__name__)
 
 
@@ -605,3 +615,9 @@ def test_two_processes(tmp_path):
     for _, without, with_rehearsal in (first, second):
         torch.testing.assert_close(with_rehearsal, without, rtol=0, atol=0)
     assert losses(tmp_path / 'workTrue') == losses(tmp_path / 'workFalse')
+
+
+def test_a_warning_that_the_rehearsal_hid_comes_in_the_run(tmp_path):
+    run_training(load_tiny_run(tmp_path, train_cfg__max_epochs=1, custom_hooks=[dict(type='RehearsedNormHook')]))
+    (log,) = tmp_path.glob('work/*/*.log')
+    assert log.read_text().count('norm of BasicBlock has a hook: modules of this kind run plain') == 1

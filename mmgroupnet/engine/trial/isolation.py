@@ -24,6 +24,7 @@ from torch import Tensor, distributed, nn
 
 from mmgroupnet.engine.trial.stages import NotTriedError
 from mmgroupnet.errors import summary
+from mmgroupnet.layers.lean.path import forget_warnings
 
 # Log lines of the rehearsal itself begin with this.
 PROGRESS = 'Rehearsal'
@@ -78,6 +79,7 @@ def _silence(runner: Runner) -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeFilter(progress_alone)
+        forget_warnings()
 
 
 @contextmanager

@@ -95,12 +95,17 @@ def report_hooks(owner: nn.Module, hooked: str, is_synchronised: bool) -> None:
             'batch norms must issue the same collectives in every process: remove the hook (a sign_observer watches '
             'signs), or give binary_cfg=dict(memory_efficient=False)'
         )
-    _say(
+    _warn_once(
         f'{hooked} of {type(owner).__name__} has a hook: modules of this kind run plain while it is there, with the '
         'memory of plain autograd'
     )
 
 
+def forget_warnings() -> None:
+    """Gives warnings that were given once more, for a trial whose log nobody sees."""
+    _warn_once.cache_clear()
+
+
 @cache
-def _say(message: str) -> None:
+def _warn_once(message: str) -> None:
     print_log(message, logger='current', level=logging.WARNING)

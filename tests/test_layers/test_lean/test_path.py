@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from mmgroupnet.layers import BinaryConv2d, LayerwiseBinaryConv2d, can_run_chain
 from mmgroupnet.layers.lean import can_run_conv
-from mmgroupnet.layers.lean.path import _say
+from mmgroupnet.layers.lean.path import forget_warnings
 from mmgroupnet.models.backbones.groupnet_block import BinaryUnit
 from mmgroupnet.models.dense_heads.binary_fcos_head import BinaryTower
 from tests.lean_comparison import (
@@ -200,7 +200,7 @@ class TestHooks:
         monkeypatch.setattr('mmgroupnet.layers.lean.path.print_log', lambda message, **kwargs: said.append(message))
         network = small_network()
         block_of(network, 0).units[0].norm.register_forward_hook(lambda *call: None)
-        _say.cache_clear()
+        forget_warnings()
         for _ in range(2):
             network(torch.randn(IMAGES))
         assert said == [
