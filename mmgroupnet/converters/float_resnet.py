@@ -1,5 +1,6 @@
 """Initialises a Group-Net from a full-precision ResNet of the same topology."""
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -116,7 +117,8 @@ class FromFloatResNet:
 
     Raises:
         UserError: If the source lacks a conv of the blocks or the stem, has an additional conv or one of another shape,
-            or has names that are not a ResNet's; one error lists them.
+            has names that are not a ResNet's, or a conv whose weights are all equal or not finite; one error lists
+            them.
     """
 
     def __init__(self, checkpoint: str) -> None:
@@ -147,6 +149,11 @@ class FromFloatResNet:
                 f'{name} {tuple(value.shape)} instead of {tuple(convs[name].weight.shape)}, all bases together'
                 for name, value in bases.items()
                 if value.shape != convs[name].weight.shape
+            ],
+            'of equal or non-finite values': [
+                name
+                for name, value in bases.items()
+                if isinstance(convs[name], BinaryConv2d) and not 0 < value.std() < math.inf
             ],
         }
         found = [f'{len(names)} {kind}: {listing(names)}' for kind, names in problems.items() if names]

@@ -1,6 +1,7 @@
 """Initialising a Group-Net from float ResNets of torchvision, mmpretrain and CIFAR-10."""
 
 import logging
+import math
 import re
 from pathlib import Path
 
@@ -306,3 +307,12 @@ def test_a_published_resnet20_of_cifar10(cifar_checkpoint, messages):
     assert_close(weight / weight.std(), source / source.std())
     (message,) = messages
     assert message.startswith('19 of 21 convs start from')
+
+
+@pytest.mark.parametrize('value', [0.0, math.nan])
+def test_weights_that_give_no_signs_are_refused(value, tmp_path):
+    network = float_network()
+    nn.init.constant_(network.layer2[0].conv1.weight, value)
+    checkpoint = save(network.state_dict(), tmp_path / 'r.pth')
+    with pytest.raises(UserError, match=r'\(1 of equal or non-finite values: layer2\.0\.conv1\.weight\)'):
+        FromFloatResNet(checkpoint)(groupnet())
