@@ -109,8 +109,10 @@ def last_finite(newest: str | Path | None) -> Path | None:
     newest = Path(newest)
     saved = saved_checkpoints(newest.parent)
     for path in saved[saved.index(newest) :] if newest in saved else []:
-        with mmengine_globals():
-            weights = torch.load(path, map_location='cpu', weights_only=True)['state_dict'].values()
+        try:
+            weights = read_checkpoint(path, 'cpu')['state_dict'].values()
+        except UserError:  # A full disk, for example, leaves an unreadable file.
+            continue
         if all(weight.isfinite().all() for weight in weights if weight.is_floating_point()):
             return path
     return None

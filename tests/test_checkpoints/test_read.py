@@ -96,6 +96,8 @@ def test_the_last_checkpoint_with_finite_weights(tmp_path):
     assert last_finite(paths[0]) == paths[0]
     assert last_finite(None) is None
     assert last_finite(tmp_path / 'epoch_4.pth') is None
+    paths[1].write_bytes(b'half')
+    assert last_finite(paths[2]) == paths[0]
 
 
 class TestFindResumable:

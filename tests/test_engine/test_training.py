@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmgroupnet.engine import training
+from mmgroupnet.engine.hooks import InvalidLossHook
 from mmgroupnet.engine.testing import augment_test, run_test
 from mmgroupnet.engine.training import run_training
 from mmgroupnet.errors import UserError
@@ -140,6 +142,19 @@ class TestRefused:
         good = 'epoch_1.pth' if by_epoch else 'iter_4.pth'
         assert f'the last good checkpoint is {tmp_path}/work/{good}' in str(caught.value)
         assert [path.name for path in (tmp_path / 'work').glob('*.pth')] == [good]
+
+    @pytest.mark.parametrize(
+        ('newest', 'said'),
+        [
+            (None, 'this run has saved no good checkpoint'),
+            ('s3://a/epoch_2.pth', 'the last checkpoint is s3://a/epoch_2.pth, whose weights were not checked'),
+        ],
+    )
+    def test_loss_that_is_no_number_without_a_checkpoint_on_the_disk(self, newest, said):
+        runner = mock.Mock(iter=5, epoch=1)
+        runner.message_hub.get_info.return_value = newest
+        with pytest.raises(UserError, match=rf'iteration 6 \(epoch 2, batch 2\): loss=inf; {said}\. Lower the'):
+            InvalidLossHook().after_train_iter(runner, 1, outputs=dict(loss=torch.tensor(math.inf)))
 
     def test_weights_of_another_architecture(self, trained, tmp_path):
         checkpoint = str(trained / 'work/epoch_1.pth')

@@ -5,7 +5,7 @@ import math
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmgroupnet.checkpoints.read import last_finite
+from mmgroupnet.checkpoints.read import is_local, last_finite
 from mmgroupnet.errors import UserError
 from mmgroupnet.registry import HOOKS
 
@@ -37,9 +37,17 @@ class InvalidLossHook(Hook):
         losses = {name: float(value.detach()) for name, value in (outputs or {}).items() if 'loss' in name}
         invalid = [f'{name}={value}' for name, value in losses.items() if not math.isfinite(value)]
         if invalid:
-            good = last_finite(runner.message_hub.get_info('last_ckpt'))
-            last = f'the last good checkpoint is {good}' if good else 'this run has saved no good checkpoint'
+            last_good = _last_good(runner.message_hub.get_info('last_ckpt'))
             raise UserError(
                 f'training stopped at iteration {runner.iter + 1} (epoch {runner.epoch + 1}, batch {batch_idx + 1}): '
-                f'{", ".join(invalid)}; {last}. Lower the learning rate or clip the gradients (optim_wrapper.clip_grad)'
+                f'{", ".join(invalid)}; {last_good}. Lower the learning rate or clip the gradients '
+                '(optim_wrapper.clip_grad)'
             )
+
+
+def _last_good(newest: str | None) -> str:
+    """The last good checkpoint of a run, in words."""
+    if newest and not is_local(str(newest)):
+        return f'the last checkpoint is {newest}, whose weights were not checked'
+    good = last_finite(newest)
+    return f'the last good checkpoint is {good}' if good else 'this run has saved no good checkpoint'
