@@ -353,3 +353,35 @@ class TestTraining:
 
         with pytest.raises(ValueError, match='0 is frozen by a part of the model'):
             mmgroupnet.binarize(Frozen(nn.Conv2d(4, 4, 1)), [dict(become='binary')])
+
+
+@pytest.mark.parametrize('rule', [dict(become='binary'), dict(become='layerwise', num_bases=2)])
+def test_a_conv_without_padding_by_name(rule):
+    conv = nn.Conv2d(4, 6, 3, padding='valid')
+    (twin,) = mmgroupnet.binarize(nn.Sequential(conv), [rule])
+    assert twin.padding == (0, 0) and twin(torch.randn(1, 4, 7, 8)).shape == (1, 6, 5, 6)
+
+
+def test_groups_have_the_dtype_of_their_blocks():
+    model = ResNet(18, base_channels=8).double()
+    mmgroupnet.binarize(model, [dict(become='groupwise', types='BasicBlock', num_bases=2)])
+    assert {value.dtype for value in model.parameters()} == {torch.float64}
+    assert any(name.endswith('theta') for name, _ in model.named_parameters())
+
+
+class Excited(nn.Module):
+    """A residual block with a linear layer, like one with squeeze and excitation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + self.conv(x) * self.linear(x.mean((2, 3)))[..., None, None]
+
+
+def test_linears_inside_of_groups_are_kept():
+    model = mmgroupnet.binarize(nn.Sequential(Excited()), [dict(become='groupwise', types='Excited', num_bases=2)])
+    for branch in model[0].blocks[0].branches:
+        assert type(branch.conv) is BinaryConv2d and type(branch.linear) is nn.Linear
+    assert binarization_of(model).unmatched == ['0.linear']

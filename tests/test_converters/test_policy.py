@@ -3,6 +3,7 @@ from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from torch import nn
 
 from mmgroupnet.converters.policy import decide, iterate_chains, parse_policy
+from mmgroupnet.layers import BinaryConv2d
 
 LAYERWISE = dict(become='layerwise', num_bases=2)
 
@@ -188,3 +189,30 @@ def test_what_has_no_binary_form(layer, problems):
     types = ['Conv2d', '_ConvNd', 'Linear', 'ModulatedDeformConv2d']
     decisions = decide(of, parse_policy([dict(become='binary', types=types)]))
     assert [decision.problem for decision in decisions.layers[1:]] == problems
+
+
+def test_a_conv_of_one_channel_is_not_depthwise():
+    decisions = decide(nn.Sequential(nn.Conv2d(1, 8, 3)), parse_policy([dict(become='binary')]))
+    assert [decision.problem for decision in decisions.layers] == [None]
+
+
+def test_blocks_of_two_rules_are_two_chains():
+    of = nn.Sequential(Block(), Block(), Block())
+    rules = [dict(become='groupwise', types='Block', names=['0', '1'], num_bases=2),
+             dict(become='groupwise', types='Block', num_bases=3)]  # fmt: skip
+    decisions = decide(of, parse_policy(rules))
+    assert list(iterate_chains(of, decisions.blocks)) == [(of, ['0', '1'], 0), (of, ['2'], 1)]
+
+
+def test_a_shared_block_cannot_become_a_group():
+    block = Block()
+    of = nn.ModuleDict(dict(first=block, second=block))
+    with pytest.raises(ValueError, match='selects second, which is the same block as first: a shared block cannot'):
+        decide(of, parse_policy([dict(become='groupwise', types='Block', num_bases=2)]))
+
+
+def test_blocks_that_are_binary_already_are_no_groups():
+    of = nn.Sequential(Block(), Block())
+    of[0].conv = BinaryConv2d(4, 4, 3)
+    decisions = decide(of, parse_policy([dict(become='groupwise', types='Block', num_bases=2)]))
+    assert list(decisions.blocks) == ['1']

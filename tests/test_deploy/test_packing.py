@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 from mmgroupnet.deploy import pack, pack_and_report
-from mmgroupnet.layers import BinaryConv2d, BinaryLinear, LayerwiseBinaryConv2d, LayerwiseBinaryLinear
+from mmgroupnet.layers import BinaryConv2d, BinaryLinear, LayerwiseBinaryConv2d, LayerwiseBinaryLinear, RealValuedSkip
 from mmgroupnet.layers.packed import PackedChain, PackedModule, PackedUnit
 from mmgroupnet.models.backbones.groupnet_block import BinaryUnit
 from mmgroupnet.ops import Connection
@@ -575,3 +575,98 @@ class TestPackedModel:
         elsewhere = Mock(device=torch.device('cuda:0'), dtype=torch.float32)
         with pytest.raises(RuntimeError, match='a packed model cannot be moved to cuda:0'):
             unit._apply(lambda tensor: elsewhere)
+
+
+@pytest.mark.parametrize('kind', [BinaryConv2d, LayerwiseBinaryConv2d])
+def test_a_norm_and_a_learned_threshold_in_front_of_one_sign(kind):
+    torch.manual_seed(0)
+    conv = kind(
+        6, 5, 3, padding=1, num_bases=2, input_norm=dict(type='BN'), activation=dict(type='mmgroupnet.ShiftedSign')
+    )
+    x = torch.randn(2, 6 * conv.num_folded, 9, 8).relu()
+    estimate_statistics(conv, lambda: conv(x))
+    nn.init.uniform_(conv.activation.shift, -1, 1)
+    as_trained(conv).eval()
+    packed, (layer,) = pack_and_report(conv)
+    assert layer.problem is None and isinstance(packed, PackedUnit)
+    with torch.no_grad():
+        assert_agrees('conv', packed(x), conv(x))
+
+
+@pytest.mark.parametrize('conv', ['BinaryConv2d', 'LayerwiseBinaryConv2d'])
+def test_a_bias_in_front_of_a_norm(conv):
+    torch.manual_seed(0)
+    options = dict(conv_cfg=dict(type=f'mmgroupnet.{conv}'), norm_cfg=dict(type='BN'), act_cfg=None)
+    module = ConvModule(20, 12, 3, padding=1, bias=True, **options)
+    nn.init.normal_(module.conv.bias)
+    x = torch.randn(2, 20, 11, 14)
+    estimate_statistics(module, lambda: module(x))
+    as_trained(module)
+    nn.init.normal_(module.norm.running_mean)
+    packed = pack(module)
+    assert isinstance(packed, PackedUnit)
+    with torch.no_grad():
+        assert_agrees('conv', packed(x), module(x))
+
+
+@pytest.mark.parametrize('decomposition', ['gbd_v1', 'gbd_v3', 'soft_gate', 'lbd'])
+def test_one_base_with_learned_scales(decomposition):
+    backbone = build_backbone(num_bases=1, base_channels=8, decomposition=decomposition, learned_scales=True)
+    for name, parameter in backbone.named_parameters():
+        if name.endswith('merge.scales'):
+            nn.init.constant_(parameter, 0.3)
+    assert_twins_agree(backbone, lambda model: model(pictures()))
+
+
+def test_norms_without_weight_and_bias():
+    torch.manual_seed(0)
+    norm_cfg = dict(type='BN', affine=False)
+    conv_cfg = dict(type='mmgroupnet.BinaryConv2d', input_norm=norm_cfg)
+    module = ConvModule(12, 10, 3, padding=1, conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=None)
+    x = torch.randn(2, 12, 11, 14).relu()
+    estimate_statistics(module, lambda: module(x))
+    packed = pack(module)
+    assert isinstance(packed, PackedUnit)
+    with torch.no_grad():
+        assert_agrees('module', packed(x), module(x))
+
+
+def test_the_eps_of_the_norms():
+    backbone = build_backbone(num_bases=2, base_channels=8, norm_cfg=dict(type='BN', eps=0.5))
+    assert_twins_agree(backbone, lambda model: model(pictures()))
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(order=('norm', 'conv', 'act'), norm_cfg=dict(type='BN'), act_cfg=None),
+        dict(order=('act', 'conv', 'norm'), norm_cfg=dict(type='BN')),
+        dict(act_cfg=dict(type='LeakyReLU', negative_slope=0.5)),
+        dict(act_cfg=dict(type='Sigmoid'), norm_cfg=dict(type='BN')),
+        dict(padding_mode='reflect', norm_cfg=dict(type='BN'), act_cfg=None),
+    ],
+    ids=str,
+)
+def test_what_no_unit_computes_stays_around_a_packed_conv(options):
+    torch.manual_seed(0)
+    module = ConvModule(12, 12, 3, padding=1, conv_cfg=dict(type='mmgroupnet.BinaryConv2d'), inplace=False, **options)
+    x = torch.randn(2, 12, 11, 14)
+    estimate_statistics(module, lambda: module(x))
+    packed = pack(as_trained(module))
+    assert isinstance(packed, ConvModule) and isinstance(packed.conv, PackedUnit)
+    with torch.no_grad():
+        assert_agrees('module', packed(x), module(x))
+
+
+class HalfSkip(RealValuedSkip):
+    def forward(self, x):
+        return self.module(x) + 0.5 * x
+
+
+def test_a_skip_with_a_forward_of_its_own_keeps_it():
+    torch.manual_seed(0)
+    skip, x = HalfSkip(BinaryConv2d(6, 6, 3, padding=1)).eval(), torch.randn(2, 6, 7, 8)
+    packed = pack(skip)
+    assert isinstance(packed, HalfSkip) and isinstance(packed.module, PackedUnit)
+    with torch.no_grad():
+        assert_agrees('skip', packed(x), skip(x))

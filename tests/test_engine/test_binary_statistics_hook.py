@@ -143,3 +143,42 @@ def test_an_observer_that_was_there_before_sees_every_iteration(runner):
     assert len(seen) == 3
     assert runner.model['conv'].sign_observer == seen.append
     assert table(runner)[0]['positive_share'] == 5 / 8
+
+
+def test_flips_are_those_since_the_last_report(runner):
+    hook, weight = BinaryStatisticsHook(), runner.model['conv'].weight
+    run_epoch(hook, runner, [[HALF_DEAD]], lambda: weight.data.view(-1)[:2].neg_())
+    run_epoch(hook, runner, [[HALF_DEAD]])
+    assert [row['weight_flips'] for row in table(runner)] == [2, 0]
+
+
+def test_the_epoch_of_a_report_before_an_evaluation(runner):
+    hook = BinaryStatisticsHook()
+    hook.before_train(runner)
+    hook.before_train_iter(runner, 0)
+    runner.model['conv'](HALF_DEAD)
+    hook.after_train_iter(runner, 0)
+    runner.epoch, runner.iter = 0, 7
+    hook.before_val_epoch(runner)
+    assert [(row['epoch'], row['iteration']) for row in table(runner)] == [(0, 7)]
+
+
+@pytest.mark.parametrize(('x', 'share'), [(HALF_DEAD.abs(), '1.000'), (-1 - HALF_DEAD.abs(), '0.000')])
+def test_a_layer_that_dies_on_either_side_gets_a_warning(runner, caplog, x, share):
+    run_epoch(BinaryStatisticsHook(), runner, [[x]])
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == [f'1 of 1 binary layers are dying, their share of +1 lies outside 0.02-0.98: conv ({share})']
+
+
+def test_only_the_first_process_writes(runner, tmp_path, monkeypatch):
+    monkeypatch.setattr('mmgroupnet.engine.hooks.binary_statistics_hook.is_main_process', lambda: False)
+    run_epoch(BinaryStatisticsHook(), runner, [[HALF_DEAD]])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_that_did_not_run_is_left_out(runner):
+    runner.model['idle'] = BinaryConv2d(2, 3, 1)
+    run_epoch(BinaryStatisticsHook(), runner, [[HALF_DEAD]])
+    assert [row['layer'] for row in table(runner)] == ['conv']
+    run_epoch(BinaryStatisticsHook(), runner, [[]])  # no layer ran
+    assert len(table(runner)) == 1

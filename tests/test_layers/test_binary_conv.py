@@ -500,3 +500,18 @@ def test_is_binary():
     assert BinaryConv2d(2, 2, 1).is_binary
     assert not BinaryConv2d(2, 2, 1, activation=dict(type='mmgroupnet.Tanh')).is_binary
     assert not BinaryConv2d(2, 2, 1, weight=dict(type='mmgroupnet.RealWeight')).is_binary
+
+
+@pytest.mark.parametrize('memory_efficient', [True, False])
+@pytest.mark.parametrize('cls', [BinaryConv2d, LayerwiseBinaryConv2d])
+def test_a_bias_and_a_shift_under_autocast_keep_its_dtype(cls, memory_efficient):
+    conv = cls(
+        2, 3, 3, padding=1, num_bases=2, bias=True, activation=dict(type='mmgroupnet.ShiftedSign'),
+        memory_efficient=memory_efficient,
+    )  # fmt: skip
+    nn.init.normal_(conv.bias)
+    x = torch.randn(1, conv.num_folded * 2, 5, 6)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        out = conv(x)
+    assert out.dtype == torch.bfloat16
+    assert_close(out.float(), conv(x), rtol=0.03, atol=0.03)

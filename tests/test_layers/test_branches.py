@@ -21,6 +21,7 @@ from mmgroupnet.layers import (
     soft_connect,
     split,
 )
+from mmgroupnet.layers.packed import find_twin, simulated
 from tests.references import assert_same_gradients
 from tests.strategies import seeds
 
@@ -231,3 +232,28 @@ class TestRealValuedSkip:
         assert {name.split('.')[0] for name in skip.state_dict()} == {'module'}
         assert [name for name, _ in skip.named_children()] == ['module']
         assert_close(torch.jit.trace(skip, x)(x), skip(x))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('num_bases', [1, 2, 3, 5])
+def test_half_precision_merges_the_same(num_bases, dtype):
+    """In half precision, and on GPUs, the branches are added up in another way."""
+    x = torch.randn(2, num_bases * 3, 4, 5).to(dtype).requires_grad_()
+    reference = x.detach().double().requires_grad_()
+    for merge in (MeanMerge(num_bases), ScaledMerge(num_bases).to(dtype)):
+        out, expected = merge(x), merge.double()(reference)
+        assert out.dtype == dtype
+        assert_close(out.double(), expected, rtol=0.02, atol=0.02)
+        (gradient,) = torch.autograd.grad(out.sum(), x)
+        (wanted,) = torch.autograd.grad(expected.sum(), reference)
+        assert_close(gradient.double(), wanted, rtol=0.02, atol=0.02)
+
+
+def test_the_scale_of_a_single_branch():
+    merge, x = ScaledMerge(1).eval(), torch.randn(2, 4, 5, 6)
+    nn.init.constant_(merge.scales, 0.3)
+    with torch.no_grad():
+        assert find_twin(merge, x) is not None
+        torch.testing.assert_close(merge(x), 0.3 * x)
+        with simulated():
+            torch.testing.assert_close(merge(x), 0.3 * x)

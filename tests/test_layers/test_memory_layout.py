@@ -3,7 +3,9 @@ import torch
 from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack, RoIAlign
 from torch import nn
 
-from mmgroupnet.layers import guard_foreign_code
+import mmgroupnet
+from mmgroupnet.deploy import pack
+from mmgroupnet.layers import BinaryConv2d, guard_foreign_code
 
 
 def test_roi_align_reads_channels_last():
@@ -64,3 +66,13 @@ def test_features_can_be_flattened():
     for layer in model.features:
         x = layer(x)
     assert x.is_contiguous()
+
+
+@pytest.mark.parametrize('make', [lambda model: mmgroupnet.binarize(model, [dict(become='binary')]), pack])
+def test_models_with_binary_layers_are_guarded(make):
+    align = RoIAlign(3, 1.0, 2)
+    x, rois = torch.randn(1, 8, 9, 7), torch.tensor([[0.0, 1, 1, 6, 7]])
+    expected = align(x, rois)
+    conv = nn.Conv2d(4, 4, 1) if make is not pack else BinaryConv2d(4, 4, 1)
+    model = make(nn.ModuleDict(dict(conv=conv, align=align)))
+    assert torch.equal(model['align'](x.contiguous(memory_format=torch.channels_last), rois), expected)

@@ -213,3 +213,8 @@ class TestBuild:
     def test_an_estimator_needs_its_gradient(self):
         with pytest.raises(TypeError, match='abstract'):
             type('Incomplete', (SignActivation,), {})()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_a_shift_of_another_dtype_leaves_that_of_the_map(dtype):
+    assert ShiftedSign(3)(torch.randn(2, 3, 4, 5, dtype=dtype)).dtype == dtype

@@ -516,3 +516,23 @@ def test_the_recipe_of_the_docs():
     assert_packs(conv, picture(conv))
     run_backward(conv)
     assert conv.activation.threshold.grad.all() and conv.weight_quantizer.factor.grad.all()
+
+
+def test_a_forward_of_the_instance_is_called_and_not_packed():
+    conv, x = BinaryConv2d(3, 4, 3), torch.randn(1, 3, 5, 5)
+    forward = conv.activation.forward
+    conv.activation.forward = lambda x: forward(x - 0.5)
+    assert not can_run_conv(conv, x)
+    expected = BinaryConv2d(3, 4, 3)
+    expected.load_state_dict(conv.state_dict())
+    assert_close(conv(x), expected(x - 0.5))
+    _, (layer,) = pack_and_report(conv)
+    assert layer.problem == 'PolynomialSign has a forward of its own'
+
+
+@pytest.mark.parametrize('name', ['forward', 'signs', 'binarise'])
+def test_a_method_of_the_weight_quantizers_instance_counts(name):
+    conv, x = BinaryConv2d(3, 4, 3), torch.randn(1, 3, 5, 5)
+    assert can_run_conv(conv, x)
+    setattr(conv.weight_quantizer, name, getattr(conv.weight_quantizer, name))
+    assert not can_run_conv(conv, x)

@@ -199,3 +199,17 @@ def test_detectors_of_two_stages_are_refused():
         'model=FasterRCNN: the exporter supports only one-stage detectors with dense heads (FCOS, ATSS, RetinaNet, '
         'GFL): export its maps (--raw; raw=True) and decode them yourself'
     )
+
+
+@pytest.mark.parametrize('clip_border', [True, False])
+def test_sides_are_limited_as_by_the_coder(clip_border):
+    """The logarithms of some sides exceed mmdet's limit of log(1000 / 16)."""
+    coder = dict(RETINA['bbox_coder'], clip_border=clip_border)
+    model = detector(RETINA | dict(bbox_coder=coder), dict(max_per_img=1000))
+    images = pictures()
+    model.bbox_head.retina_reg.weight.data *= 50
+    expected = detect(model, images)
+    assert any(len(boxes) for boxes, _ in expected)
+    sides = np.concatenate([boxes[:, 2:4] - boxes[:, :2] for boxes, _ in expected])
+    assert (sides < 1).any()
+    assert_detections(*answer(model, images), expected)

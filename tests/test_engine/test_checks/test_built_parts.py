@@ -552,3 +552,30 @@ def test_no_rehearsal_trains_all_the_same(cfg, monkeypatch):
     monkeypatch.setattr(training, 'check_built_parts', lambda *args: pytest.fail('check_built_parts was called'))
     run_training(cfg, rehearse=False)
     assert (Path(cfg.work_dir) / 'epoch_1.pth').is_file()
+
+
+def test_annotations_counted_from_1_and_categories_from_0(cfg, tmp_path):
+    edit(
+        annotations(tmp_path),
+        lambda file: [one.update(id=one['id'] - 1) for one in file['categories']],
+    )
+    refuse(cfg, 'there are annotations of the category ids 2, which its list of categories lacks')
+
+
+def test_ids_of_256(tmp_path):
+    cfg = segmentation(tmp_path, [np.full((4, 4), 256, np.uint16)])
+    refuse(cfg, 'holds ids up to 256, of which mmseg reads the lowest 8 bits (256 becomes 0)', head='head')
+
+
+def test_a_negative_label(tmp_path):
+    cfg = classification(tmp_path, ann_file='train.txt')
+    (tmp_path / 'train.txt').write_text('cat/0.png 0\ndog/0.png -1\n')
+    refuse(cfg, 'has the label -1: there are 2 classes, 0 to 1', head='head')
+
+
+def test_few_masks_may_lack_some_of_many_classes(tmp_path, warnings):
+    cfg = segmentation(tmp_path, [np.eye(8, dtype=np.uint8) * 255] * 2)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.metainfo = dict(classes=tuple('abcde'))
+    check(cfg, head='decode_head', num_classes=5)
+    assert not warnings

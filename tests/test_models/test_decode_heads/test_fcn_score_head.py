@@ -28,14 +28,15 @@ class TestFCN8s(DecodeHeadBattery):
     input_shapes = [(4, 9, 12), (6, 9, 12), (8, 9, 12)]
 
 
-def test_coarse_predictions_are_upsampled_and_added():
+@pytest.mark.parametrize('align_corners', [False, True])
+def test_coarse_predictions_are_upsampled_and_added(align_corners):
     torch.manual_seed(0)
-    head = MODELS.build(FCN16S)
+    head = MODELS.build(dict(FCN16S, align_corners=align_corners))
     head.init_weights()
     fine, coarse = (torch.randn(2, *shape) for shape in SHAPES)
     from_coarse = conv2d(coarse, head.conv_seg.weight, head.conv_seg.bias)
     from_fine = conv2d(fine, head.finer_scores[0].weight, head.finer_scores[0].bias)
-    expected = from_fine + interpolate(from_coarse, SHAPES[0][1:], mode='bilinear', align_corners=False)
+    expected = from_fine + interpolate(from_coarse, SHAPES[0][1:], mode='bilinear', align_corners=align_corners)
     assert_close(head((fine, coarse)), expected)
 
 
