@@ -65,7 +65,10 @@ def pack_and_report(model: nn.Module) -> tuple[nn.Module, list[PackedLayer]]:
     if not convs:
         raise UserError(f'model={type(model).__name__}: it has no binary layers of mmgroupnet to pack')
     packing = _ModelPacking()
-    packed = packing.twin(copy.deepcopy(model).cpu().float().eval(), '').eval()
+    copied = copy.deepcopy(model).cpu().float()
+    copied.eval()  # Not every model returns itself here.
+    packed = packing.twin(copied, '')
+    packed.eval()
     layers = []
     for name, conv in convs.items():
         before = conv.weight.numel() * conv.weight.element_size()

@@ -185,7 +185,7 @@ def _typed_dicts(node: object, path: str = '') -> Iterator[tuple[str, Mapping]]:
     if isinstance(node, Mapping):
         if 'type' in node:
             yield path, node
-        elif path.endswith('.binary_cfg'):
+        elif path.endswith('.binary_cfg') and 'policy' not in path.split('.'):  # parse_policy checks those of rules.
             yield path, dict(node, type='mmgroupnet.BinaryConv2d')
         entries: Iterable[tuple[Any, Any]] = node.items()
     else:

@@ -82,7 +82,8 @@ def _build(cfg: Config, checkpoint: str | Path, device: str | None) -> tuple[nn.
         adopt_exported(cfg, checkpoint)
         model = MODELS.build(cfg.model)
         model.check_task(cfg.default_scope)
-        return model.eval(), model.dataset_metainfo
+        model.eval()
+        return model, model.dataset_metainfo
     if adopt_packed(cfg, checkpoint):
         device = device or 'cpu'
         check_device(checkpoint, device)
@@ -94,7 +95,9 @@ def _build(cfg: Config, checkpoint: str | Path, device: str | None) -> tuple[nn.
     model, content = load_model(cfg, checkpoint)
     meta = content.get('meta') or {}
     # Files from before mmengine have CLASSES and PALETTE beside the weights.
-    return revert_sync_batchnorm(model).to(device).eval(), first_meta(meta.get('dataset_meta')) or meta
+    model = revert_sync_batchnorm(model).to(device)
+    model.eval()  # Not every model returns itself here.
+    return model, first_meta(meta.get('dataset_meta')) or meta
 
 
 def draw_on_pictures(

@@ -2,7 +2,7 @@
 
 from mmgroupnet.layers.binary_conv import BinaryConv2d, LayerwiseBinaryConv2d, raise_packed
 from mmgroupnet.layers.binary_linear import BinaryLinear, LayerwiseBinaryLinear
-from mmgroupnet.layers.branches import RealValuedSkip, broadcast, share, split
+from mmgroupnet.layers.branches import RealValuedSkip, broadcast, build_branch_norm, share, split
 from mmgroupnet.layers.fx import trace_as_leaf
 from mmgroupnet.layers.groupwise import GroupwiseBlock, GroupwiseChain
 from mmgroupnet.layers.lean import Chain, ChainUnit, can_run_chain, run_chain
@@ -37,6 +37,7 @@ __all__ = [
     'RealValuedSkip',
     'SoftGate',
     'broadcast',
+    'build_branch_norm',
     'Chain',
     'ChainUnit',
     'can_run_chain',

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, NoReturn
 
 import torch
-from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from mmgroupnet.errors import UserError
+from mmgroupnet.layers.branches import build_branch_norm
 from mmgroupnet.layers.fx import trace_as_leaf
 from mmgroupnet.layers.lean import BinaryConv, ConvOperands, can_run_conv, run_conv
 from mmgroupnet.layers.lean.path import find_hooks, is_as_written
@@ -133,7 +133,7 @@ class BinaryConv2d(Packable, BinaryConv):
         self.output_padding = (0, 0)
 
         branches = self.num_folded
-        self.input_norm = None if input_norm is None else build_norm_layer(input_norm, branches * in_channels)[1]
+        self.input_norm = None if input_norm is None else build_branch_norm(input_norm, branches, in_channels)
         self.activation = build_quantizer(activation, branches * in_channels)
         self.weight_quantizer = build_quantizer(weight, num_bases * out_channels)
         self.weight = nn.Parameter(torch.empty(num_bases * out_channels, in_channels // groups, *self.kernel_size))

@@ -5,11 +5,33 @@ Layers broadcast, split, merge, gate and share branches through this file and :m
 and packed paths know the same layout.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
+
+from mmgroupnet.errors import UserError
+
+
+def build_branch_norm(norm_cfg: Mapping, num_branches: int, num_channels: int) -> nn.Module:
+    """The norm of folded branches, which normalises each of them as if it were alone.
+
+    Args:
+        norm_cfg: Config of the norm of one branch; ``num_groups`` of a ``GN`` counts the groups of one branch.
+        num_branches: Number of branches.
+        num_channels: Channels of one branch.
+
+    Raises:
+        UserError: If the norm takes the mean over all channels, and so over all branches.
+    """
+    cfg = dict(norm_cfg)
+    if cfg.get('type') in ('LN', 'LN2d'):
+        raise UserError(f'norm_cfg={cfg}: it normalises over all branches; give a norm such as BN, SyncBN, GN or IN')
+    if 'num_groups' in cfg:
+        cfg['num_groups'] *= num_branches
+    return build_norm_layer(cfg, num_branches * num_channels)[1]
 
 
 def broadcast(x: Tensor, num_bases: int) -> Tensor:

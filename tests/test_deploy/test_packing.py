@@ -670,3 +670,13 @@ def test_a_skip_with_a_forward_of_its_own_keeps_it():
     assert isinstance(packed, HalfSkip) and isinstance(packed.module, PackedUnit)
     with torch.no_grad():
         assert_agrees('skip', packed(x), skip(x))
+
+
+class ReturnsNothing(nn.Sequential):
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def test_a_model_whose_train_returns_nothing():
+    packed = pack(ReturnsNothing(BinaryConv2d(4, 4, 1)))
+    assert isinstance(packed, ReturnsNothing) and isinstance(packed[0], PackedUnit) and not packed.training

@@ -253,3 +253,8 @@ def test_what_cannot_be_written(path, message, tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(UserError, match=message):
         write_config(Config(dict(a=1)), tmp_path / path)
+
+
+def test_the_options_of_a_policy_are_not_those_of_one_conv():
+    rule = dict(become='layerwise', num_bases=2, binary_cfg=dict(learned_scales=True))
+    check_arguments(Config(dict(model=dict(type='mmgroupnet.Binarized', policy=[rule], model=dict(type='ResNet')))))

@@ -621,3 +621,9 @@ def test_a_warning_that_the_rehearsal_hid_comes_in_the_run(tmp_path):
     run_training(load_tiny_run(tmp_path, train_cfg__max_epochs=1, custom_hooks=[dict(type='RehearsedNormHook')]))
     (log,) = tmp_path.glob('work/*/*.log')
     assert log.read_text().count('norm of BasicBlock has a hook: modules of this kind run plain') == 1
+
+
+def test_the_copy_of_a_compiled_model_is_not_compiled():
+    model = RehearsedModel()
+    model.forward = torch.compile(model.forward, backend='eager')
+    assert 'forward' in vars(model) and 'forward' not in vars(copy_model(model))

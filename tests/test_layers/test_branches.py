@@ -9,6 +9,7 @@ from mmcv.cnn import ConvModule
 from torch import nn
 from torch.testing import assert_close
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import (
     InPlaceMerge,
     MeanMerge,
@@ -16,6 +17,7 @@ from mmgroupnet.layers import (
     ScaledMerge,
     SoftGate,
     broadcast,
+    build_branch_norm,
     build_merge,
     share,
     soft_connect,
@@ -257,3 +259,16 @@ def test_the_scale_of_a_single_branch():
         torch.testing.assert_close(merge(x), 0.3 * x)
         with simulated():
             torch.testing.assert_close(merge(x), 0.3 * x)
+
+
+@pytest.mark.parametrize('cfg', [dict(type='BN'), dict(type='GN', num_groups=2), dict(type='IN', affine=True)], ids=str)
+def test_a_norm_of_branches_is_that_of_each(cfg):
+    x = torch.randn(2, 3 * 4, 5, 6)
+    alone = build_branch_norm(cfg, 1, 4)
+    expected = torch.cat([alone(branch) for branch in split(x, 3)], dim=1)
+    assert_close(build_branch_norm(cfg, 3, 4)(x), expected)
+
+
+def test_a_norm_over_all_channels_is_refused():
+    with pytest.raises(UserError, match=r"norm_cfg=\{'type': 'LN'\}: it normalises over all branches"):
+        build_branch_norm(dict(type='LN'), 3, 4)

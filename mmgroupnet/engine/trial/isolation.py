@@ -162,7 +162,7 @@ def copy_model(model: nn.Module) -> nn.Module:
         for cell in memo[id(function)].__closure__:
             if _module_of(cell.cell_contents) is not None:
                 cell.cell_contents = _deepcopy(cell.cell_contents, memo)
-    for name, value in list(vars(copied).items()):
+    for name, value in vars(model).items():
         if hasattr(value, '_torchdynamo_orig_callable'):  # Compiling it would take minutes.
             delattr(copied, name)
     return copied

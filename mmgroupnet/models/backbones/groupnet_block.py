@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from mmcv.cnn import build_conv_layer, build_norm_layer
+from mmcv.cnn import build_conv_layer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,6 +15,7 @@ from mmgroupnet.layers import (
     Merge,
     SoftGate,
     broadcast,
+    build_branch_norm,
     can_run_chain,
     is_as_written,
     raise_packed,
@@ -114,7 +115,7 @@ class BinaryUnit(nn.Module):
             conv_cfg, in_channels, out_channels, kernel_size, stride=stride, padding='same', dilation=dilation
         )
         self.relu = nn.ReLU()
-        self.norm = build_norm_layer(norm_cfg, num_branches * out_channels)[1]
+        self.norm = build_branch_norm(norm_cfg, num_branches, out_channels)
         self.residual = residual
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:

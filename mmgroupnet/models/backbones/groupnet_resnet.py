@@ -173,7 +173,7 @@ class GroupNetResNet(BaseModule):
     def _check_choices(self, depth: int, num_bases: int, stem: str) -> None:
         """Checks the arguments that define the network."""
         if depth not in self.arch_settings:
-            raise UserError(f'depth={depth}: GroupNetResNet has the depths {", ".join(map(str, self.arch_settings))}')
+            raise UserError(f'depth={depth!r}: GroupNetResNet has the depths {", ".join(map(str, self.arch_settings))}')
         if num_bases < 1:
             raise UserError(f'num_bases={num_bases}: give the number of binary bases, an int >= 1')
         decomposition = self.decomposition

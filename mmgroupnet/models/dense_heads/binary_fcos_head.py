@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from mmcv.cnn import build_norm_layer
 from mmdet.models.dense_heads import FCOSHead
 from mmdet.models.utils import multi_apply
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from mmgroupnet.layers import (
     Chain,
     ChainUnit,
     broadcast,
+    build_branch_norm,
     build_merge,
     can_run_chain,
     is_as_written,
@@ -54,16 +54,16 @@ class BinaryTower(Packable):
     ) -> None:
         super().__init__()
 
-        def norm_per_level(num_channels: int) -> nn.ModuleList:
-            return nn.ModuleList(build_norm_layer(norm_cfg, num_channels)[1] for _ in range(num_levels))
+        def norm_per_level(num_branches: int, num_channels: int) -> nn.ModuleList:
+            return nn.ModuleList(build_branch_norm(norm_cfg, num_branches, num_channels) for _ in range(num_levels))
 
         # A stock neck may end in a ReLU, behind which the first sign would be constant.
-        self.input_norms = norm_per_level(in_channels)
+        self.input_norms = norm_per_level(1, in_channels)
         self.convs = nn.ModuleList(
             BinaryConv2d(in_channels if i == 0 else channels, channels, 3, padding=1, num_bases=num_bases, **binary_cfg)
             for i in range(num_convs)
         )
-        self.norms = nn.ModuleList(norm_per_level(num_bases * channels) for _ in range(num_convs))
+        self.norms = nn.ModuleList(norm_per_level(num_bases, channels) for _ in range(num_convs))
         self.residuals = [
             Residual.INPUT if conv.in_channels == conv.out_channels else Residual.NONE for conv in self.convs
         ]

@@ -53,7 +53,7 @@ LAYERS = dict(
     conv=(build_conv, lambda: torch.randn(2, 10, 7, 9)),
     conv_with_norm=(lambda: build_conv(input_norm=dict(type='BN')), lambda: torch.randn(2, 10, 7, 9)),
     conv_with_foreign_norm=(
-        lambda: build_conv(input_norm=dict(type='GN', num_groups=2)),
+        lambda: build_conv(input_norm=dict(type='GN', num_groups=1)),
         lambda: torch.randn(2, 10, 7, 9),
     ),
     layerwise=(
