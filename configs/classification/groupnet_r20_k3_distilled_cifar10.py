@@ -31,8 +31,8 @@ custom_hooks = [
         weight=0.9,
         temperature=4.0,
     ),
-    dict(type='SwitchRecipeHook', schedule=[dict(action_epoch=19, train_pipeline=whole_image_pipeline)]),
+    dict(type='SwitchRecipeHook', schedule=[dict(action_epoch=26, train_pipeline=whole_image_pipeline)]),
 ]
 
 optim_wrapper = dict(optimizer=dict(lr=1e-2))
-train_cfg = dict(max_epochs=24, val_interval=12)
+train_cfg = dict(max_epochs=34, val_interval=17)
