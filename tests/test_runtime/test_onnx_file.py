@@ -162,7 +162,8 @@ def test_a_foreign_file(tmp_path):
 )
 def test_a_newer_file(tmp_path, options, found):
     path = write_onnx(tmp_path / 'a.onnx', CLASSIFIER, **dict(task='classification') | options)
-    with pytest.raises(UserError, match=f'a.onnx has {found}, this .* supports format 1 with version 1: install a newer'):
+    advice = 'install a newer mmgroupnet-runtime'
+    with pytest.raises(UserError, match=f'a.onnx has {found}, this .* supports format 1 with version 1: {advice}'):
         read_header(path)
 
 
