@@ -17,6 +17,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # The checkout of this file comes before an installed mmgroupnet.
+# An installed mmgroupnet_runtime comes first, as for the tools.
 sys.path.append(str(ROOT / 'runtime' / 'src'))
 
 from mmgroupnet_runtime import UserError, library_path  # noqa: E402

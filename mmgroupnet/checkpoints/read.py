@@ -111,7 +111,7 @@ def last_finite(newest: str | Path | None) -> Path | None:
     for path in saved[saved.index(newest) :] if newest in saved else []:
         try:
             weights = read_checkpoint(path, 'cpu')['state_dict'].values()
-        except UserError:  # A full disk, for example, leaves an unreadable file.
+        except UserError:  # Without the guards, a full disk leaves half a file.
             continue
         if all(weight.isfinite().all() for weight in weights if weight.is_floating_point()):
             return path

@@ -99,7 +99,7 @@ def draw(
     if library == 'mmpretrain':
         if 'pred_score' not in sample:
             predicted = ', '.join(sample.keys())
-            raise UserError(f'of mmpretrain only classifiers can be drawn, which predict scores, not {predicted}')
+            raise UserError(f'the model predicts {predicted}: of mmpretrain only classifiers (pred_score) can be drawn')
         visualizer.visualize_cls(pixels, sample, name=name, **options)
     elif library == 'mmdet':
         visualizer.add_datasample(name, pixels, sample, pred_score_thr=score_thr, **options)

@@ -60,8 +60,8 @@ class BinaryConv2d(Packable, BinaryConv):
             the border ternary. Default: 1.
         activation: Config of the activation quantizer. Default: ``PolynomialSign``.
         weight: Config of the weight quantizer. Default: ``TensorScaleWeight``, one scale per branch.
-        input_norm: Config of a norm in front of the sign, over all ``K*C_in`` channels (the order of XNOR-Net).
-            Default: None.
+        input_norm: Config of a norm in front of the sign, on each of the K branches by itself (the order of
+            XNOR-Net); ``num_groups`` of a ``GN`` counts the groups of one branch. Default: None.
         memory_efficient: Keeps only its input for the backward pass, and recomputes signs and binarised weights. Blocks
             and towers of such convs keep even less, see :mod:`mmgroupnet.layers.lean`. False uses plain autograd, for
             debugging, with the same gradients. Default: True.

@@ -24,14 +24,18 @@ def build_branch_norm(norm_cfg: Mapping, num_branches: int, num_channels: int) -
         num_channels: Channels of one branch.
 
     Raises:
-        UserError: If the norm takes the mean over all channels, and so over all branches.
+        UserError: If the norm takes the mean over all channels, and so over several branches.
     """
     cfg = dict(norm_cfg)
-    if cfg.get('type') in ('LN', 'LN2d'):
-        raise UserError(f'norm_cfg={cfg}: it normalises over all branches; give a norm such as BN, SyncBN, GN or IN')
     if 'num_groups' in cfg:
         cfg['num_groups'] *= num_branches
-    return build_norm_layer(cfg, num_branches * num_channels)[1]
+    norm = build_norm_layer(cfg, num_branches * num_channels)[1]
+    if num_branches > 1 and isinstance(norm, nn.LayerNorm):
+        raise UserError(
+            f'norm {dict(norm_cfg)} takes the mean over the channels of all {num_branches} branches: give one of each '
+            'branch, such as BN, SyncBN, GN or IN'
+        )
+    return norm
 
 
 def broadcast(x: Tensor, num_bases: int) -> Tensor:

@@ -198,8 +198,10 @@ def test_a_conv_of_one_channel_is_not_depthwise():
 
 def test_blocks_of_two_rules_are_two_chains():
     of = nn.Sequential(Block(), Block(), Block())
-    rules = [dict(become='groupwise', types='Block', names=['0', '1'], num_bases=2),
-             dict(become='groupwise', types='Block', num_bases=3)]  # fmt: skip
+    rules = [
+        dict(become='groupwise', types='Block', names=['0', '1'], num_bases=2),
+        dict(become='groupwise', types='Block', num_bases=3),
+    ]
     decisions = decide(of, parse_policy(rules))
     assert list(iterate_chains(of, decisions.blocks)) == [(of, ['0', '1'], 0), (of, ['2'], 1)]
 

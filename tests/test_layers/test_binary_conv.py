@@ -505,10 +505,8 @@ def test_is_binary():
 @pytest.mark.parametrize('memory_efficient', [True, False])
 @pytest.mark.parametrize('cls', [BinaryConv2d, LayerwiseBinaryConv2d])
 def test_a_bias_and_a_shift_under_autocast_keep_its_dtype(cls, memory_efficient):
-    conv = cls(
-        2, 3, 3, padding=1, num_bases=2, bias=True, activation=dict(type='mmgroupnet.ShiftedSign'),
-        memory_efficient=memory_efficient,
-    )  # fmt: skip
+    options = dict(activation=dict(type='mmgroupnet.ShiftedSign'), memory_efficient=memory_efficient)
+    conv = cls(2, 3, 3, padding=1, num_bases=2, bias=True, **options)
     nn.init.normal_(conv.bias)
     x = torch.randn(1, conv.num_folded * 2, 5, 6)
     with torch.autocast('cpu', dtype=torch.bfloat16):

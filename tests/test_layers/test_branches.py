@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.cnn import ConvModule
+from mmpretrain.models.utils import LayerNorm2d
 from torch import nn
 from torch.testing import assert_close
 
@@ -256,9 +257,9 @@ def test_the_scale_of_a_single_branch():
     nn.init.constant_(merge.scales, 0.3)
     with torch.no_grad():
         assert find_twin(merge, x) is not None
-        torch.testing.assert_close(merge(x), 0.3 * x)
+        assert_close(merge(x), 0.3 * x)
         with simulated():
-            torch.testing.assert_close(merge(x), 0.3 * x)
+            assert_close(merge(x), 0.3 * x)
 
 
 @pytest.mark.parametrize('cfg', [dict(type='BN'), dict(type='GN', num_groups=2), dict(type='IN', affine=True)], ids=str)
@@ -269,6 +270,8 @@ def test_a_norm_of_branches_is_that_of_each(cfg):
     assert_close(build_branch_norm(cfg, 3, 4)(x), expected)
 
 
-def test_a_norm_over_all_channels_is_refused():
-    with pytest.raises(UserError, match=r"norm_cfg=\{'type': 'LN'\}: it normalises over all branches"):
-        build_branch_norm(dict(type='LN'), 3, 4)
+@pytest.mark.parametrize('kind', ['LN', LayerNorm2d])
+def test_a_norm_over_the_channels_is_for_one_branch(kind):
+    with pytest.raises(UserError, match=r'takes the mean over the channels of all 3 branches: give one of each'):
+        build_branch_norm(dict(type=kind), 3, 4)
+    assert build_branch_norm(dict(type=kind), 1, 4).normalized_shape == (4,)

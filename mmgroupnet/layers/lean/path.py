@@ -102,7 +102,7 @@ def report_hooks(owner: nn.Module, hooked: str, is_synchronised: bool) -> None:
 
 
 def forget_warnings() -> None:
-    """Gives warnings that were given once more, for a trial whose log nobody sees."""
+    """Forgets which warnings were logged: the rehearsal hides its log, so the run has to log them again."""
     _warn_once.cache_clear()
 
 

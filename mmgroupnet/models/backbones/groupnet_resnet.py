@@ -65,7 +65,8 @@ class GroupNetResNet(BaseModule):
         avg_down: Average pooling in front of these convs instead of their stride. Default: False.
         frozen_stages: Stages to freeze: -1 none, 0 the stem, i the stem and the first i stages. Default: -1.
         norm_eval: Keeps batch norms in eval mode. Default: False.
-        norm_cfg: Config of the norms. Default: ``dict(type='BN')``.
+        norm_cfg: Config of the norms; ``num_groups`` of a ``GN`` counts the groups of one branch. Default:
+            ``dict(type='BN')``.
         binary_cfg: Options of every binary conv: ``activation``, ``weight``, ``padding_value``, see
             :class:`BinaryConv2d`. Default: None.
         real_valued: First training stage: tanh and real weights instead of signs, with the same parameter names.

@@ -118,7 +118,8 @@ class BinaryFCOSHead(FCOSHead):
     Args:
         num_bases: Number K of branches.
         learned_scales: Merges with a learned scale per branch in place of the mean. Default: False.
-        norm_cfg: Config of the towers' norms. Default: ``dict(type='BN')``.
+        norm_cfg: Config of the towers' norms; ``num_groups`` of a ``GN`` counts the groups of one branch. Default:
+            ``dict(type='BN')``.
         binary_cfg: Options of every binary conv: ``activation``, ``weight``, ``padding_value``, see
             :class:`BinaryConv2d`. Default: None.
         args, kwargs: As for mmdet's FCOSHead, except ``conv_cfg``, ``conv_bias`` and ``dcn_on_last_conv``, which are
