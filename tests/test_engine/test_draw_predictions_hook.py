@@ -86,7 +86,7 @@ def test_misuse(tmp_path, monkeypatch):
     hook = DrawPredictionsHook('mmpretrain', out_dir=str(tmp_path))
     hook.before_test(RUNNER)
     cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((8, 8, 3), np.uint8))
-    with pytest.raises(UserError, match='of mmpretrain only classifiers can be drawn'):
+    with pytest.raises(UserError, match=r'of mmpretrain only classifiers \(pred_score\) can be drawn'):
         hook.after_test_iter(RUNNER, 0, None, [DataSample(metainfo=dict(img_path=str(tmp_path / 'a.png')))])
     monkeypatch.setattr(draw_predictions_hook, 'get_world_size', lambda: 2)
     with pytest.raises(UserError, match='draw only in the first process; test with one process'):

@@ -271,7 +271,7 @@ class TestDescribedUnits:
         assert used.weights and not freed
 
     def test_a_unit_without_weights_is_refused(self):
-        with pytest.raises(ValueError, match='bits is None: a unit needs weights, give them packed'):
+        with pytest.raises(ValueError, match='bits=None: a unit needs weights, give them packed'):
             kernels.describe_unit(geometry(), [None] * 7)
 
 
