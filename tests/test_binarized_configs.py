@@ -1,5 +1,6 @@
 """Policies, and the configs that use one to binarise a stock model."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from mmengine.registry import DefaultScope
 
 from benchmarks.stock_configs import Run
 from mmgroupnet.checkpoints.pretrained import leave_out_pretrained
-from mmgroupnet.converters.policy import parse_policy
+from mmgroupnet.converters.policy import decide, parse_policy
 from mmgroupnet.engine.binarize_option import binarize_config, load_policy
 from mmgroupnet.engine.configs import check_arguments, load_config, read_config_file
 from mmgroupnet.engine.models import build_model
@@ -42,14 +43,132 @@ def narrow(path: Path) -> Config:
 
 
 @pytest.mark.parametrize('path', POLICIES, ids=lambda path: path.stem)
-def test_first_and_last_layers_are_on_top(path):
+def test_first_layers_are_on_top(path):
     rules = parse_policy(load_policy(str(path)))
     becomes = [rule.become for rule in rules]
     keeps = becomes[: next(index for index, become in enumerate(becomes) if become != 'keep')]
     first = next(rule for rule in rules if 'backbone.conv1' in rule.names)
     assert first in rules[: len(keeps)]
-    if any(rule.become == 'layerwise' and rule.names == ('*',) for rule in rules):  # heads become binary, too
-        assert next(rule for rule in rules if '*.conv_seg' in rule.names) in rules[: len(keeps)]
+
+
+# Layers of stock models that predict, read the image or compute weights, and have to stay in float; hidden layers that
+# become binary.
+LAYERS = {
+    'mmdet::sabl/sabl-retinanet_r50_fpn_1x_coco.py': (
+        'bbox_head.retina_cls bbox_head.retina_bbox_cls bbox_head.retina_bbox_reg',
+        'bbox_head.cls_convs.0.conv neck.fpn_convs.0.conv',
+    ),
+    'mmdet::cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py': (
+        'rpn_head.stages.0.rpn_reg rpn_head.stages.1.rpn_cls rpn_head.stages.1.rpn_reg',
+        'rpn_head.stages.0.rpn_conv.conv',
+    ),
+    'mmdet::faster_rcnn/faster-rcnn_r50-caffe-c4_ms-1x_coco.py': (
+        'rpn_head.rpn_cls rpn_head.rpn_reg',
+        'rpn_head.rpn_conv roi_head.shared_head.layer4.0.conv1',
+    ),
+    'mmdet::condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py': (
+        'bbox_head.controller bbox_head.conv_cls bbox_head.conv_centerness mask_head.mask_feature_head.conv_pred',
+        'mask_head.mask_feature_head.conv_branch.0.conv',
+    ),
+    'mmdet::rtmdet/rtmdet-ins_l_8xb32-300e_coco.py': (
+        'bbox_head.rtm_kernel.0 bbox_head.rtm_cls.0 bbox_head.mask_head.projection',
+        'bbox_head.kernel_convs.0.0.conv',
+    ),
+    'mmdet::solov2/solov2_r50_fpn_1x_coco.py': (
+        'mask_head.conv_kernel mask_head.conv_cls mask_head.mask_feature_head.conv_pred.conv',
+        'mask_head.kernel_convs.0.conv',
+    ),
+    'mmdet::solo/decoupled-solo_r50_fpn_1x_coco.py': (
+        'mask_head.conv_mask_list_x.0 mask_head.conv_mask_list_y.4',
+        'mask_head.mask_convs_x.0.conv',
+    ),
+    'mmdet::yolact/yolact_r50_1xb8-55e_coco.py': (
+        'bbox_head.conv_cls bbox_head.conv_coeff mask_head.protonet.10 mask_head.segm_branch.segm_conv',
+        'mask_head.protonet.0 mask_head.protonet.8',
+    ),
+    'mmdet::ddod/ddod_r50_fpn_1x_coco.py': ('bbox_head.atss_iou bbox_head.atss_cls', 'neck.fpn_convs.0.conv'),
+    'mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco.py': (
+        'neck.0.lateral_convs.0.conv neck.1.dyhead_blocks.0.task_attn_module.conv1.conv',
+        'neck.0.fpn_convs.0.conv',
+    ),
+    'mmdet::hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py': ('neck.reduction_conv.conv', 'neck.fpn_convs.0.conv'),
+    'mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py': (
+        'neck.lateral_conv bbox_head.cls_score bbox_head.bbox_pred bbox_head.object_pred',
+        'neck.fpn_conv neck.dilated_encoder_blocks.0.conv2.conv bbox_head.cls_subnet.0.conv',
+    ),
+    'mmdet::pisa/ssd300_pisa_coco.py': (
+        'backbone.features.0 bbox_head.cls_convs.0.0 bbox_head.reg_convs.5.0',
+        'backbone.features.2 neck.extra_layers.0.0.conv',
+    ),
+    'mmdet::centripetalnet/centripetalnet_hourglass104_16xb6-crop511-210e-mstest_coco.py': (
+        'bbox_head.tl_heat.0.1.conv bbox_head.br_off.0.1.conv '
+        'bbox_head.tl_guiding_shift.0.1.conv bbox_head.br_centripetal_shift.1.1.conv bbox_head.tl_dcn_offset.0.conv',
+        'bbox_head.tl_heat.0.0.conv bbox_head.tl_guiding_shift.0.0.conv bbox_head.br_pool.0.conv1.conv',
+    ),
+    'mmdet::cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py': (
+        'bbox_head.tl_emb.0.1.conv bbox_head.br_emb.1.1.conv',
+        'bbox_head.br_emb.1.0.conv',
+    ),
+    'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py': (
+        'bbox_head.heatmap_head.2 bbox_head.wh_head.2 bbox_head.offset_head.2',
+        'bbox_head.heatmap_head.0 bbox_head.wh_head.0 bbox_head.offset_head.0',
+    ),
+    'mmdet::detectors/detectors_cascade-rcnn_r50_1x_coco.py': (
+        'neck.rfp_modules.0.conv1 neck.rfp_modules.0.layer2.0.conv2.switch',
+        'neck.fpn_convs.0.conv',
+    ),
+    'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py': (
+        'decode_head.p_cls_seg decode_head.d_cls_seg decode_head.conv_seg backbone.stem.0.conv',
+        'decode_head.i_head.conv.conv',
+    ),
+    'mmseg::ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py': (
+        'decode_head.aux_cls_seg decode_head.conv_seg',
+        'decode_head.head.0.conv',
+    ),
+    'mmseg::upernet/upernet_r50_4xb2-40k_cityscapes-512x1024.py': (
+        'decode_head.lateral_convs.0.conv decode_head.conv_seg',
+        'decode_head.fpn_convs.0.conv decode_head.psp_modules.0.1.conv',
+    ),
+    'mmseg::dmnet/dmnet_r50-d8_4xb2-40k_cityscapes-512x1024.py': (
+        'decode_head.dcm_modules.0.filter_gen_conv',
+        'decode_head.bottleneck.conv',
+    ),
+    'mmseg::stdc/stdc1_4xb12-80k_cityscapes-512x1024.py': (
+        'backbone.backbone.stages.0.conv',
+        'backbone.backbone.stages.1.conv',
+    ),
+    'mmseg::unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024.py': (
+        'backbone.encoder.0.0.convs.0.conv',
+        'backbone.encoder.0.0.convs.1.conv',
+    ),
+    'mmseg::icnet/icnet_r50-d8_4xb2-80k_cityscapes-832x832.py': (
+        'backbone.backbone.stem.0 backbone.conv_sub1.0.conv',
+        'backbone.conv_sub1.1.conv',
+    ),
+    'mmseg::bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py': (
+        'backbone.detail.detail_branch.0.0.conv backbone.semantic.stage1.conv_first.conv',
+        'backbone.detail.detail_branch.0.1.conv',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', LAYERS, ids=lambda name: Path(name).stem.split('_8xb')[0])
+def test_the_default_policy_keeps_predictions_and_gates(name):
+    library = name.partition('::')[0]
+    import_module(f'{library}.utils').register_all_modules(False)
+    cfg = load_config(name)
+    leave_out_pretrained(cfg)
+    with torch.device('meta'):
+        model = build_model(cfg)
+    decisions = decide(model, parse_policy(load_policy(str(FOLDER / '_base_/policies/groupnet_k4.py'))))
+    becomes = {
+        layer: 'keep' if decision.rule is None or decision.problem else decisions.rules[decision.rule].become
+        for decision in decisions.layers
+        for layer in decision.names
+    }
+    kept, binary = LAYERS[name]
+    assert {layer: becomes[layer] for layer in kept.split()} == dict.fromkeys(kept.split(), 'keep')
+    assert [layer for layer in binary.split() if becomes[layer] == 'keep'] == []
 
 
 @pytest.mark.parametrize(

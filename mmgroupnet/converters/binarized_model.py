@@ -13,6 +13,7 @@ from torch import nn
 
 from mmgroupnet.converters.binarize import binarize
 from mmgroupnet.converters.report import binarization_of
+from mmgroupnet.layers import GroupwiseChain
 from mmgroupnet.model_configs import check_outer_backbone, with_data_preprocessor
 from mmgroupnet.registry import MODELS
 
@@ -82,10 +83,37 @@ class _Binarized:
             logger='current',
         )
 
+    def get_layer_depth(self: Any, param_name: str) -> tuple[int, int]:
+        """The depth of a parameter's layer and the number of layers, for mmpretrain's layer-wise learning rates.
+
+        Args:
+            param_name: The dotted name of a parameter.
+
+        Raises:
+            NotImplementedError: If the stock model does not know the depths of its layers.
+        """
+        stock: Any = super()
+        if not hasattr(stock, 'get_layer_depth'):
+            raise NotImplementedError(f'{type(self).__name__} does not know the depths of its layers')
+        return stock.get_layer_depth(_float_name(self, param_name))
+
     def __reduce_ex__(self, protocol: object) -> tuple:
         # Pickle looks classes up by name, but this one is created at run time.
         _, stock = type(self).__bases__
         return _new, (stock,), self.__getstate__()
+
+
+def _float_name(model: nn.Module, name: str) -> str:
+    """The name that a parameter of a chain's block has in the float model, where the block is a child of its own."""
+    parts = name.split('.')
+    for depth in range(1, len(parts)):
+        if isinstance(model.get_submodule('.'.join(parts[:depth])), GroupwiseChain):
+            # stage.FIRST.blocks.POSITION.branches.BRANCH.conv.weight, or stage.FIRST.blocks.POSITION.gate.weight
+            first, position = parts[depth - 1], int(parts[depth + 1])
+            block = str(int(first) + position) if first.isdigit() else first
+            rest = parts[depth + 4 :] if parts[depth + 2] == 'branches' else parts[depth + 2 :]
+            return '.'.join([*parts[: depth - 1], block, *rest])
+    return name
 
 
 @cache

@@ -5,7 +5,7 @@ table, so exceptions go on top.
 """
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -232,8 +232,17 @@ def decide(model: nn.Module, rules: Sequence[Rule]) -> Decisions:
         )
     decisions = Decisions(list(rules), list(found.values()), blocks)
     if not any(_becomes_binary(decision, rules) for decision in decisions.layers) and not blocks:
-        raise UserError(f'the policy makes no layer of {type(model).__name__} binary')
+        raise UserError(f'the policy makes no layer of {type(model).__name__} binary{_why_nothing(decisions.layers)}')
     return decisions
+
+
+def _why_nothing(layers: Sequence[Decision]) -> str:
+    problems = Counter(decision.problem for decision in layers if decision.problem)
+    reasons = [f'{number} that it selects have no binary form ({problem})' for problem, number in problems.items()]
+    linears = sum(isinstance(decision.layer, nn.Linear) for decision in layers)
+    if linears:
+        reasons.append(f'{linears} are linear, which a rule selects only if types names them: "Linear"')
+    return f': {"; ".join(reasons)}' if reasons else ''
 
 
 def _becomes_binary(decision: Decision, rules: Sequence[Rule]) -> bool:

@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS, Registry
 
 import mmgroupnet.registry
+from mmgroupnet.engine.variables import check_variables
 from mmgroupnet.errors import ONE_SLIP, UserError, nearest
 from mmgroupnet.shipped_files import shipped
 from mmgroupnet.type_names import ROOTS, name_types
@@ -80,11 +81,14 @@ def read_config_file(path: str | Path) -> Config:
     """Reads a config file like mmengine; it may inherit ours by name, ``_base_ = 'mmgroupnet::FOLDER/NAME.py'``.
 
     Raises:
-        UserError: If a file that it inherits from is missing.
+        UserError: If a file that it inherits from is missing, or the config gives a value to a variable of one of ours
+            that nothing would read, see :func:`mmgroupnet.engine.variables.check_variables`.
     """
     try:
         with _names_in_bases():
-            return Config.fromfile(path)
+            cfg = Config.fromfile(path)
+            check_variables(path, cfg.to_dict(), shipped('configs').resolve())
+            return cfg
     except FileNotFoundError as error:  # of a base
         raise UserError(f'config {path}: {error}') from error
 

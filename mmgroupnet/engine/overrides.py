@@ -1,44 +1,19 @@
 """Checks ``--cfg-options``, which mean the same as in mmengine, for options that would silently not be read."""
 
-import inspect
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.runner import Runner
 
 from mmgroupnet.engine.configs import accepted_arguments, resolve_type
+from mmgroupnet.engine.variables import settings, where_used
 from mmgroupnet.errors import ONE_SLIP, UserError, nearest
 from mmgroupnet.model_configs import BINARIZED_TYPE, PACKED_TYPE
-
-# Top-level keys that mmengine's runners or our tools read from a config, besides the arguments of the Runner.
-_LOOKED_UP = (
-    'activation_checkpointing',
-    'add_guards',
-    'backbone_checkpoint',
-    'compile',
-    'efficient_conv_bn_eval',
-    'find_unused_parameters',
-    'init_weights_for_test_or_val',
-    'model_wrapper_cfg',
-    'runner_type',
-    'strategy',
-    'sync_bn',
-    'tta_model',
-    'tta_pipeline',
-)
 
 
 def _warn(message: str) -> None:
     print_log(message, logger='current', level=logging.WARNING)
-
-
-def _settings() -> set[str]:
-    """The top-level keys that mmengine or our tools read when a config runs. All others are variables of the config
-    file, or settings for custom code."""
-    return {*inspect.signature(Runner).parameters, *_LOOKED_UP} - {'cfg'}
 
 
 def _read_instead(cfg: Mapping, name: str) -> str | None:
@@ -54,45 +29,23 @@ def _read_instead(cfg: Mapping, name: str) -> str | None:
     return None
 
 
-def _is_telling(value: object) -> bool:
-    """Whether a value is so distinctive that an equal one elsewhere in the config is hardly a coincidence."""
-    if isinstance(value, list | tuple):
-        return any(map(_is_telling, value))
-    return bool(value) and isinstance(value, Mapping) or isinstance(value, str) and '/' in value
-
-
-def _places(node: object, name: str, value: object, path: str = '') -> Iterator[str]:
-    """Dotted paths that use the value of a variable of the config file: they have the same value, and the same name or
-    a distinctive value."""
-    if isinstance(node, Mapping):
-        entries: Iterable[tuple[Any, Any]] = node.items()
-    else:
-        entries = enumerate(node) if isinstance(node, list | tuple) else ()
-    for key, child in entries:
-        where = f'{path}.{key}' if path else str(key)
-        if child == value and (key == name or _is_telling(value)):
-            yield where
-        else:
-            yield from _places(child, name, value, where)
-
-
 def _check_first_key(cfg: Mapping, option: str) -> None:
     """Checks that the first key of an option is read when the config runs."""
     name, dot, rest = option.partition('.')
-    settings = _settings()
+    known = settings()
     if name == 'launcher':
         raise UserError(f'--cfg-options {option} would not be read: give the option --launcher')
-    if name in settings:
+    if name in known:
         instead = _read_instead(cfg, name)
         if instead is not None:
             raise UserError(f'--cfg-options {option} would not be read beside {instead}: give {instead}{dot}{rest}')
     elif name not in cfg:
         _warn(
             f'--cfg-options {option}: neither the config nor mmengine has a setting {name!r}'
-            f'{nearest(name, {*settings, *cfg})}. Only code that reads it from the config will see it'
+            f'{nearest(name, {*known, *cfg})}. Only code that reads it from the config will see it'
         )
     else:
-        places = list(_places({key: cfg[key] for key in cfg if key in settings}, name, cfg[name]))
+        places = where_used(cfg, name, cfg[name])
         if places:
             raise UserError(
                 f'--cfg-options {option}: {name} is a Python variable of the config file, not a setting. Override it '

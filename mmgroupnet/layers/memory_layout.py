@@ -29,8 +29,8 @@ def guard_foreign_code(model: nn.Module) -> None:
       channels_last map they would silently read the wrong pixels. Modules of ``mmcv.ops``, and modules inside them, get
       contiguous inputs and weights.
     - Losses and post-processing call ``view`` on the outputs of a head, which fails for a channels_last map; so does
-      the code behind the ``features`` of a VGG or an AlexNet. Modules whose names end in ``head``, and the last module
-      of ``features``, return contiguous outputs.
+      the code behind the ``features`` of a VGG or an AlexNet, and in the ``DCM`` of DMNet. Modules whose names end in
+      ``head``, the last module of ``features``, and the convs of a ``DCM`` return contiguous outputs.
 
     Args:
         model: A model with binary layers; its modules get a hook, once.
@@ -43,8 +43,11 @@ def guard_foreign_code(model: nn.Module) -> None:
                 module.register_forward_pre_hook(_contiguous_inputs)
         # Each entry of a list of heads is a head.
         words = [word for word in name.split('.') if not word.isdigit()]
-        writer = module if words and words[-1].endswith('head') else None
+        writers = [module] if words and words[-1].endswith('head') else []
         if isinstance(module, nn.Sequential) and len(module) and words[-1:] == ['features']:
-            writer = module[-1]  # a VGG calls them one by one
-        if writer is not None and _contiguous_outputs not in writer._forward_hooks.values():
-            writer.register_forward_hook(_contiguous_outputs)
+            writers = [module[-1]]  # a VGG calls them one by one
+        if type(module).__name__ == 'DCM':
+            writers = [module.filter_gen_conv, module.input_redu_conv]
+        for writer in writers:
+            if _contiguous_outputs not in writer._forward_hooks.values():
+                writer.register_forward_hook(_contiguous_outputs)

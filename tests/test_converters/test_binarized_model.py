@@ -126,3 +126,28 @@ def test_a_policy_that_does_not_fit_is_one_line(tmp_path):
     cfg.model.policy.insert(0, dict(become='keep', names='backbone.steam'))
     with pytest.raises(UserError, match=r"names=\['backbone.steam'\]\) selects no layer of FCOS"):
         build_runner(cfg)
+
+
+def test_layer_wise_learning_rates_follow_the_blocks():
+    backbone = dict(type='mmpretrain.ResNet', depth=50, base_channels=4, stem_channels=4)
+    inner = dict(type='mmpretrain.ImageClassifier', backbone=backbone)
+    policy = [
+        dict(become='keep', names='backbone.conv1'),
+        dict(become='groupwise', types='Bottleneck', num_bases=2, skip=True),
+    ]
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        stock = MODELS.build(inner)
+        model = MODELS.build(dict(type='mmgroupnet.Binarized', policy=policy, model=inner))
+    found = {name: model.get_layer_depth(name) for name, _ in model.named_parameters()}
+    for stage, block in [(2, 0), (2, 3), (3, 5)]:
+        expected = stock.get_layer_depth(f'backbone.layer{stage}.{block}.conv1.weight')
+        chain = f'backbone.layer{stage}.0.blocks.{block}.'
+        depths = {depth for name, depth in found.items() if name.startswith(chain)}
+        assert depths == {expected} and f'{chain}branches.1.conv1.weight' in found
+        assert (f'{chain}gate.theta' in found) == (block > 0)
+    assert found['backbone.conv1.weight'] == stock.get_layer_depth('backbone.conv1.weight')
+
+
+def test_a_model_without_layer_depths_says_so(cfg):
+    with pytest.raises(NotImplementedError, match='BinarizedFCOS does not know the depths of its layers'):
+        build(cfg.model).get_layer_depth('backbone.conv1.weight')

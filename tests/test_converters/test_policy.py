@@ -117,8 +117,12 @@ class TestErrors:
             decided([dict(become='groupwise', types=['Sequential', 'Block'], num_bases=2)])
 
     def test_nothing_becomes_binary(self):
-        with pytest.raises(ValueError, match='makes no layer of _Model binary'):
+        linear = '1 are linear, which a rule selects only if types names them: "Linear"$'
+        with pytest.raises(ValueError, match=f'makes no layer of _Model binary: {linear}'):
             decided([dict(become='keep')])
+        of = nn.Sequential(nn.ConvTranspose2d(4, 4, 2), nn.ConvTranspose2d(4, 4, 2))
+        with pytest.raises(ValueError, match=r'binary: 2 that it selects have no binary form \(transposed\)$'):
+            decided([dict(become='binary')], of)
 
 
 class TestGroups:

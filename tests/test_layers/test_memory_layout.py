@@ -1,6 +1,7 @@
 import pytest
 import torch
 from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack, RoIAlign
+from mmseg.models.decode_heads.dm_head import DCM
 from torch import nn
 
 import mmgroupnet
@@ -50,6 +51,16 @@ def test_what_leaves_a_head_can_be_viewed():
     x = torch.randn(1, 4, 5, 7).contiguous(memory_format=torch.channels_last)
     assert not model.neck(x).is_contiguous()
     assert model.mask_head[0](x).is_contiguous()
+
+
+def test_a_dmnet_can_view_what_its_convs_write():
+    """It convolves a batch as the channels of one picture."""
+    module = DCM(3, True, 4, 6, conv_cfg=None, norm_cfg=None, act_cfg=dict(type='ReLU')).eval()
+    x = torch.randn(2, 4, 5, 7)
+    expected = module(x)
+    module.to(memory_format=torch.channels_last)
+    guard_foreign_code(module)
+    torch.testing.assert_close(module(x.contiguous(memory_format=torch.channels_last)), expected)
 
 
 def test_features_can_be_flattened():

@@ -5,60 +5,31 @@ binary_cfg = dict(weight=dict(type='mmgroupnet.ChannelScaleWeight'))
 
 # Layers that read the image.
 first_layers = [
-    'backbone.conv1',  # ResNet and its variants, HRNet, RegNet, MobileNetV2, ShuffleNetV2, Darknet
-    'backbone.stem',  # deep stems, CSPDarknet, CSPNeXt, ResNeSt, DenseNet
+    'backbone.conv1',  # ResNet and its variants, HRNet, RegNet, MobileNetV2, ShuffleNet, Darknet
+    'backbone.stem',  # deep stems, CSPDarknet, CSPNeXt, ResNeSt, DenseNet, CGNet, DDRNet, PIDNet, hourglasses
     'backbone.features.0',  # VGG
+    'backbone.layer0',  # MobileNetV3
     'backbone.layers.0.conv',  # EfficientNet
-    'backbone.layers.0.0',  # MiT
+    'backbone.layers.0.0',  # MiT, PVT
+    'backbone.stage0',  # MobileOne
+    'backbone.Conv2d_1a_3x3',  # Inception
     'backbone.patch_embed',  # Swin, ViT
+    'backbone.patch_embed1',  # MSCAN, VAN
+    'backbone.patch_embeds.0',  # Twins
+    'backbone.pixel_embed',  # TNT
     'backbone.downsample_layers.0',  # ConvNeXt
-    'backbone.stages.0.0',  # STDC
+    'backbone.encoder.0.conv',  # ERFNet
+    'backbone.encoder.0.0.convs.0',  # UNet
+    'backbone.learning_to_downsample.conv',  # FastSCNN
+    'backbone.backbone.stages.0',  # STDC
+    'backbone.backbone.stem',  # ICNet
+    'backbone.conv_sub1.0',
     'backbone.context_path.backbone.conv1',  # BiSeNet
     'backbone.context_path.backbone.stem',
     'backbone.spatial_path.layer1',
-]
-# Layers that predict.
-last_layers = [
-    '*.conv_seg',  # all decode heads
-    '*head.fc',  # classification
-    'backbone.classifier.6',  # VGG
-    '*head.fc_cls',
-    '*head.fc_reg',
-    '*head.?.fc_cls',  # cascades
-    '*head.?.fc_reg',
-    '*head.rpn_cls',
-    '*head.rpn_reg',
-    '*head.conv_cls',
-    '*head.conv_reg',
-    '*head.conv_centerness',
-    '*head.retina_cls',
-    '*head.retina_reg',
-    '*head.atss_cls',
-    '*head.atss_reg',
-    '*head.atss_centerness',
-    '*head.gfl_cls',
-    '*head.gfl_reg',
-    '*head.tood_cls',
-    '*head.tood_reg',
-    '*head.vfnet_*',
-    '*head.reppoints_*_out',
-    '*head.rtm_cls',
-    '*head.rtm_reg',
-    '*head.rtm_obj',
-    '*head.multi_level_conv_*',  # YOLOX
-    '*head.convs_pred',  # YOLOv3
-    '*head.heatmap_head.2',  # CenterNet
-    '*head.wh_head.2',
-    '*head.offset_head.2',
-    '*head.conv_logits',  # masks
-    '*head.?.conv_logits',
-    '*head.conv_mask_list',  # SOLO
-    '*.mask_feature',  # Mask2Former
-    '*head.cls_embed',
-    '*head.mask_embed',
-    '*head.cls_branches',  # DETR and its variants
-    '*head.reg_branches',
-    '*head.?.fc_mask',
+    'backbone.detail.detail_branch.0.0',  # BiSeNetV2
+    'backbone.semantic.stage1.conv_first',
+    'neck.rfp_modules.?.conv1',  # DetectoRS
 ]
 # Blocks of convs with a skip around them, without those with depthwise convs, which would be copied K times.
 residual_blocks = [
@@ -67,14 +38,55 @@ residual_blocks = [
     'DarknetBottleneck',
     'ResBlock',
 ]
+# Parts whose residual blocks cannot be a group: those of TridentNet pass three maps on, those of DetectoRS read two.
+without_groups = ['TridentBottleneck', 'DetectoRS_ResNet', 'DetectoRS_ResNeXt']
 
+# In necks and heads the convs inside a ConvModule or a block are hidden. A bare conv predicts, attends or gates, and
+# stays in float: a head that this file does not know keeps its predictions.
+hidden_modules = ['ConvModule', 'SimplifiedBasicBlock', *residual_blocks]
+# The exceptions: bare convs that are hidden ...
+bare_hidden_layers = [
+    '*rpn_conv',
+    '*.reppoints_pts_*_conv',
+    '*.heatmap_head.0',  # CenterNet
+    '*.wh_head.0',
+    '*.offset_head.0',
+    '*.protonet.?',  # YOLACT, whose protonet.10 predicts
+    '*.mask_iou_head.convs',
+    'neck.fpn_conv',  # YOLOF
+]
+# ... and ConvModules that predict.
+last_modules = [
+    '*.mask_feature_head.conv_pred',  # SOLOv2
+    '*.[bt][lr]_heat.?.1',  # CornerNet and CentripetalNet
+    '*.[bt][lr]_emb.?.1',
+    '*.[bt][lr]_off.?.1',
+    '*.[bt][lr]_*_shift.?.1',
+    '*.[bt][lr]_dcn_offset',
+]
 # The 1x1 convs between a backbone and a pyramid: binary ones would pass only signs.
-laterals = ['neck.lateral_convs']
+laterals = ['*lateral_convs', '*lateral_conv', '*.input_convs', '*.adapt_convs', '*.reduction_conv']
+lateral_modules = ['ChannelMapper']
 
-# Channel gates read one pixel per image and cost almost no time. The gate of TOOD multiplies the weights of a conv.
-channel_gates = ['SELayer', 'TaskDecomposition']
+# Gates read one pixel per image and cost almost no time. The others read the weights of their convs themselves.
+gates = ['SELayer', 'DyReLU']
+readers_of_weights = [
+    'TaskDecomposition',  # TOOD
+    'DCM',  # DMNet
+    'SAConv2d',  # DetectoRS
+    'PositionEncodingFourier',  # EdgeNeXt
+    'PositionalEncodingFourier',  # XCiT
+]
+float_modules = [*gates, *readers_of_weights]
 
 backbone_rules = [
+    dict(
+        become='layerwise',
+        types=without_groups,
+        num_bases=num_bases,
+        binary_cfg=binary_cfg,
+        optional=True,
+    ),
     dict(
         become='groupwise',
         types=residual_blocks,
@@ -86,22 +98,36 @@ backbone_rules = [
     ),
     dict(become='layerwise', names='backbone', num_bases=num_bases, binary_cfg=binary_cfg, optional=True),
 ]
-
-policy = [
-    dict(become='keep', names=first_layers),
-    dict(become='keep', names=last_layers),
-    dict(become='keep', types=channel_gates, optional=True),
-    *backbone_rules,
-    # Necks and heads start from random weights, so they lose nothing by skips, which pass real values.
+# Necks and heads start from random weights, so they lose nothing by skips, which pass real values.
+neck_rules = [
     dict(become='keep', names=laterals, optional=True),
-    dict(become='layerwise', names='neck', num_bases=num_bases, binary_cfg=binary_cfg, skip=True, optional=True),
-    # Heads share their convs between pyramid levels, whose statistics differ: hence no batch norm.
+    dict(become='keep', types=lateral_modules, optional=True),
     dict(
         become='layerwise',
+        names='neck',
+        types=hidden_modules,
         num_bases=num_bases,
         binary_cfg=binary_cfg,
-        input_norm=dict(type='GN', num_groups=32),
         skip=True,
         optional=True,
     ),
+]
+# Heads share their convs between pyramid levels, whose statistics differ: hence no batch norm.
+head_rule = dict(
+    become='layerwise',
+    num_bases=num_bases,
+    binary_cfg=binary_cfg,
+    input_norm=dict(type='GN', num_groups=32),
+    skip=True,
+    optional=True,
+)
+
+policy = [
+    dict(become='keep', names=first_layers),
+    dict(become='keep', types=float_modules, optional=True),
+    *backbone_rules,
+    *neck_rules,
+    dict(become='keep', names=last_modules, optional=True),
+    dict(head_rule, types=hidden_modules),
+    dict(head_rule, names=bare_hidden_layers),
 ]

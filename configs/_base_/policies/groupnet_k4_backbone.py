@@ -3,6 +3,6 @@ _base_ = 'groupnet_k4.py'
 
 policy = [
     dict(become='keep', names=_base_.first_layers),
-    dict(become='keep', types=_base_.channel_gates, optional=True),
+    dict(become='keep', types=_base_.float_modules, optional=True),
     *_base_.backbone_rules,
 ]
