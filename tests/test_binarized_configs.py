@@ -11,8 +11,9 @@ from mmengine.registry import DefaultScope
 from benchmarks.stock_configs import Run
 from mmgroupnet.checkpoints.pretrained import leave_out_pretrained
 from mmgroupnet.converters.policy import decide, parse_policy
+from mmgroupnet.engine.arguments import check_arguments
 from mmgroupnet.engine.binarize_option import binarize_config, load_policy
-from mmgroupnet.engine.configs import check_arguments, load_config, read_config_file
+from mmgroupnet.engine.configs import load_config, read_config_file
 from mmgroupnet.engine.models import build_model
 from mmgroupnet.layers import BinaryConv2d, GroupwiseChain, RealValuedSkip
 

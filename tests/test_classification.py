@@ -16,7 +16,8 @@ from torchvision.models import resnet18
 
 from mmgroupnet.analysis.training_curves import read_history
 from mmgroupnet.datasets import DigitCrops, generate_digits
-from mmgroupnet.engine.configs import check_arguments, load_config
+from mmgroupnet.engine.arguments import check_arguments
+from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.testing import run_test
 from mmgroupnet.engine.training import run_training
 from mmgroupnet.errors import UserError

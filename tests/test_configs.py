@@ -13,7 +13,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from mmgroupnet.engine.configs import check_arguments, read_config_file, resolve_type
+from mmgroupnet.engine.arguments import check_arguments
+from mmgroupnet.engine.configs import read_config_file, resolve_type
 from mmgroupnet.layers import BinaryConv2d
 from tests.liveness import assert_alive, binary_layer_calls, estimate_statistics, real_pictures
 

@@ -23,7 +23,8 @@ from mmengine.registry import DefaultScope
 
 from mmgroupnet import quantizers, register_all_modules
 from mmgroupnet.converters.policy import parse_policy
-from mmgroupnet.engine.configs import check_arguments, load_config, resolve_type
+from mmgroupnet.engine.arguments import check_arguments
+from mmgroupnet.engine.configs import load_config, resolve_type
 from mmgroupnet.engine.overrides import check_overrides
 from mmgroupnet.quantizers import SignActivation, SignWeight
 from mmgroupnet.registry import MODELS

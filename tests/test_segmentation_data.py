@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmgroupnet.engine.configs import check_arguments, load_config
+from mmgroupnet.engine.arguments import check_arguments
+from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.testing import run_test
 from mmgroupnet.engine.training import run_training
 from mmgroupnet.errors import UserError

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mmgroupnet.engine import configs
-from mmgroupnet.engine.configs import check_arguments, load_config
+from mmgroupnet.engine.arguments import check_arguments
+from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.guards import GUARDS, add_guards
 
 # Installed configs that mmengine itself cannot load, and parts of its error messages.

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
-from mmgroupnet.engine.configs import check_arguments, load_config
+from mmgroupnet.engine.arguments import check_arguments
+from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.launch import setup_distribution
 from mmgroupnet.engine.overrides import check_overrides
 from mmgroupnet.errors import UserError

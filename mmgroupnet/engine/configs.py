@@ -1,29 +1,22 @@
-"""Finds, loads and writes configs, and checks the parts of mmgroupnet in them before anything is built."""
+"""Finds, loads and writes configs, and finds the classes that they name."""
 
-import inspect
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.hooks import Hook
 from mmengine.hub import get_config
-from mmengine.logging import print_log
-from mmengine.registry import MODELS, Registry
+from mmengine.registry import Registry
 
-import mmgroupnet.registry
 from mmgroupnet.engine.variables import check_variables
-from mmgroupnet.errors import ONE_SLIP, UserError, nearest
+from mmgroupnet.errors import UserError, nearest
 from mmgroupnet.shipped_files import shipped
 from mmgroupnet.type_names import ROOTS, name_types
 
 _PREFIX = 'mmgroupnet::'
-_OURS = [getattr(mmgroupnet.registry, name) for name in mmgroupnet.registry.__all__]
 
 
 def find_config(name: str, kind: str = 'config') -> Path:
@@ -159,86 +152,3 @@ def resolve_type(name: str | type | Callable, scope: str | None, roots: Sequence
         if found is not None:
             return found
     return None
-
-
-def accepted_arguments(part: Callable) -> set[str] | None:
-    """Names of the arguments of a class or function, including those that ``**kwargs`` pass on to base classes.
-
-    Returns:
-        The names, or None if it takes any.
-    """
-    if not inspect.isclass(part):
-        return None if _takes_any(part) else set(inspect.signature(part).parameters)
-    names: set[str] = set()
-    for base in part.__mro__:
-        if base is object or '__init__' not in vars(base):
-            continue
-        parameters = list(inspect.signature(vars(base)['__init__']).parameters.values())[1:]
-        names |= {
-            parameter.name
-            for parameter in parameters
-            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        }
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return names
-
-
-def _typed_dicts(node: object, path: str = '') -> Iterator[tuple[str, Mapping]]:
-    """Every dict with a ``type`` in a config, with its dotted path; ``binary_cfg`` stands for binary convs."""
-    if isinstance(node, Mapping):
-        if 'type' in node:
-            yield path, node
-        elif path.endswith('.binary_cfg') and 'policy' not in path.split('.'):  # parse_policy checks those of rules.
-            yield path, dict(node, type='mmgroupnet.BinaryConv2d')
-        entries: Iterable[tuple[Any, Any]] = node.items()
-    else:
-        entries = enumerate(node) if isinstance(node, list | tuple) else ()
-    for key, child in entries:
-        yield from _typed_dicts(child, f'{path}.{key}' if path else str(key))
-
-
-def _registered_names() -> set[str]:
-    for registry in _OURS:
-        registry.import_from_location()
-    return {f'mmgroupnet.{name}' for registry in _OURS for name in registry.module_dict}
-
-
-def _takes_any(part: Callable) -> bool:
-    """Whether a part takes ``**kwargs``, which it may pass on to another part."""
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(part).parameters.values())
-
-
-def check_arguments(cfg: Config) -> None:
-    """Checks that the parts of mmgroupnet in a config exist and accept their arguments.
-
-    For other modules of the model, an argument that looks misspelt is only a warning.
-
-    Raises:
-        UserError: Naming the part of mmgroupnet, the key and the nearest valid key.
-    """
-    scope = cfg.get('default_scope')
-    for path, part_cfg in _typed_dicts(cfg.to_dict()):
-        name = part_cfg['type']
-        ours = str(name).startswith('mmgroupnet.') or getattr(name, '__module__', '').startswith('mmgroupnet.')
-        if not ours and path.split('.')[0] != 'model':
-            continue
-        part = resolve_type(name, scope, ROOTS if ours else [MODELS])
-        if part is None and ours:
-            raise UserError(f'{path}.type={name!r} is not registered{nearest(name, _registered_names())}')
-        if part is None or (not ours and _takes_any(part)):
-            continue
-        accepted = accepted_arguments(part)
-        if accepted is None:
-            continue
-        if inspect.isclass(part) and issubclass(part, Hook):
-            accepted = accepted | {'priority'}
-        for key in part_cfg:
-            if key in accepted | {'type', '_scope_'}:
-                continue
-            message = f'{path}: {part.__name__} takes no argument {key!r}'
-            if ours:
-                raise UserError(f'{message}{nearest(key, accepted)}. It takes: {", ".join(sorted(accepted))}')
-            hint = nearest(key, accepted, ONE_SLIP)
-            if hint:
-                print_log(message + hint, logger='current', level=logging.WARNING)

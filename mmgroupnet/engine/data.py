@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmgroupnet.engine.configs import accepted_arguments, resolve_type
+from mmgroupnet.engine.arguments import accepted_arguments
+from mmgroupnet.engine.configs import resolve_type
 from mmgroupnet.errors import UserError
 from mmgroupnet.model_configs import type_name
 

@@ -152,6 +152,20 @@ def use_mixed_precision(cfg: Config) -> None:
         raise UserError(f'--amp: mmengine has mixed precision for {", ".join(_AMP_DEVICES)} and cpu, not for {device}')
 
 
+def check_mixed_precision(cfg: Config) -> None:
+    """Checks that mmengine has the mixed precision that a config asks for on this device.
+
+    Raises:
+        UserError: If ``optim_wrapper`` is an ``AmpOptimWrapper`` and there is no accelerator.
+    """
+    kind, device = type_name(cfg.get('optim_wrapper') or {}), get_device()
+    if kind == 'AmpOptimWrapper' and device not in _AMP_DEVICES:
+        raise UserError(
+            f'optim_wrapper.type={kind!r}: mmengine has it for {", ".join(_AMP_DEVICES)}, not for {device}. '
+            '--amp uses bfloat16 on a CPU'
+        )
+
+
 def stack_batches(cfg: Config) -> None:
     """Lets the workers of mmpretrain's data stack the images of a batch, as mmpretrain's own tools do.
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from mmgroupnet.engine.configs import accepted_arguments, resolve_type
+from mmgroupnet.engine.arguments import accepted_arguments
+from mmgroupnet.engine.configs import resolve_type
 from mmgroupnet.engine.variables import settings, where_used
 from mmgroupnet.errors import ONE_SLIP, UserError, nearest
 from mmgroupnet.model_configs import BINARIZED_TYPE, PACKED_TYPE

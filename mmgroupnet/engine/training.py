@@ -16,7 +16,7 @@ from mmgroupnet.checkpoints.read import find_resumable, is_local, is_packed, rea
 from mmgroupnet.engine.binarize_option import binarize_config
 from mmgroupnet.engine.checks import check_built_parts
 from mmgroupnet.engine.data import check_data
-from mmgroupnet.engine.launch import build_runner, use_mixed_precision
+from mmgroupnet.engine.launch import build_runner, check_mixed_precision, use_mixed_precision
 from mmgroupnet.engine.model_report import describe_model
 from mmgroupnet.engine.rehearsal import RehearsalHook
 from mmgroupnet.errors import UserError
@@ -117,6 +117,8 @@ def run_training(
         raise UserError("model=dict(type='mmgroupnet.Packed', ...) cannot be trained: give the model inside it")
     if amp:
         use_mixed_precision(cfg)
+    else:
+        check_mixed_precision(cfg)
     if auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')

@@ -23,7 +23,7 @@ from torch.testing import assert_close
 from mmgroupnet.checkpoints.packed import adopt_packed, read_packed, save_packed
 from mmgroupnet.checkpoints.read import is_packed, read_checkpoint
 from mmgroupnet.deploy import pack, pack_and_report
-from mmgroupnet.engine.configs import check_arguments
+from mmgroupnet.engine.arguments import check_arguments
 from mmgroupnet.engine.packing import pack_checkpoint
 from mmgroupnet.engine.prediction import draw_on_pictures
 from mmgroupnet.engine.testing import run_test

@@ -9,6 +9,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from mmgroupnet import binarize
 from mmgroupnet.engine.hooks import CheckpointMatchHook, checkpoint_match_hook
 from mmgroupnet.errors import UserError
 
@@ -22,9 +23,9 @@ class Renamed(nn.Linear):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def check(given, trains=False, resumes=False, **parts):
+def check(given, trains=False, resumes=False, model=None, **parts):
     """Runs the hook on a checkpoint, for a runner that tests, trains or resumes."""
-    model = nn.Sequential(Renamed(2, 3), nn.ReLU(), nn.Linear(3, 4))
+    model = model or nn.Sequential(Renamed(2, 3), nn.ReLU(), nn.Linear(3, 4))
     optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.0)) if trains else dict(optimizer={})
     runner = SimpleNamespace(model=model, cfg=dict(load_from='old.pth'), optim_wrapper=optimizer, _resume=resumes)
     CheckpointMatchHook().after_load_checkpoint(runner, dict(state_dict=given, **parts))
@@ -77,6 +78,17 @@ def test_a_training_that_starts_from_another_head_says_what_it_takes(said):
         'of another shape: 2.weight (7, 3) instead of (4, 3), 2.bias (7,) instead of (4,)\n'
         'not in the model: 3.scale'
     ]
+
+
+def test_weights_of_the_float_model_have_another_way_into_a_binary_one(said):
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1))
+    given = model.state_dict()
+    check(given, trains=True, model=binarize(model, [dict(become='layerwise', names='1', num_bases=2)]))
+    (text,) = said
+    assert '| 0 | 2 | 0 | 0 |\n' in text and text.endswith(
+        'The model was made binary. To start from the weights of the float model, leave load_from out and give the '
+        "float model init_cfg=dict(type='Pretrained', checkpoint='old.pth')"
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from mmengine.optim import AmpOptimWrapper
 from torch import distributed
 
 from mmgroupnet.engine import launch
-from mmgroupnet.engine.launch import setup_distribution, stack_batches, use_mixed_precision
+from mmgroupnet.engine.launch import check_mixed_precision, setup_distribution, stack_batches, use_mixed_precision
 from mmgroupnet.errors import UserError
 
 
@@ -99,6 +99,18 @@ class TestMixedPrecision:
             self.on('cuda', monkeypatch, constructor='Mine', generator=dict(type='OptimWrapper', optimizer={}))
         with pytest.raises(UserError, match='^--amp: mmengine has mixed precision for cuda, npu, .* not for mps'):
             self.on('mps', monkeypatch, optimizer={})
+
+    def test_a_config_that_asks_for_what_the_device_lacks(self, monkeypatch):
+        cfg = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', optimizer={})))
+        monkeypatch.setattr(launch, 'get_device', lambda: 'cuda')
+        check_mixed_precision(cfg)
+        monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
+        message = (
+            "^optim_wrapper.type='AmpOptimWrapper': mmengine has it for cuda, .*, not for cpu. --amp uses bf"
+        )
+        with pytest.raises(UserError, match=message):
+            check_mixed_precision(cfg)
+        check_mixed_precision(Config(dict(optim_wrapper=dict(constructor='Mine'))))
 
 
 class TestStackedBatches:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmgroupnet.engine.configs import check_arguments
+from mmgroupnet.engine.arguments import check_arguments
 from mmgroupnet.engine.pictures import find_images
 from mmgroupnet.engine.prediction import draw_on_pictures
 from mmgroupnet.engine.testing import run_test

@@ -7,7 +7,8 @@ import pytest
 from mmengine.config import Config
 
 from mmgroupnet.engine import overrides
-from mmgroupnet.engine.configs import check_arguments, load_config
+from mmgroupnet.engine.arguments import check_arguments
+from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.overrides import check_overrides
 from mmgroupnet.errors import UserError
 from tests.tiny_run import load_tiny_run

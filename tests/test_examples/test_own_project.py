@@ -7,7 +7,8 @@ import pytest
 from mmengine.config import Config
 
 from mmgroupnet.datasets import DIGIT_CLASSES, generate_digits
-from mmgroupnet.engine.configs import check_arguments, load_config
+from mmgroupnet.engine.arguments import check_arguments
+from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.training import run_training
 from mmgroupnet.layers import BinaryConv2d
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mmgroupnet.engine.arguments import check_arguments
 from mmgroupnet.engine.binarize_option import binarize_config, load_policy
-from mmgroupnet.engine.configs import check_arguments, load_config
+from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.packing import pack_checkpoint
 from mmgroupnet.engine.pictures import find_images
 from mmgroupnet.engine.prediction import draw_on_pictures

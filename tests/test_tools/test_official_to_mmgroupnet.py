@@ -14,7 +14,8 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 
 from mmgroupnet.converters import convert_official
-from mmgroupnet.engine.configs import check_arguments, load_config
+from mmgroupnet.engine.arguments import check_arguments
+from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.packing import pack_checkpoint
 from mmgroupnet.engine.testing import run_test
 from tests.official import FAMILIES, OfficialNetwork, official_state_dict

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 
 from mmgroupnet.checkpoints.match import check_state_dict, describe_mismatch, load_what_fits
 from mmgroupnet.checkpoints.read import is_packed, weights_of
+from mmgroupnet.converters import binarization_of
 from mmgroupnet.registry import HOOKS
 
 
@@ -52,9 +53,15 @@ class CheckpointMatchHook(Hook):
         if transfer is None or not transfer.taken or not starts_training:
             check_state_dict(model, checkpoint, source)  # raises
             return
+        advice = ''
+        if binarization_of(model) is not None:
+            advice = (
+                '\nThe model was made binary. To start from the weights of the float model, leave load_from out and '
+                f"give the float model init_cfg=dict(type='Pretrained', checkpoint={source!r})"
+            )
         print_log(
             f'load_from={source} is of another architecture than the config. Tensors by part of the model:\n'
-            f'{transfer.table()}',
+            f'{transfer.table()}{advice}',
             logger='current',
             level=logging.WARNING,
         )

@@ -31,7 +31,8 @@ class FCNScoreHead(BaseDecodeHead):
     segmentation experiments use FCN-32s and FCN-16s.
 
     Raises:
-        UserError: If ``in_channels`` and ``in_index`` differ in length.
+        UserError: If ``in_channels`` and ``in_index`` differ in length, or for options that only other heads have:
+            ``channels``, ``input_transform``.
     """
 
     def __init__(
@@ -45,6 +46,11 @@ class FCNScoreHead(BaseDecodeHead):
         ),
         **kwargs,
     ) -> None:
+        for name in ('channels', 'input_transform'):
+            if name in kwargs:
+                raise UserError(
+                    f'{name}={kwargs[name]!r}: FCNScoreHead predicts straight from the stages of in_index, leave it out'
+                )
         channels = [in_channels] if isinstance(in_channels, int) else list(in_channels)
         indices = [in_index] if isinstance(in_index, int) else list(in_index)
         if len(channels) != len(indices) or not channels:

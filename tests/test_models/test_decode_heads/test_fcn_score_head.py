@@ -64,3 +64,10 @@ def test_dropout_reaches_every_stage():
 def test_stages_and_their_channels_must_match(options):
     with pytest.raises(ValueError, match='in_channels=.* and in_index=.*one entry per stage'):
         MODELS.build(dict(FCN32S, **options))
+
+
+@pytest.mark.parametrize('option', [dict(channels=16), dict(input_transform='resize_concat')])
+def test_options_that_only_other_heads_have(option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f'{name}=.*: FCNScoreHead predicts straight from the stages of in_index'):
+        MODELS.build(dict(FCN32S, **option))
