@@ -105,9 +105,7 @@ class TestMixedPrecision:
         monkeypatch.setattr(launch, 'get_device', lambda: 'cuda')
         check_mixed_precision(cfg)
         monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
-        message = (
-            "^optim_wrapper.type='AmpOptimWrapper': mmengine has it for cuda, .*, not for cpu. --amp uses bf"
-        )
+        message = "^optim_wrapper.type='AmpOptimWrapper': mmengine has it for cuda, .*, not for cpu. --amp uses bf"
         with pytest.raises(UserError, match=message):
             check_mixed_precision(cfg)
         check_mixed_precision(Config(dict(optim_wrapper=dict(constructor='Mine'))))
