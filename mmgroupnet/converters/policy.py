@@ -346,6 +346,8 @@ def _problem(path: Sequence[tuple[str, nn.Module]], weight_users: Mapping[int, i
             return 'deformable'
         if isinstance(module, nn.MultiheadAttention) and module is not layer:
             return 'its weights are used by nn.MultiheadAttention itself'
+        if getattr(module, 'efficient_conv_bn_eval_forward', None) is not None:
+            return 'its weights are used by efficient_conv_bn_eval of mmcv.cnn.ConvModule'
     if getattr(layer, 'transposed', False):
         return 'transposed'
     if not isinstance(layer, nn.Conv2d | nn.Linear):

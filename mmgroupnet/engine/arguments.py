@@ -76,7 +76,7 @@ def _registered_names() -> set[str]:
     return {f'mmgroupnet.{name}' for registry in _OURS for name in registry.module_dict}
 
 
-def _fits(value: object, hint: Any) -> bool:
+def _fits(value: Any, hint: Any) -> bool:
     """Whether a value of a config fits a type hint, as far as the hint is one of the plain types of configs."""
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, types.UnionType):
@@ -91,16 +91,15 @@ def _fits(value: object, hint: Any) -> bool:
         return isinstance(value, Mapping) and all(
             _fits(entry, each) for entry in value.values() for each in arguments[1:]
         )
-    if origin in (Sequence, list, tuple):
+    if origin in (Sequence, list, tuple):  # a list of a config may stand for a tuple
+        of_one_kind = len(arguments) == 1 or arguments[1:] == (...,)
         is_list = isinstance(value, list | tuple)
-        if not is_list or (origin is tuple and arguments[1:] != (...,)):  # a list of a config may stand for a tuple
-            return is_list
-        return all(_fits(entry, arguments[0]) for entry in value) if arguments else True
+        return is_list and (not of_one_kind or all(_fits(entry, arguments[0]) for entry in value))
     return True
 
 
 def _spell(hint: Any) -> str:
-    return getattr(hint, '__name__', None) if isinstance(hint, type) and not get_args(hint) else str(hint)
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
 
 
 def _check_values(path: str, part: Callable, given: Mapping) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers.branches import split
 from mmgroupnet.layers.merges import Merge, SoftGate, build_merge
 
@@ -37,15 +38,27 @@ class GroupwiseBlock(nn.Module):
             last_merge: Merges them; None if ``x`` is one map, which all branches read.
 
         Returns: Outputs of the branches, ``(N, K*C', H', W')``, unmerged.
+
+        Raises:
+            UserError: If a block takes or returns several maps.
         """
         num_bases = len(self.branches)
+        self._require_map(x, 'gets')
         if last_merge is not None and self.gate is not None:
             inputs: Sequence[Tensor] = split(self.gate(x, last_merge), num_bases)
         else:
             inputs = [x if last_merge is None else last_merge(x)] * num_bases
         # By index: torch.fx cannot iterate over what it traces.
         outs = [branch(inputs[index]) for index, branch in enumerate(self.branches)]
+        self._require_map(outs[0], 'returns')
         return outs[0] if num_bases == 1 else torch.cat(outs, dim=1)
+
+    def _require_map(self, x: object, verb: str) -> None:
+        if isinstance(x, list | tuple | dict):  # not what is no Tensor: torch.fx traces with other objects
+            raise UserError(
+                f'a block of class {type(self.branches[0]).__name__} {verb} a {type(x).__name__}: the blocks of a '
+                'groupwise rule map one tensor to one tensor; give it another rule, above that one'
+            )
 
 
 class GroupwiseChain(nn.Module):

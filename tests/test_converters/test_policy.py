@@ -184,6 +184,10 @@ def _with_own_forward(layer: nn.Module) -> nn.Module:
         (_with_own_forward(nn.Conv2d(4, 4, 3)), ['Conv2d computes something of its own']),
         (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), ['its weight is computed from others']),
         (nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)), ['its weight is computed from others']),
+        (
+            ConvModule(4, 4, 3, norm_cfg=dict(type='BN'), efficient_conv_bn_eval=True),
+            ['its weights are used by efficient_conv_bn_eval of mmcv.cnn.ConvModule'],
+        ),
         (_Attention(), ['its weights are used by nn.MultiheadAttention itself']),
         (_Tied(), ['another layer has the same weight'] * 2),
     ],

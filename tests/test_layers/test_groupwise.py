@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
@@ -58,3 +59,19 @@ def test_the_first_branch_is_the_block():
     assert built.blocks[0].branches[0] is blocks[0]
     assert built.blocks[0].branches[1].conv.weight is not blocks[0].conv.weight
     assert built.blocks[0].gate is None
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+def test_blocks_of_several_maps_are_refused():
+    chain = GroupwiseChain([Pair(), Pair()], num_bases=2, gates=True)
+    x = torch.ones(1, 4, 2, 2)
+    with pytest.raises(
+        ValueError, match='^a block of class Pair returns a tuple: the blocks of a groupwise rule map one'
+    ):
+        chain(x)
+    with pytest.raises(ValueError, match='^a block of class Pair gets a list: '):
+        chain([x, x])

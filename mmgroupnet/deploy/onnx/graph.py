@@ -28,7 +28,7 @@ from mmgroupnet.deploy.onnx.norms import rewrite_norms
 from mmgroupnet.deploy.onnx.operators import OPSET, packed_translations
 from mmgroupnet.deploy.onnx.preprocessing import read_preprocessor
 from mmgroupnet.deploy.onnx.steps import step_translations
-from mmgroupnet.errors import UserError
+from mmgroupnet.errors import UserError, summary
 
 # For each task, the module and the class that computes the predictions.
 _ANSWERS = dict(
@@ -120,9 +120,20 @@ class _Parts(nn.Module):
 
 
 def _shapes_of_maps(network: nn.Module) -> list[tuple[int, ...]]:
-    """Shapes of a network's maps for a large picture, so that different levels have different shapes."""
+    """Shapes of a network's maps for a large picture, so that different levels have different shapes.
+
+    Raises:
+        UserError: If the network does not take a picture of three channels.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        return [tuple(each.shape) for each in network(torch.zeros(2, 3, 1031, 1283))]
+        try:
+            return [tuple(each.shape) for each in network(torch.zeros(2, 3, 1031, 1283))]
+        except RuntimeError as error:
+            if 'channels' not in str(error):
+                raise
+            raise UserError(
+                f'the model cannot be exported: its input is a picture of three channels ({summary(error)})'
+            ) from error
 
 
 def _examples(shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ from mmdet.models.dense_heads import FCOSHead
 from mmdet.models.utils import multi_apply
 from torch import Tensor, nn
 
+from mmgroupnet.errors import UserError
 from mmgroupnet.layers import (
     BinaryConv2d,
     Chain,
@@ -129,7 +130,8 @@ class BinaryFCOSHead(FCOSHead):
     co-author's detectors.
 
     Raises:
-        UserError: If one of the options is given that binary towers do not have, or ``norm_cfg`` is None.
+        UserError: If one of the options is given that binary towers do not have, ``norm_cfg`` is None, or a tower has
+            no conv.
     """
 
     def __init__(
@@ -147,6 +149,8 @@ class BinaryFCOSHead(FCOSHead):
         self.learned_scales = learned_scales
         self.binary_cfg = binary_cfg or {}
         super().__init__(*args, norm_cfg=norm_cfg, **kwargs)
+        if self.stacked_convs < 1:
+            raise UserError(f'stacked_convs={self.stacked_convs}: a binary tower has at least 1 conv')
 
     def _build_tower(self) -> nn.ModuleList:
         return nn.ModuleList(

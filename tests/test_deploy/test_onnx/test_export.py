@@ -147,6 +147,13 @@ def test_input_norms_as_products_and_sums():
     torch.testing.assert_close(ChannelAffine(norm.eval())(x), norm(x))
 
 
+def test_a_picture_of_other_than_three_channels_is_refused():
+    model = detector(FCOS)
+    model.backbone = nn.Sequential(nn.Conv2d(1, 8, 3), model.backbone)
+    with pytest.raises(UserError, match='its input is a picture of three channels .*to have 1 channels, but got 3'):
+        trace(Graph(model))
+
+
 @pytest.mark.parametrize('is_fault', [True, False])
 def test_faults_of_our_own_are_no_refusals_of_the_exporter(monkeypatch, is_fault):
     """A fault in this package keeps its traceback; a refusal of torch's exporter becomes one sentence for the user."""

@@ -136,6 +136,7 @@ def test_rectified_inputs_keep_every_layer_alive():
         (dict(num_bases=-2), ValueError, 'num_bases=-2'),
         (dict(num_base=2), TypeError, 'num_base'),
         (dict(binary_cfg=dict(activation=dict(type='mmgroupnet.HardSign'))), KeyError, r'mmgroupnet\.HardSign'),
+        (dict(stacked_convs=0), ValueError, 'stacked_convs=0: a binary tower has at least 1 conv'),
         (dict(binary_cfg=dict(weight=dict(type='mmgroupnet.TenserScaleWeight'))), KeyError, 'TenserScaleWeight'),
         (dict(binary_cfg=dict(activations=dict(type='mmgroupnet.Tanh'))), TypeError, 'activations'),
     ],
