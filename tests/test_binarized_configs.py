@@ -18,6 +18,7 @@ from mmgroupnet.engine.models import build_model
 from mmgroupnet.layers import BinaryConv2d, GroupwiseChain, RealValuedSkip
 
 FOLDER = Path(__file__).parents[1] / 'configs'
+DEFAULT = FOLDER / '_base_/policies/groupnet_k4.py'
 POLICIES = sorted((FOLDER / '_base_/policies').glob('*.py'))
 CONFIGS = sorted(path for path in (FOLDER / 'binarized').glob('*.py') if 'groupnet' in path.name)
 FLOAT_TWIN = FOLDER / 'binarized/retinanet_r18_half_bccd.py'
@@ -130,6 +131,22 @@ LAYERS = {
         'decode_head.lateral_convs.0.conv decode_head.conv_seg',
         'decode_head.fpn_convs.0.conv decode_head.psp_modules.0.1.conv',
     ),
+    'mmdet::gcnet/mask-rcnn_r50-gcb-r16-c3-c5_fpn_1x_coco.py': (
+        'backbone.layer2.0.context_block.conv_mask backbone.layer2.0.context_block.channel_add_conv.0',
+        'backbone.layer2.0.conv1',
+    ),
+    'mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py': (
+        'backbone.context_path.arm16.atten_conv_layer.1.conv',
+        'backbone.spatial_path.layer2.conv',
+    ),
+    'mmseg::dnlnet/dnl_r50-d8_4xb2-40k_cityscapes-512x1024.py': (
+        'decode_head.dnl_block.theta.conv decode_head.dnl_block.g.conv',
+        'decode_head.convs.0.conv',
+    ),
+    'mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py': (
+        'decode_head.kernel_update_head.0.feat_transform.conv decode_head.kernel_generate_head.conv_seg',
+        'decode_head.kernel_generate_head.convs.0.conv',
+    ),
     'mmseg::dmnet/dmnet_r50-d8_4xb2-40k_cityscapes-512x1024.py': (
         'decode_head.dcm_modules.0.filter_gen_conv',
         'decode_head.bottleneck.conv',
@@ -153,23 +170,56 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize('name', LAYERS, ids=lambda name: Path(name).stem.split('_8xb')[0])
-def test_the_default_policy_keeps_predictions_and_gates(name):
+def becomes_by_layer(name: str, policy: list) -> dict[str, str]:
+    """What each layer of a stock model becomes."""
     library = name.partition('::')[0]
     import_module(f'{library}.utils').register_all_modules(False)
     cfg = load_config(name)
     leave_out_pretrained(cfg)
     with torch.device('meta'):
         model = build_model(cfg)
-    decisions = decide(model, parse_policy(load_policy(str(FOLDER / '_base_/policies/groupnet_k4.py'))))
-    becomes = {
+    decisions = decide(model, parse_policy(policy))
+    return {
         layer: 'keep' if decision.rule is None or decision.problem else decisions.rules[decision.rule].become
         for decision in decisions.layers
         for layer in decision.names
     }
+
+
+@pytest.mark.parametrize('name', LAYERS, ids=lambda name: Path(name).stem.split('_8xb')[0])
+def test_the_default_policy_keeps_predictions_and_gates(name):
+    becomes = becomes_by_layer(name, load_policy(str(DEFAULT)))
     kept, binary = LAYERS[name]
     assert {layer: becomes[layer] for layer in kept.split()} == dict.fromkeys(kept.split(), 'keep')
     assert [layer for layer in binary.split() if becomes[layer] == 'keep'] == []
+
+
+@pytest.mark.parametrize(
+    ('name', 'kept', 'binary'),
+    [
+        ('mmpretrain::vgg/vgg11bn_8xb32_in1k.py', 'backbone.classifier.6', 'backbone.classifier.3'),
+        (
+            'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
+            'roi_head.bbox_head.1.fc_cls',
+            'roi_head.bbox_head.1.shared_fcs.0',
+        ),
+        (
+            'mmdet::double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py',
+            'roi_head.bbox_head.fc_reg',
+            'roi_head.bbox_head.fc_branch.0',
+        ),
+        (
+            'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+            'bbox_head.cls_branches.0',
+            'encoder.layers.0.ffn.layers.1',
+        ),
+    ],
+)
+def test_a_rule_for_linears_behind_the_default_policy(name, kept, binary):
+    rule = dict(become='layerwise', types='Linear', num_bases=2)
+    becomes = becomes_by_layer(name, [*load_policy(str(DEFAULT)), rule])
+    assert becomes[kept] == 'keep'
+    assert any(value == 'layerwise' for layer, value in becomes.items() if layer.startswith(binary))
 
 
 @pytest.mark.parametrize(

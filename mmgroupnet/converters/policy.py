@@ -237,12 +237,13 @@ def decide(model: nn.Module, rules: Sequence[Rule]) -> Decisions:
 
 
 def _why_nothing(layers: Sequence[Decision]) -> str:
+    """Why a policy makes no layer binary, as the end of a sentence."""
     problems = Counter(decision.problem for decision in layers if decision.problem)
-    reasons = [f'{number} that it selects have no binary form ({problem})' for problem, number in problems.items()]
-    linears = sum(isinstance(decision.layer, nn.Linear) for decision in layers)
+    reasons = [f'{number} selected layers have no binary form, {problem}' for problem, number in problems.items()]
+    linears = sum(isinstance(decision.layer, nn.Linear) and decision.rule is None for decision in layers)
     if linears:
-        reasons.append(f'{linears} are linear, which a rule selects only if types names them: "Linear"')
-    return f': {"; ".join(reasons)}' if reasons else ''
+        reasons.append(f'no rule selects its linears ({linears}), which types has to name: "Linear"')
+    return f' ({"; ".join(reasons)})' if reasons else ''
 
 
 def _becomes_binary(decision: Decision, rules: Sequence[Rule]) -> bool:

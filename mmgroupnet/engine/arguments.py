@@ -4,6 +4,8 @@ import inspect
 import logging
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from os import PathLike
 from typing import Any, Union, get_args, get_origin
 
 from mmengine.config import Config
@@ -14,7 +16,9 @@ from mmengine.registry import MODELS
 
 import mmgroupnet.registry
 from mmgroupnet.engine.configs import resolve_type
+from mmgroupnet.engine.variables import settings
 from mmgroupnet.errors import ONE_SLIP, UserError, nearest
+from mmgroupnet.model_configs import type_name
 from mmgroupnet.type_names import ROOTS
 
 _OURS = [getattr(mmgroupnet.registry, name) for name in mmgroupnet.registry.__all__]
@@ -61,9 +65,10 @@ def _typed_dicts(node: object, path: str = '') -> Iterator[tuple[str, Mapping]]:
     if isinstance(node, Mapping):
         if 'type' in node:
             yield path, node
-        elif path.endswith('.binary_cfg') and 'policy' not in path.split('.'):  # parse_policy checks those of rules.
+        elif path.endswith('.binary_cfg'):
             yield path, dict(node, type='mmgroupnet.BinaryConv2d')
-        entries: Iterable[tuple[Any, Any]] = node.items()
+        # parse_policy checks the rules of a policy.
+        entries: Iterable[tuple[Any, Any]] = () if 'become' in node else node.items()
     else:
         entries = enumerate(node) if isinstance(node, list | tuple) else ()
     for key, child in entries:
@@ -83,39 +88,44 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, argument) for argument in arguments)
     if origin in (None, types.NoneType):
         return value is None
-    if origin is float:
-        return isinstance(value, int | float)
-    if origin in (int, str, bool, dict):
-        return isinstance(value, origin)
+    if origin is bool:
+        return isinstance(value, bool) or value in (0, 1)
+    if origin in (int, float):
+        return isinstance(value, Integral if origin is int else Real)
+    if origin is str:
+        return isinstance(value, str | PathLike)
+    if origin is dict:
+        return isinstance(value, dict)
     if origin is Mapping:
         return isinstance(value, Mapping) and all(
             _fits(entry, each) for entry in value.values() for each in arguments[1:]
         )
     if origin in (Sequence, list, tuple):  # a list of a config may stand for a tuple
         of_one_kind = len(arguments) == 1 or arguments[1:] == (...,)
-        is_list = isinstance(value, list | tuple)
+        is_list = isinstance(value, list | tuple | range)
         return is_list and (not of_one_kind or all(_fits(entry, arguments[0]) for entry in value))
     return True
 
 
 def _spell(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+    text = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+    return text.replace('collections.abc.', '').replace('typing.', '')
 
 
-def _check_values(path: str, part: Callable, given: Mapping) -> None:
+def _check_values(path: str, name: str, part: Callable, given: Mapping) -> None:
     """Checks that a part of ours gets the arguments that it needs, and values of the types that it takes."""
-    # A class may give its base what that needs, and whoever builds a conv, a norm or a quantizer adds arguments, such
-    # as the number of channels.
-    if inspect.isclass(part) and issubclass(part, BaseModule | Hook):
-        for name, parameter in inspect.signature(part).parameters.items():
-            if parameter.default is parameter.empty and parameter.kind in _NAMED and name not in given:
-                raise UserError(f'{path}: {part.__name__} needs {name}')
-    parameters, _ = _parameters(part)
-    for name, (parameter, module) in parameters.items():
-        hint = parameter.annotation
-        if name in given and module.startswith('mmgroupnet.') and hint is not parameter.empty:
-            if not _fits(given[name], hint):
-                raise UserError(f'{path}.{name}={given[name]!r}: {part.__name__} takes {_spell(hint)}')
+    # Whoever builds a conv, a norm or a quantizer adds arguments, such as the number of channels; and a dict in a
+    # variable of the config file may be a part of one.
+    is_whole = inspect.isclass(part) and issubclass(part, BaseModule | Hook) and path.split('.')[0] in settings()
+    own = inspect.signature(part).parameters  # a class may give its base what that needs
+    for key, (parameter, module) in _parameters(part)[0].items():
+        if not module.startswith('mmgroupnet.'):
+            continue
+        if key not in given:
+            if is_whole and key in own and parameter.default is parameter.empty:
+                raise UserError(f'{path}: {name} needs {key}')
+        elif parameter.annotation is not parameter.empty and not _fits(given[key], parameter.annotation):
+            raise UserError(f'{path}.{key}={given[key]!r}: {name} takes {_spell(parameter.annotation)}')
 
 
 def check_arguments(cfg: Config) -> None:
@@ -137,8 +147,8 @@ def check_arguments(cfg: Config) -> None:
             raise UserError(f'{path}.type={name!r} is not registered{nearest(name, _registered_names())}')
         if part is None and f'mmgroupnet.{name}' in _registered_names():
             raise UserError(f"{path}.type={name!r} is not registered (did you mean 'mmgroupnet.{name}'?)")
-        if ours and path.endswith('.backbone'):
-            _check_pretrained(content, path)
+        if part is not None and path.split('.')[0] == 'model':
+            _check_pretrained(path, part, part_cfg)
         if part is None or (not ours and _takes_any(part)):
             continue
         accepted = accepted_arguments(part)
@@ -156,17 +166,15 @@ def check_arguments(cfg: Config) -> None:
             if hint:
                 print_log(message + hint, logger='current', level=logging.WARNING)
         if ours:
-            _check_values(path, part, part_cfg)
+            _check_values(path, type_name(part_cfg), part, part_cfg)
 
 
-def _check_pretrained(content: Mapping, path: str) -> None:
-    """Refuses ``pretrained`` of a model around one of our backbones, which mmseg's segmentors hand to the backbone."""
-    option = path.removesuffix('backbone') + 'pretrained'
-    node: Any = content
-    for key in option.split('.'):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    if node is not None:
+def _check_pretrained(path: str, part: Callable, part_cfg: Mapping) -> None:
+    """Refuses ``pretrained`` of a segmentor around one of our backbones: mmseg hands it to the backbone."""
+    backbone = part_cfg.get('backbone')
+    is_ours = isinstance(backbone, Mapping) and str(backbone.get('type')).startswith('mmgroupnet.')
+    if is_ours and part.__module__.startswith('mmseg.') and part_cfg.get('pretrained') is not None:
         raise UserError(
-            f'{option}={node!r} is meant for a float backbone, set {option}=None; init_cfg of the backbone takes '
-            'the weights of a binary one'
+            f'{path}.pretrained={part_cfg["pretrained"]!r} is meant for a float backbone, set {path}.pretrained=None; '
+            'init_cfg of the backbone takes the weights of a binary one'
         )

@@ -50,7 +50,8 @@ def read_config(args: argparse.Namespace) -> Config:
     """Loads the config of a command line, merges ``--cfg-options`` and checks the result.
 
     Raises:
-        UserError: If the config does not exist, or a key in it or in the options is unknown.
+        UserError: If the config does not exist, or its keys, values or variables or the options are refused, see
+            :func:`load_config`, :func:`check_arguments` and :func:`check_overrides`.
     """
     cfg = load_config(args.config)
     cfg.merge_from_dict(check_overrides(cfg, args.cfg_options))

@@ -44,8 +44,10 @@ def find_config(name: str, kind: str = 'config') -> Path:
 
 
 @contextmanager
-def _names_in_bases() -> Iterator[None]:
+def _names_in_bases() -> Iterator[list[tuple[Path, Path]]]:
     """Lets a config inherit ours by name, ``_base_ = 'mmgroupnet::...'``, and names the file if a base is missing.
+
+    Gives a list that will hold each file that inherits, with one that it inherits from.
 
     mmengine accepts the names of a fixed table of libraries. An entry of ours would not work for editable installs,
     whose files mmengine looks for in site-packages, nor for configs outside a folder. Also, mmengine would build parts
@@ -56,16 +58,19 @@ def _names_in_bases() -> Iterator[None]:
     name mmengine finds both.
     """
     find, mmseg = Config._get_cfg_path, MODULE2PACKAGE['mmseg']
+    bases: list[tuple[Path, Path]] = []
 
     def find_base(base: str, file: str) -> tuple[str, str | None]:
         try:
-            return (str(find_config(base)), None) if base.startswith(_PREFIX) else find(base, file)
+            found = (str(find_config(base)), None) if base.startswith(_PREFIX) else find(base, file)
         except (UserError, ValueError, AssertionError, FileNotFoundError, ModuleNotFoundError) as error:
             raise UserError(f'{file}: _base_ {base!r} cannot be found: {error}') from error
+        bases.append((Path(file).resolve(), Path(found[0]).resolve()))
+        return found
 
     Config._get_cfg_path, MODULE2PACKAGE['mmseg'] = staticmethod(find_base), 'mmseg'
     try:
-        yield
+        yield bases
     finally:
         Config._get_cfg_path, MODULE2PACKAGE['mmseg'] = staticmethod(find), mmseg
 
@@ -78,9 +83,9 @@ def read_config_file(path: str | Path) -> Config:
             that nothing would read, see :func:`mmgroupnet.engine.variables.check_variables`.
     """
     try:
-        with _names_in_bases():
+        with _names_in_bases() as bases:
             cfg = Config.fromfile(path)
-            check_variables(path, cfg.to_dict(), shipped('configs').resolve())
+            check_variables(Path(path).resolve(), cfg.to_dict(), tuple(bases), shipped('configs').resolve())
             return cfg
     except FileNotFoundError as error:  # of a base
         raise UserError(f'config {path}: {error}') from error
@@ -94,7 +99,8 @@ def load_config(name: str) -> Config:
             OpenMMLab library as ``mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py``.
 
     Raises:
-        UserError: If there is no such file, or one that it inherits from is missing.
+        UserError: If there is no such file, one that it inherits from is missing, or a variable of the file would not
+            be read, see :func:`read_config_file`.
     """
     if '::' in name and not name.startswith(_PREFIX):
         library = name.split('::')[0]

@@ -160,9 +160,9 @@ def check_mixed_precision(cfg: Config) -> None:
     """
     kind, device = type_name(cfg.get('optim_wrapper') or {}), get_device()
     if kind == 'AmpOptimWrapper' and device not in _AMP_DEVICES:
+        advice = '. --amp uses bfloat16 on a CPU' if device == 'cpu' else ''
         raise UserError(
-            f'optim_wrapper.type={kind!r}: mmengine has it for {", ".join(_AMP_DEVICES)}, not for {device}. '
-            '--amp uses bfloat16 on a CPU'
+            f'optim_wrapper.type={kind!r}: mmengine has it for {", ".join(_AMP_DEVICES)}, not for {device}{advice}'
         )
 
 

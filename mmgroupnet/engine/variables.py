@@ -5,7 +5,7 @@ A config file computes its settings from them when it is read. A value that they
 
 import ast
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ _LOOKED_UP = (
     'tta_model',
     'tta_pipeline',
 )
-_BASES = '_base_'
 
 
 def settings() -> set[str]:
@@ -44,11 +43,12 @@ def where_used(cfg: Mapping, name: str, value: object) -> list[str]:
     the same name or a distinctive value.
 
     Args:
-        cfg: The config.
+        cfg: The config; a policy file has no settings but its policy.
         name: The variable.
         value: Its value when the settings were computed.
     """
-    return list(_places({key: cfg[key] for key in cfg if key in settings()}, name, value))
+    keys = settings() if 'model' in cfg else {'policy'}
+    return list(_places({key: cfg[key] for key in cfg if key in keys}, name, value))
 
 
 def _is_telling(value: object) -> bool:
@@ -71,64 +71,43 @@ def _places(node: object, name: str, value: object, path: str = '') -> Iterator[
             yield from _places(child, name, value, where)
 
 
-class _File:
-    """The names that a config file assigns and reads.
-
-    Args:
-        path: A Python file.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = Path(path).resolve()
-        tree = ast.parse(self.path.read_text(encoding='utf-8'))
-        self.assigned = {
-            target.id: ast.dump(line.value)
-            for line in tree.body
-            if isinstance(line, ast.Assign)
-            for target in line.targets
-            if isinstance(target, ast.Name)
-        }
-        self.read: set[str] = set()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                self.read.add(node.id)
-            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == _BASES:
-                self.read.add(node.attr)
+def _names(path: Path) -> tuple[set[str], set[str]]:
+    """The names that a Python file assigns, line by line, and those that it reads."""
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    targets = (target for line in tree.body if isinstance(line, ast.Assign) for target in line.targets)
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    assigned = {target.id for target in targets if isinstance(target, ast.Name)}
+    return assigned, {node.id for node in names if isinstance(node.ctx, ast.Load)}
 
 
-def _ancestors(path: str) -> Iterator[_File]:
-    """The Python files that a config inherits from, the nearest first."""
-    for name in Config._get_base_files(path):
-        base, _ = Config._get_cfg_path(name, path)
-        if base.endswith('.py'):
-            yield _File(base)
-            yield from _ancestors(base)
+def check_variables(path: Path, cfg: Mapping, bases: Sequence[tuple[Path, Path]], ours: Path) -> None:
+    """Refuses a new value for a variable of one of our configs that a file inherits, if settings still have the old
+    value.
 
-
-def check_variables(path: str | Path, cfg: Mapping, ours: Path) -> None:
-    """Checks that a config file gives no new value to a variable from which one of our configs, that it inherits, has
-    computed its settings already. Nothing would read the value.
-
-    The configs of other libraries are not checked: some of them do that themselves.
+    The configs of other libraries are not checked: some of them do that themselves. Only plain assignments
+    (``NAME = ...``) of this file are.
 
     Args:
         path: The file.
         cfg: Its content, with everything that it inherits.
+        bases: Each file that inherits, with one that it inherits from.
         ours: The folder of our configs.
 
     Raises:
-        UserError: Naming the file, the variable, and the settings that use it.
+        UserError: Naming the file, the variable, and the settings that have the old value.
     """
-    if Path(path).suffix != '.py':
+    inherited = [base for _, base in bases if ours in base.parents and base.suffix == '.py']
+    if path.suffix != '.py' or not inherited:
         return
-    child = _File(str(path))
-    ancestors = [file for file in _ancestors(str(path)) if ours in file.path.parents]
-    for name in child.assigned.keys() - child.read - settings() - {_BASES}:
-        values = [file for file in ancestors if file.assigned.get(name, child.assigned[name]) != child.assigned[name]]
-        if values and any(name in file.read for file in ancestors):
-            was = Config.fromfile(values[0].path).get(name)
-            places = where_used(cfg, name, was) or sorted({'policy'} & cfg.keys())
-            raise UserError(
-                f'{path}: {name} is a Python variable of {values[0].path}, which has computed its settings already, so '
-                f'the new value would not be read. Override it where it is used: {", ".join(places)}'
-            )
+    assigned, read = _names(path)
+    known = {*settings(), 'policy', '_base_'}
+    for name in sorted(assigned - read - known):
+        source = next((base for base in inherited if name in _names(base)[0]), None)
+        for direct in (base for file, base in bases if file == path) if source else ():
+            old = Config.fromfile(direct).get(name)
+            places = where_used(cfg, name, old) if old is not None and old != cfg[name] else []
+            if places:
+                raise UserError(
+                    f'{path}: {name} is a Python variable of {source}, whose settings were computed from the old '
+                    f'value, so the new one would not be read. Override it where it is used: {", ".join(places)}'
+                )

@@ -54,7 +54,7 @@ class GroupwiseBlock(nn.Module):
         return outs[0] if num_bases == 1 else torch.cat(outs, dim=1)
 
     def _require_map(self, x: object, verb: str) -> None:
-        if isinstance(x, list | tuple | dict):  # not what is no Tensor: torch.fx traces with other objects
+        if isinstance(x, list | tuple | dict):  # Tracers of torch call it with objects that are no Tensors, either.
             raise UserError(
                 f'a block of class {type(self.branches[0]).__name__} {verb} a {type(x).__name__}: the blocks of a '
                 'groupwise rule map one tensor to one tensor; give it another rule, above that one'

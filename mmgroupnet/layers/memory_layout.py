@@ -47,7 +47,8 @@ def guard_foreign_code(model: nn.Module) -> None:
         if isinstance(module, nn.Sequential) and len(module) and words[-1:] == ['features']:
             writers = [module[-1]]  # a VGG calls them one by one
         if type(module).__name__ == 'DCM':
-            writers = [module.filter_gen_conv, module.input_redu_conv]
+            convs = (getattr(module, each, None) for each in ('filter_gen_conv', 'input_redu_conv'))
+            writers = [conv for conv in convs if conv is not None]
         for writer in writers:
             if _contiguous_outputs not in writer._forward_hooks.values():
                 writer.register_forward_hook(_contiguous_outputs)

@@ -7,8 +7,8 @@ from torch import nn
 from mmgroupnet.errors import UserError
 
 
-def require_norm(part: nn.Module, norm_cfg: dict | None) -> None:
-    """Refuses a binary part without norms, which some stock parts have by default.
+def require_norm(part: nn.Module, norm_cfg: dict | None) -> dict:
+    """Refuses a binary part without norms, which some stock parts have by default; returns ``norm_cfg``.
 
     Raises:
         UserError: If ``norm_cfg`` is None.
@@ -18,20 +18,29 @@ def require_norm(part: nn.Module, norm_cfg: dict | None) -> None:
             f'norm_cfg=None: the signs of {type(part).__name__} need a norm in front of them, since the sign of the '
             "output of a ReLU is constant; give a norm such as dict(type='BN')"
         )
+    return norm_cfg
 
 
-def refuse_options(part: nn.Module, names: Sequence[str], given: Mapping[str, object]) -> None:
-    """Refuses options of a stock part that have no effect on its binary form.
+def refuse_options(
+    part: nn.Module,
+    names: Sequence[str],
+    given: Mapping[str, object],
+    reason: str = 'has binary convs, whose options are in binary_cfg',
+) -> None:
+    """Refuses options of a stock part that have no effect on ours.
+
+    Args:
+        part: Our part.
+        names: The options.
+        given: The arguments that it got.
+        reason: Why they have none, in a sentence whose subject is the part. Default: its convs are binary.
 
     Raises:
         UserError: If one of ``names`` is ``given``.
     """
     for name in names:
         if name in given:
-            raise UserError(
-                f'{name}={given[name]!r}: the convs of {type(part).__name__} are binary, leave it out (options of '
-                'these: binary_cfg)'
-            )
+            raise UserError(f'{name}={given[name]!r}: {type(part).__name__} {reason}, leave it out')
 
 
 def layerwise_conv_cfg(num_bases: int, learned_scales: bool, norm_cfg: dict, binary_cfg: dict | None) -> dict:

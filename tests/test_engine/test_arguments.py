@@ -3,8 +3,10 @@
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 
@@ -89,10 +91,10 @@ def test_arguments_that_our_parts_do_not_take(cfg, path, value, message):
     [
         ('model.backbone.num_bases', 4.0, 'model.backbone.num_bases=4.0: GroupNetResNet takes int'),
         ('model.backbone.num_bases', '4', "model.backbone.num_bases='4': GroupNetResNet takes int"),
-        ('model.backbone.out_indices', 3, 'out_indices=3: GroupNetResNet takes collections.abc.Sequence[int] | None'),
-        ('model.backbone.strides', 2, 'strides=2: GroupNetResNet takes collections.abc.Sequence[int] | None'),
+        ('model.backbone.out_indices', 3, 'out_indices=3: GroupNetResNet takes Sequence[int] | None'),
+        ('model.backbone.strides', 2, 'strides=2: GroupNetResNet takes Sequence[int] | None'),
         ('model.backbone.strides', (1, 2.0, 2, 2), 'strides=(1, 2.0, 2, 2): GroupNetResNet takes'),
-        ('model.backbone.norm_cfg', 'BN', "norm_cfg='BN': GroupNetResNet takes dict"),
+        ('model.backbone.norm_cfg', 'BN', "norm_cfg='BN': GroupNetResNet takes dict | None"),
         ('model.backbone.frozen_stages', None, 'frozen_stages=None: GroupNetResNet takes int'),
         ('model.neck.num_bases', None, 'model.neck.num_bases=None: BinaryFPN takes int'),
     ],
@@ -109,6 +111,13 @@ def test_values_that_our_parts_do_not_take(cfg, path, value, message):
         (1, int, True),
         (1, float, True),
         (1.5, int, False),
+        (np.int64(1), int, True),
+        (np.float32(1.5), float, True),
+        (1, bool, True),
+        (2, bool, False),
+        (True, bool, True),
+        (Path('a'), str, True),
+        (range(2), Sequence[int], True),
         (None, int | None, True),
         (None, int, False),
         ('ab', Sequence[str], False),
@@ -136,6 +145,18 @@ def test_an_argument_that_is_needed(cfg):
         check_arguments(cfg)
 
 
+def test_a_part_of_a_part_in_a_variable(cfg):
+    cfg.my_backbone = dict(type='mmgroupnet.GroupNetResNet', num_bases=2)
+    cfg.my_rule = dict(become='layerwise', num_bases=2, binary_cfg=dict(learned_scales=True))
+    check_arguments(cfg)
+
+
+@pytest.mark.parametrize('name', ['AugmentedClassifier', 'AugmentedSegmentor', 'AugmentedDetector'])
+def test_the_runner_gives_a_model_of_augmented_tests_its_module(cfg, name):
+    cfg.tta_model = dict(type=f'mmgroupnet.{name}')
+    check_arguments(cfg)
+
+
 def test_a_type_without_its_scope(cfg):
     cfg.model.backbone.type = 'GroupNetResNet'
     message = "model.backbone.type='GroupNetResNet' is not registered (did you mean 'mmgroupnet.GroupNetResNet'?)"
@@ -152,6 +173,11 @@ def test_the_checkpoint_of_a_float_backbone():
     with pytest.raises(UserError, match=re.escape(message)):
         check_arguments(cfg)
     cfg.model.pretrained = None
+    check_arguments(cfg)
+    # mmpretrain takes it as the checkpoint of the whole classifier.
+    cfg = load_config('mmpretrain::resnet/resnet18_8xb32_in1k.py')
+    cfg.model.pretrained = 'whole.pth'
+    cfg.model.backbone = dict(type='mmgroupnet.GroupNetResNet', depth=18, num_bases=2)
     check_arguments(cfg)
 
 

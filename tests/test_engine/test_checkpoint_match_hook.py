@@ -91,6 +91,13 @@ def test_weights_of_the_float_model_have_another_way_into_a_binary_one(said):
     )
 
 
+def test_weights_of_a_binary_model_with_another_head_do_not(said):
+    model = binarize(nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1)), [dict(become='binary', names='0')])
+    given = {name: value for name, value in model.state_dict().items() if not name.startswith('1.')}
+    check(given, trains=True, model=model)
+    assert '| 1 | 0 | 0 | 2 |' in said[0] and 'made binary' not in said[0]
+
+
 @pytest.mark.parametrize(
     ('given', 'parts'),
     [({'4.weight': torch.ones(2)}, {}), (OTHER_HEAD, dict(meta=dict(packed=dict(version=1))))],

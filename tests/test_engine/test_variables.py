@@ -35,15 +35,15 @@ def test_a_new_value_is_refused(text, where, places, tmp_path):
     file = child(tmp_path, BCCD, text)
     name = text.split()[0]
     message = (
-        f'{file}: {name} is a Python variable of {CONFIGS / where}, which has computed its settings already, so the '
-        f'new value would not be read. Override it where it is used: {places}'
+        f'{file}: {name} is a Python variable of {CONFIGS / where}, whose settings were computed from the old value, '
+        f'so the new one would not be read. Override it where it is used: {places}'
     )
     with pytest.raises(UserError, match=re.escape(message)):
         load_config(file)
 
 
 def test_of_a_policy(tmp_path):
-    with pytest.raises(UserError, match='num_bases is a Python variable of .* Override it where it is used: policy$'):
+    with pytest.raises(UserError, match='num_bases is a Python variable of .* it is used: policy.3.num_bases, '):
         load_policy(child(tmp_path, POLICY, 'num_bases = 1'))
 
 
@@ -54,18 +54,48 @@ def test_of_a_base_of_the_base(tmp_path):
         load_config(child(tmp_path, 'parent.py', 'num_bases = 1'))
 
 
+USED_IN = ('backbone', 'neck', 'bbox_head')
+
+
 @pytest.mark.parametrize(
-    'text',
+    ('text', 'num_bases'),
     [
-        'num_bases = 4',  # the value that it has
-        'num_bases = 1\nmodel = dict(backbone=dict(num_bases=num_bases))',  # the file reads it itself
-        'my_variable = 1',
-        'train_cfg = dict(max_epochs=1)',  # a setting
+        ('num_bases = 4', 4),  # the value that it has
+        ('num_bases = 2 + 2', 4),
+        ('num_bases = 1\nmodel = dict(backbone=dict(num_bases=num_bases))', 1),  # the file reads it itself
+        ('num_bases = 2\nmodel = dict(' + ', '.join(f'{part}=dict(num_bases=2)' for part in USED_IN) + ')', 2),
+        ('my_variable = 1', 4),
+        ('train_cfg = dict(max_epochs=1)', 4),  # a setting
     ],
 )
-def test_what_is_read_or_changes_nothing_passes(text, tmp_path):
-    cfg = load_config(child(tmp_path, BCCD, text))
-    assert cfg.model.backbone.num_bases == (1 if 'num_bases = 1' in text else 4)
+def test_what_is_read_or_changes_nothing_passes(text, num_bases, tmp_path):
+    assert load_config(child(tmp_path, BCCD, text)).model.backbone.num_bases == num_bases
+
+
+def test_reading_the_old_value_does_not_use_the_new_one(tmp_path):
+    with pytest.raises(UserError, match='num_bases is a Python variable'):
+        load_config(child(tmp_path, BCCD, 'num_bases = 1\nother = _base_.num_bases'))
+
+
+def test_the_nearest_value_counts(tmp_path):
+    new = 'model = dict(' + ', '.join(f'{part}=dict(num_bases=num_bases)' for part in USED_IN) + ')'
+    Path(child(tmp_path, BCCD, f'num_bases = 2\n{new}')).rename(tmp_path / 'parent.py')
+    load_config(child(tmp_path, 'parent.py', 'num_bases = 2'))
+    with pytest.raises(UserError, match='num_bases is a Python variable'):
+        load_config(child(tmp_path, 'parent.py', 'num_bases = 4'))
+
+
+@pytest.mark.parametrize('name', ['backbone', 'backbone-neck', 'float-downsample'])
+def test_a_policy_may_be_replaced(name, tmp_path):
+    base = f'mmgroupnet::_base_/policies/groupnet_k4_{name}.py'
+    text = "num_bases = 2\npolicy = [dict(become='layerwise', num_bases=2)]"
+    assert load_policy(child(tmp_path, base, text)) == [dict(become='layerwise', num_bases=2)]
+
+
+def test_a_base_beside_the_file(tmp_path):
+    child(tmp_path, BCCD, '')
+    (tmp_path / 'mine.py').rename(tmp_path / 'parent.py')
+    assert load_config(child(tmp_path, '{{fileDirname}}/parent.py', '')).model.backbone.num_bases == 4
 
 
 def test_other_libraries_are_left_alone(tmp_path):

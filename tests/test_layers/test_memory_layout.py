@@ -63,6 +63,10 @@ def test_a_dmnet_can_view_what_its_convs_write():
     torch.testing.assert_close(module(x.contiguous(memory_format=torch.channels_last)), expected)
 
 
+def test_other_modules_may_have_the_name_of_that_of_a_dmnet():
+    guard_foreign_code(type('DCM', (nn.Conv2d,), {})(3, 4, 1))
+
+
 def test_features_can_be_flattened():
     """VGG calls the layers of its ``features`` one by one."""
 

@@ -6,7 +6,9 @@ binary_cfg = dict(weight=dict(type='mmgroupnet.ChannelScaleWeight'))
 # Layers that read the image.
 first_layers = [
     'backbone.conv1',  # ResNet and its variants, HRNet, RegNet, MobileNetV2, ShuffleNet, Darknet
-    'backbone.stem',  # deep stems, CSPDarknet, CSPNeXt, ResNeSt, DenseNet, CGNet, DDRNet, PIDNet, hourglasses
+    # Of ResNeSt, DenseNet, CSPDarknet, CSPNeXt, CGNet, hourglasses and ResNets with deep stems. In DDRNet and PIDNet it
+    # contains the first two stages.
+    'backbone.stem',
     'backbone.features.0',  # VGG
     'backbone.layer0',  # MobileNetV3
     'backbone.layers.0.conv',  # EfficientNet
@@ -41,8 +43,8 @@ residual_blocks = [
 # Parts whose residual blocks cannot be a group: those of TridentNet pass three maps on, those of DetectoRS read two.
 without_groups = ['TridentBottleneck', 'DetectoRS_ResNet', 'DetectoRS_ResNeXt']
 
-# In necks and heads the convs inside a ConvModule or a block are hidden. A bare conv predicts, attends or gates, and
-# stays in float: a head that this file does not know keeps its predictions.
+# In necks and heads the convs inside a ConvModule or a block are hidden. A bare conv predicts or gates, and stays in
+# float: a head that this file does not know keeps its predictions.
 hidden_modules = ['ConvModule', 'SimplifiedBasicBlock', *residual_blocks]
 # The exceptions: bare convs that are hidden ...
 bare_hidden_layers = [
@@ -51,7 +53,7 @@ bare_hidden_layers = [
     '*.heatmap_head.0',  # CenterNet
     '*.wh_head.0',
     '*.offset_head.0',
-    '*.protonet.?',  # YOLACT, whose protonet.10 predicts
+    '*.protonet.[0248]',  # YOLACT, whose protonet.10 predicts
     '*.mask_iou_head.convs',
     'neck.fpn_conv',  # YOLOF
 ]
@@ -63,13 +65,37 @@ last_modules = [
     '*.[bt][lr]_off.?.1',
     '*.[bt][lr]_*_shift.?.1',
     '*.[bt][lr]_dcn_offset',
+    '*.feat_transform',  # K-Net, which multiplies it by masks
+]
+# Linears that predict. The policy leaves all linears in float; these stay so behind a further rule for linears.
+last_linears = [
+    '*head.fc',
+    '*head.fc_cls',
+    '*head.fc_reg',
+    '*head.?.fc_cls',
+    '*head.?.fc_reg',
+    '*head.?.fc_mask',
+    '*head.cls_embed',
+    '*head.mask_embed',
+    '*head.cls_branches',
+    '*head.reg_branches',
+    'backbone.classifier.6',  # VGG
 ]
 # The 1x1 convs between a backbone and a pyramid: binary ones would pass only signs.
 laterals = ['*lateral_convs', '*lateral_conv', '*.input_convs', '*.adapt_convs', '*.reduction_conv']
 lateral_modules = ['ChannelMapper']
 
-# Gates read one pixel per image and cost almost no time. The others read the weights of their convs themselves.
-gates = ['SELayer', 'DyReLU']
+# Gates read one pixel per image and cost almost no time.
+gates = [
+    'SELayer',
+    'DyReLU',
+    'ChannelAttention',  # CSPNeXt
+    'ContextBlock',  # GCNet
+    'AttentionRefinementModule',  # BiSeNet
+]
+# Queries and keys, whose products a softmax compares.
+attention = ['_NonLocalNd', 'SelfAttentionBlock']
+# Modules that read the weights of their convs themselves.
 readers_of_weights = [
     'TaskDecomposition',  # TOOD
     'DCM',  # DMNet
@@ -77,7 +103,7 @@ readers_of_weights = [
     'PositionEncodingFourier',  # EdgeNeXt
     'PositionalEncodingFourier',  # XCiT
 ]
-float_modules = [*gates, *readers_of_weights]
+float_modules = [*gates, *attention, *readers_of_weights]
 
 backbone_rules = [
     dict(
@@ -125,9 +151,9 @@ head_rule = dict(
 policy = [
     dict(become='keep', names=first_layers),
     dict(become='keep', types=float_modules, optional=True),
+    dict(become='keep', names=[*last_modules, *last_linears], optional=True),
     *backbone_rules,
     *neck_rules,
-    dict(become='keep', names=last_modules, optional=True),
     dict(head_rule, types=hidden_modules),
     dict(head_rule, names=bare_hidden_layers),
 ]

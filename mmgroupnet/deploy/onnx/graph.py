@@ -129,10 +129,10 @@ def _shapes_of_maps(network: nn.Module) -> list[tuple[int, ...]]:
         try:
             return [tuple(each.shape) for each in network(torch.zeros(2, 3, 1031, 1283))]
         except RuntimeError as error:
-            if 'channels' not in str(error):
+            if 'but got 3 channels' not in str(error):
                 raise
             raise UserError(
-                f'the model cannot be exported: its input is a picture of three channels ({summary(error)})'
+                f'the exporter needs a model that takes pictures of three channels ({summary(error)})'
             ) from error
 
 

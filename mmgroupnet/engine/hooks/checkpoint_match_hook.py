@@ -54,7 +54,8 @@ class CheckpointMatchHook(Hook):
             check_state_dict(model, checkpoint, source)  # raises
             return
         advice = ''
-        if binarization_of(model) is not None:
+        report = binarization_of(model)
+        if report is not None and not set(report.new_tensors).intersection(transfer.taken):
             advice = (
                 '\nThe model was made binary. To start from the weights of the float model, leave load_from out and '
                 f"give the float model init_cfg=dict(type='Pretrained', checkpoint={source!r})"

@@ -120,7 +120,7 @@ class GroupNetResNet(BaseModule):
         avg_down: bool = False,
         frozen_stages: int = -1,
         norm_eval: bool = False,
-        norm_cfg: dict = dict(type='BN'),
+        norm_cfg: dict | None = dict(type='BN'),
         binary_cfg: dict | None = None,
         real_valued: bool = False,
         with_cp: bool = False,
@@ -133,7 +133,7 @@ class GroupNetResNet(BaseModule):
         self.gate_per_branch = gate_per_branch
         self.norm_eval = norm_eval
         self._check_choices(depth, num_bases, stem)
-        require_norm(self, norm_cfg)
+        norm_cfg = require_norm(self, norm_cfg)
         block, depth_blocks = self.arch_settings[depth]
         stage_blocks = depth_blocks if stage_blocks is None else stage_blocks
         num_stages = len(stage_blocks)

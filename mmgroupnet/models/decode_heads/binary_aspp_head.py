@@ -37,12 +37,12 @@ class BinaryASPPHead(ASPPHead):
         *args,
         num_bases: int,
         learned_scales: bool = False,
-        norm_cfg: dict = dict(type='BN'),
+        norm_cfg: dict | None = dict(type='BN'),
         binary_cfg: dict | None = None,
         **kwargs,
     ) -> None:
         refuse_options(self, ('conv_cfg', 'act_cfg'), kwargs)
-        require_norm(self, norm_cfg)
+        norm_cfg = require_norm(self, norm_cfg)
         conv_cfg = layerwise_conv_cfg(num_bases, learned_scales, norm_cfg, binary_cfg)
         super().__init__(*args, norm_cfg=norm_cfg, conv_cfg=conv_cfg, act_cfg=None, **kwargs)
         self.image_pool = nn.Sequential(

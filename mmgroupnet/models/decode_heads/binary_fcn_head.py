@@ -36,12 +36,12 @@ class BinaryFCNHead(FCNHead):
         num_bases: int,
         learned_scales: bool = False,
         num_convs: int = 2,
-        norm_cfg: dict = dict(type='BN'),
+        norm_cfg: dict | None = dict(type='BN'),
         binary_cfg: dict | None = None,
         **kwargs,
     ) -> None:
         refuse_options(self, ('conv_cfg', 'act_cfg'), kwargs)
-        require_norm(self, norm_cfg)
+        norm_cfg = require_norm(self, norm_cfg)
         if num_convs < 1:
             raise UserError(f'num_convs={num_convs}: give at least 1, or take FCNScoreHead')
         super().__init__(

@@ -7,6 +7,7 @@ from mmseg.models.utils import resize
 from torch import Tensor, nn
 
 from mmgroupnet.errors import UserError
+from mmgroupnet.models.arguments import refuse_options
 from mmgroupnet.registry import MODELS
 
 
@@ -46,11 +47,7 @@ class FCNScoreHead(BaseDecodeHead):
         ),
         **kwargs,
     ) -> None:
-        for name in ('channels', 'input_transform'):
-            if name in kwargs:
-                raise UserError(
-                    f'{name}={kwargs[name]!r}: FCNScoreHead predicts straight from the stages of in_index, leave it out'
-                )
+        refuse_options(self, ('channels', 'input_transform'), kwargs, 'predicts straight from the stages of in_index')
         channels = [in_channels] if isinstance(in_channels, int) else list(in_channels)
         indices = [in_index] if isinstance(in_index, int) else list(in_index)
         if len(channels) != len(indices) or not channels:

@@ -139,12 +139,12 @@ class BinaryFCOSHead(FCOSHead):
         *args,
         num_bases: int,
         learned_scales: bool = False,
-        norm_cfg: dict = dict(type='BN'),
+        norm_cfg: dict | None = dict(type='BN'),
         binary_cfg: dict | None = None,
         **kwargs,
     ) -> None:
         refuse_options(self, ('conv_cfg', 'conv_bias', 'dcn_on_last_conv'), kwargs)
-        require_norm(self, norm_cfg)
+        norm_cfg = require_norm(self, norm_cfg)
         self.num_bases = num_bases
         self.learned_scales = learned_scales
         self.binary_cfg = binary_cfg or {}

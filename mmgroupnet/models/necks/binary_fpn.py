@@ -44,7 +44,7 @@ class BinaryFPN(FPN):
         num_outs: int,
         num_bases: int,
         learned_scales: bool = False,
-        norm_cfg: dict = dict(type='BN'),
+        norm_cfg: dict | None = dict(type='BN'),
         binary_cfg: dict | None = None,
         binary_laterals: bool = True,
         start_level: int = 0,
@@ -56,7 +56,7 @@ class BinaryFPN(FPN):
         **kwargs,
     ) -> None:
         refuse_options(self, ('conv_cfg', 'act_cfg', 'no_norm_on_lateral'), kwargs)
-        require_norm(self, norm_cfg)
+        norm_cfg = require_norm(self, norm_cfg)
         super().__init__(
             in_channels,
             out_channels,

@@ -150,7 +150,7 @@ def test_input_norms_as_products_and_sums():
 def test_a_picture_of_other_than_three_channels_is_refused():
     model = detector(FCOS)
     model.backbone = nn.Sequential(nn.Conv2d(1, 8, 3), model.backbone)
-    with pytest.raises(UserError, match='its input is a picture of three channels .*to have 1 channels, but got 3'):
+    with pytest.raises(UserError, match='that takes pictures of three channels .*to have 1 channels, but got 3'):
         trace(Graph(model))
 
 
