@@ -11,6 +11,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
+from mmgroupnet.engine.configs import resolve_type
 from mmgroupnet.engine.data import few_names
 from mmgroupnet.errors import UserError
 
@@ -30,12 +31,14 @@ class ExportedModel(BaseModel):
     Args:
         file: The file.
         metadata: The metadata of the file, see docs/onnx_file.md.
+        multi_label: ``thr`` and ``topk`` of a head for several classes per picture. Default: None, one class.
     """
 
-    def __init__(self, file: str, metadata: Mapping) -> None:
+    def __init__(self, file: str, metadata: Mapping, multi_label: Mapping | None = None) -> None:
         super().__init__()
         self.file = file
         self.metadata = metadata
+        self.multi_label = multi_label
 
     def __deepcopy__(self, memo: dict) -> 'ExportedModel':
         return self  # Hooks that average weights copy the model. It has no weights, and a session cannot be copied.
@@ -134,15 +137,39 @@ def set_class_map(sample: BaseDataElement, classes: np.ndarray, scores: np.ndarr
         sample.seg_logits = PixelData(data=torch.tensor(scores, dtype=torch.float32))
 
 
-def set_class_scores(sample: BaseDataElement, scores: np.ndarray) -> None:
-    """Puts scores of classes into a data sample of mmpretrain, and the best class.
+def set_class_scores(sample: BaseDataElement, scores: np.ndarray, multi_label: Mapping | None = None) -> None:
+    """Puts scores of classes into a data sample of mmpretrain, and the best class or classes.
 
     Args:
         sample: The sample, changed in place.
         scores: ``(C,)``.
+        multi_label: As for :class:`ExportedModel`.
     """
     values = torch.tensor(scores, dtype=torch.float32)
-    sample.set_pred_score(values).set_pred_label(values.argmax(dim=0, keepdim=True))
+    if multi_label is None:
+        labels = values.argmax(dim=0, keepdim=True)
+    elif multi_label['thr'] is not None:
+        labels = torch.where(values >= multi_label['thr'])[0]
+    else:
+        labels = values.topk(multi_label['topk']).indices
+    sample.set_pred_score(values).set_pred_label(labels)
+
+
+def _multi_label(cfg: Config) -> dict | None:
+    """``thr`` and ``topk`` of the head of a config for several classes per picture."""
+    if cfg.get('default_scope') != 'mmpretrain':
+        return None
+    from mmpretrain.models.heads import MultiLabelClsHead  # Other libraries do not need mmpretrain.
+
+    model = cfg.model
+    while isinstance(model.get('model'), Mapping):  # binarised or packed
+        model = model.model
+    head = model.get('head') or {}
+    kind = resolve_type(head.type, 'mmpretrain') if 'type' in head else None
+    if not (isinstance(kind, type) and issubclass(kind, MultiLabelClsHead)):
+        return None
+    thr, topk = head.get('thr'), head.get('topk')
+    return dict(thr=0.5 if thr is None and topk is None else thr, topk=topk)  # as the head reads them
 
 
 def is_exported(path: str | Path) -> bool:
@@ -164,7 +191,10 @@ def adopt_exported(cfg: Config, path: str | Path) -> None:
         raise UserError(f'{path} does not exist')
     if cfg.get('launcher', 'none') != 'none':
         raise UserError(f'--launcher {cfg.launcher}: {path} is evaluated by one process, leave the launcher out')
+    multi_label = _multi_label(cfg)
     cfg.model = ConfigDict(type=_TYPES[Path(path).suffix], file=str(path))
+    if multi_label is not None:
+        cfg.model.multi_label = multi_label
     cfg.load_from = None
 
 

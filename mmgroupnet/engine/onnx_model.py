@@ -31,18 +31,19 @@ class OnnxModel(ExportedModel):
     Args:
         file: The file.
         data_preprocessor: Ignored, because the graph contains the preprocessing. Default: None.
+        multi_label: As for :class:`ExportedModel`. Default: None.
 
     Raises:
         UserError: If the runtime is missing or cannot load the file.
     """
 
-    def __init__(self, file: str, data_preprocessor: dict | None = None) -> None:
+    def __init__(self, file: str, data_preprocessor: dict | None = None, multi_label: dict | None = None) -> None:
         runtime = _import_runtime(file)
         try:
             model = runtime.load(file)
         except runtime.UserError as error:
             raise UserError(str(error)) from error
-        super().__init__(file, model.metadata)
+        super().__init__(file, model.metadata, multi_label)
         self.model = model
         self._runtime = runtime
 
@@ -103,4 +104,4 @@ class OnnxModel(ExportedModel):
         elif task == 'segmentation':
             set_class_map(sample, answer['classes'], answer.get('scores'))
         else:
-            set_class_scores(sample, answer['scores'])
+            set_class_scores(sample, answer['scores'], self.multi_label)

@@ -52,14 +52,15 @@ class StoredPredictions(ExportedModel):
     Args:
         file: The file.
         data_preprocessor: Ignored. Default: None.
+        multi_label: As for :class:`ExportedModel`. Default: None.
 
     Raises:
         UserError: If the file is not such a file, or damaged.
     """
 
-    def __init__(self, file: str, data_preprocessor: dict | None = None) -> None:
+    def __init__(self, file: str, data_preprocessor: dict | None = None, multi_label: dict | None = None) -> None:
         arrays, names, metadata = _open(file)
-        super().__init__(file, metadata)
+        super().__init__(file, metadata, multi_label)
         self._arrays = arrays
         self._names = names
         self._indices = {name: index for index, name in enumerate(names)}
@@ -125,7 +126,7 @@ class StoredPredictions(ExportedModel):
             elif self.metadata['task'] == 'segmentation':
                 self._set_class_map(sample, name)
             else:
-                set_class_scores(sample, self._read(name, 'scores', (self._num_classes,)))
+                set_class_scores(sample, self._read(name, 'scores', (self._num_classes,)), self.multi_label)
         return data_samples
 
     @property
