@@ -58,9 +58,9 @@ LIST = ROOT / 'benchmarks' / 'stock_configs.txt'
 RESULTS = ROOT / 'benchmarks' / 'results' / 'stock_configs.jsonl'
 POLICY = ROOT / 'configs' / '_base_' / 'policies' / 'groupnet_k4.py'
 
-# Height and width of the photographs, by library; VGG has a layer that allows only one size.
+# Height and width of the photographs, by library, and of backbones that take only one size.
 SIZES = dict(mmdet=(96, 128), mmseg=(64, 96), mmpretrain=(128, 128))
-VGG_SIZE = (224, 224)
+FIXED_SIZES = dict(VGG=(224, 224), SSDVGG=(300, 300))
 # A picture and its mirror images.
 FLIPS = (lambda picture: picture, lambda picture: picture.flip(2), lambda picture: picture.flip(1))
 # The input size for counting operations if a config does not resize pictures.
@@ -123,6 +123,8 @@ def samples(cfg: Config, size: tuple[int, int]) -> list[BaseDataElement]:
 
             sample = SegDataSample(metainfo=meta)
             sample.gt_sem_seg = PixelData(data=half)
+            # PIDNet learns the border between the classes.
+            sample.gt_edge_map = PixelData(data=(half != half.roll(1, 2)).long())
         else:
             from mmpretrain.structures import DataSample
 
@@ -164,7 +166,7 @@ class Run:
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
-        self.size = VGG_SIZE if cfg.model.model.backbone.type == 'VGG' else SIZES[cfg.default_scope]
+        self.size = FIXED_SIZES.get(cfg.model.model.backbone.type, SIZES[cfg.default_scope])
         self.model = build_model(cfg)
         self.model.init_weights()
         self.model.data_preprocessor.batch_augments = None  # They mix or enlarge pictures.
@@ -249,11 +251,13 @@ class Run:
     @torch.no_grad()
     def raw(self, model: nn.Module, pictures: list[Tensor]) -> list[Tensor]:
         """Raw predictions."""
+        torch.manual_seed(0)  # SegNeXt's head draws numbers
         return list(tensors(forward_call(model, self.images(pictures))()))
 
     @torch.no_grad()
     def predict(self, model: nn.Module, pictures: list[Tensor]) -> list[list[Tensor]]:
         """Results, picture by picture."""
+        torch.manual_seed(0)
         results = model(**self.data(pictures, training=False), mode='predict')
         return [list(tensors(result)) for result in results]
 

@@ -119,7 +119,12 @@ def _float_name(model: nn.Module, name: str) -> str:
 @cache
 def _binarized_class(stock: type[nn.Module]) -> type[nn.Module]:
     """The class of binarised models for a stock class."""
-    return new_class(f'Binarized{stock.__name__}', (_Binarized, stock))
+    # Its module tells of which library the model is.
+    return new_class(
+        f'Binarized{stock.__name__}',
+        (_Binarized, stock),
+        exec_body=lambda body: body.update(__module__=stock.__module__),
+    )
 
 
 def _new(stock: Any) -> nn.Module:

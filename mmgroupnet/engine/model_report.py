@@ -142,7 +142,10 @@ def forward_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
 
     def propose(features: Sequence[Tensor], *args: object, **kwargs: object) -> list[InstanceData]:
         if learned is None:
-            rpn_head(features)
+            if type(rpn_head).forward is nn.Module.forward:  # a cascade of RPNs
+                predict(features, *args, **kwargs)
+            else:
+                rpn_head(features)
         proposals = [InstanceData() for _ in images] if learned is None else predict(features, *args, **kwargs)
         for proposal in proposals:
             proposal.bboxes = boxes

@@ -48,6 +48,7 @@ def build(model_cfg):
 def test_is_the_stock_model(cfg):
     model = build(cfg.model)
     assert isinstance(model, FCOS) and type(model).__name__ == 'BinarizedFCOS'
+    assert type(model).__module__ == FCOS.__module__
     assert any(isinstance(module, BinaryConv2d) for module in model.backbone.modules())
     float_names = set(build(cfg.model.model).state_dict())
     kept = {name for name in float_names if 'layer' not in name}

@@ -4,6 +4,7 @@ from mmdet.datasets.transforms import Resize
 from mmengine.config import Config
 
 from mmgroupnet.checkpoints.pretrained import leave_out_pretrained
+from mmgroupnet.engine.binarize_option import binarize_config
 from mmgroupnet.engine.configs import load_config
 from mmgroupnet.engine.model_report import (
     count_parameters,
@@ -108,22 +109,35 @@ def test_a_model_that_cannot_be_called_so(tmp_path):
     assert 'FCOS cannot be called so (division by zero)' in describe_model(cfg, model)
 
 
-def outputs_of_narrow(name, options):
+def outputs_of_narrow(name, options, policy=None):
     """Raw predictions of a stock ResNet-50 detector with a narrow backbone, for one picture of 64x64."""
     cfg = load_config(name)
     leave_out_pretrained(cfg)
     narrow = {'model.backbone.base_channels': 8, 'model.neck.in_channels': [32, 64, 128, 256]}
     cfg.merge_from_dict(narrow | options)
+    if policy is not None:
+        binarize_config(cfg, policy)
     model = build_model(Config(cfg.to_dict())).eval()
     with torch.no_grad():
         (outputs,) = forward_call(model, torch.zeros(1, 3, 64, 64))()
     return outputs
 
 
-def test_a_detector_gets_as_many_proposals_as_it_may_have():
+@pytest.mark.parametrize(
+    'policy', [None, [dict(become='layerwise', names='neck', num_bases=1)]], ids=['float', 'binary']
+)
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+        'mmdet::cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',
+    ],
+    ids=['RPN', 'CascadeRPN'],
+)
+def test_a_detector_gets_as_many_proposals_as_it_may_have(name, policy):
     options = {'model.roi_head.bbox_head.fc_out_channels': 8, 'model.test_cfg.rpn.max_per_img': 7}
-    scores, boxes = outputs_of_narrow('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', options)
-    assert scores.shape == (7, 81) and boxes.shape == (7, 320)
+    outputs = outputs_of_narrow(name, options, policy)
+    assert [out.shape for out in outputs] == [(7, 81), (7, 320)]
 
 
 def test_all_learned_proposals_are_refined_and_get_masks():
