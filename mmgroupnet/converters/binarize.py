@@ -227,7 +227,7 @@ def _unfreeze(model: nn.Module) -> list[str]:
         UserError: If a binary layer would still not train.
     """
     notes = []
-    switches = dict(frozen_stages=-1, norm_eval=False)
+    switches = dict(frozen_stages=-1, norm_eval=False, bn_eval=False, bn_frozen=False)
     for name, module in model.named_modules():
         owned = [key for key in switches if isinstance(getattr(module, key, None), int)]  # a bool is an int
         if not owned or not any(isinstance(part, BinaryConv2d) for part in module.modules()):
@@ -246,7 +246,8 @@ def _unfreeze(model: nn.Module) -> list[str]:
     was_training = model.training
     model.train()
     for name, module in model.named_modules():
-        if isinstance(module, BinaryConv2d) and not (module.weight.requires_grad and module.training):
+        trains = all(part.training for part in module.modules())  # with the norm in front of its sign
+        if isinstance(module, BinaryConv2d) and not (module.weight.requires_grad and trains):
             raise UserError(f'{name} is frozen by a part of the model, and a binary layer has to train')
     model.train(was_training)
     return notes

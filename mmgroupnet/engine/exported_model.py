@@ -165,7 +165,7 @@ def _multi_label(cfg: Config) -> dict | None:
     while isinstance(model.get('model'), Mapping):  # binarised or packed
         model = model.model
     head = model.get('head') or {}
-    kind = resolve_type(head.type, 'mmpretrain') if 'type' in head else None
+    kind = resolve_type(head['type'], 'mmpretrain') if 'type' in head else None
     if not (isinstance(kind, type) and issubclass(kind, MultiLabelClsHead)):
         return None
     thr, topk = head.get('thr'), head.get('topk')

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from mmcv.cnn import VGG
 from mmdet.models.backbones import ResNet
 from mmdet.registry import MODELS
 from torch import nn
@@ -346,10 +347,30 @@ class TestTraining:
         model = network(frozen_stages=1)
         assert model.position.requires_grad and model[1].weight.requires_grad
 
+    def test_the_norms_in_the_vgg_of_mmcv_train(self):
+        """It keeps all batch norms in eval mode by default, those in front of signs, too."""
+        model = mmgroupnet.binarize(VGG(11), [dict(become='keep', names='features.0'), dict(become='binary')])
+        model.train()
+        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert norms and all(norm.training for norm in norms)
+        assert 'bn_eval: True becomes False, since its binary layers train' in binarization_of(model).notes
+
     def test_frozen_by_something_else(self):
         class Frozen(nn.Sequential):
             def train(self, mode: bool = True):
                 return super().train(False)
+
+        with pytest.raises(ValueError, match='0 is frozen by a part of the model'):
+            mmgroupnet.binarize(Frozen(nn.Conv2d(4, 4, 1)), [dict(become='binary')])
+
+    def test_only_its_norm_is_frozen_by_something_else(self):
+        class Frozen(nn.Sequential):
+            def train(self, mode: bool = True):
+                super().train(mode)
+                for module in self.modules():
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.eval()
+                return self
 
         with pytest.raises(ValueError, match='0 is frozen by a part of the model'):
             mmgroupnet.binarize(Frozen(nn.Conv2d(4, 4, 1)), [dict(become='binary')])
