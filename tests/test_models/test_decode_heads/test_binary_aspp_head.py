@@ -85,7 +85,7 @@ def test_alive_behind_a_rectified_map():
 
 @pytest.mark.parametrize('name', ['conv_cfg', 'act_cfg'])
 def test_options_without_a_meaning_are_refused(name):
-    with pytest.raises(ValueError, match=f'{name}=.*BinaryASPPHead are binary'):
+    with pytest.raises(ValueError, match=f'{name}=.*BinaryASPPHead has binary convs'):
         build(**{name: dict(type='ReLU')})
 
 

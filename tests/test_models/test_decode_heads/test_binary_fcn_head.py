@@ -59,7 +59,7 @@ def test_alive_behind_a_rectified_map():
 @pytest.mark.parametrize(
     'options, message',
     [
-        (dict(conv_cfg=dict(type='Conv2d')), r"conv_cfg=\{'type': 'Conv2d'\}.*BinaryFCNHead are binary"),
+        (dict(conv_cfg=dict(type='Conv2d')), r"conv_cfg=\{'type': 'Conv2d'\}.*BinaryFCNHead has binary convs"),
         (dict(act_cfg=dict(type='ReLU')), 'act_cfg='),
         (dict(num_convs=0), 'num_convs=0.*at least 1'),
         (dict(num_bases=0), 'num_bases=0'),

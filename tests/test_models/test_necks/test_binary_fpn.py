@@ -120,9 +120,9 @@ def test_rectified_inputs_keep_every_layer_alive(extra, relu_before_extra_convs)
     [
         (dict(num_bases=0), ValueError, 'num_bases=0'),
         (dict(num_bases=-1), ValueError, 'num_bases=-1'),
-        (dict(conv_cfg=dict(type='Conv2d')), ValueError, 'conv_cfg=.*BinaryFPN are binary, leave it out'),
-        (dict(act_cfg=dict(type='ReLU')), ValueError, 'act_cfg=.*BinaryFPN are binary'),
-        (dict(no_norm_on_lateral=True), ValueError, 'no_norm_on_lateral=True: the convs of BinaryFPN are binary'),
+        (dict(conv_cfg=dict(type='Conv2d')), ValueError, 'conv_cfg=.*BinaryFPN has binary convs, .*leave it out'),
+        (dict(act_cfg=dict(type='ReLU')), ValueError, 'act_cfg=.*BinaryFPN has binary convs'),
+        (dict(no_norm_on_lateral=True), ValueError, 'no_norm_on_lateral=True: BinaryFPN has binary convs'),
         (dict(norm_cfg=None), ValueError, 'norm_cfg=None: the signs of BinaryFPN need a norm in front of them'),
         (dict(num_base=2), TypeError, 'num_base'),
         (dict(binary_cfg=dict(activation=dict(type='mmgroupnet.HardSign'))), KeyError, r'mmgroupnet\.HardSign'),
