@@ -83,24 +83,24 @@ class _Binarized:
             logger='current',
         )
 
-    def get_layer_depth(self: Any, param_name: str) -> tuple[int, int]:
-        """The depth of a parameter's layer and the number of layers, for mmpretrain's layer-wise learning rates.
-
-        Args:
-            param_name: The dotted name of a parameter.
-
-        Raises:
-            NotImplementedError: If the stock model does not know the depths of its layers.
-        """
-        stock: Any = super()
-        if not hasattr(stock, 'get_layer_depth'):
-            raise NotImplementedError(f'{type(self).__name__} does not know the depths of its layers')
-        return stock.get_layer_depth(_float_name(self, param_name))
-
     def __reduce_ex__(self, protocol: object) -> tuple:
         # Pickle looks classes up by name, but this one is created at run time.
         _, stock = type(self).__bases__
         return _new, (stock,), self.__getstate__()
+
+
+class _BinarizedWithDepths(_Binarized):
+    """For stock models that know the depths of their layers; mmpretrain's layer-wise learning rates ask whether a model
+    has the method."""
+
+    def get_layer_depth(self: Any, param_name: str) -> tuple[int, int]:
+        """The depth of a parameter's layer and the number of layers.
+
+        Args:
+            param_name: The dotted name of a parameter.
+        """
+        stock: Any = super()
+        return stock.get_layer_depth(_float_name(self, param_name))
 
 
 def _float_name(model: nn.Module, name: str) -> str:
@@ -119,10 +119,11 @@ def _float_name(model: nn.Module, name: str) -> str:
 @cache
 def _binarized_class(stock: type[nn.Module]) -> type[nn.Module]:
     """The class of binarised models for a stock class."""
+    methods = _BinarizedWithDepths if hasattr(stock, 'get_layer_depth') else _Binarized
     # Its module tells of which library the model is.
     return new_class(
         f'Binarized{stock.__name__}',
-        (_Binarized, stock),
+        (methods, stock),
         exec_body=lambda body: body.update(__module__=stock.__module__),
     )
 

@@ -114,8 +114,8 @@ def _spell(hint: Any) -> str:
 
 def _check_values(path: str, name: str, part: Callable, given: Mapping) -> None:
     """Checks that a part of ours gets the arguments that it needs, and values of the types that it takes."""
-    # Whoever builds a conv, a norm or a quantizer adds arguments, such as the number of channels; and a dict in a
-    # variable of the config file may be a part of one.
+    # A conv, a norm or a quantizer gets further arguments, such as the number of channels, from the layer that builds
+    # it. A dict in a variable of the config file may hold only some of the arguments of a part.
     is_whole = inspect.isclass(part) and issubclass(part, BaseModule | Hook) and path.split('.')[0] in settings()
     own = inspect.signature(part).parameters  # a class may give its base what that needs
     for key, (parameter, module) in _parameters(part)[0].items():

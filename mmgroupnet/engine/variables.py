@@ -72,7 +72,7 @@ def _places(node: object, name: str, value: object, path: str = '') -> Iterator[
 
 
 def _names(path: Path) -> tuple[set[str], set[str]]:
-    """The names that a Python file assigns, line by line, and those that it reads."""
+    """The names that a Python file assigns at its top level, and those that it reads anywhere."""
     tree = ast.parse(path.read_text(encoding='utf-8'))
     targets = (target for line in tree.body if isinstance(line, ast.Assign) for target in line.targets)
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
@@ -103,7 +103,9 @@ def check_variables(path: Path, cfg: Mapping, bases: Sequence[tuple[Path, Path]]
     known = {*settings(), 'policy', '_base_'}
     for name in sorted(assigned - read - known):
         source = next((base for base in inherited if name in _names(base)[0]), None)
-        for direct in (base for file, base in bases if file == path) if source else ():
+        if source is None:
+            continue
+        for direct in (base for file, base in bases if file == path):
             old = Config.fromfile(direct).get(name)
             places = where_used(cfg, name, old) if old is not None and old != cfg[name] else []
             if places:
